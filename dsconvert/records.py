@@ -1,0 +1,152 @@
+"""The frozen records that the stages hand to each other. No torch, no behaviour, no printing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Shape = tuple[int, ...]
+Preset = Literal["exact", "paper", "balanced", "fast"]
+Init = Literal["fit", "svd", "random"]
+Action = Literal["keep", "rewrite", "remove"]
+NormKind = Literal["none", "spectral-hook", "spectral-param", "weight-hook", "weight-param"]
+PRESETS: tuple[Preset, ...] = ("exact", "paper", "balanced", "fast")
+INITS: tuple[Init, ...] = ("fit", "svd", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One convolution of a model, as the trace saw it.
+
+    Shapes are ``(N, C, H, W)`` of the first call, None where the convolution never ran.
+    ``macs`` are multiply-accumulates of all its calls for one sample, without the bias.
+    """
+
+    name: str
+    kind: Literal["conv", "transposed"]
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
+    output_padding: tuple[int, int]
+    groups: int
+    padding_mode: str
+    bias: bool
+    norm: NormKind
+    calls: int | None
+    input_shape: Shape | None
+    output_shape: Shape | None
+    upsample: str | None
+    """Name of the nearest x2 ``nn.Upsample`` child that feeds this convolution and nothing else."""
+    noise: str | None
+    """Name of the noise-injection module that alone reads the output, if there is one."""
+    batchnorm: str | None
+    """Name of the batch normalisation that reads the output (behind the noise, if any)."""
+    params: int
+    macs: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """What tracing found. ``dead`` are modules (not only convolutions) that never run."""
+
+    model: str
+    sites: tuple[Site, ...]
+    order: tuple[str, ...]
+    """Names of the live sites in execution order."""
+    dead: tuple[str, ...]
+    leaves: tuple[str, ...]
+    """Modules that torch.fx did not look into, by themselves or because somebody said so."""
+    shapes_known: bool
+    note: str | None = None
+    """Why shapes are unknown, when they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What happens to one convolution, and why. Costs are None where shapes are unknown."""
+
+    site: str
+    action: Action
+    rule: str | None = None
+    rank: int | None = None
+    norm: Literal["keep", "fold"] = "fold"
+    reason: str
+    params_before: int
+    params_after: int
+    macs_before: int | None = None
+    macs_after: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Decisions for every convolution of one architecture; touches no weight."""
+
+    model: str
+    preset: str
+    decisions: tuple[Decision, ...]
+    remove: tuple[str, ...] = ()
+    """Dead modules that are taken out."""
+    note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How well one rewritten convolution reproduces the original's output.
+
+    ``svd`` and ``fitted`` are relative errors ``||y - y'||^2 / ||y - mean||^2`` of the
+    convolution's output on held-out inputs, after the per-channel affine that the following
+    batch normalisation undoes (if there is one); ``residual`` is the energy that the SVD leaves
+    in the kernel. None where that was not measured.
+    """
+
+    site: str
+    rank: int
+    residual: float | None
+    svd: float | None
+    fitted: float | None
+    method: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCost:
+    """Parameters and MACs (one sample) that belong to one named module, children included."""
+
+    name: str
+    type: str
+    params: int
+    macs: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a model costs: ``macs`` are counted by fvcore for one sample (not 'FLOPs')."""
+
+    params: int
+    macs: int | None
+    layers: tuple[LayerCost, ...]
+    unsupported: dict[str, int] = field(default_factory=dict)
+    """Operators that fvcore has no count for, with the number of calls."""
+    uncalled: tuple[str, ...] = ()
+    note: str | None = None
+    """Why ``macs`` is None, when it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """A converted model and everything that is known about how it came to be."""
+
+    model: nn.Module
+    plan: Plan
+    fits: tuple[Fit, ...]
+    before: Cost
+    after: Cost
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall-clock seconds by stage (trace, factorise, fit, statistics)."""
