@@ -1,0 +1,1 @@
+"""dsconvert: make an existing GAN generator small and fast without losing its pictures."""
