@@ -1,0 +1,137 @@
+"""The adapter object that dsconvert finds through the entry point ``projected_gan``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dsconvert.errors import AdapterError
+from dsconvert_adapters.projected_gan import architecture, blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_NETWORKS = "pg_modules.networks_fastgan"
+_BLOCKS = "pg_modules.blocks"
+_CLASSES: dict[tuple[str, str], type[nn.Module]] = {
+    (_NETWORKS, "Generator"): architecture.Generator,
+    (_NETWORKS, "DummyMapping"): architecture.DummyMapping,
+    (_NETWORKS, "FastganSynthesis"): architecture.FastganSynthesis,
+    (_NETWORKS, "FastganSynthesisCond"): architecture.FastganSynthesisCond,
+    (_BLOCKS, "InitLayer"): blocks.InitLayer,
+    (_BLOCKS, "SEBlock"): blocks.SEBlock,
+    (_BLOCKS, "UpBlockBigCond"): blocks.UpBlockBigCond,
+    (_BLOCKS, "UpBlockSmallCond"): blocks.UpBlockSmallCond,
+    (_BLOCKS, "CCBN"): blocks.CCBN,
+    (_BLOCKS, "GLU"): blocks.GLU,
+    (_BLOCKS, "Swish"): blocks.Swish,
+    (_BLOCKS, "NoiseInjection"): blocks.NoiseInjection,
+}
+
+
+def _official_name(module: nn.Module) -> tuple[str, str] | None:
+    """The official name of an instance of our class, or of the official class itself."""
+    kind = type(module)
+    key = (kind.__module__, kind.__name__)
+    if key in _CLASSES:
+        return key
+    return next((k for k, v in _CLASSES.items() if v is kind), None)
+
+
+class ProjectedGan:
+    """Adapter for generators of the official Projected GAN code, ``fastgan`` configurations."""
+
+    name = "projected_gan"
+
+    @property
+    def classes(self) -> Mapping[tuple[str, str], type[nn.Module]]:
+        """Official names to our classes."""
+        return _CLASSES
+
+    def matches(self, model: nn.Module) -> bool:
+        """Whether ``model`` is a generator of ours or of the official code."""
+        return _official_name(model) == (_NETWORKS, "Generator")
+
+    def describe(self, generator: nn.Module) -> Mapping[str, Any]:
+        """Facts about a generator, read off its structure; also of a converted one.
+
+        Raises:
+            AdapterError: ``generator`` is none of this codebase's.
+        """
+        self._require(generator)
+        g: Any = generator
+        synthesis: Any = g.synthesis
+        norms = [
+            m
+            for m in synthesis.feat_8.modules()
+            if isinstance(m, nn.BatchNorm2d) or _official_name(m) == (_BLOCKS, "CCBN")
+        ]
+        lite = len(norms) < 2
+        width = 0
+        if norms:
+            first: Any = norms[0]
+            width = first.num_features if isinstance(first, nn.BatchNorm2d) else first.output_size
+        # feat_8 has twice the channels of an 8 x 8 map in front of its gate.
+        ngf = width // (2 * int(architecture.CHANNELS[8]))
+        embed = synthesis._modules.get("embed")
+        return {
+            "cfg": "fastgan_lite" if lite else "fastgan",
+            "resolution": g.img_resolution,
+            "ngf": ngf,
+            "lite": lite,
+            "z_dim": g.z_dim,
+            "conditional": embed is not None,
+            "classes": g.c_dim,
+            "embedding_rows": embed.num_embeddings if isinstance(embed, nn.Embedding) else None,
+            "img_channels": g.img_channels,
+            "parameters": sum(p.numel() for p in generator.parameters()),
+        }
+
+    def sampler(
+        self, model: nn.Module
+    ) -> Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]]:
+        """A sampler of ``(z, c)``: normal latents (n, z_dim), uniform one-hot classes (n, c_dim).
+
+        ``c`` is (n, 0) for an unconditional generator, as the official tools pass it.
+
+        Raises:
+            AdapterError: ``model`` is none of this codebase's.
+        """
+        self._require(model)
+        facts: Any = model
+        z_dim, c_dim = int(facts.z_dim), int(facts.c_dim)
+
+        def sample(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+            device = generator.device
+            z = torch.randn(n, z_dim, generator=generator, device=device)
+            c = torch.zeros(n, c_dim, device=device)
+            if c_dim:
+                rows = torch.randint(c_dim, (n, 1), generator=generator, device=device)
+                c.scatter_(1, rows, 1.0)
+            return z, c
+
+        return sample
+
+    def leaves(self) -> tuple[type[nn.Module], ...]:
+        """Classes whose inside torch.fx can't trace."""
+        return (blocks.GLU, blocks.NoiseInjection)
+
+    def noise_types(self) -> tuple[type[nn.Module], ...]:
+        """The noise injection."""
+        return (blocks.NoiseInjection,)
+
+    def norm_types(self) -> tuple[type[nn.Module], ...]:
+        """The conditional batch normalisation."""
+        return (blocks.CCBN,)
+
+    def _require(self, model: nn.Module) -> None:
+        if not self.matches(model):
+            raise AdapterError(
+                f"{type(model).__name__} is no generator of Projected GAN. Load one with "
+                "load_snapshot, or build one with dsconvert_adapters.projected_gan.Generator."
+            )
+
+
+ADAPTER = ProjectedGan()

@@ -1,0 +1,301 @@
+"""Loading and saving snapshots: what the rest of dsconvert uses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping as MappingABC
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from dsconvert.adapter import adapter_for, adapters
+from dsconvert.errors import (
+    AdapterError,
+    CorruptSnapshotError,
+    UnsupportedSnapshotError,
+    UsageError,
+)
+from dsconvert.snapshot.build import Builder
+from dsconvert.snapshot.dump import Dumper
+from dsconvert.snapshot.machine import Machine
+from dsconvert.snapshot.nodes import DictNode, Global, Node, Record
+from dsconvert.snapshot.policy import Walk, examine, refuse
+from dsconvert.snapshot.sniff import check_is_pickle
+from dsconvert.snapshot.source import Cursor, Source
+from dsconvert.snapshot.write import write_file
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from dsconvert.adapter import Adapter
+
+GENERATOR = "G_ema"
+MODULES = ("G", "D", "G_ema")
+"""Entries that the official loader wants to be modules."""
+_PERSISTENCE = ("torch_utils.persistence", "_reconstruct_persistent_obj")
+_TENSORFLOW = ("dnnlib.tflib.network", "Network")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parsed:
+    """A file as the machine left it: nothing of it judged, built or read."""
+
+    source: Source
+    machine: Machine
+    root: DictNode
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Snapshot:
+    """An official snapshot: what is in it, and its generator on demand."""
+
+    path: Path | None
+    adapter: Adapter
+    config: Mapping[str, Any]
+    """Facts about the generator: cfg, resolution, ngf, classes, ..."""
+    keys: tuple[str, ...]
+    """The file's entries, in its order, without those that were dropped."""
+    _source: Source | None = field(repr=False)
+    _entries: Mapping[str, Node] = field(repr=False)
+    _live: dict[str, nn.Module] = field(repr=False)
+
+    @property
+    def generator(self) -> nn.Module:
+        """``G_ema``, read from the file on first use; the same object from then on."""
+        if GENERATOR not in self._live:
+            self._live[GENERATOR] = self.module(GENERATOR)
+        return self._live[GENERATOR]
+
+    def module(self, key: str) -> nn.Module:
+        """The module under ``key``, read anew (``G_ema`` is kept by `generator`).
+
+        Raises:
+            UsageError: there is no such entry, or it is no module.
+            UnsupportedSnapshotError: its classes are only carried, never built.
+            CorruptSnapshotError: its parts do not fit together.
+        """
+        if key in self._live:
+            return self._live[key]
+        if key not in self._entries:
+            raise UsageError(f"{self.path} has no entry {key!r}. It has: {', '.join(self.keys)}.")
+        node = self._entries[key]
+        if self._source is None or not is_module(node):
+            raise UsageError(f"the entry {key!r} of {self.path} is no module.")
+        self._source.check_unchanged()
+        return Builder(self._source, self.adapter.classes).module(node, key)
+
+    def has_module(self, key: str) -> bool:
+        """Whether ``key`` is there and is a module (``G`` may be None in a file)."""
+        return key in self._live or is_module(self._entries.get(key))
+
+
+def is_module(node: Node) -> bool:
+    """Whether a node is an instance of some class with state."""
+    return type(node) is Record and node.kind == "new" and type(node.func) is Global
+
+
+def parse(path: str | os.PathLike[str]) -> Parsed:
+    """Read a file's structure; tensors stay where they are, and nothing is judged yet.
+
+    Raises:
+        ForeignFileError: it is no pickle.
+        CorruptSnapshotError: it is malformed, or goes on behind its end.
+        UnsupportedSnapshotError: a known format of other code.
+    """
+    source = Source(path)
+    check_is_pickle(source)
+    cursor = Cursor(source)
+    machine = Machine(cursor)
+    root = machine.run()
+    check_foreign(source, machine, root)
+    if cursor.remaining:
+        raise CorruptSnapshotError(
+            f"{source.path} goes on for {cursor.remaining} bytes behind the end of its pickle, "
+            "which no snapshot does. It is damaged, or somebody appended to it."
+        )
+    if type(root) is not DictNode or not all(type(k) is str for k, _ in root.items):
+        raise UnsupportedSnapshotError(
+            f"{source.path} is a pickle, but not of a dict with G_ema in it. Name the "
+            "network-snapshot.pkl or best_model.pkl that the official training code wrote."
+        )
+    names = [k for k, _ in root.items]
+    if len(set(names)) < len(names):
+        raise CorruptSnapshotError(
+            f"{source.path} has an entry twice. It was not written by the official code."
+        )
+    return Parsed(source=source, machine=machine, root=root)
+
+
+def check_foreign(source: Source, machine: Machine, root: Node) -> None:
+    """Recognise the snapshots of related code.
+
+    Raises:
+        UnsupportedSnapshotError: StyleGAN (persistence) or TensorFlow.
+    """
+    named = {g.key for g in machine.globals}
+    if _TENSORFLOW in named:
+        raise UnsupportedSnapshotError(
+            f"{source.path} is a TensorFlow pickle of StyleGAN or StyleGAN2. dsconvert converts "
+            "Projected GAN snapshots with cfg=fastgan or cfg=fastgan_lite."
+        )
+    if _PERSISTENCE not in named:
+        return
+    entry = (
+        next((v for k, v in root.items if k == GENERATOR), root)
+        if (type(root) is DictNode)
+        else root
+    )
+    walk = Walk(source)
+    walk.add([(GENERATOR, entry)])
+    if any(type(n) is Global and n.key == _PERSISTENCE for n in walk.nodes):
+        raise UnsupportedSnapshotError(
+            f"{source.path} holds a generator of the StyleGAN family (cfg=stylegan2, StyleGAN3 or "
+            "StyleGAN-XL), which brings its source text along for the loader to execute. "
+            "dsconvert does not run it, and does not convert such files yet; it converts "
+            "cfg=fastgan and cfg=fastgan_lite."
+        )
+
+
+def find_adapter(source: Source, node: Node) -> Adapter:
+    """The installed adapter that knows the class of ``node``.
+
+    Raises:
+        UnsupportedSnapshotError: none does.
+    """
+    for adapter in adapters():
+        if node.func.key in adapter.classes:
+            return adapter
+    raise UnsupportedSnapshotError(
+        f"{GENERATOR} in {source.path} is a {node.func}, which no installed adapter knows "
+        f"(installed: {', '.join(a.name for a in adapters()) or 'none'})."
+    )
+
+
+def load_snapshot(path: str | os.PathLike[str], *, drop: Collection[str] = ()) -> Snapshot:
+    """Open a snapshot of the official code without running anything in it.
+
+    The whole file is checked; tensors are read when a module is asked for.
+
+    Args:
+        path: the file.
+        drop: entries to leave out (for example ``("D",)``); an empty module is written for a
+            dropped ``G`` or ``D``, so that the official loader stays content.
+
+    Raises:
+        ForeignFileError: the file is missing, or something else altogether.
+        CorruptSnapshotError: it is truncated or malformed.
+        UnsafeSnapshotError: it refers to what is not on the allow-list.
+        UnsupportedSnapshotError: a known format that dsconvert does not convert.
+        UsageError: ``drop`` names ``G_ema``, or an entry that is not there.
+    """
+    dropped = {drop} if isinstance(drop, str) else set(drop)
+    if GENERATOR in dropped:
+        raise UsageError(f"{GENERATOR} is what gets converted; it can't be dropped.")
+    parsed = parse(path)
+    source, root = parsed.source, parsed.root
+    entries = dict(root.items)
+    unknown = sorted(dropped - set(entries))
+    if unknown:
+        raise UsageError(
+            f"{source.path} has no entry {', '.join(unknown)} to drop. "
+            f"It has: {', '.join(entries)}."
+        )
+    offences, _ = examine(source, parsed.machine, root, dropped)
+    if offences:
+        raise refuse(source, offences, [k for k in entries if k not in dropped])
+    for key in dropped:
+        if key in MODULES:
+            entries[key] = None  # save_snapshot puts an empty module there
+        else:
+            del entries[key]
+    node = entries.get(GENERATOR)
+    if not is_module(node):
+        raise UnsupportedSnapshotError(
+            f"{source.path} has no module {GENERATOR} (its entries: {', '.join(entries)}). Name a "
+            "snapshot that the official training code wrote."
+        )
+    adapter = find_adapter(source, node)
+    config = adapter.describe(Builder(source, adapter.classes, meta=True).module(node, GENERATOR))
+    return Snapshot(
+        path=source.path,
+        adapter=adapter,
+        config=config,
+        keys=tuple(entries),
+        _source=source,
+        _entries=entries,
+        _live={},
+    )
+
+
+def new_snapshot(generator: nn.Module) -> Snapshot:
+    """A snapshot in memory around a generator that came from no file.
+
+    Raises:
+        AdapterError: no installed adapter knows the generator.
+    """
+    adapter = adapter_for(generator)
+    if adapter is None:
+        raise AdapterError(
+            f"no installed adapter knows {type(generator).__name__}, so there is no file format "
+            "to write it in."
+        )
+    entries = {"G": None, "D": None, GENERATOR: None, "training_set_kwargs": None}
+    return Snapshot(
+        path=None,
+        adapter=adapter,
+        config=adapter.describe(generator),
+        keys=tuple(entries),
+        _source=None,
+        _entries=entries,
+        _live={"G": generator, GENERATOR: generator},
+    )
+
+
+def save_snapshot(
+    snap: Snapshot,
+    generator: nn.Module | Mapping[str, nn.Module],
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a snapshot that the official code can load, with some of its modules replaced.
+
+    Entries that are not replaced are written back as they were; only a ``G`` or ``D`` that is
+    None (or was dropped) becomes an empty ``torch.nn.Module``, since the official loader insists
+    on modules.
+
+    Args:
+        snap: where everything else comes from.
+        generator: the new ``G_ema``, or modules by entry (``G``, ``G_ema``).
+        path: the file to write; written beside it first, so that it may be ``snap.path``.
+        overwrite: whether ``path`` may exist.
+
+    Raises:
+        UsageError: an entry that can't be replaced.
+        OutputError: the file can't be written.
+        SnapshotError: a module holds what the official code could not load.
+    """
+    replaced: dict[str, nn.Module] = (
+        dict(generator) if isinstance(generator, MappingABC) else {GENERATOR: generator}
+    )
+    wrong = sorted(set(replaced) - {"G", GENERATOR})
+    if wrong or not replaced:
+        raise UsageError(
+            f"only G and {GENERATOR} can be replaced, not {', '.join(wrong) or 'nothing'}."
+        )
+    if snap._source is not None:
+        snap._source.check_unchanged()
+    dumper = Dumper(snap.adapter.classes)
+    pairs: list[tuple[Node, Node]] = []
+    for key in dict.fromkeys((*snap.keys, *replaced)):
+        node = snap._entries.get(key)
+        if key in replaced:
+            node = dumper.module(replaced[key], key)
+        elif snap._source is None and key in snap._live:
+            node = dumper.module(snap._live[key], key)
+        elif node is None and key in MODULES:
+            node = dumper.module(nn.Module(), key)
+        pairs.append((key, node))
+    write_file(Path(path), DictNode(pairs), snap._source, overwrite=overwrite)

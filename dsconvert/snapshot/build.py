@@ -1,0 +1,283 @@
+"""Inert nodes to live modules: our own classes, torch.nn's by their constructors, and tensors."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from torch.nn.utils import spectral_norm, weight_norm
+
+from dsconvert.errors import CorruptSnapshotError, SnapshotError, UnsupportedSnapshotError
+from dsconvert.snapshot.allowed import HOOK_CLASSES
+from dsconvert.snapshot.layers import CONTAINERS, LAYERS, Attributes, is_layer
+from dsconvert.snapshot.nodes import Global, Node, Record, dict_pairs
+from dsconvert.snapshot.storage import StorageRef, TensorRef, is_parameter, is_tensor, parse_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dsconvert.snapshot.source import Source
+
+MAX_MODULE_DEPTH = 60
+_SLACK = 1 << 24
+
+
+class Builder:
+    """Builds modules from one file. Shared tensors and shared modules stay shared.
+
+    With ``meta=True`` no tensor is read: everything is on the meta device, shapes only.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        classes: Mapping[tuple[str, str], type[nn.Module]],
+        *,
+        meta: bool = False,
+    ) -> None:
+        self._source = source
+        self._classes = classes
+        self._meta = meta
+        self._storages: dict[int, StorageRef] = {}
+        self._bytes: dict[int, torch.Tensor] = {}
+        self._budget = source.size + _SLACK
+        self._tensors: dict[int, torch.Tensor] = {}
+        self._modules: dict[int, nn.Module] = {}
+
+    def module(self, node: Node, where: str) -> nn.Module:
+        """The live module that ``node`` describes.
+
+        Args:
+            node: a record of ``new`` kind.
+            where: its path, for messages.
+
+        Raises:
+            UnsupportedSnapshotError: a class that no adapter knows.
+            CorruptSnapshotError: attributes, shapes or children that do not fit the class.
+        """
+        return self._module(node, where, 0)
+
+    # Modules --------------------------------------------------------------------------------
+
+    def _module(self, node: Node, where: str, depth: int) -> nn.Module:
+        if type(node) is not Record or node.kind != "new" or type(node.func) is not Global:
+            raise self._fail(where, "is no module")
+        known = self._modules.get(id(node))
+        if known is not None:
+            return known
+        if depth > MAX_MODULE_DEPTH:
+            raise self._fail(where, "is nested too deep")
+        state = self._state(node, where)
+        parameters = self._mapping(state.get("_parameters"), where)
+        buffers = self._mapping(state.get("_buffers"), where)
+        children = self._mapping(state.get("_modules"), where)
+        module, name = node.func.key
+        ours = self._classes.get(node.func.key)
+        if ours is not None:
+            made = self._blank(ours, state, where)
+            strict = False
+        elif is_layer(module, name):
+            made = self._layer(name, state, parameters, buffers, where)
+            strict = name not in CONTAINERS
+            if strict and children:
+                raise self._fail(where, "is a layer with children")
+        else:
+            raise UnsupportedSnapshotError(
+                f"{where} in {self._source.path} is a {node.func}, a class that no installed "
+                "adapter knows. Install or write an adapter for it."
+            )
+        self._modules[id(node)] = made
+        self._load(made, parameters, buffers, where, strict=strict)
+        for child, value in children.items():
+            path = f"{where}.{child}"
+            if not child or "." in child or (child not in made._modules and hasattr(made, child)):
+                raise self._fail(path, "has a name that a child can't have")
+            made._modules[child] = None if value is None else self._module(value, path, depth + 1)
+        if ours is not None:
+            check = getattr(made, "check_restored", None)
+            problem = check() if check is not None else None
+            if problem:
+                raise self._fail(where, str(problem))
+        training = state.get("training", True)
+        if type(training) is not bool:
+            raise self._fail(where, "has a training flag that is no bool")
+        made.training = training
+        return made
+
+    def _blank(self, cls: type[nn.Module], state: Mapping[str, Node], where: str) -> nn.Module:
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        fields = cast("dict[str, type]", getattr(cls, "FIELDS", {}))
+        values = Attributes(state, frozenset(), where)
+        for name, kind in fields.items():
+            if kind is int:
+                setattr(made, name, values.integer(name, low=0))
+            elif kind is float:
+                setattr(made, name, values.real(name))
+            else:
+                setattr(made, name, values.value(name, (kind,), kind.__name__))
+        return made
+
+    def _layer(
+        self,
+        name: str,
+        state: Mapping[str, Node],
+        parameters: Mapping[str, Node],
+        buffers: Mapping[str, Node],
+        where: str,
+    ) -> nn.Module:
+        present = frozenset(k for k, v in (parameters | buffers).items() if v is not None)
+        attributes = Attributes(state, present, where)
+        with warnings.catch_warnings():
+            # Torch warns of zero-sized layers and of weight_norm's age; neither is the user's.
+            warnings.simplefilter("ignore")
+            try:
+                made = LAYERS[name](attributes)
+                for key in parameters:
+                    if key.endswith("_orig"):
+                        hook = self._hook(state, "SpectralNorm", where)
+                        spectral_norm(
+                            made,
+                            key.removesuffix("_orig"),
+                            n_power_iterations=hook.integer("n_power_iterations", high=1000),
+                            eps=hook.real("eps"),
+                            dim=hook.integer("dim", low=0, high=3),
+                        )
+                    elif key.endswith("_g") and key.removesuffix("_g") in made._parameters:
+                        hook = self._hook(state, "WeightNorm", where)
+                        weight_norm(
+                            made, key.removesuffix("_g"), hook.integer("dim", low=-1, high=3)
+                        )
+            except (ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
+                if isinstance(error, SnapshotError):
+                    raise
+                raise self._fail(where, f"can't be built ({error})") from error
+        return made
+
+    def _hook(self, state: Mapping[str, Node], name: str, where: str) -> Attributes:
+        for hook in self._mapping(state.get("_forward_pre_hooks"), where, text=False).values():
+            if type(hook) is Record and hook.func.key in HOOK_CLASSES and hook.func.name == name:
+                return Attributes(self._state(hook, where), frozenset(), where)
+        raise self._fail(where, f"has normalised weights but no {name} hook")
+
+    def _load(
+        self,
+        made: nn.Module,
+        parameters: Mapping[str, Node],
+        buffers: Mapping[str, Node],
+        where: str,
+        *,
+        strict: bool,
+    ) -> None:
+        for store, given in ((made._parameters, parameters), (made._buffers, buffers)):
+            wanted = {k for k, v in store.items() if v is not None}
+            # Files of before torch 0.4.1 lack the counter of batch normalisation.
+            missing = wanted - {k for k, v in given.items() if v is not None}
+            if "num_batches_tracked" in missing:
+                made._buffers["num_batches_tracked"] = torch.tensor(
+                    0, device="meta" if self._meta else None
+                )
+                missing.discard("num_batches_tracked")
+            if missing:
+                raise self._fail(where, f"lacks {', '.join(sorted(missing))}")
+        for is_param, given in ((True, parameters), (False, buffers)):
+            for key, node in given.items():
+                path = f"{where}.{key}"
+                if node is None:
+                    store = made._parameters if is_param else made._buffers
+                    store.setdefault(key, None)
+                    continue
+                store = cast("dict[str, Any]", made._parameters if is_param else made._buffers)
+                old = store.get(key)
+                if strict and old is None:
+                    raise self._fail(path, "is a tensor that its class does not have")
+                if not strict and old is None and (not key.isidentifier() or hasattr(made, key)):
+                    raise self._fail(path, "has a name that a tensor can't have")
+                if is_param != is_parameter(node):
+                    raise self._fail(path, "is not the kind of tensor it should be")
+                value = self._tensor(node, path)
+                if old is not None and old.shape != value.shape:
+                    raise self._fail(
+                        path, f"has shape {tuple(value.shape)} instead of {tuple(old.shape)}"
+                    )
+                store[key] = value
+        for key, old in list(made.__dict__.items()):
+            # The plain copy that a norm's hook recomputes before each forward call.
+            if isinstance(old, torch.Tensor) and f"{key}_orig" in made._parameters:
+                original = made._parameters[f"{key}_orig"]
+                made.__dict__[key] = cast("torch.Tensor", original).data
+            elif isinstance(old, torch.Tensor) and f"{key}_g" in made._parameters:
+                made.__dict__[key] = torch._weight_norm(
+                    cast("torch.Tensor", made._parameters[f"{key}_v"]).data,
+                    cast("torch.Tensor", made._parameters[f"{key}_g"]).data,
+                    cast("Any", self._norm_dim(made, key)),
+                )
+
+    @staticmethod
+    def _norm_dim(made: nn.Module, key: str) -> Any:
+        hooks = cast("list[Any]", list(made._forward_pre_hooks.values()))
+        return next(h.dim for h in hooks if getattr(h, "name", None) == key)
+
+    # Tensors --------------------------------------------------------------------------------
+
+    def _tensor(self, node: Record, path: str) -> torch.Tensor:
+        known = self._tensors.get(id(node))
+        if known is not None:
+            return known
+        if is_parameter(node):
+            if len(node.args) not in (2, 3) or type(node.args[1]) is not bool:
+                raise self._fail(path, "is a malformed parameter")
+            data = self._tensor(node.args[0], path)
+            if node.args[1] and not (data.is_floating_point() or data.is_complex()):
+                raise self._fail(path, "wants gradients of whole numbers")
+            made: torch.Tensor = nn.Parameter(data, requires_grad=node.args[1])
+        elif is_tensor(node):
+            made = self._view(parse_tensor(self._source, node, self._storages))
+        else:
+            raise self._fail(path, "is no tensor")
+        self._tensors[id(node)] = made
+        return made
+
+    def _view(self, ref: TensorRef) -> torch.Tensor:
+        dtype: torch.dtype = getattr(torch, ref.storage.dtype)
+        if self._meta:
+            return torch.empty_strided(ref.size, ref.stride, dtype=dtype, device="meta")
+        raw = self._bytes.get(id(ref.storage_node))
+        if raw is None:
+            self._budget -= ref.storage.nbytes
+            if self._budget < 0:
+                raise CorruptSnapshotError(
+                    f"{self._source.path} uses one tensor's bytes for many tensors, more than the "
+                    "whole file holds. It was not written by the official code."
+                )
+            raw = torch.empty(ref.storage.numel, dtype=dtype)
+            if ref.storage.numel:
+                view = memoryview(raw.view(torch.uint8).numpy())
+                self._source.readinto_at(ref.storage.offset, view)
+            self._bytes[id(ref.storage_node)] = raw
+        return raw.as_strided(ref.size, ref.stride, ref.offset)
+
+    # Helpers --------------------------------------------------------------------------------
+
+    def _state(self, node: Record, where: str) -> dict[str, Node]:
+        state: dict[str, Node] = {}
+        for op, value in node.ops:
+            if op != "build":
+                raise self._fail(where, f"is changed by {op}")
+            state.update(self._mapping(value, where))
+        return state
+
+    def _mapping(self, node: Node, where: str, *, text: bool = True) -> dict[Any, Node]:
+        pairs = [] if node is None else dict_pairs(node)
+        kinds = (str,) if text else (str, int)
+        if pairs is None or not all(type(k) in kinds for k, _ in pairs):
+            raise self._fail(where, "has state that is no dict of names")
+        return dict(pairs)
+
+    def _fail(self, where: str, what: str) -> CorruptSnapshotError:
+        return CorruptSnapshotError(
+            f"{where} in {self._source.path} {what}. The file is damaged or was not written by "
+            "the official code."
+        )

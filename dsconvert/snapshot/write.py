@@ -1,0 +1,342 @@
+"""Inert nodes to a pickle of protocol 4, streamed, by our own emitter.
+
+Nothing is pickled by Python's pickler, so nothing but the nodes' own names gets into the file.
+Byte strings of the source file are copied in chunks, tensors are written from their memory.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from dsconvert.errors import OutputError, SnapshotError
+from dsconvert.snapshot.nodes import (
+    Blob,
+    DictNode,
+    Global,
+    Node,
+    Record,
+    SetNode,
+    TensorData,
+)
+from dsconvert.snapshot.storage import ITEM_SIZES
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    from dsconvert.snapshot.source import Source
+
+CHUNK = 1 << 22
+BATCH = 1000
+_STORAGE_NAMES = {dtype: (name, size) for name, (dtype, size) in ITEM_SIZES.items()}
+
+
+class _Code:
+    """Bytes that are written as they are, in between nodes."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class _Done:
+    """Marks that a node is complete: puts it into the memo."""
+
+    __slots__ = ("node",)
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+
+class Writer:
+    """Writes one pickle. Iterative, so that depth costs no stack."""
+
+    def __init__(self, out: BinaryIO, source: Source | None) -> None:
+        self._out = out
+        self._source = source
+        self._memo: dict[int, int] = {}
+        self._texts: dict[str, int] = {}
+        self._globals: dict[tuple[str, str], int] = {}
+        self._open: set[int] = set()
+        self._count = 0
+        self._kept: list[Node] = []
+        self._buffer = bytearray(CHUNK)
+
+    def write(self, root: Node) -> None:
+        """Write the whole pickle.
+
+        Raises:
+            SnapshotError: a node can't be written (a tuple that contains itself, ...).
+        """
+        self._out.write(b"\x80\x04")
+        work: list[Node] = [root]
+        while work:
+            item = work.pop()
+            kind = type(item)
+            if kind is _Code:
+                self._out.write(item.data)
+            elif kind is _Done:
+                self._open.discard(id(item.node))
+                self._memoize(item.node)
+            elif not self._scalar(item):
+                work.extend(reversed(self._expand(item)))
+        self._out.write(b".")
+
+    # Memo -----------------------------------------------------------------------------------
+
+    def _index(self) -> int:
+        self._out.write(b"\x94")
+        self._count += 1
+        return self._count - 1
+
+    def _memoize(self, node: Node) -> None:
+        self._memo[id(node)] = self._index()
+        self._kept.append(node)
+
+    def _get(self, index: int) -> None:
+        code = b"h" + bytes([index]) if index < 256 else b"j" + struct.pack("<I", index)
+        self._out.write(code)
+
+    # Leaves ---------------------------------------------------------------------------------
+
+    def _scalar(self, node: Node) -> bool:
+        out, kind = self._out, type(node)
+        if node is None:
+            out.write(b"N")
+        elif kind is bool:
+            out.write(b"\x88" if node else b"\x89")
+        elif kind is int:
+            out.write(_integer(node))
+        elif kind is float:
+            out.write(b"G" + struct.pack(">d", node))
+        elif kind is str:
+            self._text(node)
+        elif kind is bytes:
+            out.write(_bytes_header(len(node)) + node)
+        elif kind is Global:
+            self._name(node)
+        elif id(node) in self._memo:
+            self._get(self._memo[id(node)])
+        elif kind is Blob:
+            self._blob(node)
+        elif kind is TensorData:
+            self._tensor(node.tensor)
+        else:
+            return False
+        return True
+
+    def _text(self, text: str) -> None:
+        known = self._texts.get(text)
+        if known is not None:
+            self._get(known)
+            return
+        data = text.encode("utf-8", "surrogatepass")
+        head = b"\x8c" + bytes([len(data)]) if len(data) < 256 else b"X" + _u32(len(data))
+        self._out.write(head + data)
+        self._texts[text] = self._index()
+
+    def _name(self, node: Global) -> None:
+        known = self._globals.get(node.key)
+        if known is not None:
+            self._get(known)
+            return
+        self._text(node.module)
+        self._text(node.name)
+        self._out.write(b"\x93")
+        self._globals[node.key] = self._index()
+
+    def _blob(self, node: Blob) -> None:
+        if self._source is None:
+            raise SnapshotError("a byte string belongs to a file that is not open.")
+        if node.mutable:
+            self._out.write(b"\x96" + struct.pack("<Q", node.length))
+        else:
+            self._out.write(_bytes_header(node.length))
+        done, view = 0, memoryview(self._buffer)
+        while done < node.length:
+            part = view[: min(CHUNK, node.length - done)]
+            self._source.readinto_at(node.offset + done, part)
+            self._out.write(part)
+            done += len(part)
+        self._memoize(node)
+
+    def _tensor(self, tensor: torch.Tensor) -> None:
+        data = tensor.detach().to("cpu").contiguous()
+        dtype = str(data.dtype).removeprefix("torch.")
+        if dtype not in _STORAGE_NAMES:
+            raise SnapshotError(
+                f"a tensor of type {dtype} can't be written. Known are {', '.join(_STORAGE_NAMES)}."
+            )
+        name, size = _STORAGE_NAMES[dtype]
+        head = storage_header(name, data.numel(), str(self._count))
+        self._out.write(_bytes_header(len(head) + size * data.numel()) + head)
+        if data.numel():
+            self._out.write(memoryview(cast("Any", data.view(-1).view(torch.uint8).numpy())))
+
+    # Containers -----------------------------------------------------------------------------
+
+    def _expand(self, node: Node) -> list[Node]:
+        kind = type(node)
+        if id(node) in self._open:
+            raise SnapshotError("a tuple or call in the file contains itself; it can't be written.")
+        if kind is tuple:
+            if not node:
+                return [_Code(b")")]
+            self._open.add(id(node))
+            short = len(node) <= 3
+            close = _Code((b"\x85", b"\x86", b"\x87")[len(node) - 1] if short else b"t")
+            return [*([] if short else [_Code(b"(")]), *node, close, _Done(node)]
+        if kind is list:
+            self._out.write(b"]")
+            self._memoize(node)
+            return _batches(node, b"a", b"e")
+        if kind is DictNode:
+            self._out.write(b"}")
+            self._memoize(node)
+            return _pair_batches(node.items)
+        if kind is SetNode and not node.frozen:
+            self._out.write(b"\x8f")
+            self._memoize(node)
+            return _batches(node.items, None, b"\x90")
+        if kind is SetNode:
+            self._open.add(id(node))
+            return [_Code(b"("), *node.items, _Code(b"\x91"), _Done(node)]
+        if kind is Record:
+            self._open.add(id(node))
+            return [*_construct(node), _Done(node), *_operations(node)]
+        raise SnapshotError(f"a {kind.__name__} can't be written into a snapshot.")
+
+
+def _construct(node: Record) -> list[Node]:
+    if node.kind == "call":
+        return [node.func, node.args, _Code(b"R")]
+    if node.kwargs is None:
+        return [node.func, node.args, _Code(b"\x81")]
+    return [node.func, node.args, node.kwargs, _Code(b"\x92")]
+
+
+def _operations(node: Record) -> list[Node]:
+    work: list[Node] = []
+    for op, value in node.ops:
+        if op == "build":
+            work += [value, _Code(b"b")]
+        elif op == "setitems":
+            work += _pair_batches(value)
+        elif op == "append":
+            work += _batches(value, b"a", b"e")
+        else:
+            work += _batches(value, None, b"\x90")
+    return work
+
+
+def _batches(items: list[Node], single: bytes | None, many: bytes) -> list[Node]:
+    if single is not None and len(items) == 1:
+        return [items[0], _Code(single)]
+    work: list[Node] = []
+    for start in range(0, len(items), BATCH):
+        work += [_Code(b"("), *items[start : start + BATCH], _Code(many)]
+    return work
+
+
+def _pair_batches(pairs: list[tuple[Node, Node]]) -> list[Node]:
+    work: list[Node] = []
+    for start in range(0, len(pairs), BATCH):
+        flat = [part for pair in pairs[start : start + BATCH] for part in pair]
+        work += [_Code(b"("), *flat, _Code(b"u")]
+    return work
+
+
+def _u32(value: int) -> bytes:
+    return struct.pack("<I", value)
+
+
+def _integer(value: int) -> bytes:
+    if 0 <= value < 256:
+        return b"K" + bytes([value])
+    if 0 <= value < 65536:
+        return b"M" + struct.pack("<H", value)
+    if -(1 << 31) <= value < 1 << 31:
+        return b"J" + struct.pack("<i", value)
+    size = (value.bit_length() >> 3) + 1
+    return b"\x8a" + bytes([size]) + value.to_bytes(size, "little", signed=True)
+
+
+def _bytes_header(length: int) -> bytes:
+    if length < 256:
+        return b"C" + bytes([length])
+    if length < 1 << 32:
+        return b"B" + _u32(length)
+    return b"\x8e" + struct.pack("<Q", length)
+
+
+def storage_header(storage: str, numel: int, key: str) -> bytes:
+    """The front of a storage in torch's legacy file format; raw elements follow.
+
+    Every torch from 1.0 on reads it (``torch.serialization._legacy_load``).
+    """
+
+    def text(value: str) -> bytes:
+        return b"X" + _u32(len(value)) + value.encode("ascii")
+
+    sizes = b"}(" + text("short") + b"K\x02" + text("int") + b"K\x04" + text("long") + b"K\x04u"
+    info = text("protocol_version") + b"M\xe9\x03" + text("little_endian") + b"\x88"
+    return b"".join(
+        (
+            b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
+            b"\x80\x02M\xe9\x03.",
+            b"\x80\x02}(" + info + text("type_sizes") + sizes + b"u.",
+            b"\x80\x02(" + text("storage") + b"ctorch\n" + storage.encode("ascii") + b"\n",
+            text(key) + text("cpu") + _integer(numel) + b"NtQ.",
+            b"\x80\x02]" + text(key) + b"a.",
+            struct.pack("<q", numel),
+        )
+    )
+
+
+def write_file(path: Path, root: Node, source: Source | None, *, overwrite: bool) -> None:
+    """Write ``root`` to ``path``: beside it first, then renamed, so that no half file is left.
+
+    Raises:
+        OutputError: the target exists, its folder does not, or writing fails.
+        SnapshotError: something can't be written, or the source changed meanwhile.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder. Name a file, for example {path / 'fast.pkl'}.")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists. Choose another name, or allow overwriting it.")
+    if not path.parent.is_dir():
+        raise OutputError(f"the folder {path.parent} does not exist. Create it first.")
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb", buffering=1 << 20) as out:
+            Writer(out, source).write(root)
+            out.flush()
+            os.fsync(out.fileno())
+        if source is not None:
+            source.check_unchanged()
+        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+        temporary.replace(path)
+        temporary = None
+    except OSError as error:
+        raise OutputError(
+            f"{path} can't be written: {error.strerror or error}. Check free space and rights."
+        ) from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
