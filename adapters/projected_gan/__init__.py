@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dsconvert_adapters.projected_gan.adapter import ADAPTER, ProjectedGan
-from dsconvert_adapters.projected_gan.architecture import Generator
+from .adapter import ADAPTER, ProjectedGan
+from .architecture import Generator
 
 __all__ = ["ADAPTER", "Generator", "ProjectedGan"]

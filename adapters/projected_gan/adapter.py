@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from dsconvert.errors import AdapterError
-from dsconvert_adapters.projected_gan import architecture, blocks
+
+from . import architecture, blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from dsconvert_adapters.projected_gan.blocks import (
+from .blocks import (
     InitLayer,
     SEBlock,
     UpBlockBigCond,
@@ -50,6 +50,16 @@ def _on_sphere(w: torch.Tensor) -> torch.Tensor:
 class _Synthesis(nn.Module):
     """What both synthesis networks share: the feature pyramid and its gates."""
 
+    img_resolution: int
+    z_dim: int
+    # Children; declared so that type checkers know they can be called.
+    init: nn.Module
+    feat_8: nn.Module
+    feat_16: nn.Module
+    feat_32: nn.Module
+    feat_64: nn.Module
+    feat_128: nn.Module
+    feat_256: nn.Module
     FIELDS: ClassVar[dict[str, type]] = {"img_resolution": int, "z_dim": int}
 
     def _grow(self, block: Callable[[int, int], nn.Module], ngf: int, channels: int) -> None:
@@ -130,8 +140,11 @@ class FastganSynthesisCond(_Synthesis):
         self.embed = nn.Embedding(num_classes, z_dim)
 
     def forward(
-        self, input: torch.Tensor, c: torch.Tensor, update_emas: bool = False
-    ) -> torch.Tensor:  # noqa: A002, ARG002, E501
+        self,
+        input: torch.Tensor,  # noqa: A002 (the official name)
+        c: torch.Tensor,
+        update_emas: bool = False,  # noqa: ARG002
+    ) -> torch.Tensor:
         """Synthesise from ``input`` (N, 1, Z) and one-hot classes ``c`` (N, classes)."""
         y = self.embed(c.argmax(1))
         x4 = self.init(_on_sphere(input))
@@ -244,5 +257,5 @@ def settle_spectral_norm(model: nn.Module, *, iterations: int = 15) -> None:
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, SpectralNorm):
                 for _ in range(iterations):
-                    weight = hook.compute_weight(module, do_power_iteration=True)
-                setattr(module, hook.name, weight)
+                    hook.compute_weight(module, do_power_iteration=True)
+                setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))

@@ -65,6 +65,8 @@ class NoiseInjection(nn.Module):
 class CCBN(nn.Module):
     """Batch normalisation whose gain and bias are linear in an embedding of the class."""
 
+    stored_mean: torch.Tensor
+    stored_var: torch.Tensor
     FIELDS: ClassVar[dict[str, type]] = {
         "output_size": int,
         "input_size": int,

@@ -43,22 +43,28 @@ HOOK_CLASSES: frozenset[Key] = frozenset(
 )
 """The only objects that may sit among a module's hooks."""
 
-_EXACT_CLASSES = HOOK_CLASSES | {("dnnlib.util", "EasyDict"), ("torch_utils.misc", "EasyDict")}
+_EXACT_CLASSES = HOOK_CLASSES | {("dnnlib.util", "EasyDict")}
 
-_DTYPES = (
-    "float64 double float32 float float16 half bfloat16 int64 long int32 int int16 short int8 "
-    "uint8 bool complex64 complex128 strided channels_last contiguous_format preserve_format"
-).split()
-_FUNCTIONAL = (
-    "interpolate relu relu6 leaky_relu silu gelu elu hardswish hardsigmoid sigmoid tanh softplus"
-).split()
+# fmt: off
+_DTYPES = frozenset({
+    "float64", "double", "float32", "float", "float16", "half", "bfloat16", "int64", "long",
+    "int32", "int", "int16", "short", "int8", "uint8", "bool", "complex64", "complex128",
+})
+# fmt: on
+# fmt: off
+_FUNCTIONAL = frozenset({
+    "interpolate", "relu", "relu6", "leaky_relu", "silu", "gelu", "elu", "hardswish",
+    "hardsigmoid", "sigmoid", "tanh", "softplus",
+})
+# fmt: on
 BARE: frozenset[Key] = frozenset(
     {("torch", name) for name in _DTYPES} | {("torch.nn.functional", name) for name in _FUNCTIONAL}
 )
 """Names that may stand as plain data, not called and not a class."""
 
 _BUILTINS = ("builtins", "__builtin__")
-_FACTORIES = frozenset((m, n) for m in _BUILTINS for n in "list dict int float set str".split())
+_FACTORY_NAMES = ("list", "dict", "int", "float", "set", "str")
+_FACTORIES = frozenset((m, n) for m in _BUILTINS for n in _FACTORY_NAMES)
 
 
 def class_allowed(key: Key) -> bool:
@@ -201,9 +207,12 @@ def forbidden_attribute(name: Node) -> bool:
     return (name.startswith("__") and name.endswith("__")) or name in _BEHAVIOUR
 
 
-_BEHAVIOUR = frozenset(
-    "forward train eval apply to cuda cpu named_parameters parameters buffers named_buffers "
-    "state_dict load_state_dict named_modules modules children named_children requires_grad_ "
-    "register_buffer register_parameter add_module _call_impl _wrapped_call_impl _slow_forward "
-    "_apply _get_name extra_repr zero_grad share_memory half float double compile".split()
-)
+# fmt: off
+_BEHAVIOUR = frozenset({
+    "forward", "train", "eval", "apply", "to", "cuda", "cpu", "named_parameters", "parameters",
+    "buffers", "named_buffers", "state_dict", "load_state_dict", "named_modules", "modules",
+    "children", "named_children", "requires_grad_", "register_buffer", "register_parameter",
+    "add_module", "_call_impl", "_wrapped_call_impl", "_slow_forward", "_apply", "_get_name",
+    "extra_repr", "zero_grad", "share_memory", "half", "float", "double", "compile",
+})
+# fmt: on

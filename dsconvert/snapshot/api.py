@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from dsconvert.snapshot.source import Cursor, Source
 from dsconvert.snapshot.write import write_file
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Collection, Mapping
 
     from dsconvert.adapter import Adapter
@@ -57,16 +57,16 @@ class Snapshot:
     """Facts about the generator: cfg, resolution, ngf, classes, ..."""
     keys: tuple[str, ...]
     """The file's entries, in its order, without those that were dropped."""
-    _source: Source | None = field(repr=False)
-    _entries: Mapping[str, Node] = field(repr=False)
-    _live: dict[str, nn.Module] = field(repr=False)
+    source: Source | None = field(repr=False)
+    entries: Mapping[str, Node] = field(repr=False)
+    live: dict[str, nn.Module] = field(repr=False)
 
     @property
     def generator(self) -> nn.Module:
         """``G_ema``, read from the file on first use; the same object from then on."""
-        if GENERATOR not in self._live:
-            self._live[GENERATOR] = self.module(GENERATOR)
-        return self._live[GENERATOR]
+        if GENERATOR not in self.live:
+            self.live[GENERATOR] = self.module(GENERATOR)
+        return self.live[GENERATOR]
 
     def module(self, key: str) -> nn.Module:
         """The module under ``key``, read anew (``G_ema`` is kept by `generator`).
@@ -76,19 +76,19 @@ class Snapshot:
             UnsupportedSnapshotError: its classes are only carried, never built.
             CorruptSnapshotError: its parts do not fit together.
         """
-        if key in self._live:
-            return self._live[key]
-        if key not in self._entries:
+        if key in self.live:
+            return self.live[key]
+        if key not in self.entries:
             raise UsageError(f"{self.path} has no entry {key!r}. It has: {', '.join(self.keys)}.")
-        node = self._entries[key]
-        if self._source is None or not is_module(node):
+        node = self.entries[key]
+        if self.source is None or not is_module(node):
             raise UsageError(f"the entry {key!r} of {self.path} is no module.")
-        self._source.check_unchanged()
-        return Builder(self._source, self.adapter.classes).module(node, key)
+        self.source.check_unchanged()
+        return Builder(self.source, self.adapter.classes).module(node, key)
 
     def has_module(self, key: str) -> bool:
         """Whether ``key`` is there and is a module (``G`` may be None in a file)."""
-        return key in self._live or is_module(self._entries.get(key))
+        return key in self.live or is_module(self.entries.get(key))
 
 
 def is_module(node: Node) -> bool:
@@ -223,9 +223,9 @@ def load_snapshot(path: str | os.PathLike[str], *, drop: Collection[str] = ()) -
         adapter=adapter,
         config=config,
         keys=tuple(entries),
-        _source=source,
-        _entries=entries,
-        _live={},
+        source=source,
+        entries=entries,
+        live={},
     )
 
 
@@ -247,9 +247,9 @@ def new_snapshot(generator: nn.Module) -> Snapshot:
         adapter=adapter,
         config=adapter.describe(generator),
         keys=tuple(entries),
-        _source=None,
-        _entries=entries,
-        _live={"G": generator, GENERATOR: generator},
+        source=None,
+        entries=entries,
+        live={"G": generator, GENERATOR: generator},
     )
 
 
@@ -285,17 +285,17 @@ def save_snapshot(
         raise UsageError(
             f"only G and {GENERATOR} can be replaced, not {', '.join(wrong) or 'nothing'}."
         )
-    if snap._source is not None:
-        snap._source.check_unchanged()
+    if snap.source is not None:
+        snap.source.check_unchanged()
     dumper = Dumper(snap.adapter.classes)
     pairs: list[tuple[Node, Node]] = []
     for key in dict.fromkeys((*snap.keys, *replaced)):
-        node = snap._entries.get(key)
+        node = snap.entries.get(key)
         if key in replaced:
             node = dumper.module(replaced[key], key)
-        elif snap._source is None and key in snap._live:
-            node = dumper.module(snap._live[key], key)
+        elif snap.source is None and key in snap.live:
+            node = dumper.module(snap.live[key], key)
         elif node is None and key in MODULES:
             node = dumper.module(nn.Module(), key)
         pairs.append((key, node))
-    write_file(Path(path), DictNode(pairs), snap._source, overwrite=overwrite)
+    write_file(Path(path), DictNode(pairs), snap.source, overwrite=overwrite)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 from torch.nn.utils import spectral_norm, weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from dsconvert.errors import CorruptSnapshotError, SnapshotError, UnsupportedSnapshotError
 from dsconvert.snapshot.allowed import HOOK_CLASSES
@@ -89,12 +91,13 @@ class Builder:
                 "adapter knows. Install or write an adapter for it."
             )
         self._modules[id(node)] = made
+        inside = cast("Any", made)
         self._load(made, parameters, buffers, where, strict=strict)
         for child, value in children.items():
             path = f"{where}.{child}"
-            if not child or "." in child or (child not in made._modules and hasattr(made, child)):
+            if not child or "." in child or (child not in inside._modules and hasattr(made, child)):
                 raise self._fail(path, "has a name that a child can't have")
-            made._modules[child] = None if value is None else self._module(value, path, depth + 1)
+            inside._modules[child] = None if value is None else self._module(value, path, depth + 1)
         if ours is not None:
             check = getattr(made, "check_restored", None)
             problem = check() if check is not None else None
@@ -124,8 +127,8 @@ class Builder:
         self,
         name: str,
         state: Mapping[str, Node],
-        parameters: Mapping[str, Node],
-        buffers: Mapping[str, Node],
+        parameters: dict[str, Node],
+        buffers: dict[str, Node],
         where: str,
     ) -> nn.Module:
         present = frozenset(k for k, v in (parameters | buffers).items() if v is not None)
@@ -145,7 +148,9 @@ class Builder:
                             eps=hook.real("eps"),
                             dim=hook.integer("dim", low=0, high=3),
                         )
-                    elif key.endswith("_g") and key.removesuffix("_g") in made._parameters:
+                    elif key.endswith("_g") and key.removesuffix("_g") in dict(
+                        made.named_parameters()
+                    ):
                         hook = self._hook(state, "WeightNorm", where)
                         weight_norm(
                             made, key.removesuffix("_g"), hook.integer("dim", low=-1, high=3)
@@ -165,60 +170,39 @@ class Builder:
     def _load(
         self,
         made: nn.Module,
-        parameters: Mapping[str, Node],
-        buffers: Mapping[str, Node],
+        parameters: dict[str, Node],
+        buffers: dict[str, Node],
         where: str,
         *,
         strict: bool,
     ) -> None:
-        for store, given in ((made._parameters, parameters), (made._buffers, buffers)):
-            wanted = {k for k, v in store.items() if v is not None}
-            # Files of before torch 0.4.1 lack the counter of batch normalisation.
-            missing = wanted - {k for k, v in given.items() if v is not None}
+        inside = cast("Any", made)
+        for store, given, wanted in (
+            (inside._parameters, parameters, is_parameter),
+            (inside._buffers, buffers, is_tensor),
+        ):
+            given = {k: v for k, v in given.items() if v is not None}
+            missing = {k for k, v in store.items() if v is not None} - set(given)
             if "num_batches_tracked" in missing:
-                made._buffers["num_batches_tracked"] = torch.tensor(
-                    0, device="meta" if self._meta else None
-                )
+                # Files of before torch 0.4.1 lack the counter of batch normalisation.
                 missing.discard("num_batches_tracked")
+                device = "meta" if self._meta else None
+                store["num_batches_tracked"] = torch.tensor(0, device=device)
             if missing:
                 raise self._fail(where, f"lacks {', '.join(sorted(missing))}")
-        for is_param, given in ((True, parameters), (False, buffers)):
             for key, node in given.items():
                 path = f"{where}.{key}"
-                if node is None:
-                    store = made._parameters if is_param else made._buffers
-                    store.setdefault(key, None)
-                    continue
-                store = cast("dict[str, Any]", made._parameters if is_param else made._buffers)
                 old = store.get(key)
-                if strict and old is None:
+                if old is None and (strict or not key.isidentifier() or hasattr(made, key)):
                     raise self._fail(path, "is a tensor that its class does not have")
-                if not strict and old is None and (not key.isidentifier() or hasattr(made, key)):
-                    raise self._fail(path, "has a name that a tensor can't have")
-                if is_param != is_parameter(node):
+                if not wanted(node):
                     raise self._fail(path, "is not the kind of tensor it should be")
                 value = self._tensor(node, path)
                 if old is not None and old.shape != value.shape:
-                    raise self._fail(
-                        path, f"has shape {tuple(value.shape)} instead of {tuple(old.shape)}"
-                    )
+                    shapes = f"{tuple(value.shape)} instead of {tuple(old.shape)}"
+                    raise self._fail(path, f"has shape {shapes}")
                 store[key] = value
-        for key, old in list(made.__dict__.items()):
-            # The plain copy that a norm's hook recomputes before each forward call.
-            if isinstance(old, torch.Tensor) and f"{key}_orig" in made._parameters:
-                original = made._parameters[f"{key}_orig"]
-                made.__dict__[key] = cast("torch.Tensor", original).data
-            elif isinstance(old, torch.Tensor) and f"{key}_g" in made._parameters:
-                made.__dict__[key] = torch._weight_norm(
-                    cast("torch.Tensor", made._parameters[f"{key}_v"]).data,
-                    cast("torch.Tensor", made._parameters[f"{key}_g"]).data,
-                    cast("Any", self._norm_dim(made, key)),
-                )
-
-    @staticmethod
-    def _norm_dim(made: nn.Module, key: str) -> Any:
-        hooks = cast("list[Any]", list(made._forward_pre_hooks.values()))
-        return next(h.dim for h in hooks if getattr(h, "name", None) == key)
+        _refresh(made)
 
     # Tensors --------------------------------------------------------------------------------
 
@@ -254,7 +238,7 @@ class Builder:
                 )
             raw = torch.empty(ref.storage.numel, dtype=dtype)
             if ref.storage.numel:
-                view = memoryview(raw.view(torch.uint8).numpy())
+                view = memoryview(cast("Any", raw.view(torch.uint8).numpy()))
                 self._source.readinto_at(ref.storage.offset, view)
             self._bytes[id(ref.storage_node)] = raw
         return raw.as_strided(ref.size, ref.stride, ref.offset)
@@ -281,3 +265,13 @@ class Builder:
             f"{where} in {self._source.path} {what}. The file is damaged or was not written by "
             "the official code."
         )
+
+
+def _refresh(made: nn.Module) -> None:
+    """Renew the plain ``weight`` that a norm's hook recomputes before each forward call."""
+    for hook in cast("dict[int, Any]", cast("Any", made)._forward_pre_hooks).values():
+        if isinstance(hook, SpectralNorm):
+            # As torch does it: the same memory, no second copy.
+            setattr(made, hook.name, getattr(made, f"{hook.name}_orig").data)
+        elif isinstance(hook, WeightNorm):
+            setattr(made, hook.name, hook.compute_weight(made).detach())

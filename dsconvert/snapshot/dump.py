@@ -21,7 +21,16 @@ from torch.nn.utils.weight_norm import WeightNorm
 from dsconvert.errors import SnapshotError
 from dsconvert.snapshot.allowed import SPECTRAL
 from dsconvert.snapshot.layers import is_layer
-from dsconvert.snapshot.nodes import DictNode, Global, Node, Record, SetNode, TensorData
+from dsconvert.snapshot.nodes import (
+    DictNode,
+    Global,
+    Node,
+    Record,
+    SetNode,
+    TensorData,
+    list_of,
+    tuple_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -62,15 +71,16 @@ class Dumper:
         known = self._modules.get(id(module))
         if known is not None:
             return known
+        inside = cast("Any", module)
         node = Record("new", self._class(module, where), ())
         self._modules[id(module)] = node
         self._kept.append(module)
         pre, state_dict, load = self._hooks(module, where)
         state: list[tuple[Node, Node]] = [("training", module.training)]
-        state.append(("_parameters", self._tensors_of(module._parameters, where)))
-        state.append(("_buffers", self._tensors_of(module._buffers, where)))
-        names = sorted(module._non_persistent_buffers_set)
-        state.append(("_non_persistent_buffers_set", SetNode(list(names))))
+        state.append(("_parameters", self._tensors_of(inside._parameters, where)))
+        state.append(("_buffers", self._tensors_of(inside._buffers, where)))
+        names = sorted(inside._non_persistent_buffers_set)
+        state.append(("_non_persistent_buffers_set", SetNode(names)))
         state.extend((name, self._ordered(())) for name in _EMPTY)
         state.append(("_is_full_backward_hook", None))
         state.append(("_forward_pre_hooks", self._ordered(pre)))
@@ -81,7 +91,7 @@ class Dumper:
                 "_modules",
                 self._ordered(
                     (name, None if child is None else self.module(child, f"{where}.{name}"))
-                    for name, child in module._modules.items()
+                    for name, child in inside._modules.items()
                 ),
             )
         )
@@ -126,11 +136,12 @@ class Dumper:
     def _hooks(
         self, module: nn.Module, where: str
     ) -> tuple[list[tuple[Node, Node]], list[tuple[Node, Node]], list[tuple[Node, Node]]]:
+        inside = cast("Any", module)
         pre: list[tuple[Node, Node]] = []
         norms: dict[int, Record] = {}
         tables = {name: cast("dict[int, Any]", vars(module).get(name) or {}) for name in _EMPTY}
         stray = [name for name, table in tables.items() if table]
-        for key, hook in module._forward_pre_hooks.items():
+        for key, hook in inside._forward_pre_hooks.items():
             if type(hook) is SpectralNorm:
                 node = Record("new", self._global(SPECTRAL, "SpectralNorm"), ())
                 state = ("name", "dim", "n_power_iterations", "eps")
@@ -159,12 +170,12 @@ class Dumper:
             return made
 
         state_dict = follow(
-            module._state_dict_hooks, SpectralNormStateDictHook, "_state_dict_hooks"
+            inside._state_dict_hooks, SpectralNormStateDictHook, "_state_dict_hooks"
         )
         # Written bare, without torch's _WrappedHook: that calls it the same way, and torch of
         # before 1.13 does not have the wrapper.
         load = follow(
-            module._load_state_dict_pre_hooks,
+            inside._load_state_dict_pre_hooks,
             SpectralNormLoadStateDictPreHook,
             "_load_state_dict_pre_hooks",
         )
@@ -177,7 +188,7 @@ class Dumper:
 
     def _attribute(self, module: nn.Module, name: str, value: Any, where: str) -> Node:
         if isinstance(value, torch.Tensor):
-            original = module._parameters.get(f"{name}_orig")
+            original = dict(module.named_parameters(recurse=False)).get(f"{name}_orig")
             if original is not None and original.shape == value.shape:
                 # The hook recomputes it before each call: no second copy on disk.
                 return self._alias(original)
@@ -188,9 +199,10 @@ class Dumper:
         if value is None or type(value) in (bool, int, float, str):
             return value
         if depth < 8:
-            if isinstance(value, (tuple, list)):
-                items = [self._plain(v, where, depth + 1) for v in cast("list[Any]", value)]
-                return items if type(value) is list else tuple(items)
+            values = list_of(value) or tuple_of(value)
+            if isinstance(value, (list, tuple)):
+                items = [self._plain(v, where, depth + 1) for v in values or ()]
+                return items if list_of(value) is not None else tuple(items)
             if type(value) is dict:
                 pairs = cast("dict[Any, Any]", value).items()
                 return DictNode(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from dsconvert.errors import CorruptSnapshotError
+from dsconvert.snapshot.nodes import list_of, tuple_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -57,7 +58,7 @@ class Attributes:
 
     def flag(self, name: str, default: bool) -> bool:
         """A bool; old files may lack it."""
-        return name not in self._values and default or self.value(name, (bool,), "bool", default)
+        return self.value(name, (bool,), "bool", default)
 
     def real(self, name: str, *, default: float | None = None, optional: bool = False) -> Any:
         """A finite number (or None where ``optional``)."""
@@ -71,15 +72,14 @@ class Attributes:
     def ints(self, name: str, *, low: int = 0, count: int = 2) -> Any:
         """A tuple of ``count`` whole numbers."""
         value = self._values.get(name)
-        if type(value) is int:
-            value = (value,) * count
-        if type(value) not in (tuple, list) or len(value) != count:
+        values = (value,) * count if type(value) is int else tuple_of(value) or list_of(value)
+        if values is None or len(values) != count:
             raise self.fail(name, f"tuple of {count} whole numbers")
-        if not all(type(v) is int and low <= v <= LIMIT for v in value):
-            raise self.fail(name, f"tuple of {count} whole numbers")
-        return tuple(value)
+        if not all(type(v) is int and low <= v <= LIMIT for v in values):
+            raise self.fail(name, f"tuple of {count} whole numbers from {low} to {LIMIT}")
+        return tuple(values)
 
-    def choice(self, name: str, allowed: tuple[str, ...], default: str) -> str:
+    def choice(self, name: str, allowed: tuple[str, ...], default: str) -> Any:
         """One of some words."""
         value = self.value(name, (str,), "word", default)
         if value not in allowed:
@@ -103,9 +103,9 @@ class Attributes:
         value = self._values.get(name)
         if value is None or (type(value) in (int, float) and 0 < value <= LIMIT):
             return value
-        if type(value) in (tuple, list) and len(value) == 2:
-            if all(type(v) in (int, float) and 0 < v <= LIMIT for v in value):
-                return tuple(value)
+        values = tuple_of(value) or list_of(value) or ()
+        if len(values) == 2 and all(type(v) in (int, float) and 0 < v <= LIMIT for v in values):
+            return tuple(values)
         raise self.fail(name, "scale")
 
 

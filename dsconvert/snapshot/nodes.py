@@ -7,7 +7,7 @@ cyclic structures survive and no foreign key is ever hashed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +46,11 @@ class Record:
     __slots__ = ("args", "func", "kind", "kwargs", "ops")
 
     def __init__(
-        self, kind: Literal["call", "new"], func: Node, args: Node, kwargs: Node = None
+        self,
+        kind: Literal["call", "new"],
+        func: Node,
+        args: tuple[Node, ...],
+        kwargs: DictNode | None = None,
     ) -> None:
         self.kind = kind
         self.func = func
@@ -110,13 +114,23 @@ class TensorData:
         self.tensor = tensor
 
 
+def tuple_of(node: Node) -> tuple[Node, ...] | None:
+    """``node`` if it is a tuple."""
+    return cast("tuple[Node, ...]", node) if type(node) is tuple else None
+
+
+def list_of(node: Node) -> list[Node] | None:
+    """``node`` if it is a list."""
+    return cast("list[Node]", node) if type(node) is list else None
+
+
 def _label(key: Node) -> str:
     return key if type(key) is str and len(key) <= 80 else f"[{type(key).__name__}]"
 
 
 def children(node: Node) -> Iterator[tuple[str, Node]]:
     """The nodes directly below ``node``, each with a short label for error messages."""
-    kind = type(node)
+    kind = cast("Any", type(node))
     if kind is tuple or kind is list:
         for index, item in enumerate(node):
             yield f"[{index}]", item
@@ -152,20 +166,21 @@ def is_leaf(node: Node) -> bool:
 
 def dict_pairs(node: Node) -> list[tuple[Node, Node]] | None:
     """The pairs of a dict, an OrderedDict or a dict subclass; None for anything else."""
-    if type(node) is DictNode:
+    if isinstance(node, DictNode):
         return node.items
-    if type(node) is not Record or type(node.args) is not tuple:
+    if not isinstance(node, Record):
         return None
     pairs: list[tuple[Node, Node]] = []
     if node.args:
-        first = node.args[0]
-        if node.func.__class__ is not Global or node.func.key != ("collections", "OrderedDict"):
+        first = list_of(node.args[0])
+        func = node.func
+        if not isinstance(func, Global) or func.key != ("collections", "OrderedDict"):
             return None
-        if type(first) is not list or not all(type(p) in (tuple, list) for p in first):
-            return None
-        if not all(len(p) == 2 for p in first):
-            return None
-        pairs.extend((p[0], p[1]) for p in first)
+        for item in first if first is not None else (None,):
+            pair = tuple_of(item) or list_of(item)
+            if pair is None or len(pair) != 2:
+                return None
+            pairs.append((pair[0], pair[1]))
     for op, value in node.ops:
         if op == "setitems":
             pairs.extend(value)

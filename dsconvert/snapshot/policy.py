@@ -18,7 +18,16 @@ from dsconvert.snapshot.allowed import (
     class_allowed,
     forbidden_attribute,
 )
-from dsconvert.snapshot.nodes import DictNode, Global, Node, Record, children, dict_pairs, is_leaf
+from dsconvert.snapshot.nodes import (
+    DictNode,
+    Global,
+    Node,
+    Record,
+    children,
+    dict_pairs,
+    is_leaf,
+    tuple_of,
+)
 from dsconvert.snapshot.storage import (
     StorageRef,
     is_parameter,
@@ -99,7 +108,9 @@ def _describe(node: Node) -> str:
 
 def _judge_state(state: Node) -> list[tuple[str, str]]:
     """What is wrong with the state that an object of an allowed class is given."""
-    parts = state if type(state) is tuple and len(state) == 2 else (state,)
+    both = tuple_of(state)
+    # An object with slots has a pair: its dict and its slots.
+    parts: tuple[Node, ...] = both if both is not None and len(both) == 2 else (state,)
     found: list[tuple[str, str]] = []
     for part in parts:
         if part is None:

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING
 
 from dsconvert.errors import CorruptSnapshotError, UnsafeSnapshotError
 from dsconvert.snapshot.machine import Machine
-from dsconvert.snapshot.nodes import Blob, DictNode, Global, Node, Persistent, Record, dict_pairs
+from dsconvert.snapshot.nodes import (
+    Blob,
+    DictNode,
+    Global,
+    Node,
+    Persistent,
+    Record,
+    dict_pairs,
+    list_of,
+    tuple_of,
+)
 from dsconvert.snapshot.source import Cursor
 
 if TYPE_CHECKING:
@@ -148,11 +158,13 @@ def parse_storage(source: Source, node: Record) -> StorageRef:
 
 
 def _check_header(cursor: Cursor, root: Node, keys: Node) -> StorageRef:
-    fields = root.value if type(root) is Persistent else None
-    if type(fields) is not tuple or len(fields) != 6 or type(fields[0]) is not str:
+    fields = tuple_of(root.value) if isinstance(root, Persistent) else None
+    if fields is None or len(fields) != 6:
         raise cursor.fail("a tensor's storage has no usable persistent id")
-    tag, kind, key, location, numel, view = fields
-    if tag != "storage" or type(kind) is not Global or type(location) is not str:
+    kind, key, location, numel, view = fields[1:]
+    if type(fields[0]) is not str or fields[0] != "storage":
+        raise cursor.fail("a tensor's storage has no usable persistent id")
+    if type(kind) is not Global or type(key) is not str or type(location) is not str:
         raise cursor.fail("a tensor's storage has no usable persistent id")
     if kind.module not in ("torch", "torch.storage") or kind.name not in ITEM_SIZES:
         raise UnsafeSnapshotError(
@@ -161,7 +173,8 @@ def _check_header(cursor: Cursor, root: Node, keys: Node) -> StorageRef:
         )
     if type(numel) is not int or numel < 0 or view is not None:
         raise cursor.fail("a tensor's storage has an unusable size")
-    if type(keys) is not list or len(keys) != 1 or type(keys[0]) is not str or keys[0] != key:
+    names = list_of(keys)
+    if names is None or len(names) != 1 or type(names[0]) is not str or names[0] != key:
         raise cursor.fail("a tensor's storage names the wrong keys")
     dtype, itemsize = ITEM_SIZES[kind.name]
     if cursor.uint(8) != numel or cursor.remaining != numel * itemsize:
@@ -170,19 +183,16 @@ def _check_header(cursor: Cursor, root: Node, keys: Node) -> StorageRef:
 
 
 def _ints(node: Node) -> tuple[int, ...] | None:
-    if type(node) is Record and _is_call(node, ("torch", "Size")) and len(node.args) == 1:
+    if isinstance(node, Record) and _is_call(node, ("torch", "Size")) and len(node.args) == 1:
         node = node.args[0]
-    if type(node) is not tuple or len(node) > MAX_DIMS:
+    values = tuple_of(node)
+    if values is None or len(values) > MAX_DIMS:
         return None
-    if not all(type(v) is int and 0 <= v < 1 << 48 for v in node):
-        return None
-    return node
+    return values if all(type(v) is int and 0 <= v < 1 << 48 for v in values) else None
 
 
 def _no_hooks(node: Node) -> bool:
-    if node is None or (type(node) is tuple and all(n is None for n in node)):
-        return True
-    return dict_pairs(node[0] if type(node) is tuple else node) == []
+    return node is None or dict_pairs(node) == []
 
 
 def parse_tensor(source: Source, node: Record, storages: dict[int, StorageRef]) -> TensorRef:
@@ -213,7 +223,7 @@ def parse_tensor(source: Source, node: Record, storages: dict[int, StorageRef]) 
     offset, size, stride = args[1], _ints(args[2]), _ints(args[3])
     if type(offset) is not int or offset < 0 or size is None or stride is None:
         raise fail("has a malformed size, stride or offset")
-    if type(args[4]) is not bool or not _no_hooks(args[5]) or not _no_hooks(args[6:7]):
+    if type(args[4]) is not bool or not all(_no_hooks(a) for a in args[5:]):
         raise fail("carries hooks or malformed flags")
     if len(size) != len(stride):
         raise fail("has more sizes than strides, or fewer")

@@ -79,7 +79,7 @@ class Writer:
         work: list[Node] = [root]
         while work:
             item = work.pop()
-            kind = type(item)
+            kind = cast("Any", type(item))
             if kind is _Code:
                 self._out.write(item.data)
             elif kind is _Done:
@@ -107,7 +107,8 @@ class Writer:
     # Leaves ---------------------------------------------------------------------------------
 
     def _scalar(self, node: Node) -> bool:
-        out, kind = self._out, type(node)
+        out = self._out
+        kind = cast("Any", type(node))
         if node is None:
             out.write(b"N")
         elif kind is bool:
@@ -183,7 +184,7 @@ class Writer:
     # Containers -----------------------------------------------------------------------------
 
     def _expand(self, node: Node) -> list[Node]:
-        kind = type(node)
+        kind = cast("Any", type(node))
         if id(node) in self._open:
             raise SnapshotError("a tuple or call in the file contains itself; it can't be written.")
         if kind is tuple:
