@@ -47,6 +47,9 @@ class Site:
     """Name of the noise-injection module that alone reads the output, if there is one."""
     batchnorm: str | None
     """Name of the batch normalisation that reads the output (behind the noise, if any)."""
+    absorbs_scale: bool = False
+    """Whether a constant factor on the output can be undone behind it: a batch normalisation
+    follows, and the noise in between (if any) serves no other convolution."""
     params: int
     macs: int | None
 

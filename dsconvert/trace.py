@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.utils import parametrize
 
 from dsconvert.errors import TraceError
-from dsconvert.records import NormKind, Shape, Site, Trace
+from dsconvert.norms import norm_kind
+from dsconvert.records import Shape, Site, Trace
 
 ConvTypes = (nn.Conv2d, nn.ConvTranspose2d)
 
@@ -169,21 +169,6 @@ def _describe(value: Any) -> str:
     return str(list(value.shape)) if isinstance(value, torch.Tensor) else repr(value)
 
 
-def norm_kind(module: nn.Module) -> NormKind:
-    """Which weight reparametrisation, if any, is applied to ``module.weight``."""
-    if parametrize.is_parametrized(module, "weight"):
-        kinds = {type(p).__name__ for p in module.parametrizations["weight"]}  # type: ignore[index]
-        if "_SpectralNorm" in kinds:
-            return "spectral-param"
-        return "weight-param"
-    for hook in module._forward_pre_hooks.values():
-        if type(hook).__name__ == "SpectralNorm":
-            return "spectral-hook"
-        if type(hook).__name__ == "WeightNorm":
-            return "weight-hook"
-    return "none"
-
-
 def _dead(model: nn.Module, watch: _Watch, graph: fx.Graph, opaque: dict[str, str]) -> list[str]:
     """Topmost modules with parameters of which nothing runs, and whose weights nobody reads."""
     read = [str(n.target) for n in graph.nodes if n.op == "get_attr"]
@@ -241,11 +226,11 @@ class _Surroundings:
     def nodes(self, name: str) -> int:
         return len(self._nodes.get(name, ()))
 
-    def look(self, name: str) -> tuple[str | None, str | None, str | None]:
-        """(upsample, noise, batchnorm) around the only call of ``name``."""
+    def look(self, name: str) -> tuple[str | None, str | None, str | None, bool]:
+        """(upsample, noise, batchnorm, absorbs_scale) around the only call of ``name``."""
         nodes = self._nodes.get(name, [])
         if len(nodes) != 1 or not nodes[0].args:
-            return None, None, None
+            return None, None, None, False
         node = nodes[0]
         before = node.args[0]
         upsample = None
@@ -267,7 +252,8 @@ class _Surroundings:
             and self.nodes(str(after.target)) == 1
         ):
             batchnorm = str(after.target)
-        return upsample, noise, batchnorm
+        absorbs = batchnorm is not None and (noise is None or self.nodes(noise) == 1)
+        return upsample, noise, batchnorm, absorbs
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -275,7 +261,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _site(name: str, conv: nn.Conv2d | nn.ConvTranspose2d, watch: _Watch | None, around: Any) -> Site:
-    upsample, noise, batchnorm = around
+    upsample, noise, batchnorm, absorbs = around
     calls = watch.calls.get(name, 0) if watch else None
     out = watch.outputs.get(name) if watch else None
     inp = watch.inputs.get(name) if watch else None
@@ -305,6 +291,7 @@ def _site(name: str, conv: nn.Conv2d | nn.ConvTranspose2d, watch: _Watch | None,
         upsample=upsample,
         noise=noise,
         batchnorm=batchnorm,
+        absorbs_scale=absorbs,
         # Spectral norm stores one kernel; weight norm adds a gain per slice, not counted here.
         params=conv.in_channels * conv.out_channels // conv.groups * kh * kw
         + (conv.out_channels if conv.bias is not None else 0),

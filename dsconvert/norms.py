@@ -1,0 +1,120 @@
+"""Weight reparametrisations (spectral norm, weight norm; hooks and parametrizations alike).
+
+``effective_weight`` is the kernel *as applied* in eval mode; ``fold`` makes it the plain
+parameter; ``respectralise`` puts spectral norm back on a pair of factors without losing what the
+pair computes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, spectral_norm
+
+from dsconvert.records import NormKind
+
+_HOOKS = ("SpectralNorm", "WeightNorm")
+
+
+def norm_kind(module: nn.Module) -> NormKind:
+    """Which weight reparametrisation, if any, is applied to ``module.weight``."""
+    if parametrize.is_parametrized(module, "weight"):
+        inner = module.parametrizations["weight"]  # type: ignore[index]
+        spectral = any(type(p).__name__ == "_SpectralNorm" for p in inner)
+        return "spectral-param" if spectral else "weight-param"
+    for hook in module._forward_pre_hooks.values():
+        if type(hook).__name__ in _HOOKS:
+            return "spectral-hook" if type(hook).__name__ == "SpectralNorm" else "weight-hook"
+    return "none"
+
+
+def effective_weight(module: nn.Module) -> Tensor:
+    """The weight as applied in eval mode: no power iteration, nothing of the module changes."""
+    was = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            for hook in module._forward_pre_hooks.values():
+                if type(hook).__name__ == "SpectralNorm":
+                    return hook.compute_weight(module, do_power_iteration=False).detach()
+                if type(hook).__name__ == "WeightNorm":
+                    return hook.compute_weight(module).detach()
+            weight = module.weight
+            if not isinstance(weight, Tensor):
+                raise TypeError(f"{type(module).__name__} has no weight tensor")
+            return weight.detach()
+    finally:
+        module.train(was)
+
+
+def trainable(module: nn.Module) -> bool:
+    """Whether the module's weight (or what it is made from) requires a gradient."""
+    return any(p.requires_grad for p in module.parameters())
+
+
+def weight_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """All parameters behind ``module``'s weight and bias."""
+    return list(module.parameters())
+
+
+def fold(module: nn.Module) -> None:
+    """Replace a reparametrised weight by the plain parameter it stands for (exact in eval mode)."""
+    kind = norm_kind(module)
+    if kind == "none":
+        return
+    needs_grad = trainable(module)
+    weight = effective_weight(module).clone()
+    if kind.endswith("param"):
+        was = module.training
+        module.eval()
+        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        module.train(was)
+    else:
+        _remove_hooks(module)
+    module.weight = nn.Parameter(weight, requires_grad=needs_grad)
+
+
+def _remove_hooks(module: nn.Module) -> None:
+    for table in (
+        module._forward_pre_hooks,
+        module._state_dict_hooks,
+        module._load_state_dict_pre_hooks,
+    ):
+        for key, hook in list(table.items()):
+            inner = getattr(hook, "hook", hook)
+            if type(inner).__name__.startswith(_HOOKS) or type(hook).__name__.startswith(_HOOKS):
+                del table[key]
+    for name in ("weight_orig", "weight_u", "weight_v", "weight_g"):
+        module._parameters.pop(name, None)
+        module._buffers.pop(name, None)
+    module.__dict__.pop("weight", None)
+
+
+def respectralise(module: nn.Conv2d | nn.ConvTranspose2d) -> float:
+    """Put (hook-style) spectral norm on a plain convolution, with a converged u and v.
+
+    Returns:
+        sigma, the factor by which the applied weight is now smaller than it was.
+    """
+    weight = module.weight.detach().clone()
+    needs_grad = module.weight.requires_grad
+    dim = 1 if isinstance(module, nn.ConvTranspose2d) else 0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        spectral_norm(module, dim=dim)
+    matrix = weight.transpose(0, dim).flatten(1).double()
+    small = matrix @ matrix.t() if matrix.shape[0] <= matrix.shape[1] else matrix.t() @ matrix
+    values, vectors = torch.linalg.eigh(small)
+    sigma = float(values[-1].clamp_min(0).sqrt())
+    if sigma == 0.0:
+        return 1.0
+    top = vectors[:, -1]
+    if matrix.shape[0] <= matrix.shape[1]:
+        u, v = top, matrix.t() @ top / sigma
+    else:
+        u, v = matrix @ top / sigma, top
+    with torch.no_grad():
+        module.get_buffer("weight_u").copy_(u)
+        module.get_buffer("weight_v").copy_(v)
+    module.get_parameter("weight_orig").requires_grad_(needs_grad)
+    return sigma

@@ -1,0 +1,148 @@
+"""Plan -> model': a copy of the user's own class with its convolutions replaced.
+
+Everything is checked before the first change, so a model is never half converted; the input model
+is not touched.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from dsconvert.errors import PlanError
+from dsconvert.norms import effective_weight, fold, norm_kind, trainable
+from dsconvert.records import Decision, Plan, Site, Trace
+from dsconvert.rules import Rule, rule_named
+from dsconvert.trace import ConvTypes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewritten:
+    """The rewritten copy and, for each rewritten site, the kernel energy that was lost."""
+
+    model: nn.Module
+    residuals: dict[str, float] = field(default_factory=dict)
+
+
+def kernel_of(conv: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+    """The kernel as applied, in ``(O, I, kh, kw)`` order for both kinds (ungrouped)."""
+    weight = effective_weight(conv)
+    return weight.transpose(0, 1) if isinstance(conv, nn.ConvTranspose2d) else weight
+
+
+def check(trace: Trace, plan: Plan) -> list[tuple[Site, Decision, Rule]]:
+    """Match a plan to a model.
+
+    Raises:
+        PlanError: the plan names convolutions that the model lacks, a rule that does not fit, or a
+            rank out of range. All problems are named at once.
+    """
+    sites = {s.name: s for s in trace.sites}
+    problems: list[str] = []
+    rewrites: list[tuple[Site, Decision, Rule]] = []
+    unknown = [d.site for d in plan.decisions if d.site not in sites]
+    if unknown:
+        problems.append(f"the model has no convolution called {', '.join(unknown)}")
+    seen: set[str] = set()
+    for decision in plan.decisions:
+        if decision.site in seen:
+            problems.append(f"{decision.site} is decided twice")
+        seen.add(decision.site)
+        if decision.action != "rewrite" or decision.site not in sites:
+            continue
+        site = sites[decision.site]
+        if decision.rule is None or decision.rank is None:
+            problems.append(f"{decision.site}: a rewrite needs a rule and a rank")
+            continue
+        rule = rule_named(decision.rule)
+        if (why := rule.refuses(site)) is not None:
+            problems.append(f"{decision.site}: rule {rule.name} does not fit: {why}")
+        elif not 1 <= decision.rank <= rule.max_rank(site):
+            problems.append(
+                f"{decision.site}: rank {decision.rank} is outside 1..{rule.max_rank(site)}"
+            )
+        else:
+            rewrites.append((site, decision, rule))
+    problems += [f"{name} is to be removed but runs" for name in plan.remove if name not in trace.dead]
+    if problems:
+        raise PlanError(
+            f"the plan (made for {plan.model}) does not fit this {trace.model}: "
+            f"{'; '.join(problems)}. Make a new plan for this model, or mend the lines named here."
+        )
+    return rewrites
+
+
+def _copy(model: nn.Module, replaced: set[str]) -> nn.Module:
+    """Deep copy that shares the parameters about to be replaced, and survives norm hooks.
+
+    The norm hooks leave a plain ``weight`` tensor on the module which, after a forward pass in
+    training, is no leaf and can't be deep-copied; it is recomputed anyway.
+    """
+    memo: dict[int, object] = {}
+    for name, module in model.named_modules():
+        stale = module.__dict__.get("weight")
+        if isinstance(stale, Tensor):
+            memo[id(stale)] = stale.detach()
+        if name in replaced:
+            for tensor in (*module.parameters(), *module.buffers()):
+                memo[id(tensor)] = tensor
+    return copy.deepcopy(model, memo)
+
+
+def _carry_hooks(old: nn.Module, new: nn.Module) -> None:
+    for table in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        for key, hook in getattr(old, table).items():
+            if type(hook).__name__ not in ("SpectralNorm", "WeightNorm"):
+                getattr(new, table)[key] = hook
+
+
+def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` wherever ``old`` stands in ``model`` (a shared module has several names)."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            model.set_submodule(name, new)
+
+
+def rewrite(model: nn.Module, trace: Trace, plan: Plan) -> Rewritten:
+    """Apply ``plan`` to a copy of ``model``; each factor starts from the SVD of its own kernel.
+
+    Norms are folded here; where a decision says ``norm="keep"`` they come back after the fit
+    (:func:`dsconvert.initialise.finish`).
+
+    Raises:
+        PlanError: the plan does not fit the model.
+    """
+    rewrites = check(trace, plan)
+    result = _copy(model, {s.name for s, _, _ in rewrites})
+    residuals: dict[str, float] = {}
+    with torch.no_grad():
+        for site, decision, rule in rewrites:
+            conv = result.get_submodule(site.name)
+            if not isinstance(conv, ConvTypes):
+                raise PlanError(f"{site.name} is a {type(conv).__name__}, not a convolution.")
+            kernel = kernel_of(conv)
+            # Half precision has no eigen-decomposition and little range: factor in float32.
+            exact = kernel if kernel.dtype in (torch.float32, torch.float64) else kernel.float()
+            built = rule.build(site, exact, conv.bias, int(decision.rank or 1))
+            new = built.module.to(dtype=kernel.dtype).train(conv.training)
+            new.requires_grad_(trainable(conv))
+            _carry_hooks(conv, new)
+            replace(result, conv, new)
+            residuals[site.name] = built.residual
+            if rule.absorbs_upsample and site.upsample is not None:
+                up = result.get_submodule(site.upsample)
+                replace(result, up, nn.Identity().train(up.training))
+        rewritten = {s.name for s, _, _ in rewrites}
+        for decision in plan.decisions:
+            if decision.site in rewritten or decision.action == "remove":
+                continue
+            conv = result.get_submodule(decision.site)
+            if decision.norm == "fold" and norm_kind(conv) != "none":
+                fold(conv)
+        for name in plan.remove:
+            parent, _, child = name.rpartition(".")
+            delattr(result.get_submodule(parent), child)
+    return Rewritten(model=result, residuals=residuals)
