@@ -79,8 +79,15 @@ def class_allowed(key: Key) -> bool:
     return any(module == root or module.startswith(root + ".") for root in CLASS_ROOTS)
 
 
+def _is_call(node: Node, *keys: Key) -> bool:
+    return type(node) is Record and type(node.func) is Global and node.func.key in keys
+
+
 def _is_bytes(node: Node) -> bool:
-    return type(node) in (bytes, Blob) or (type(node) is Record and node.kind == "call")
+    # Protocols 0 to 2 spell bytes as text that is encoded.
+    return type(node) in (bytes, Blob) or _is_call(
+        node, ("_codecs", "encode"), *((m, "bytes") for m in _BUILTINS)
+    )
 
 
 def _container(args: tuple[Node, ...]) -> bool:
@@ -99,7 +106,11 @@ def _device(args: tuple[Node, ...]) -> bool:
 
 
 def _bytearray(args: tuple[Node, ...]) -> bool:
-    return not args or (len(args) == 1 and type(args[0]) in (bytes, Blob)) or _encode(args)
+    return not args or (len(args) == 1 and _is_bytes(args[0])) or _encode(args)
+
+
+def _nothing(args: tuple[Node, ...]) -> bool:
+    return not args
 
 
 def _encode(args: tuple[Node, ...]) -> bool:
@@ -125,9 +136,7 @@ def _dtype(args: tuple[Node, ...]) -> bool:
 
 
 def _is_dtype(node: Node) -> bool:
-    return (
-        type(node) is Record and type(node.func) is Global and node.func.key == ("numpy", "dtype")
-    )
+    return _is_call(node, ("numpy", "dtype"))
 
 
 def _scalar(args: tuple[Node, ...]) -> bool:
@@ -184,6 +193,7 @@ CALLS: dict[Key, tuple[Callable[[tuple[Node, ...]], bool], frozenset[str]]] = {
         for m in _BUILTINS
         for name in ("set", "frozenset", "list", "tuple", "dict")
     },
+    **{(m, "bytes"): (_nothing, frozenset[str]()) for m in _BUILTINS},
     **{(m, "bytearray"): (_bytearray, frozenset[str]()) for m in _BUILTINS},
     **{(m, "complex"): (_floats, frozenset[str]()) for m in _BUILTINS},
 }

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 22
 BATCH = 1000
+_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+"""Names that unpicklers translate in protocols 0 to 2 only; the writer's is 4."""
 _STORAGE_NAMES = {dtype: (name, size) for name, (dtype, size) in ITEM_SIZES.items()}
 
 
@@ -148,7 +150,7 @@ class Writer:
         if known is not None:
             self._get(known)
             return
-        self._text(node.module)
+        self._text(_PYTHON_2.get(node.module, node.module))
         self._text(node.name)
         self._out.write(b"\x93")
         self._globals[node.key] = self._index()
