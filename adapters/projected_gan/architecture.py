@@ -163,7 +163,9 @@ class FastganSynthesisCond(_Synthesis):
 
     def check_restored(self) -> str | None:
         """What is wrong with what came from a file, if anything."""
-        return super().check_restored() or _missing(self, "embed")
+        if not isinstance(self._modules.get("embed"), nn.Embedding):
+            return "has no embedding of its classes"
+        return super().check_restored()
 
 
 class Generator(nn.Module):
@@ -213,7 +215,9 @@ class Generator(nn.Module):
 
     def check_restored(self) -> str | None:
         """What is wrong with what came from a file, if anything."""
-        return _missing(self, "mapping", "synthesis")
+        if not isinstance(self._modules.get("synthesis"), _Synthesis):
+            return "has no synthesis network of cfg fastgan or fastgan_lite"
+        return _missing(self, "mapping")
 
     @classmethod
     def from_config(

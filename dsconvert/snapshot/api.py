@@ -19,7 +19,7 @@ from dsconvert.errors import (
 from dsconvert.snapshot.build import Builder
 from dsconvert.snapshot.dump import Dumper
 from dsconvert.snapshot.machine import Machine
-from dsconvert.snapshot.nodes import DictNode, Global, Node, Record
+from dsconvert.snapshot.nodes import DictNode, Global, Node, Record, clean
 from dsconvert.snapshot.policy import Walk, examine, refuse
 from dsconvert.snapshot.sniff import check_is_pickle
 from dsconvert.snapshot.source import Cursor, Source
@@ -27,7 +27,7 @@ from dsconvert.snapshot.write import write_file
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from dsconvert.adapter import Adapter
 
@@ -79,7 +79,7 @@ class Snapshot:
         if key in self.live:
             return self.live[key]
         if key not in self.entries:
-            raise UsageError(f"{self.path} has no entry {key!r}. It has: {', '.join(self.keys)}.")
+            raise UsageError(f"{self.path} has no entry {key!r}. It has: {_names(self.keys)}.")
         node = self.entries[key]
         if self.source is None or not is_module(node):
             raise UsageError(f"the entry {key!r} of {self.path} is no module.")
@@ -173,6 +173,27 @@ def find_adapter(source: Source, node: Node) -> Adapter:
     )
 
 
+def describe(source: Source, adapter: Adapter, node: Node) -> Mapping[str, Any]:
+    """What the adapter says of a generator in a file, from shapes alone.
+
+    Raises:
+        CorruptSnapshotError: its parts do not fit together.
+    """
+    shapes = Builder(source, adapter.classes, meta=True).module(node, GENERATOR)
+    try:
+        return adapter.describe(shapes)
+    except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        raise CorruptSnapshotError(
+            f"{GENERATOR} in {source.path} does not have the parts that the adapter "
+            f"{adapter.name!r} expects ({error}). It was not written by the official code."
+        ) from error
+
+
+def _names(keys: Iterable[str]) -> str:
+    shown = [clean(key) for key in keys]
+    return ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "") or "none"
+
+
 def load_snapshot(path: str | os.PathLike[str], *, drop: Collection[str] = ()) -> Snapshot:
     """Open a snapshot of the official code without running anything in it.
 
@@ -199,8 +220,7 @@ def load_snapshot(path: str | os.PathLike[str], *, drop: Collection[str] = ()) -
     unknown = sorted(dropped - set(entries))
     if unknown:
         raise UsageError(
-            f"{source.path} has no entry {', '.join(unknown)} to drop. "
-            f"It has: {', '.join(entries)}."
+            f"{source.path} has no entry {', '.join(unknown)} to drop. It has: {_names(entries)}."
         )
     offences, _ = examine(source, parsed.machine, root, dropped)
     if offences:
@@ -213,11 +233,11 @@ def load_snapshot(path: str | os.PathLike[str], *, drop: Collection[str] = ()) -
     node = entries.get(GENERATOR)
     if not is_module(node):
         raise UnsupportedSnapshotError(
-            f"{source.path} has no module {GENERATOR} (its entries: {', '.join(entries)}). Name a "
+            f"{source.path} has no module {GENERATOR} (its entries: {_names(entries)}). Name a "
             "snapshot that the official training code wrote."
         )
     adapter = find_adapter(source, node)
-    config = adapter.describe(Builder(source, adapter.classes, meta=True).module(node, GENERATOR))
+    config = describe(source, adapter, node)
     return Snapshot(
         path=source.path,
         adapter=adapter,
@@ -263,8 +283,8 @@ def save_snapshot(
     """Write a snapshot that the official code can load, with some of its modules replaced.
 
     Entries that are not replaced are written back as they were; only a ``G`` or ``D`` that is
-    None (or was dropped) becomes an empty ``torch.nn.Module``, since the official loader insists
-    on modules.
+    None, missing or dropped becomes an empty ``torch.nn.Module``, since the official loader
+    insists on modules.
 
     Args:
         snap: where everything else comes from.
@@ -289,7 +309,7 @@ def save_snapshot(
         snap.source.check_unchanged()
     dumper = Dumper(snap.adapter.classes)
     pairs: list[tuple[Node, Node]] = []
-    for key in dict.fromkeys((*snap.keys, *replaced)):
+    for key in dict.fromkeys((*snap.keys, *MODULES)):
         node = snap.entries.get(key)
         if key in replaced:
             node = dumper.module(replaced[key], key)

@@ -15,7 +15,7 @@ from dsconvert.errors import CorruptSnapshotError, SnapshotError, UnsupportedSna
 from dsconvert.snapshot.allowed import HOOK_CLASSES
 from dsconvert.snapshot.layers import CONTAINERS, LAYERS, Attributes, is_layer
 from dsconvert.snapshot.nodes import Global, Node, Record, dict_pairs
-from dsconvert.snapshot.storage import StorageRef, TensorRef, is_parameter, is_tensor, parse_tensor
+from dsconvert.snapshot.storage import Storages, TensorRef, is_parameter, is_tensor, parse_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +42,7 @@ class Builder:
         self._source = source
         self._classes = classes
         self._meta = meta
-        self._storages: dict[int, StorageRef] = {}
+        self._storages = Storages(source)
         self._bytes: dict[int, torch.Tensor] = {}
         self._budget = source.size + _SLACK
         self._tensors: dict[int, torch.Tensor] = {}
@@ -155,7 +155,7 @@ class Builder:
                         weight_norm(
                             made, key.removesuffix("_g"), hook.integer("dim", low=-1, high=3)
                         )
-            except (ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
+            except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError) as error:
                 if isinstance(error, SnapshotError):
                     raise
                 raise self._fail(where, f"can't be built ({error})") from error
@@ -218,7 +218,7 @@ class Builder:
                 raise self._fail(path, "wants gradients of whole numbers")
             made: torch.Tensor = nn.Parameter(data, requires_grad=node.args[1])
         elif is_tensor(node):
-            made = self._view(parse_tensor(self._source, node, self._storages))
+            made = self._view(parse_tensor(node, self._storages))
         else:
             raise self._fail(path, "is no tensor")
         self._tensors[id(node)] = made

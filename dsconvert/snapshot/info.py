@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsconvert.errors import CorruptSnapshotError, SnapshotError
-from dsconvert.snapshot.api import GENERATOR, Parsed, find_adapter, is_module, parse
-from dsconvert.snapshot.build import Builder
+from dsconvert.snapshot.api import GENERATOR, Parsed, describe, find_adapter, is_module, parse
 from dsconvert.snapshot.nodes import Global, Node, Record
 from dsconvert.snapshot.policy import Offence, Walk, examine
-from dsconvert.snapshot.storage import StorageRef, is_parameter, is_storage, is_tensor, parse_tensor
+from dsconvert.snapshot.storage import Storages, is_parameter, is_storage, is_tensor, parse_tensor
 
 if TYPE_CHECKING:
     import os
@@ -61,17 +60,17 @@ def _type_name(node: Node) -> str:
     )
 
 
-def _entry(parsed: Parsed, key: str, node: Node, storages: dict[int, StorageRef]) -> EntryInfo:
+def _entry(parsed: Parsed, key: str, node: Node, storages: Storages) -> EntryInfo:
     walk = Walk(parsed.source)
     walk.add([(key, node)])
     parameters = tensors = nbytes = 0
     for item in walk.nodes:
         if is_parameter(item) and item.args and is_tensor(item.args[0]):
-            parameters += parse_tensor(parsed.source, item.args[0], storages).numel
+            parameters += parse_tensor(item.args[0], storages).numel
         elif is_tensor(item):
             tensors += 1
-        elif is_storage(item) and id(item) in storages:
-            nbytes += storages[id(item)].nbytes
+        elif is_storage(item):
+            nbytes += storages.get(item).nbytes
     return EntryInfo(
         key=key, type=_type_name(node), parameters=parameters, tensors=tensors, nbytes=nbytes
     )
@@ -105,8 +104,7 @@ def inspect_snapshot(path: str | os.PathLike[str]) -> SnapshotInfo:
     else:
         try:
             found = find_adapter(parsed.source, node)
-            builder = Builder(parsed.source, found.classes, meta=True)
-            adapter, config = found.name, dict(found.describe(builder.module(node, GENERATOR)))
+            adapter, config = found.name, dict(describe(parsed.source, found, node))
         except CorruptSnapshotError:
             raise
         except SnapshotError as error:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dsconvert.errors import CorruptSnapshotError
     from dsconvert.snapshot.source import Cursor
 
-MAX_OPS = 2_000_000
+MAX_OPS = 1_000_000
 """A full official file has 63,000 opcodes."""
 MAX_TEXT = 1 << 26
 """Bytes of strings kept in memory, in total."""

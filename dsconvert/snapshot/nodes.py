@@ -18,6 +18,12 @@ Node = Any
 """One of the classes below, or None, bool, int, float, str, bytes, tuple, list."""
 
 
+def clean(text: str, limit: int = 80) -> str:
+    """A foreign name for a message: short, and without control characters for the terminal."""
+    short = text if len(text) <= limit else text[:limit] + "..."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
+
+
 class Global:
     """A reference ``module.name``; never imported."""
 
@@ -33,7 +39,7 @@ class Global:
         return self.module, self.name
 
     def __str__(self) -> str:
-        return f"{self.module}.{self.name}"[:160]
+        return clean(f"{self.module}.{self.name}", 160)
 
 
 class Record:
@@ -125,7 +131,7 @@ def list_of(node: Node) -> list[Node] | None:
 
 
 def _label(key: Node) -> str:
-    return key if type(key) is str and len(key) <= 80 else f"[{type(key).__name__}]"
+    return clean(key) if type(key) is str else f"[{type(key).__name__}]"
 
 
 def children(node: Node) -> Iterator[tuple[str, Node]]:

@@ -24,16 +24,16 @@ from dsconvert.snapshot.nodes import (
     Node,
     Record,
     children,
+    clean,
     dict_pairs,
     is_leaf,
     tuple_of,
 )
 from dsconvert.snapshot.storage import (
-    StorageRef,
+    Storages,
     is_parameter,
     is_storage,
     is_tensor,
-    parse_storage,
     parse_tensor,
 )
 
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 1000
 MAX_LISTED = 20
+"""Offences in an error's message."""
+MAX_REPORTED = 1000
+"""Offences that are looked for; a file with more is no better understood by more."""
 LOOSE = "(not part of the data: dropped from the stack or left in the memo)"
 
 
@@ -94,7 +97,7 @@ class Walk:
             at, label = self.seen[at]
             if label and label not in ("_modules", "<arguments>"):
                 labels.append(label)
-        return ".".join(reversed(labels))[:400] or LOOSE
+        return ".".join(reversed(labels[-40:])) or LOOSE
 
 
 def _describe(node: Node) -> str:
@@ -121,8 +124,8 @@ def _judge_state(state: Node) -> list[tuple[str, str]]:
             continue
         for key, value in pairs:
             if forbidden_attribute(key):
-                name = key if type(key) is str else type(key).__name__
-                found.append((f"attribute {name[:60]!r}", "would be overridden by the state"))
+                name = clean(key) if type(key) is str else type(key).__name__
+                found.append((f"attribute {name!r}", "would be overridden by the state"))
             elif key.endswith("_hooks") and value is not None:
                 found.extend(_judge_hooks(value))
     return found
@@ -179,7 +182,7 @@ def _judge_children(node: Node) -> list[tuple[Global, str]]:
 
 def examine(
     source: Source, machine: Machine, root: DictNode, drop: Collection[str] = ()
-) -> tuple[list[Offence], dict[int, StorageRef]]:
+) -> tuple[list[Offence], Storages]:
     """Everything in the file that is not on the allow-list, and the storages that are fine.
 
     Args:
@@ -195,7 +198,7 @@ def examine(
     kept, dropped = Walk(source), Walk(source)
     for key, value in root.items:
         name = key if type(key) is str else "<key>"
-        (dropped if name in drop else kept).add([("<key>", key), (name[:80], value)])
+        (dropped if name in drop else kept).add([("<key>", key), (clean(name), value)])
     loose = [
         *machine.records,
         *machine.globals,
@@ -206,11 +209,12 @@ def examine(
     found: dict[tuple[str, str], Offence] = {}
 
     def report(name: str, node: Node, why: str) -> None:
-        path = kept.path(node)
-        found.setdefault((name, path), Offence(name=name[:160], path=path, why=why))
+        if len(found) < MAX_REPORTED:
+            path = kept.path(node)
+            found.setdefault((name, path), Offence(name=name, path=path, why=why))
 
     vouched: set[int] = set()
-    storages: dict[int, StorageRef] = {}
+    storages = Storages(source)
     for node in kept.nodes:
         if type(node) is Record:
             for name, why in _judge_record(node):
@@ -220,10 +224,10 @@ def examine(
                 if node.func.key in CLASS_ARGUMENTS:
                     vouched.update(id(a) for a in node.args if type(a) is Global)
                     vouched.add(id(node.args))
-            if is_storage(node) and id(node) not in storages:
-                storages[id(node)] = parse_storage(source, node)
+            if is_storage(node):
+                storages.get(node)
             elif is_tensor(node):
-                parse_tensor(source, node, storages)
+                parse_tensor(node, storages)
             elif is_parameter(node) and not (node.args and is_tensor(node.args[0])):
                 raise CorruptSnapshotError(
                     f"{source.path} is damaged: {kept.path(node)} is a parameter without a tensor."

@@ -195,13 +195,36 @@ def _no_hooks(node: Node) -> bool:
     return node is None or dict_pairs(node) == []
 
 
-def parse_tensor(source: Source, node: Record, storages: dict[int, StorageRef]) -> TensorRef:
+class Storages:
+    """The storages of one file, each header read once however often it is referred to."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._by_node: dict[int, StorageRef] = {}
+        self._by_blob: dict[int, StorageRef] = {}
+
+    def get(self, node: Record) -> StorageRef:
+        """The storage that ``node`` (see `is_storage`) stands for.
+
+        Raises:
+            CorruptSnapshotError, UnsafeSnapshotError: see `parse_storage`.
+        """
+        found = self._by_node.get(id(node))
+        if found is None:
+            blob = id(node.args[0]) if len(node.args) == 1 else 0
+            found = self._by_blob.get(blob)
+            if found is None or node.ops:
+                found = parse_storage(self.source, node)
+            self._by_node[id(node)] = self._by_blob[blob] = found
+        return found
+
+
+def parse_tensor(node: Record, storages: Storages) -> TensorRef:
     """Read a tensor's geometry and check that it lies inside its storage.
 
     Args:
-        source: the file.
         node: a call of ``_rebuild_tensor_v2``.
-        storages: storages parsed so far, by ``id`` of their node; added to.
+        storages: the file's storages.
 
     Raises:
         CorruptSnapshotError: malformed, or larger than its storage.
@@ -210,16 +233,14 @@ def parse_tensor(source: Source, node: Record, storages: dict[int, StorageRef]) 
 
     def fail(what: str) -> CorruptSnapshotError:
         return CorruptSnapshotError(
-            f"{source.path} is damaged: a tensor {what}. Copy or download it again."
+            f"{storages.source.path} is damaged: a tensor {what}. Copy or download it again."
         )
 
     args = node.args
     if len(args) < 6 or len(args) > 7 or not is_storage(args[0]):
         raise fail("has no storage")
     storage_node: Record = args[0]
-    storage = storages.get(id(storage_node))
-    if storage is None:
-        storage = storages[id(storage_node)] = parse_storage(source, storage_node)
+    storage = storages.get(storage_node)
     offset, size, stride = args[1], _ints(args[2]), _ints(args[3])
     if type(offset) is not int or offset < 0 or size is None or stride is None:
         raise fail("has a malformed size, stride or offset")

@@ -31,6 +31,7 @@ from dsconvert.snapshot.machine import Machine
 from dsconvert.snapshot.nodes import Blob, DictNode, children
 from dsconvert.snapshot.policy import Walk, examine
 from dsconvert.snapshot.source import Cursor, Source
+from dsconvert.snapshot.storage import is_storage
 from dsconvert.snapshot.write import Writer
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def test_what_is_not_replaced_is_written_back_as_it_was(shared: Path, tmp_path: 
         _, found = examine(parsed.source, parsed.machine, parsed.root)
         walk = Walk(parsed.source)
         walk.add([("D", dict(parsed.root.items)["D"])])
-        refs = [found[id(n)] for n in walk.nodes if id(n) in found]
+        refs = [found.get(n) for n in walk.nodes if is_storage(n)]
         return [parsed.source.read_at(r.offset, r.nbytes) for r in refs]
 
     assert len(storages(path)) > 300
