@@ -1,9 +1,12 @@
-"""The frozen records that the stages hand to each other. No torch, no behaviour, no printing."""
+"""The frozen records that the stages hand to each other. No torch, no printing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from dsconvert.errors import PlanError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -96,6 +99,57 @@ class Plan:
     remove: tuple[str, ...] = ()
     """Dead modules that are taken out."""
     note: str | None = None
+
+    def to_json(self) -> str:
+        """The plan as JSON, for a person to edit; :meth:`from_json` reads it back."""
+        return json.dumps({"dsconvert_plan": 1, **asdict(self)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan that :meth:`to_json` wrote and a person may have edited.
+
+        Raises:
+            PlanError: not JSON, not a plan, or a field is missing, unknown or of the wrong type.
+        """
+        try:
+            data: Any = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"the plan is not JSON ({error}); write one with --plan-only.") from None
+        if not isinstance(data, dict) or data.pop("dsconvert_plan", None) != 1:
+            raise PlanError("this JSON is not a dsconvert plan (version 1); see --plan-only.")
+        try:
+            rows = data.pop("decisions")
+            decisions = tuple(_decision(row) for row in rows)
+            return cls(
+                decisions=decisions, remove=tuple(str(r) for r in data.pop("remove", ())), **data
+            )
+        except (TypeError, KeyError, AttributeError) as error:
+            raise PlanError(f"the plan has a missing or unknown field: {error}.") from None
+
+    def __str__(self) -> str:
+        width = max((len(d.site) for d in self.decisions), default=4)
+        lines = [f"plan {self.preset!r} for {self.model}"]
+        for d in self.decisions:
+            what = f"{d.rule} rank {d.rank}" if d.action == "rewrite" else d.action
+            lines.append(f"  {d.site:<{width}}  {what:<18} {d.reason}")
+        return "\n".join(lines)
+
+
+def _decision(row: Any) -> Decision:
+    """One decision from JSON, with its types checked (a person edits these)."""
+    decision = Decision(**row)
+    bad: list[str] = []
+    if decision.action not in ("keep", "rewrite", "remove"):
+        bad.append(f"action {decision.action!r} is not keep, rewrite or remove")
+    if decision.norm not in ("keep", "fold"):
+        bad.append(f"norm {decision.norm!r} is not keep or fold")
+    if decision.rank is not None and type(decision.rank) is not int:
+        bad.append(f"rank {decision.rank!r} is not a whole number")
+    if not isinstance(decision.site, str):
+        bad.append(f"site {decision.site!r} is not a name")
+    if bad:
+        raise PlanError(f"the plan's line for {decision.site}: {'; '.join(bad)}.")
+    return decision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ def check(trace: Trace, plan: Plan) -> list[tuple[Site, Decision, Rule]]:
     return rewrites
 
 
-def _copy(model: nn.Module, replaced: set[str]) -> nn.Module:
+def copied(model: nn.Module, replaced: frozenset[str] = frozenset()) -> nn.Module:
     """Deep copy that shares the parameters about to be replaced, and survives norm hooks.
 
     The norm hooks leave a plain ``weight`` tensor on the module which, after a forward pass in
@@ -116,7 +116,7 @@ def rewrite(model: nn.Module, trace: Trace, plan: Plan) -> Rewritten:
         PlanError: the plan does not fit the model.
     """
     rewrites = check(trace, plan)
-    result = _copy(model, {s.name for s, _, _ in rewrites})
+    result = copied(model, frozenset(s.name for s, _, _ in rewrites))
     residuals: dict[str, float] = {}
     with torch.no_grad():
         for site, decision, rule in rewrites:

@@ -47,9 +47,10 @@ class Stream:
         student: the rewritten model, in eval mode.
         batches: positional arguments of forward calls, batch by batch. The first is held out
             by the visitors and is never dropped.
-        visit: called with a :class:`Front` before the student's module runs, if it differs from
-            the teacher's or is in ``watch``.
-        watch: further module names to visit.
+        visit: called with a :class:`Front` before the student's module runs, where it is in
+            ``changed``, or in ``watch`` with inputs that differ between the sides.
+        watch: modules that are the same on both sides, but may be refitted.
+        changed: modules that differ between the sides.
         budget: bytes that the outputs of one node may take on one side; batches (the last first)
             are dropped beyond it, but never below two.
         seed: seeds the random draws inside the model (noise injection), per node and batch, the
@@ -141,8 +142,9 @@ class Stream:
 
     def _step(self, node: fx.Node, position: int) -> None:
         name = str(node.target) if node.op == "call_module" else ""
-        touched = name in self._changed or name in self._watch
-        diverged = touched or any(n in self._diverged for n in node.all_input_nodes)
+        diverged = any(n in self._diverged for n in node.all_input_nodes)
+        touched = name in self._changed or (diverged and name in self._watch)
+        diverged = diverged or touched
         used = 0
         for index, (teacher, student) in enumerate(self._envs):
             self._draw(position, index)

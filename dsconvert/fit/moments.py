@@ -1,0 +1,201 @@
+"""Second moments of (input patch, output) pairs: all that least squares needs to know.
+
+A convolution is linear, so its squared error on data is a quadratic form of its kernel: with
+``C = E[x x^T]`` over input patches, ``B = E[x y^T]`` and ``E[y^2]``, the error of any kernel can be
+evaluated, differentiated and minimised without the data. A few ten thousand patches fix ``C``; the
+maps near the image hold millions.
+
+A transposed convolution of stride s is s x s ordinary convolutions, one for each phase of the
+output, each with a few of the taps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Conv = nn.Conv2d | nn.ConvTranspose2d
+
+
+@dataclass(frozen=True)
+class _Phase:
+    offset: tuple[int, int]
+    taps: tuple[int, ...]
+    """Indices into the flattened kernel."""
+    shifts: tuple[tuple[int, int], ...]
+    """Where each tap reads, relative to ``step * position``."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of one phase; patch features are ordered ``(tap, channel)``.
+
+    ``xx`` is ``(T P, T P)``, ``xy`` is ``(T P, O)``, ``yy`` is ``(O,)``; means are removed first.
+    """
+
+    taps: tuple[int, ...]
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
+
+
+def channel_mean(values: Sequence[Tensor]) -> Tensor:
+    """Mean over batch and space, ``(C,)``."""
+    total = sum((v.sum((0, 2, 3), dtype=torch.float64) for v in values), torch.tensor(0.0))
+    count = sum(v.numel() // v.shape[1] for v in values)
+    return (total / count).to(values[0].dtype)
+
+
+def channel_variance(values: Sequence[Tensor], mean: Tensor) -> Tensor:
+    """Variance over batch and space, ``(C,)``."""
+    shift = mean[None, :, None, None]
+    total = sum(
+        ((v - shift).square().sum((0, 2, 3), dtype=torch.float64) for v in values),
+        torch.tensor(0.0),
+    )
+    return (total / sum(v.numel() // v.shape[1] for v in values)).to(values[0].dtype)
+
+
+def channel_covariance(values: Sequence[Tensor], mean: Tensor) -> Tensor:
+    """Covariance between channels over batch and space, ``(C, C)`` in double precision."""
+    result = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
+    count = 0
+    for v in values:
+        flat = v.permute(1, 0, 2, 3).flatten(1) - mean[:, None]
+        result += (flat @ flat.t()).double()
+        count += flat.shape[1]
+    return result / count
+
+
+def _pairs(value: tuple[int, ...] | str, conv: Conv) -> tuple[int, int]:
+    if isinstance(value, str):  # "same" or "valid", stride 1
+        if value == "valid":
+            return (0, 0)
+        return (
+            conv.dilation[0] * (conv.kernel_size[0] - 1) // 2,
+            conv.dilation[1] * (conv.kernel_size[1] - 1) // 2,
+        )
+    return (int(value[0]), int(value[1]))
+
+
+def _phases(conv: Conv) -> tuple[_Phase, ...]:
+    (kh, kw), (dh, dw) = conv.kernel_size, conv.dilation
+    ph, pw = _pairs(conv.padding, conv)
+    if isinstance(conv, nn.Conv2d):
+        taps = [(y, x) for y in range(kh) for x in range(kw)]
+        return (
+            _Phase(
+                (0, 0),
+                tuple(y * kw + x for y, x in taps),
+                tuple((y * dh - ph, x * dw - pw) for y, x in taps),
+            ),
+        )
+    sh, sw = conv.stride
+    phases: list[_Phase] = []
+    for a in range(sh):
+        for b in range(sw):
+            taps = [
+                (y, x)
+                for y in range(kh)
+                for x in range(kw)
+                if (a + ph - y * dh) % sh == 0 and (b + pw - x * dw) % sw == 0
+            ]
+            phases.append(
+                _Phase(
+                    (a, b),
+                    tuple(y * kw + x for y, x in taps),
+                    tuple(((a + ph - y * dh) // sh, (b + pw - x * dw) // sw) for y, x in taps),
+                )
+            )
+    return tuple(phases)
+
+
+def taps_per_phase(conv: Conv) -> tuple[int, ...]:
+    """How many taps each phase of ``conv`` has (one phase for an ordinary convolution)."""
+    return tuple(len(p.taps) for p in _phases(conv))
+
+
+def _padded(x: Tensor, conv: Conv, margin: int) -> Tensor:
+    """``x`` with ``margin`` pixels around it, filled the way ``conv`` pads."""
+    if isinstance(conv, nn.ConvTranspose2d) or conv.padding_mode == "zeros":
+        return F.pad(x, (margin,) * 4)
+    ph, pw = _pairs(conv.padding, conv)
+    x = F.pad(x, (pw, pw, ph, ph), mode=conv.padding_mode)
+    # Beyond its own padding the convolution never reads.
+    return F.pad(x, (margin - pw, margin - pw, margin - ph, margin - ph))
+
+
+def moments(
+    conv: Conv,
+    inputs: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+    *,
+    input_mean: Tensor,
+    output_mean: Tensor,
+    project: Tensor | None = None,
+    samples: int = 30_000,
+    seed: int = 0,
+) -> tuple[Moments, ...]:
+    """Moments between input patches as ``conv`` reads them and wanted outputs, phase by phase.
+
+    Args:
+        conv: whose geometry counts (kernel size, stride, padding, dilation), not its weight.
+        inputs: batches ``(N, I, h, w)``.
+        wanted: batches ``(N, O, H, W)``.
+        input_mean: ``(I,)``, removed before patches are cut (padding then stands for the mean, as
+            it does for a map whose mean the next normalisation removes).
+        output_mean: ``(O,)``, removed likewise.
+        project: ``(P, I)``; patches are of ``project @ (x - mean)`` where it is given.
+        samples: how many positions to draw in all, for each phase.
+        seed: of the draw.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    step = (1, 1) if isinstance(conv, nn.ConvTranspose2d) else conv.stride
+    every = conv.stride if isinstance(conv, nn.ConvTranspose2d) else (1, 1)
+    result: list[Moments] = []
+    views = [
+        (x - input_mean[None, :, None, None])
+        if project is None
+        else torch.einsum("pi,nihw->nphw", project, x - input_mean[None, :, None, None])
+        for x in inputs
+    ]
+    for phase in _phases(conv):
+        if not phase.taps:
+            continue
+        targets = [y[:, :, phase.offset[0] :: every[0], phase.offset[1] :: every[1]] for y in wanted]
+        total = sum(t.shape[0] * t.shape[2] * t.shape[3] for t in targets)
+        share = min(1.0, samples / max(1, total))
+        channels, outs = views[0].shape[1], wanted[0].shape[1]
+        size = len(phase.taps) * channels
+        xx, xy = views[0].new_zeros(size, size), views[0].new_zeros(size, outs)
+        yy, count = views[0].new_zeros(outs), 0
+        for x, y in zip(views, targets, strict=True):
+            n, _, height, width = y.shape
+            reach = max(
+                [abs(s) for shift in phase.shifts for s in shift]
+                + [
+                    (height - 1) * step[0] + max(s[0] for s in phase.shifts) - x.shape[2] + 1,
+                    (width - 1) * step[1] + max(s[1] for s in phase.shifts) - x.shape[3] + 1,
+                ]
+            )
+            margin = max(reach, *_pairs(conv.padding, conv))
+            spread = _padded(x, conv, margin).permute(0, 2, 3, 1)
+            cells = n * height * width
+            pick = torch.randperm(cells, generator=generator)[: max(1, int(cells * share))]
+            pick = pick.to(x.device)
+            image, rest = pick // (height * width), pick % (height * width)
+            row = rest // width * step[0] + margin
+            column = rest % width * step[1] + margin
+            patch = torch.stack([spread[image, row + a, column + b] for a, b in phase.shifts], 1)
+            patch = patch.flatten(1)
+            target = y.permute(0, 2, 3, 1)[image, rest // width, rest % width] - output_mean
+            xx += patch.t() @ patch
+            xy += patch.t() @ target
+            yy += target.square().sum(0)
+            count += len(pick)
+        result.append(Moments(phase.taps, xx / count, xy / count, yy / count))
+    return tuple(result)

@@ -1,0 +1,56 @@
+"""The activations that one layer is fitted to, and the held-out ones that judge it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dsconvert.fit.moments import channel_mean
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Student inputs and teacher outputs of one layer, batch by batch.
+
+    ``centred`` says that a batch normalisation follows, whose statistics are re-estimated: a
+    constant a channel is then free, and errors are measured without it.
+    """
+
+    inputs: list[Tensor]
+    wanted: list[Tensor]
+    held_input: Tensor
+    held_wanted: Tensor
+    centred: bool
+
+    def error(self, module: nn.Module) -> float:
+        """``|y - y'|^2 / |y - mean|^2`` on the held-out batch."""
+        difference = module(self.held_input) - self.held_wanted
+        spread = self.held_wanted - self.held_wanted.mean((0, 2, 3), keepdim=True)
+        if self.centred:
+            difference = difference - difference.mean((0, 2, 3), keepdim=True)
+        elif float(spread.square().sum()) == 0.0:
+            spread = self.held_wanted
+        total = float(spread.square().sum(dtype=torch.float64))
+        value = float(difference.square().sum(dtype=torch.float64))
+        return value / total if total > 0 else (0.0 if value == 0 else float("inf"))
+
+    def zero_input(self) -> Tensor:
+        """A zero in place of the input mean."""
+        return self.inputs[0].new_zeros(self.inputs[0].shape[1])
+
+    def zero_output(self) -> Tensor:
+        """A zero in place of the output mean."""
+        return self.wanted[0].new_zeros(self.wanted[0].shape[1])
+
+    def shift(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+        """What the bias of ``conv`` adds, so that the kernel is fitted to the rest."""
+        return conv.bias.detach() if conv.bias is not None else self.zero_output()
+
+    def match_mean(self, module: nn.Module, last: nn.Module) -> None:
+        """Let the bias of ``last`` (if it has one) take up the mean error of ``module``."""
+        if not isinstance(last, nn.Conv2d | nn.ConvTranspose2d) or last.bias is None:
+            return
+        got = [module(x) for x in self.inputs]
+        last.bias.add_(channel_mean(self.wanted) - channel_mean(got))

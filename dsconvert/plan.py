@@ -1,0 +1,273 @@
+"""Trace -> Plan: what happens to each convolution, and why. Touches no weight.
+
+A preset is a function from the sites to choices ``(rule, rank, norm)``. The ranks are chosen from
+the measured curves in ``benchmarks/RESULTS.md``: behind a nearest upsample a rank costs a quarter,
+and the layers nearest to the image need it most (their loss is texture, which nothing behind them
+can put back).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from dsconvert.errors import PlanError
+from dsconvert.records import PRESETS, Decision, Plan, Site, Trace
+from dsconvert.rules import Rule, rule_named
+
+BALANCED_RATIO = 5.0
+"""``balanced`` spends what a five-fold reduction of the MACs leaves."""
+_IMAGE_CHANNELS = 4
+
+
+@dataclass(frozen=True)
+class _Choice:
+    rule: Rule | None
+    rank: int | None
+    reason: str
+    norm: Literal["keep", "fold"] = "fold"
+
+
+def _keep(reason: str, norm: Literal["keep", "fold"] = "fold") -> _Choice:
+    return _Choice(None, None, reason, norm)
+
+
+def _structural(site: Site) -> str | None:
+    """Why no preset but ``fast`` would touch this convolution, or None."""
+    if (why := rule_named("dw-pw").refuses(site)) is not None:
+        return why
+    if site.out_channels <= _IMAGE_CHANNELS:
+        return f"makes the image ({site.out_channels} channels): little cost, all of the quality"
+    if site.in_channels <= _IMAGE_CHANNELS:
+        return f"reads {site.in_channels} channels: little to gain"
+    return None
+
+
+def _one_pixel(site: Site) -> bool:
+    """A k x k convolution that ends in, or a transposed one that starts from, a single pixel."""
+    shape = site.input_shape if site.kind == "transposed" else site.output_shape
+    return shape is not None and shape[-1] == shape[-2] == 1
+
+
+def _block(site: Site) -> str | None:
+    """Why a site is not one of the generator's spatial block convolutions, or None."""
+    if (why := _structural(site)) is not None:
+        return why
+    if site.kind == "transposed" and (site.input_shape is None or _one_pixel(site)):
+        return "turns the latent into the first map; only 'fast' separates it"
+    if _one_pixel(site):
+        return "an excitation branch (1x1 output): few MACs; only 'fast' separates it"
+    return None
+
+
+def _exact(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
+    if rank is not None:
+        raise PlanError("preset 'exact' has no rank to choose: it changes no image. Leave it out.")
+    merge = rule_named("up-merge")
+    return {
+        s.name: _keep(f"nothing exact saves anything here ({why})")
+        if (why := merge.refuses(s)) is not None
+        else _Choice(merge, 1, "upsample and convolution merged: the same image, 16/36 of the MACs")
+        for s in sites
+    }
+
+
+def _paper(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
+    rule = rule_named("dw-pw")
+    choices: dict[str, _Choice] = {}
+    for s in sites:
+        if (why := _block(s)) is not None:
+            choices[s.name] = _keep(why, norm="keep")
+            continue
+        spectral = s.norm.startswith("spectral")
+        reason = "depthwise, then pointwise, as in Faster Projected GAN"
+        norm: Literal["keep", "fold"] = "keep" if spectral and s.absorbs_scale else "fold"
+        if spectral and norm == "fold":
+            reason += "; spectral norm folded: nothing behind it of its own undoes the scale"
+        choices[s.name] = _Choice(rule, _clip(rule, s, rank or 1), reason, norm)
+    return choices
+
+
+def _clip(rule: Rule, site: Site, rank: int) -> int:
+    return max(1, min(rank, rule.max_rank(site)))
+
+
+def _separable(site: Site) -> Rule:
+    up = rule_named("up-pw-dw")
+    return up if up.refuses(site) is None else rule_named("dw-pw")
+
+
+def _balanced(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
+    choices: dict[str, _Choice] = {}
+    ranks: dict[str, int] = {}
+    block = [s for s in sites if _block(s) is None]
+    for s in sites:
+        if (why := _block(s)) is not None:
+            choices[s.name] = _keep(why)
+    for s in block:
+        rule = _separable(s)
+        ranks[s.name] = _clip(rule, s, rank or (4 if rule.absorbs_upsample else 2))
+    if rank is None and all(s.macs is not None for s in sites):
+        _spend(sites, block, ranks)
+    for s in block:
+        rule = _separable(s)
+        where = "pointwise at the low resolution" if rule.absorbs_upsample else "dw -> pw"
+        gain = _cheaper(s, rule, ranks[s.name])
+        choices[s.name] = (
+            _Choice(rule, ranks[s.name], f"{where}; rank spent where it is cheap")
+            if gain is None
+            else _keep(gain)
+        )
+    return choices
+
+
+def _cheaper(site: Site, rule: Rule, rank: int) -> str | None:
+    """Why a rewrite would not save MACs (or parameters, where shapes are unknown), or None."""
+    before, after = site.macs, rule.macs(site, rank)
+    if before is None or after is None:
+        before, after = site.params, rule.params(site, rank)
+    return None if after < before else f"{rule.name} at rank {rank} would cost as much"
+
+
+def _spend(sites: Sequence[Site], block: Sequence[Site], ranks: dict[str, int]) -> None:
+    """Fit the ranks to the budget: cut from the input side, spend from the image side."""
+    total = sum(s.macs or 0 for s in sites)
+    fixed = total - sum(s.macs or 0 for s in block)
+    budget = total / BALANCED_RATIO - fixed
+
+    def spent() -> int:
+        return sum(_separable(s).macs(s, ranks[s.name]) or 0 for s in block)
+
+    while spent() > budget:
+        cut = next((s for s in block if ranks[s.name] > 1), None)
+        if cut is None:
+            return
+        ranks[cut.name] -= 1
+    raised = True
+    while raised:
+        raised = False
+        for s in reversed(block):
+            rule = _separable(s)
+            if ranks[s.name] >= rule.max_rank(s):
+                continue
+            ranks[s.name] += 1
+            if spent() > budget or _cheaper(s, rule, ranks[s.name]) is not None:
+                ranks[s.name] -= 1
+            else:
+                raised = True
+
+
+def _fast(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
+    choices: dict[str, _Choice] = {}
+    for s in sites:
+        if (why := _structural(s)) is not None:
+            choices[s.name] = _keep(why)
+            continue
+        rule = rule_named("pw-dw") if s.kind == "transposed" else _separable(s)
+        r = _clip(rule, s, rank or 1)
+        gain = _cheaper(s, rule, r)
+        choices[s.name] = (
+            _Choice(rule, r, "the whole generator at one rank") if gain is None else _keep(gain)
+        )
+    return choices
+
+
+_PRESETS: dict[str, Callable[[Sequence[Site], int | None], dict[str, _Choice]]] = {
+    "exact": _exact,
+    "paper": _paper,
+    "balanced": _balanced,
+    "fast": _fast,
+}
+
+
+def make_plan(
+    trace: Trace,
+    *,
+    preset: str = "balanced",
+    rank: int | None = None,
+    keep: Sequence[str] = (),
+) -> Plan:
+    """Decide for every convolution of ``trace``.
+
+    Args:
+        trace: what :func:`dsconvert.trace.trace` found.
+        preset: ``exact``, ``paper``, ``balanced`` or ``fast``.
+        rank: the rank of every rewrite (clipped to what is exact) instead of the preset's own.
+        keep: globs of module names that stay as they are.
+
+    Raises:
+        PlanError: unknown preset, a rank below 1, or a glob that matches no convolution.
+    """
+    if preset not in _PRESETS:
+        raise PlanError(f"no preset is called {preset!r}; choose {', '.join(PRESETS)}.")
+    if rank is not None and rank < 1:
+        raise PlanError(f"rank {rank} is below 1; 1 is the smallest, k^2 (9 for 3x3) is exact.")
+    idle = [g for g in keep if not any(_kept(s.name, [g]) for s in trace.sites)]
+    if idle:
+        names = ", ".join(s.name for s in trace.sites[:4])
+        raise PlanError(
+            f"--keep {', '.join(repr(g) for g in idle)} matches no convolution; "
+            f"names look like {names}, ..."
+        )
+    dead = {s.name for s in trace.sites if s.calls == 0}
+    live = [s for s in trace.sites if s.name not in dead]
+    choices = _PRESETS[preset]([s for s in live if not _kept(s.name, keep)], rank)
+    removed = trace.dead if preset != "paper" else ()
+    decisions = tuple(_decide(s, choices, removed, keep, preset) for s in trace.sites)
+    return Plan(
+        model=trace.model, preset=preset, decisions=decisions, remove=removed, note=trace.note
+    )
+
+
+def _kept(name: str, globs: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, g) or fnmatchcase(name, f"{g}.*") for g in globs)
+
+
+def _decide(
+    site: Site,
+    choices: dict[str, _Choice],
+    removed: Sequence[str],
+    keep: Sequence[str],
+    preset: str,
+) -> Decision:
+    common = {"params_before": site.params, "macs_before": site.macs}
+    if any(site.name == r or site.name.startswith(f"{r}.") for r in removed):
+        return Decision(
+            site=site.name,
+            action="remove",
+            reason="never runs at this resolution",
+            params_before=site.params,
+            params_after=0,
+            macs_before=site.macs,
+            macs_after=0 if site.macs is not None else None,
+        )
+    norm: Literal["keep", "fold"] = "keep" if preset == "paper" else "fold"
+    if site.calls == 0:
+        choice = _keep("never runs at this resolution", norm)
+    elif _kept(site.name, keep):
+        choice = _keep("kept on request (--keep)", norm)
+    else:
+        choice = choices[site.name]
+    if choice.rule is None or choice.rank is None:
+        return Decision(
+            site=site.name,
+            action="keep",
+            norm=choice.norm,
+            reason=choice.reason,
+            params_after=site.params,
+            macs_after=site.macs,
+            **common,
+        )
+    return Decision(
+        site=site.name,
+        action="rewrite",
+        rule=choice.rule.name,
+        rank=choice.rank,
+        norm=choice.norm,
+        reason=choice.reason,
+        params_after=choice.rule.params(site, choice.rank),
+        macs_after=choice.rule.macs(site, choice.rank),
+        **common,
+    )
