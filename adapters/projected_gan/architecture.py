@@ -215,8 +215,13 @@ class Generator(nn.Module):
 
     def check_restored(self) -> str | None:
         """What is wrong with what came from a file, if anything."""
-        if not isinstance(self._modules.get("synthesis"), _Synthesis):
+        synthesis = self._modules.get("synthesis")
+        if not isinstance(synthesis, _Synthesis):
             return "has no synthesis network of cfg fastgan or fastgan_lite"
+        for name in ("img_resolution", "z_dim"):
+            ours, theirs = getattr(self, name), getattr(synthesis, name)
+            if ours != theirs:
+                return f"has {name} {ours}, and its synthesis network {theirs}"
         return _missing(self, "mapping")
 
     @classmethod
