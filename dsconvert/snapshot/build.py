@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from torch.nn.utils import spectral_norm, weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils import weight_norm
+from torch.nn.utils.spectral_norm import (
+    SpectralNorm,
+    SpectralNormLoadStateDictPreHook,
+    SpectralNormStateDictHook,
+)
 from torch.nn.utils.weight_norm import WeightNorm
 
 from dsconvert.errors import CorruptSnapshotError, SnapshotError, UnsupportedSnapshotError
@@ -141,13 +145,13 @@ class Builder:
                 for key in parameters:
                     if key.endswith("_orig"):
                         hook = self._hook(state, "SpectralNorm", where)
-                        spectral_norm(
-                            made,
+                        norm = SpectralNorm(
                             key.removesuffix("_orig"),
                             n_power_iterations=hook.integer("n_power_iterations", high=1000),
-                            eps=hook.real("eps"),
                             dim=hook.integer("dim", low=0, high=3),
+                            eps=hook.real("eps"),
                         )
+                        _apply_spectral_norm(made, norm)
                     elif key.endswith("_g") and key.removesuffix("_g") in dict(
                         made.named_parameters()
                     ):
@@ -265,6 +269,24 @@ class Builder:
             f"{where} in {self._source.path} {what}. The file is damaged or was not written by "
             "the official code."
         )
+
+
+def _apply_spectral_norm(made: nn.Module, norm: SpectralNorm) -> None:
+    """What ``torch.nn.utils.spectral_norm`` does, without drawing vectors that the file has.
+
+    (Drawing them on the meta device would also import a second's worth of torch.)
+    """
+    inside = cast("Any", made)
+    weight: nn.Parameter = inside._parameters.pop(norm.name)
+    rows = weight.shape[norm.dim]
+    made.register_parameter(f"{norm.name}_orig", weight)
+    setattr(made, norm.name, weight.data)
+    columns = weight.numel() // max(rows, 1)
+    for name, length in (("u", rows), ("v", columns)):
+        made.register_buffer(f"{norm.name}_{name}", torch.empty(length, device="meta"))
+    made.register_forward_pre_hook(norm)
+    inside._register_state_dict_hook(SpectralNormStateDictHook(norm))
+    inside._register_load_state_dict_pre_hook(SpectralNormLoadStateDictPreHook(norm))
 
 
 def _refresh(made: nn.Module) -> None:

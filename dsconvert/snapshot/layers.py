@@ -6,8 +6,9 @@ initialised twice. What is in ``LAYERS`` is also what may be written.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import nn
 
 from dsconvert.errors import CorruptSnapshotError
@@ -184,15 +185,16 @@ def _embedding(a: Attributes) -> nn.Module:
     padding = a.value("padding_idx", (int, type(None)), "row number")
     if padding is not None and not 0 <= padding < rows:
         raise a.fail("padding_idx", "row number")
-    return nn.Embedding(
-        rows,
-        a.integer("embedding_dim"),
+    # Not by the constructor: it draws normal numbers, which on the meta device imports a second's
+    # worth of torch.
+    return cast("Any", nn.Embedding).from_pretrained(
+        torch.empty(rows, a.integer("embedding_dim"), device="meta"),
+        freeze=False,
         padding_idx=padding,
         max_norm=a.real("max_norm", optional=True),
         norm_type=a.real("norm_type", default=2.0),
         scale_grad_by_freq=a.flag("scale_grad_by_freq", False),
         sparse=a.flag("sparse", False),
-        **_META,
     )
 
 

@@ -20,6 +20,8 @@ Node = Any
 
 def clean(text: str, limit: int = 80) -> str:
     """A foreign name for a message: short, and without control characters for the terminal."""
+    if len(text) <= limit and text.isprintable():
+        return text
     short = text if len(text) <= limit else text[:limit] + "..."
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
 
