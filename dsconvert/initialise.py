@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -27,9 +29,10 @@ def randomise(model: nn.Module, plan: Plan, *, seed: int) -> None:
 def finish(model: nn.Module, trace: Trace, plan: Plan) -> list[str]:
     """Put spectral norm back on both factors where the plan keeps it; the function stays.
 
-    The pair's scale is lost to the two norms. It is carried into what follows: the noise weight
-    and the statistics of the batch normalisation are divided by the same factor, after which the
-    normalisation's output is what it was (but for its epsilon).
+    The pair's scale is lost to the two norms. It is carried into what follows: the noise weight,
+    the statistics of the batch normalisation and the root of its epsilon are divided by the same
+    factor, after which the normalisation's output is what it was. (The factor is 10 to 30 on real
+    generators: with the epsilon left alone the image would lose 1 dB.)
 
     Returns:
         names of the convolutions that carry spectral norm again.
@@ -57,7 +60,9 @@ def _absorb(model: nn.Module, site: Site, scale: float) -> None:
         weight = model.get_submodule(site.noise).get_parameter("weight")
         weight.div_(scale)
     if site.batchnorm is not None:
-        buffers = buffers_of(model.get_submodule(site.batchnorm))
+        norm: Any = model.get_submodule(site.batchnorm)
+        buffers = buffers_of(norm)
         if buffers is not None:
             buffers[0].div_(scale)
             buffers[1].div_(scale**2)
+            norm.eps = norm.eps / scale**2

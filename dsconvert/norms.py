@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize, spectral_norm
 from dsconvert.records import NormKind
 
 _HOOKS = ("SpectralNorm", "WeightNorm")
+_POWER_ITERATIONS = 50
 
 
 def norm_kind(module: nn.Module) -> NormKind:
@@ -103,16 +104,16 @@ def respectralise(module: nn.Conv2d | nn.ConvTranspose2d) -> float:
         torch.manual_seed(0)
         spectral_norm(module, dim=dim)
     matrix = weight.transpose(0, dim).flatten(1).double()
-    small = matrix @ matrix.t() if matrix.shape[0] <= matrix.shape[1] else matrix.t() @ matrix
-    values, vectors = torch.linalg.eigh(small)
-    sigma = float(values[-1].clamp_min(0).sqrt())
-    if sigma == 0.0:
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(matrix.shape[1], generator=generator, dtype=torch.float64).to(matrix.device)
+    u = matrix @ v
+    for _ in range(_POWER_ITERATIONS):
+        u = nn.functional.normalize(matrix @ v, dim=0)
+        v = nn.functional.normalize(matrix.t() @ u, dim=0)
+    # What the module will divide by, converged or not: the scale that is carried is exact.
+    sigma = float(u @ (matrix @ v))
+    if sigma <= 0.0:
         return 1.0
-    top = vectors[:, -1]
-    if matrix.shape[0] <= matrix.shape[1]:
-        u, v = top, matrix.t() @ top / sigma
-    else:
-        u, v = matrix @ top / sigma, top
     with torch.no_grad():
         module.get_buffer("weight_u").copy_(u)
         module.get_buffer("weight_v").copy_(v)

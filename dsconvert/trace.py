@@ -7,6 +7,7 @@ through hooks, says which modules really run, how often, and at which shapes.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import traceback
 from collections.abc import Iterator, Sequence
@@ -124,6 +125,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` without data: every tensor on the meta device, nothing is duplicated."""
+    memo: dict[int, object] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers, module.__dict__):
+            for value in table.values():
+                if isinstance(value, nn.Parameter):
+                    memo[id(value)] = nn.Parameter(value.detach().to("meta"), value.requires_grad)
+                elif isinstance(value, torch.Tensor):
+                    memo[id(value)] = value.detach().to("meta")
+    return copy.deepcopy(model, memo)
+
+
 @dataclass
 class _Watch:
     calls: dict[str, int]
@@ -152,6 +166,16 @@ def _watch(model: nn.Module, example_inputs: Sequence[Any]) -> _Watch:
         for handle in handles:
             handle.remove()
     return watch
+
+
+def _observe(model: nn.Module, example_inputs: Sequence[Any]) -> _Watch:
+    """Watch a run on the meta device (no data, no time); on the real one where that fails."""
+    try:
+        twin = meta_copy(model)
+        inputs = [x.to("meta") if isinstance(x, torch.Tensor) else x for x in example_inputs]
+        return _watch(twin, inputs)
+    except Exception:  # whatever a model does that meta tensors can't: run it for real
+        return _watch(model, example_inputs)
 
 
 def _note(name: str, watch: _Watch) -> Any:
@@ -329,7 +353,7 @@ def trace(
     given = len(example_inputs) if example_inputs is not None else 0
     leaf_types = (*leaf_types, *noise_types, *norm_types)
     graph, opaque = _graph(model, leaf_types, frozenset(leaves), given)
-    watch = _watch(model, example_inputs) if example_inputs is not None else None
+    watch = _observe(model, example_inputs) if example_inputs is not None else None
     around = _Surroundings(model, graph, noise_types, norm_types)
     sites = tuple(
         _site(name, module, watch, around.look(name))

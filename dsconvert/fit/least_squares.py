@@ -12,8 +12,8 @@ from dsconvert.fit.sample import Sample
 
 RIDGES = (1e-6, 1e-4, 1e-2, 1e-1)
 """Ridges towards the start, as shares of the mean eigenvalue; held-out error picks one."""
-_MAX_UNKNOWNS = 4700
-_ALTERNATIONS = 4
+_MAX_UNKNOWNS = 2400
+_ALTERNATIONS = 3
 
 
 def ridge_towards(start: Tensor, xx: Tensor, xy: Tensor, ridge: float) -> Tensor:
@@ -72,7 +72,7 @@ def fit_depthwise_pointwise(pair: nn.Sequential, sample: Sample, *, samples: int
     taps = spatial.kernel_size[0] * spatial.kernel_size[1]
     rank = point.in_channels // inp
     # A transposed convolution would need its phases coupled; its pointwise fit is kept.
-    small = inp * taps * rank <= _MAX_UNKNOWNS and inp * taps <= _MAX_UNKNOWNS // 2
+    small = inp * taps * rank <= _MAX_UNKNOWNS
     if isinstance(spatial, nn.Conv2d) and small:
         _alternate(pair, spatial, point, sample, rank, samples)
 
@@ -139,7 +139,7 @@ def _pick(
 def fit_dense(conv: nn.Conv2d, sample: Sample, *, samples: int = 40_000) -> None:
     """Refit a kept convolution, in place, to the inputs that it now gets (it costs nothing)."""
     outs, inp, kh, kw = conv.weight.shape
-    if inp * kh * kw > _MAX_UNKNOWNS or conv.groups != 1:
+    if inp * kh * kw > 2 * _MAX_UNKNOWNS or conv.groups != 1:
         return
     (stats,) = moments(
         conv,
