@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsconvert.errors import CorruptSnapshotError, SnapshotError
-from dsconvert.snapshot.api import GENERATOR, Parsed, describe, find_adapter, is_module, parse
+from dsconvert.snapshot.api import describe
 from dsconvert.snapshot.nodes import Global, Node, Record
+from dsconvert.snapshot.parse import GENERATOR, Parsed, find_adapter, is_module, parse
 from dsconvert.snapshot.policy import Offence, Walk, examine
 from dsconvert.snapshot.storage import Storages, is_parameter, is_storage, is_tensor, parse_tensor
 

@@ -5,12 +5,9 @@
 
 from __future__ import annotations
 
-import codecs
-import struct
 from typing import TYPE_CHECKING, Any
 
 from dsconvert.snapshot.nodes import (
-    Blob,
     DictNode,
     Global,
     Node,
@@ -19,6 +16,22 @@ from dsconvert.snapshot.nodes import (
     SetNode,
     list_of,
     tuple_of,
+)
+from dsconvert.snapshot.scalars import (
+    MAX_LINE,
+    byte_array,
+    byte_string,
+    constant,
+    integer,
+    long_integer,
+    long_line,
+    number,
+    packed,
+    python_2_string,
+    quoted,
+    text_line,
+    uint,
+    unicode_string,
 )
 
 if TYPE_CHECKING:
@@ -29,132 +42,7 @@ if TYPE_CHECKING:
     Handler = Callable[[Machine], None]
 
 STOP = 0x2E
-MAX_LINE = 1 << 16
-MAX_LONG = 255
-INLINE = 64
-"""Byte strings up to this length are kept; longer ones stay in the file as a `Blob`."""
 _MISSING: Any = object()
-
-# Scalars ------------------------------------------------------------------------------------
-
-
-def _push(value: Node) -> Handler:
-    return lambda m: m.push(value)
-
-
-def _packed(form: str) -> Handler:
-    size = struct.calcsize(form)
-    return lambda m: m.push(struct.unpack(form, m.cursor.read(size))[0])
-
-
-def _uint(width: int) -> Handler:
-    return lambda m: m.push(m.cursor.uint(width))
-
-
-def _number(convert: Callable[[str], object]) -> Handler:
-    def handler(m: Machine) -> None:
-        line = m.cursor.line(MAX_LINE)
-        try:
-            if len(line) > MAX_LONG * 2:
-                raise ValueError
-            m.push(convert(line.decode("ascii")))
-        except ValueError:
-            raise m.fail("a number is malformed") from None
-
-    return handler
-
-
-def _integer(text: str) -> int:
-    # Protocol 0 spells booleans 00 and 01.
-    return text == "01" if text in ("00", "01") else int(text)
-
-
-def _long_line(text: str) -> int:
-    return int(text.removesuffix("L"))
-
-
-def _long(width: int) -> Handler:
-    def handler(m: Machine) -> None:
-        length = m.cursor.uint(width)
-        if length > MAX_LONG:
-            raise m.fail(f"an integer has more than {MAX_LONG} bytes")
-        m.push(int.from_bytes(m.cursor.read(length), "little", signed=True))
-
-    return handler
-
-
-def _text_line(decode: Callable[[bytes], str]) -> Handler:
-    def handler(m: Machine) -> None:
-        line = m.cursor.line(MAX_LINE)
-        m.count_text(len(line))
-        try:
-            m.push(decode(line))
-        except ValueError:
-            raise m.fail("a string is malformed") from None
-
-    return handler
-
-
-def _quoted(line: bytes) -> str:
-    line = line.strip()
-    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-        raise ValueError
-    # Undoes repr's backslashes and nothing else.
-    decoded: bytes = codecs.escape_decode(line[1:-1])[0]  # type: ignore[attr-defined]
-    return decoded.decode("latin-1")
-
-
-def _unicode(width: int) -> Handler:
-    def handler(m: Machine) -> None:
-        length = m.cursor.uint(width)
-        m.cursor.need(length)
-        m.count_text(length)
-        try:
-            m.push(m.cursor.read(length).decode("utf-8", "surrogatepass"))
-        except UnicodeDecodeError:
-            raise m.fail("a string is not UTF-8") from None
-
-    return handler
-
-
-def _blob(m: Machine, length: int, *, mutable: bool = False) -> None:
-    m.push(Blob(m.cursor.offset, length, mutable=mutable))
-    m.cursor.skip(length)
-
-
-def _bytes(width: int) -> Handler:
-    def handler(m: Machine) -> None:
-        length = m.cursor.uint(width)
-        m.cursor.need(length)
-        if length > INLINE:
-            _blob(m, length)
-        else:
-            m.count_text(length)
-            m.push(m.cursor.read(length))
-
-    return handler
-
-
-def _bytearray(m: Machine) -> None:
-    length = m.cursor.uint(8)
-    m.cursor.need(length)
-    _blob(m, length, mutable=True)
-
-
-def _string(width: int) -> Handler:
-    """A ``str`` of Python 2: text if short; a long one can only be an array's bytes."""
-
-    def handler(m: Machine) -> None:
-        length = m.cursor.uint(width)
-        m.cursor.need(length)
-        if length > MAX_LINE:
-            _blob(m, length)
-        else:
-            m.count_text(length)
-            m.push(m.cursor.read(length).decode("latin-1"))
-
-    return handler
-
 
 # Containers ---------------------------------------------------------------------------------
 
@@ -348,30 +236,30 @@ _OPS: dict[str, Handler] = {
     "0": _drop,
     "1": _drop_mark,
     "2": lambda m: m.push(m.top()),
-    "F": _number(float),
-    "I": _number(_integer),
-    "L": _number(_long_line),
-    "J": _packed("<i"),
-    "K": _uint(1),
-    "M": _uint(2),
-    "G": _packed(">d"),
-    "N": _push(None),
-    "\x88": _push(True),
-    "\x89": _push(False),
-    "\x8a": _long(1),
-    "\x8b": _long(4),
-    "S": _text_line(_quoted),
-    "T": _string(4),
-    "U": _string(1),
-    "B": _bytes(4),
-    "C": _bytes(1),
-    "\x8e": _bytes(8),
-    "\x96": _bytearray,
-    "V": _text_line(lambda line: line.decode("raw-unicode-escape")),
-    "X": _unicode(4),
-    "\x8c": _unicode(1),
-    "\x8d": _unicode(8),
-    ")": _push(()),
+    "F": number(float),
+    "I": number(integer),
+    "L": number(long_line),
+    "J": packed("<i"),
+    "K": uint(1),
+    "M": uint(2),
+    "G": packed(">d"),
+    "N": constant(None),
+    "\x88": constant(True),
+    "\x89": constant(False),
+    "\x8a": long_integer(1),
+    "\x8b": long_integer(4),
+    "S": text_line(quoted),
+    "T": python_2_string(4),
+    "U": python_2_string(1),
+    "B": byte_string(4),
+    "C": byte_string(1),
+    "\x8e": byte_string(8),
+    "\x96": byte_array,
+    "V": text_line(lambda line: line.decode("raw-unicode-escape")),
+    "X": unicode_string(4),
+    "\x8c": unicode_string(1),
+    "\x8d": unicode_string(8),
+    ")": constant(()),
     "t": lambda m: m.push(tuple(m.pop_mark())),
     "\x85": _tuple(1),
     "\x86": _tuple(2),

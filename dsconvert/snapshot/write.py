@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from dsconvert.errors import OutputError, SnapshotError
+from dsconvert.snapshot.encode import bytes_header, integer, storage_header, u32
 from dsconvert.snapshot.nodes import (
     Blob,
     DictNode,
@@ -116,13 +117,13 @@ class Writer:
         elif kind is bool:
             out.write(b"\x88" if node else b"\x89")
         elif kind is int:
-            out.write(_integer(node))
+            out.write(integer(node))
         elif kind is float:
             out.write(b"G" + struct.pack(">d", node))
         elif kind is str:
             self._text(node)
         elif kind is bytes:
-            out.write(_bytes_header(len(node)) + node)
+            out.write(bytes_header(len(node)) + node)
         elif kind is Global:
             self._name(node)
         elif id(node) in self._memo:
@@ -141,7 +142,7 @@ class Writer:
             self._get(known)
             return
         data = text.encode("utf-8", "surrogatepass")
-        head = b"\x8c" + bytes([len(data)]) if len(data) < 256 else b"X" + _u32(len(data))
+        head = b"\x8c" + bytes([len(data)]) if len(data) < 256 else b"X" + u32(len(data))
         self._out.write(head + data)
         self._texts[text] = self._index()
 
@@ -161,7 +162,7 @@ class Writer:
         if node.mutable:
             self._out.write(b"\x96" + struct.pack("<Q", node.length))
         else:
-            self._out.write(_bytes_header(node.length))
+            self._out.write(bytes_header(node.length))
         done, view = 0, memoryview(self._buffer)
         while done < node.length:
             part = view[: min(CHUNK, node.length - done)]
@@ -179,7 +180,7 @@ class Writer:
             )
         name, size = _STORAGE_NAMES[dtype]
         head = storage_header(name, data.numel(), str(self._count))
-        self._out.write(_bytes_header(len(head) + size * data.numel()) + head)
+        self._out.write(bytes_header(len(head) + size * data.numel()) + head)
         if data.numel():
             self._out.write(memoryview(cast("Any", data.view(-1).view(torch.uint8).numpy())))
 
@@ -254,53 +255,6 @@ def _pair_batches(pairs: list[tuple[Node, Node]]) -> list[Node]:
         flat = [part for pair in pairs[start : start + BATCH] for part in pair]
         work += [_Code(b"("), *flat, _Code(b"u")]
     return work
-
-
-def _u32(value: int) -> bytes:
-    return struct.pack("<I", value)
-
-
-def _integer(value: int) -> bytes:
-    if 0 <= value < 256:
-        return b"K" + bytes([value])
-    if 0 <= value < 65536:
-        return b"M" + struct.pack("<H", value)
-    if -(1 << 31) <= value < 1 << 31:
-        return b"J" + struct.pack("<i", value)
-    size = (value.bit_length() >> 3) + 1
-    return b"\x8a" + bytes([size]) + value.to_bytes(size, "little", signed=True)
-
-
-def _bytes_header(length: int) -> bytes:
-    if length < 256:
-        return b"C" + bytes([length])
-    if length < 1 << 32:
-        return b"B" + _u32(length)
-    return b"\x8e" + struct.pack("<Q", length)
-
-
-def storage_header(storage: str, numel: int, key: str) -> bytes:
-    """The front of a storage in torch's legacy file format; raw elements follow.
-
-    Every torch from 1.0 on reads it (``torch.serialization._legacy_load``).
-    """
-
-    def text(value: str) -> bytes:
-        return b"X" + _u32(len(value)) + value.encode("ascii")
-
-    sizes = b"}(" + text("short") + b"K\x02" + text("int") + b"K\x04" + text("long") + b"K\x04u"
-    info = text("protocol_version") + b"M\xe9\x03" + text("little_endian") + b"\x88"
-    return b"".join(
-        (
-            b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
-            b"\x80\x02M\xe9\x03.",
-            b"\x80\x02}(" + info + text("type_sizes") + sizes + b"u.",
-            b"\x80\x02(" + text("storage") + b"ctorch\n" + storage.encode("ascii") + b"\n",
-            text(key) + text("cpu") + _integer(numel) + b"NtQ.",
-            b"\x80\x02]" + text(key) + b"a.",
-            struct.pack("<q", numel),
-        )
-    )
 
 
 def write_file(path: Path, root: Node, source: Source | None, *, overwrite: bool) -> None:

@@ -13,11 +13,12 @@ import struct
 import zipfile
 from typing import TYPE_CHECKING
 
-from dsconvert.snapshot.api import parse
+from dsconvert.snapshot.encode import storage_header
 from dsconvert.snapshot.nodes import DictNode, Global, Node, Record
+from dsconvert.snapshot.parse import parse
 from dsconvert.snapshot.source import Source
 from dsconvert.snapshot.storage import is_parameter, is_tensor
-from dsconvert.snapshot.write import Writer, storage_header
+from dsconvert.snapshot.write import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,8 +12,8 @@ from conftest import small_generator
 
 from dsconvert.errors import CorruptSnapshotError, DsconvertError, UnsafeSnapshotError
 from dsconvert.snapshot import load_snapshot, new_snapshot, save_snapshot
+from dsconvert.snapshot.encode import storage_header
 from dsconvert.snapshot.nodes import DictNode, Record
-from dsconvert.snapshot.write import storage_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -26,9 +26,9 @@ from dsconvert.errors import (
     UsageError,
 )
 from dsconvert.snapshot import inspect_snapshot, load_snapshot, new_snapshot, save_snapshot
-from dsconvert.snapshot.api import parse
 from dsconvert.snapshot.machine import Machine
 from dsconvert.snapshot.nodes import Blob, DictNode, children
+from dsconvert.snapshot.parse import parse
 from dsconvert.snapshot.policy import Walk, examine
 from dsconvert.snapshot.source import Cursor, Source
 from dsconvert.snapshot.storage import is_storage
