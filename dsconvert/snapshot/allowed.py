@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from dsconvert.snapshot.nodes import Blob, DictNode, Global, Node, Record
+from dsconvert.snapshot.nodes import Blob, DictNode, Global, Node, Record, tuple_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -198,6 +198,44 @@ CALLS: dict[Key, tuple[Callable[[tuple[Node, ...]], bool], frozenset[str]]] = {
     **{(m, "complex"): (_floats, frozenset[str]()) for m in _BUILTINS},
 }
 """Callables a pickle may name: a check of the arguments, and what may follow the call."""
+
+
+def _dtype_state(state: Node) -> bool:
+    # Version, byte order, no sub-array, no names, no fields, sizes, and flags: those say whether
+    # elements are object pointers, so anything but 0 would let bytes pass for objects.
+    values = tuple_of(state)
+    return (
+        values is not None
+        and 8 <= len(values) <= 9
+        and type(values[0]) is int
+        and type(values[1]) is str
+        and values[1] in ("<", ">", "|", "=")
+        and values[2:5] == (None, None, None)
+        and all(type(v) is int for v in values[5:8])
+        and values[7] == 0
+        and all(v is None for v in values[8:])
+    )
+
+
+def _array_state(state: Node) -> bool:
+    values = tuple_of(state)
+    shape = tuple_of(values[1]) if values is not None and len(values) == 5 else None
+    return (
+        values is not None
+        and shape is not None
+        and type(values[0]) is int
+        and all(type(v) is int and v >= 0 for v in shape)
+        and _is_dtype(values[2])
+        and type(values[3]) is bool
+        and _is_bytes(values[4])
+    )
+
+
+STATES: dict[Key, Callable[[Node], bool]] = {
+    ("numpy", "dtype"): _dtype_state,
+    **{(f"{m}.multiarray", "_reconstruct"): _array_state for m in _NUMPY},
+}
+"""Calls whose result is given a state of its own kind, and a check of it."""
 
 CLASS_ARGUMENTS: frozenset[Key] = frozenset(
     {

@@ -15,6 +15,7 @@ from dsconvert.snapshot.allowed import (
     CALLS,
     CLASS_ARGUMENTS,
     HOOK_CLASSES,
+    STATES,
     class_allowed,
     forbidden_attribute,
 )
@@ -159,6 +160,11 @@ def _judge_record(node: Record) -> list[tuple[str, str]]:
         if not check(node.args):
             return [(str(func), "would be called with arguments it never has")]
         found = [(str(func), f"is followed by {op}") for op, _ in node.ops if op not in follow]
+        state_check = STATES.get(func.key)
+        if state_check is not None:
+            for op, value in node.ops:
+                if op == "build" and not state_check(value):
+                    found.append((str(func), "is given state that it never has"))
     else:
         if not class_allowed(func.key):
             return [(str(func), "would be instantiated")]

@@ -350,6 +350,27 @@ FRAGMENTS: dict[str, tuple[Callable[[str], bytes], bool]] = {
         lambda p: call(g("numpy", "dtype"), s("O8"), b"\x89", b"\x88"),
         False,
     ),
+    "numpy-dtype-flags": (
+        lambda p: (
+            call(g("numpy", "dtype"), s("V8"), b"\x89", b"\x88")
+            + t(b"K\x03", s("|"), NONE, NONE, NONE, b"K\x08", b"K\x01", b"K\x3f")
+            + BUILD
+        ),
+        False,
+    ),
+    "numpy-array-state": (
+        lambda p: (
+            call(
+                g("numpy.core.multiarray", "_reconstruct"),
+                g("numpy", "ndarray"),
+                t(b"K\x00"),
+                b"C\x01b",
+            )
+            + t(b"K\x01", t(b"K\x01"), call(MKDIR, s(p)), b"\x89", b"C\x00")
+            + BUILD
+        ),
+        True,
+    ),
     "numpy-array-of-trap": (
         lambda p: call(
             g("numpy.core.multiarray", "_reconstruct"), trap("New"), t(b"K\x00"), raw(b"b")

@@ -11,6 +11,7 @@ import pickle
 import zipfile
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from conftest import shared_folder, small_generator
@@ -125,6 +126,8 @@ def test_a_file_that_is_only_carried_keeps_its_meaning(small: Path, tmp_path: Pa
         "size": torch.Size([2, 3]),
         "device": torch.device("cuda:1"),
         "complex": 1 + 2j,
+        "scalar": np.float64(0.5),
+        "array-type": np.dtype("<i4"),
     }
     shared_list = [1]
     data["twice"] = [shared_list, shared_list]
@@ -132,7 +135,9 @@ def test_a_file_that_is_only_carried_keeps_its_meaning(small: Path, tmp_path: Pa
     ring.append(ring)
     for protocol in range(6):
         path, out = tmp_path / f"in{protocol}.pkl", tmp_path / f"out{protocol}.pkl"
-        body = pickle.dumps({"carried": data, "ring": ring}, protocol=protocol)
+        array = np.arange(40, dtype=np.float32).reshape(5, 8)
+        entries = {"carried": data, "ring": ring, "array": array}
+        body = pickle.dumps(entries, protocol=protocol)
         # One file: G_ema from the small snapshot, the rest from Python's own pickler.
         path.write_bytes(_with_entries(small, body, tmp_path))
         snap = load_snapshot(path)
@@ -142,6 +147,7 @@ def test_a_file_that_is_only_carried_keeps_its_meaning(small: Path, tmp_path: Pa
         assert loaded["carried"] == data
         assert loaded["carried"]["twice"][0] is loaded["carried"]["twice"][1]
         assert loaded["ring"][0] is loaded["ring"]
+        assert np.array_equal(loaded["array"], array)
 
 
 def _with_entries(small: Path, body: bytes, tmp_path: Path) -> bytes:
