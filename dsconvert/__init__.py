@@ -1,1 +1,78 @@
-"""dsconvert: make an existing GAN generator small and fast without losing its pictures."""
+"""dsconvert: make an existing GAN generator small and fast without losing its pictures.
+
+``import dsconvert`` is cheap: torch is imported when a name is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dsconvert.errors import DsconvertError
+    from dsconvert.pipeline import (
+        apply,
+        convert,
+        convert_snapshot,
+        cost,
+        merge,
+        plan,
+        plan_snapshot,
+    )
+    from dsconvert.records import Conversion, Cost, Plan
+    from dsconvert.snapshot import (
+        Snapshot,
+        inspect_snapshot,
+        load_snapshot,
+        new_snapshot,
+        save_snapshot,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "dsconvert.errors": ("DsconvertError",),
+    "dsconvert.records": ("Conversion", "Cost", "Plan"),
+    "dsconvert.pipeline": (
+        "apply",
+        "convert",
+        "convert_snapshot",
+        "cost",
+        "merge",
+        "plan",
+        "plan_snapshot",
+    ),
+    "dsconvert.snapshot": (
+        "Snapshot",
+        "inspect_snapshot",
+        "load_snapshot",
+        "new_snapshot",
+        "save_snapshot",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Conversion",
+    "Cost",
+    "DsconvertError",
+    "Plan",
+    "Snapshot",
+    "apply",
+    "convert",
+    "convert_snapshot",
+    "cost",
+    "inspect_snapshot",
+    "load_snapshot",
+    "merge",
+    "new_snapshot",
+    "plan",
+    "plan_snapshot",
+    "save_snapshot",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'dsconvert' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)

@@ -7,6 +7,8 @@ pair computes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, spectral_norm
@@ -35,7 +37,8 @@ def effective_weight(module: nn.Module) -> Tensor:
     module.eval()
     try:
         with torch.no_grad():
-            for hook in module._forward_pre_hooks.values():
+            hooks: list[Any] = list(module._forward_pre_hooks.values())
+            for hook in hooks:
                 if type(hook).__name__ == "SpectralNorm":
                     return hook.compute_weight(module, do_power_iteration=False).detach()
                 if type(hook).__name__ == "WeightNorm":

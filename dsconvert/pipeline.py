@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from dsconvert.adapter import Adapter, adapter_for
-from dsconvert.errors import UsageError
+from dsconvert.errors import AdapterError, UsageError
 from dsconvert.fit import BATCH, DEFAULT_LATENTS, Outcome, Progress, run
 from dsconvert.initialise import finish, randomise
-from dsconvert.merge import merge
+from dsconvert.merging import merge
 from dsconvert.norms import fold, norm_kind
-from dsconvert.plan import make_plan
+from dsconvert.planner import make_plan
 from dsconvert.records import INITS, Conversion, Cost, Fit, Plan
 from dsconvert.report.counts import count
 from dsconvert.rewrite import check, copied, rewrite
@@ -33,6 +33,7 @@ __all__ = [
     "merge",
     "plan",
     "plan_snapshot",
+    "sampler_of",
 ]
 
 Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
@@ -76,6 +77,18 @@ def _sampler(model: nn.Module, inputs: Inputs | None, adapter: Adapter | None) -
     if inputs is not None:
         return inputs
     return adapter.sampler(model) if adapter is not None else None
+
+
+def sampler_of(model: nn.Module) -> Inputs:
+    """The sampler that the model's adapter knows.
+
+    Raises:
+        AdapterError: no installed adapter knows the model.
+    """
+    adapter = adapter_for(model)
+    if adapter is None:
+        raise AdapterError(f"no installed adapter knows {type(model).__name__}; pass inputs.")
+    return adapter.sampler(model)
 
 
 def _examples(
@@ -227,9 +240,7 @@ def apply(
         fits = _merged(fits, outcome.fits)
         notes += outcome.notes
         if outcome.refitted:
-            notes.append(
-                "kept, but refitted to their new inputs: " + ", ".join(outcome.refitted)
-            )
+            notes.append("kept, but refitted to their new inputs: " + ", ".join(outcome.refitted))
         seconds["fit" if init == "fit" else "statistics"] = time.perf_counter() - began
     finish(student, traced.trace, plan)
 
@@ -354,7 +365,7 @@ def convert_snapshot(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> SnapshotConversion:
-    """Convert ``G_ema``, and ``G`` where the file has it, by one plan, each from its own weights."""
+    """Convert ``G_ema``, and ``G`` where the file has it: one plan, each its own weights."""
     decided = plan or plan_snapshot(snap, preset=preset, rank=rank, keep=keep)
     conversions: dict[str, Conversion] = {}
     for key in ("G_ema", "G"):

@@ -114,7 +114,9 @@ class Plan:
         try:
             data: Any = json.loads(text)
         except ValueError as error:
-            raise PlanError(f"the plan is not JSON ({error}); write one with --plan-only.") from None
+            raise PlanError(
+                f"the plan is not JSON ({error}); write one with --plan-only."
+            ) from None
         if not isinstance(data, dict) or data.pop("dsconvert_plan", None) != 1:
             raise PlanError("this JSON is not a dsconvert plan (version 1); see --plan-only.")
         try:
@@ -145,7 +147,7 @@ def _decision(row: Any) -> Decision:
         bad.append(f"norm {decision.norm!r} is not keep or fold")
     if decision.rank is not None and type(decision.rank) is not int:
         bad.append(f"rank {decision.rank!r} is not a whole number")
-    if not isinstance(decision.site, str):
+    if type(decision.site) is not str:
         bad.append(f"site {decision.site!r} is not a name")
     if bad:
         raise PlanError(f"the plan's line for {decision.site}: {'; '.join(bad)}.")

@@ -66,7 +66,9 @@ def check(trace: Trace, plan: Plan) -> list[tuple[Site, Decision, Rule]]:
             )
         else:
             rewrites.append((site, decision, rule))
-    problems += [f"{name} is to be removed but runs" for name in plan.remove if name not in trace.dead]
+    problems += [
+        f"{name} is to be removed but runs" for name in plan.remove if name not in trace.dead
+    ]
     if problems:
         raise PlanError(
             f"the plan (made for {plan.model}) does not fit this {trace.model}: "

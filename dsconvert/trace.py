@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +86,10 @@ def _defaults(model: nn.Module, given: int) -> dict[str, Any]:
 
 
 def _graph(
-    model: nn.Module, leaf_types: tuple[type[nn.Module], ...], leaf_names: frozenset[str], given: int
+    model: nn.Module,
+    leaf_types: tuple[type[nn.Module], ...],
+    leaf_names: frozenset[str],
+    given: int,
 ) -> tuple[fx.Graph, dict[str, str]]:
     tracer = _Tracer(leaf_types, leaf_names)
     try:
@@ -110,7 +113,7 @@ def _graph(
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Generator[None, None, None]:
     """Put ``model`` in eval mode for a while and give every module its own mode back.
 
     The random state is forked too: looking at a model must not move the caller's generator.
@@ -284,7 +287,9 @@ def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[1]))
 
 
-def _site(name: str, conv: nn.Conv2d | nn.ConvTranspose2d, watch: _Watch | None, around: Any) -> Site:
+def _site(
+    name: str, conv: nn.Conv2d | nn.ConvTranspose2d, watch: _Watch | None, around: Any
+) -> Site:
     upsample, noise, batchnorm, absorbs = around
     calls = watch.calls.get(name, 0) if watch else None
     out = watch.outputs.get(name) if watch else None

@@ -124,12 +124,13 @@ def _descend(mix: Tensor, filters: Tensor, stats: tuple[Moments, ...]) -> tuple[
     best, keep = float("inf"), (mix, filters)
     for _ in range(_STEPS):
         loss = _loss(a, b, stats) / energy
-        if float(loss) < best:
-            best, keep = float(loss), (a.detach().clone(), b.detach().clone())
+        now = float(loss.detach())
+        if now < best:
+            best, keep = now, (a.detach().clone(), b.detach().clone())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-    if float(_loss(a, b, stats)) / energy < best:
+    if float(_loss(a, b, stats).detach()) / energy < best:
         keep = (a.detach(), b.detach())
     return keep

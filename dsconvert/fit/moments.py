@@ -166,7 +166,9 @@ def moments(
     for phase in _phases(conv):
         if not phase.taps:
             continue
-        targets = [y[:, :, phase.offset[0] :: every[0], phase.offset[1] :: every[1]] for y in wanted]
+        targets = [
+            y[:, :, phase.offset[0] :: every[0], phase.offset[1] :: every[1]] for y in wanted
+        ]
         total = sum(t.shape[0] * t.shape[2] * t.shape[3] for t in targets)
         share = min(1.0, samples / max(1, total))
         channels, outs = views[0].shape[1], wanted[0].shape[1]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 
 @dataclass
@@ -113,15 +114,15 @@ class Stream:
 
     def _place(self, node: fx.Node, index: int) -> None:
         for batch, (teacher, student) in zip(self._batches, self._envs, strict=True):
-            if index < len(batch):
-                value = batch[index]
-            else:
-                value = node.args[0] if node.args else None
-            teacher[node] = student[node] = value
+            # Beyond the given arguments a placeholder takes the parameter's default.
+            default: Any = node.args[0] if node.args else None
+            teacher[node] = student[node] = batch[index] if index < len(batch) else default
 
-    def _args(self, node: fx.Node, env: dict[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _args(
+        self, node: fx.Node, env: dict[fx.Node, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         look = env.__getitem__
-        return fx.node.map_arg(node.args, look), fx.node.map_arg(node.kwargs, look)
+        return map_arg(node.args, look), map_arg(node.kwargs, look)
 
     def _evaluate(self, model: nn.Module, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
         args, kwargs = self._args(node, env)

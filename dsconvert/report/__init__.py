@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Costs (fvcore), tables (rich) and JSON. Nothing here prints."""

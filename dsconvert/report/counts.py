@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from dsconvert.records import Cost, LayerCost
 from dsconvert.trace import evaluating
 
+with warnings.catch_warnings():
+    # fvcore scripts a function at import, which today's torch calls deprecated.
+    warnings.simplefilter("ignore")
+    from fvcore.nn import FlopCountAnalysis
+
 NO_INPUTS = "no MACs: nothing says what the inputs look like (pass example_inputs)"
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None, None, None]:
     logger = logging.getLogger("fvcore.nn.jit_analysis")
     level = logger.level
     logger.setLevel(logging.ERROR)

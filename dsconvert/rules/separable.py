@@ -29,7 +29,7 @@ def _blank(cls: type[nn.Module], *args: object, **kwargs: object) -> nn.Module:
 def pointwise(inp: int, out: int, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     """A 1x1 convolution with the given ``(out, inp)`` weight."""
     conv = _blank(nn.Conv2d, inp, out, 1, bias=bias is not None)
-    assert isinstance(conv, nn.Conv2d)  # noqa: S101 - narrows the type
+    assert isinstance(conv, nn.Conv2d)
     assign(conv, weight, bias)
     return conv
 
@@ -48,7 +48,7 @@ def depthwise(
         bias=bias is not None,
         **spatial_options(site),
     )
-    assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)  # noqa: S101 - narrows the type
+    assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
     assign(conv, weight, bias)
     return conv
 

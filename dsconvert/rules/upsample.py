@@ -8,6 +8,7 @@ depthwise transposed convolution (see :func:`dsconvert.factorise.upsampled`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
@@ -36,7 +37,7 @@ def _refuses(site: Site) -> str | None:
 
 
 def _transposed(inp: int, out: int, groups: int, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    conv = skip_init(
+    conv: Any = skip_init(
         nn.ConvTranspose2d, inp, out, 4, stride=2, padding=1, groups=groups, bias=bias is not None
     )
     assign(conv, weight, bias)

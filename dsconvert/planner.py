@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from dsconvert.errors import PlanError
 from dsconvert.records import PRESETS, Decision, Plan, Site, Trace
@@ -39,7 +39,7 @@ def _structural(site: Site) -> str | None:
     """Why no preset but ``fast`` would touch this convolution, or None."""
     if (why := rule_named("dw-pw").refuses(site)) is not None:
         return why
-    if site.out_channels <= _IMAGE_CHANNELS:
+    if site.out_channels <= _IMAGE_CHANNELS and site.batchnorm is None:
         return f"makes the image ({site.out_channels} channels): little cost, all of the quality"
     if site.in_channels <= _IMAGE_CHANNELS:
         return f"reads {site.in_channels} channels: little to gain"
@@ -233,7 +233,7 @@ def _decide(
     keep: Sequence[str],
     preset: str,
 ) -> Decision:
-    common = {"params_before": site.params, "macs_before": site.macs}
+    common: dict[str, Any] = {"params_before": site.params, "macs_before": site.macs}
     if any(site.name == r or site.name.startswith(f"{r}.") for r in removed):
         return Decision(
             site=site.name,

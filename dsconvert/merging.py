@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ def merge_pair(pair: nn.Sequential) -> nn.Conv2d | nn.ConvTranspose2d:
     if isinstance(spatial, nn.ConvTranspose2d):
         options["output_padding"] = spatial.output_padding
     cls = nn.ConvTranspose2d if transposed else nn.Conv2d
-    dense = skip_init(cls, inp, outs, (kh, kw), bias=bias is not None, **options)
+    dense: Any = skip_init(cls, inp, outs, (kh, kw), bias=bias is not None, **options)
     weight: Tensor = (kernel.transpose(0, 1) if transposed else kernel).to(mix.dtype)
     assign(dense, weight, bias.detach() if bias is not None else None)
     dense.requires_grad_(any(p.requires_grad for p in pair.parameters()))

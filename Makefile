@@ -1,0 +1,43 @@
+# The two commands of the README: `make demo` and `make test`. Both work on a fresh machine with
+# Python 3.11, make and pip. `make check` is what CI runs, in an environment that exists already.
+PYTHON ?= python3
+VENV ?= .venv
+# torchvision (timm and clean-fid need it) must match torch.
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+OUT ?= out
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check clean
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	touch $@
+
+$(VENV)/.user: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable ".[dev,metrics]"
+	touch $@ $(VENV)/.user
+
+demo: $(VENV)/.user
+	mkdir -p $(OUT)
+	$(BIN)/python examples/make_demo_snapshot.py $(OUT)/demo.pkl
+	$(BIN)/dsconvert $(OUT)/demo.pkl --out $(OUT)/demo-fast.pkl --calibrate 128 --overwrite
+	$(BIN)/dsconvert compare $(OUT)/demo.pkl $(OUT)/demo-fast.pkl --seeds 0-5 --out $(OUT)/side_by_side.png --overwrite
+
+test: $(VENV)/.dev
+	$(MAKE) check
+
+check:
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) $(OUT)
