@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dsconvert.adapter import adapters
 from dsconvert.errors import CorruptSnapshotError, UnsafeSnapshotError
 from dsconvert.snapshot.allowed import (
     BARE,
@@ -16,6 +17,7 @@ from dsconvert.snapshot.allowed import (
     CLASS_ARGUMENTS,
     HOOK_CLASSES,
     STATES,
+    Key,
     class_allowed,
     forbidden_attribute,
 )
@@ -148,7 +150,7 @@ def _judge_hooks(value: Node) -> list[tuple[str, str]]:
     ]
 
 
-def _judge_record(node: Record) -> list[tuple[str, str]]:
+def _judge_record(node: Record, known: frozenset[Key]) -> list[tuple[str, str]]:
     func = node.func
     if type(func) is not Global:
         return [(_describe(func), "is called, though it is not a name")]
@@ -166,7 +168,7 @@ def _judge_record(node: Record) -> list[tuple[str, str]]:
                 if op == "build" and not state_check(value):
                     found.append((str(func), "is given state that it never has"))
     else:
-        if not class_allowed(func.key):
+        if not class_allowed(func.key) and func.key not in known:
             return [(str(func), "would be instantiated")]
         if node.args or (type(node.kwargs) is DictNode and node.kwargs.items):
             return [(str(func), "would be constructed with arguments")]
@@ -219,11 +221,13 @@ def examine(
             path = kept.path(node)
             found.setdefault((name, path), Offence(name=name, path=path, why=why))
 
+    # Whoever installs an adapter vouches for the classes that it names.
+    known = frozenset(key for adapter in adapters() for key in adapter.classes)
     vouched: set[int] = set()
     storages = Storages(source)
     for node in kept.nodes:
         if type(node) is Record:
-            for name, why in _judge_record(node):
+            for name, why in _judge_record(node, known):
                 report(name, node, why)
             if type(node.func) is Global:
                 vouched.add(id(node.func))

@@ -1,0 +1,61 @@
+"""Write a small snapshot in the official format, for the demo.
+
+The generator is **untrained**: random weights from a fixed seed, so its pictures are abstract
+blobs. What the demo shows is that the conversion keeps them, and what it saves.
+
+    python examples/make_demo_snapshot.py out/demo.pkl
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from dsconvert_adapters.projected_gan import Generator
+from torch import nn
+
+from dsconvert import new_snapshot, save_snapshot
+
+
+def untrained_generator(*, resolution: int = 128, ngf: int = 16, seed: int = 0) -> Generator:
+    """An official-style generator with random weights and settled statistics.
+
+    Batch normalisation of a fresh model believes that everything has mean 0 and variance 1;
+    a few batches in training mode give it the statistics that training would have left behind.
+    The noise weights start at zero and get a small value, so that the demo covers them.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        generator = Generator.from_config(resolution=resolution, ngf=ngf)
+        for name, parameter in generator.named_parameters():
+            if name.endswith("weight") and parameter.numel() == 1:
+                parameter.data.fill_(0.05)
+        norms = [m for m in generator.modules() if isinstance(m, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.train()
+            norm.momentum = None  # a plain average over the batches
+        with torch.no_grad():
+            for _ in range(4):
+                generator(torch.randn(8, generator.z_dim), torch.zeros(8, 0))
+        for norm in norms:
+            norm.eval()
+            norm.momentum = 0.1
+    return generator
+
+
+def main() -> None:
+    """Write the file named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--ngf", type=int, default=16, help="width (official files: 128)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    generator = untrained_generator(ngf=options.ngf, seed=options.seed)
+    save_snapshot(new_snapshot(generator), generator, options.out, overwrite=True)
+    size = options.out.stat().st_size / 1e6
+    print(f"wrote {options.out} ({size:.1f} MB): an UNTRAINED 128 px generator, random weights")
+
+
+if __name__ == "__main__":
+    main()
