@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 from torch import nn
@@ -22,8 +24,17 @@ with warnings.catch_warnings():
     # fvcore scripts a function at import, which today's torch calls deprecated.
     warnings.simplefilter("ignore")
     from fvcore.nn import FlopCountAnalysis
+    from fvcore.nn.jit_handles import get_shape
 
 NO_INPUTS = "no MACs: nothing says what the inputs look like (pass example_inputs)"
+
+
+def _convolution_mode(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """MACs of a convolution with ``padding="same"``, an operator that fvcore does not know."""
+    weight, result = get_shape(inputs[1]), get_shape(outputs[0])
+    if weight is None or result is None:
+        return Counter()
+    return Counter({"conv": prod(weight) * result[0] * prod(result[2:])})
 
 
 @contextmanager
@@ -57,6 +68,7 @@ def count(model: nn.Module, inputs: Sequence[Any] | None = None) -> Cost:
         return _cost(model, {}, None, {}, (), NO_INPUTS)
     with _quiet(), evaluating(model):
         analysis = FlopCountAnalysis(model, tuple(inputs))
+        analysis.set_op_handle("aten::_convolution_mode", _convolution_mode)
         analysis.unsupported_ops_warnings(enabled=False)
         analysis.uncalled_modules_warnings(enabled=False)
         by_module = dict(analysis.by_module())
