@@ -1,8 +1,11 @@
 """Parameters and MACs, counted by fvcore.
 
-fvcore counts one multiply-accumulate as one; so do we, and call it a MAC. It counts convolutions
-(transposed and grouped ones too), matrix products, normalisations and resampling; element-wise
-work (activations, noise) is not counted but named in ``Cost.unsupported``.
+What counts: fvcore's own operators, one multiply-accumulate as one (a MAC, not two FLOPs):
+convolutions (plain, grouped, transposed: input positions x kernel x I x O / groups), matrix
+products, and, at one or a few operations an element, normalisations and resampling, which are
+0.2 % of an official generator. What does not: element-wise work (activations, noise) and the small
+products that spectral norm's hook repeats for the weight (``mv``, ``dot``, ``div``). It is named in
+``Cost.unsupported``, never silently dropped.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from contextlib import contextmanager
 from math import prod
 from typing import Any
 
+import torch
 from torch import nn
 
 from dsconvert.records import Cost, LayerCost
@@ -55,23 +59,43 @@ def _params(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def _one_sample(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """The first sample of a batch: every tensor with the first tensor's leading size is cut."""
+    sizes = [a.shape[0] for a in inputs if isinstance(a, torch.Tensor) and a.dim() > 0]
+    if not sizes or sizes[0] < 2:
+        return tuple(inputs)
+    return tuple(
+        a[:1] if isinstance(a, torch.Tensor) and a.dim() > 0 and a.shape[0] == sizes[0] else a
+        for a in inputs
+    )
+
+
 def count(model: nn.Module, inputs: Sequence[Any] | None = None) -> Cost:
     """Count ``model`` for one sample.
 
     Args:
-        model: any module; run once, in eval mode, and left as it was. (fvcore traces with
-            torch.jit, which has no meta device for convolutions.)
-        inputs: positional arguments of one forward call with batch 1. Without them only
-            parameters are counted, and ``note`` says why.
+        model: any module; run once, in eval mode, and left as it was: its modes, and the global
+            random state, are put back. (fvcore traces with torch.jit, which has no meta device
+            for convolutions.)
+        inputs: positional arguments of one forward call; of a batch, the first sample is used.
+            Without them only parameters are counted, and ``note`` says why.
+
+    Returns:
+        The cost. ``macs`` is None, and ``note`` says why, without inputs and where torch.jit
+        can't trace the model (which is no reason to lose a conversion).
     """
     if inputs is None:
         return _cost(model, {}, None, {}, (), NO_INPUTS)
     with _quiet(), evaluating(model):
-        analysis = FlopCountAnalysis(model, tuple(inputs))
+        analysis = FlopCountAnalysis(model, _one_sample(inputs))
         analysis.set_op_handle("aten::_convolution_mode", _convolution_mode)
         analysis.unsupported_ops_warnings(enabled=False)
         analysis.uncalled_modules_warnings(enabled=False)
-        by_module = dict(analysis.by_module())
+        try:
+            by_module = dict(analysis.by_module())
+        except Exception as error:  # whatever the user's forward or torch.jit raises
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            return _cost(model, {}, None, {}, (), f"no MACs: fvcore can't run it ({reason})")
         unsupported = dict(analysis.unsupported_ops())
         uncalled = tuple(sorted(analysis.uncalled_modules()))
     return _cost(model, by_module, int(by_module[""]), unsupported, uncalled, None)
