@@ -1,8 +1,9 @@
 """A rewrite rule of your own: a k x k convolution as a vertical one and a horizontal one.
 
 The idea is Jaderberg, Vedaldi & Zisserman, "Speeding up Convolutional Neural Networks with Low
-Rank Expansions" (2014). The kernel ``(O, I, kh, kw)`` is read as a matrix with rows ``(i, y)`` and
-columns ``(o, x)`` and cut to rank R: ``(kh, 1)`` from I to R channels, then ``(1, kw)`` from R to O.
+Rank Expansions" (2014). The kernel ``(O, I, kh, kw)`` is read as a matrix with rows ``(i, y)``
+and columns ``(o, x)`` and cut to rank R: ``(kh, 1)`` from I to R channels, then ``(1, kw)`` from R
+to O.
 
     python examples/custom_rule.py
 """

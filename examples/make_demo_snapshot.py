@@ -1,7 +1,9 @@
 """Write a small snapshot in the official format, for the demo.
 
 The generator is **untrained**: random weights from a fixed seed, so its pictures are abstract
-blobs. What the demo shows is that the conversion keeps them, and what it saves.
+blobs, and the demo shows the machinery, not the quality that a trained network keeps. Its 3x3
+kernels are smoothed: kernels of pure noise have no structure that any low rank could keep, and no
+trained network has such kernels.
 
     python examples/make_demo_snapshot.py out/demo.pkl
 """
@@ -13,9 +15,25 @@ from pathlib import Path
 
 import torch
 from dsconvert_adapters.projected_gan import Generator
+from dsconvert_adapters.projected_gan.architecture import settle_spectral_norm
 from torch import nn
+from torch.nn import functional as F
 
 from dsconvert import new_snapshot, save_snapshot
+
+
+def smooth(generator: nn.Module, *, times: int = 2) -> None:
+    """Blur every 3x3 kernel over its nine taps with a binomial filter."""
+    line = torch.tensor([0.25, 0.5, 0.25])
+    blur = (line[:, None] * line)[None, None]
+    for conv in generator.modules():
+        if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
+            weight = conv.get_parameter("weight_orig")
+            taps = weight.data.reshape(-1, 1, 3, 3)
+            for _ in range(times):
+                taps = F.conv2d(taps, blur, padding=1)
+            weight.data.copy_(taps.reshape(weight.shape))
+    settle_spectral_norm(generator)
 
 
 def untrained_generator(*, resolution: int = 128, ngf: int = 16, seed: int = 0) -> Generator:
@@ -28,6 +46,7 @@ def untrained_generator(*, resolution: int = 128, ngf: int = 16, seed: int = 0) 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         generator = Generator.from_config(resolution=resolution, ngf=ngf)
+        smooth(generator)
         for name, parameter in generator.named_parameters():
             if name.endswith("weight") and parameter.numel() == 1:
                 parameter.data.fill_(0.05)

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,11 +18,12 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 with one sentence for bad input, 130 when interrupted."""
-    options = parse(list(sys.argv[1:] if argv is None else argv))
     try:
+        options = parse(list(sys.argv[1:] if argv is None else argv))
         from dsconvert.cli import commands
 
         commands.COMMANDS[options.command](options)
+        sys.stdout.flush()
     except DsconvertError as error:
         sys.stderr.write(f"dsconvert: {error}\n")
         return USAGE
@@ -29,6 +31,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("dsconvert: interrupted; nothing was written.\n")
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+        # The reader (head, say) has gone; keep the interpreter's last flush from complaining.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -26,9 +26,17 @@ from dsconvert.snapshot import inspect_snapshot, load_snapshot, save_snapshot
 _WIDE = 150
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave the exit code to ``main``; rich would exit with 1."""
+        raise BrokenPipeError
+
+
 def _console() -> Console:
-    # A pipe has no width of its own; a table folded to 80 columns helps nobody.
-    return Console() if sys.stdout.isatty() else Console(width=_WIDE)
+    # A pipe has no width of its own; a table folded to 80 columns helps nobody. No markup: file and
+    # module names may have brackets in them.
+    width = None if sys.stdout.isatty() else _WIDE
+    return _Console(width=width, markup=False, highlight=False, soft_wrap=False)
 
 
 def _emit(data: dict[str, Any]) -> None:
@@ -96,9 +104,10 @@ def convert(options: Namespace) -> None:
 
 
 class _Bars:
-    """A progress bar a stage, on stderr, with the time that is left."""
+    """A progress bar a stage, on stderr, with the time that is left; a terminal only."""
 
     def __init__(self, *, hidden: bool) -> None:
+        console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -106,20 +115,20 @@ class _Bars:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[detail]}"),
-            console=Console(stderr=True),
-            disable=hidden,
+            console=console,
+            disable=hidden or not console.is_terminal,
             transient=True,
         )
         self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> _Bars:  # noqa: PYI034 - typing.Self is younger than 3.10
-        self._progress.start()
-        return self
+        return self  # the display starts with the first report, after the plan has been checked
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     def __call__(self, stage: str, done: int, total: int, detail: str) -> None:
+        self._progress.start()
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, detail=detail)
         self._progress.update(self._tasks[stage], completed=done, total=total, detail=detail)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import NoReturn
 
+from dsconvert import __version__
+from dsconvert.errors import UsageError
 from dsconvert.records import INITS, PRESETS
+
+_SEED_LIMIT = 2**32
+"""NumPy's legacy generator, which draws the official latents, takes no more."""
 
 COMMANDS = ("convert", "inspect", "report", "generate", "compare")
 
@@ -20,6 +26,13 @@ Make an existing GAN generator small and fast without losing its pictures.
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Bad usage is an error like any other: one sentence, no usage dump."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
 def seeds(text: str) -> tuple[int, ...]:
     """``"0-3,7"`` to ``(0, 1, 2, 3, 7)``."""
     found: list[int] = []
@@ -30,7 +43,7 @@ def seeds(text: str) -> tuple[int, ...]:
         first, last = int(low), int(high) if dash else int(low)
         if last < first or last - first > 9999:
             raise argparse.ArgumentTypeError(f"{part.strip()!r} is an empty or huge range")
-        if last >= 2**32:
+        if last >= _SEED_LIMIT:
             raise argparse.ArgumentTypeError(f"{last} is too large for a seed (below 2^32)")
         found.extend(range(first, last + 1))
     return tuple(found)
@@ -41,6 +54,22 @@ def whole(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
     return int(text)
+
+
+def seed(text: str) -> int:
+    """One seed."""
+    value = whole(text)
+    if value >= _SEED_LIMIT:
+        raise argparse.ArgumentTypeError(f"{value} is too large for a seed (below 2^32)")
+    return value
+
+
+def samples(text: str) -> int:
+    """How many images a distance is taken over."""
+    value = whole(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError("a distance needs 2 images or more")
+    return value
 
 
 def _output(command: argparse.ArgumentParser, *, required: bool) -> None:
@@ -73,7 +102,7 @@ def _convert(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--calibrate", type=whole, metavar="N", help="latents for fit and statistics; 0: off"
     )
-    command.add_argument("--seed", type=whole, default=0)
+    command.add_argument("--seed", type=seed, default=0, help="of every random draw (default 0)")
     command.add_argument(
         "--drop", action="append", default=[], metavar="KEY", help="leave an entry out (say, D)"
     )
@@ -83,12 +112,12 @@ def _convert(command: argparse.ArgumentParser) -> None:
 
 def build() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="dsconvert",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("--version", action="version", version=f"dsconvert {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _convert(commands.add_parser("convert", help="the main job", allow_abbrev=False))
 
@@ -115,7 +144,7 @@ def build() -> argparse.ArgumentParser:
     compare.add_argument("--class", dest="label", type=whole, metavar="N", help="class index")
     compare.add_argument(
         "--distance",
-        type=whole,
+        type=samples,
         metavar="N",
         help='also the feature distance over N images (needs "dsconvert[metrics]")',
     )
@@ -125,22 +154,22 @@ def build() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line; the first word may be a file (then it is ``convert``)."""
+    """Parse a command line; the first word may be a file (then it is ``convert``).
+
+    Raises:
+        UsageError: an unknown option, a bad value, or options that contradict each other.
+    """
     parser = build()
     words = list(argv)
     if words and words[0] not in COMMANDS and words[0] not in ("-h", "--help", "--version"):
         words.insert(0, "convert")
     options = parser.parse_args(words)
-    if options.version:
-        from dsconvert import __version__
-
-        parser.exit(0, f"dsconvert {__version__}\n")
     if options.command is None:
         parser.print_help()
         parser.exit(2)
     if options.command == "convert":
         if not options.out and not options.plan_only:
-            parser.error("convert needs --out FILE (or --plan-only)")
+            raise UsageError("convert needs --out FILE (or --plan-only).")
         if options.plan and (options.rank is not None or options.keep):
-            parser.error("--plan already holds every rank and choice; drop --rank and --keep")
+            raise UsageError("--plan already holds every rank and choice; drop --rank and --keep.")
     return options

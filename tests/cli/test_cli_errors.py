@@ -1,0 +1,226 @@
+"""Bad input: exit code 2, one sentence on stderr, nothing on stdout, nothing written."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dsconvert.cli import main
+
+SVD = ("--init", "svd", "--calibrate", "0")
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
+    """Runs a command that must be refused; returns what it says."""
+
+    def run(*command: str | Path) -> str:
+        before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+        capsys.readouterr()
+        assert main([str(word) for word in command]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("dsconvert: ")
+        assert err.count("dsconvert: ") == 1
+        assert "Traceback" not in err
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+        return err
+
+    return run
+
+
+FOREIGN = {
+    "empty": (b"", "empty"),
+    "text": (b"hello, this is a note\n" * 20, "text"),
+    "html": (b"<!DOCTYPE html><html><body>404</body></html>", "HTML"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "LFS"),
+    "zip": (b"PK\x03\x04" + bytes(64), "zip"),
+    "a pickle of something else": (pickle.dumps({"a": 1}), "G_ema"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("command", ["convert", "inspect", "report", "generate", "compare"])
+def test_foreign_files(
+    kind: str, command: str, refused: Callable[..., str], tmp_path: Path, snapshot_file: Path
+) -> None:
+    content, word = FOREIGN[kind]
+    bad = tmp_path / "bad.pkl"
+    bad.write_bytes(content)
+    words: dict[str, tuple[str | Path, ...]] = {
+        "convert": (bad, "--out", tmp_path / "o.pkl"),
+        "inspect": (bad,),
+        "report": (snapshot_file, bad),
+        "generate": (bad, "--out", tmp_path / "o.png"),
+        "compare": (snapshot_file, bad, "--out", tmp_path / "o.png"),
+    }
+    if command == "inspect" and kind == "a pickle of something else":
+        assert main(["inspect", str(bad)]) == 0  # any pickle may be looked into
+        return
+    said = refused(command, *words[command])
+    assert word.lower() in said.lower()
+    assert "bad.pkl" in said
+
+
+@pytest.mark.parametrize("share", [0.3, 0.99])
+def test_truncated(
+    share: float, refused: Callable[..., str], tmp_path: Path, snapshot_file: Path
+) -> None:
+    bad = tmp_path / "bad.pkl"
+    content = snapshot_file.read_bytes()
+    bad.write_bytes(content[: int(share * len(content))])
+    assert "bad.pkl" in refused(bad, "--out", tmp_path / "o.pkl")
+
+
+def test_missing_file_and_folder(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "does not exist" in refused(tmp_path / "no.pkl", "--out", tmp_path / "o.pkl")
+    assert "folder" in refused(tmp_path, "--out", tmp_path / "o.pkl")
+
+
+def test_output_is_checked_before_the_input_is_read(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    """The input does not even exist: a user is not kept waiting for a fit that can't be saved."""
+    there = tmp_path / "there"
+    there.write_text("mine")
+    nowhere = tmp_path / "no.pkl"
+    for command in (("convert", nowhere), ("generate", nowhere), ("compare", nowhere, nowhere)):
+        assert "--overwrite" in refused(*command, "--out", there)
+        assert "does not exist" in refused(*command, "--out", tmp_path / "a" / "b")
+        assert "is a folder" in refused(*command, "--out", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--preset", "huge"), "balanced"),
+        (("--init", "magic"), "svd"),
+        (("--rank", "0"), "rank"),
+        (("--rank", "-1"), "rank"),
+        (("--rank", "two"), "two"),
+        (("--rank", "2", "--preset", "exact"), "exact"),
+        (("--keep", "nothing.*"), "nothing.*"),
+        (("--calibrate", "-3"), "-3"),
+        (("--seed", "x"), "x"),
+        (("--seed", str(2**64)), "too large"),
+        (("--drop", "G_ema"), "G_ema"),
+        (("--drop", "X"), "X"),
+        (("--plan", "no-such-plan.json"), "no-such-plan.json"),
+        (("--colour",), "--colour"),
+    ],
+)
+def test_options_of_the_main_job(
+    options: tuple[str, ...],
+    word: str,
+    refused: Callable[..., str],
+    tmp_path: Path,
+    snapshot_file: Path,
+) -> None:
+    said = refused(snapshot_file, "--out", tmp_path / "o.pkl", *options, "--quiet")
+    assert word in said
+    assert said.count("\n") == 1
+
+
+def test_missing_output(refused: Callable[..., str], snapshot_file: Path) -> None:
+    assert "--out" in refused(snapshot_file)
+    assert "--out" in refused("generate", snapshot_file)
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "1-", "-1", "1,,2", "0-99999999", "5000000000"])
+def test_seeds(text: str, refused: Callable[..., str], tmp_path: Path, snapshot_file: Path) -> None:
+    out = tmp_path / "o.png"
+    assert "--seeds" in refused("generate", snapshot_file, f"--seeds={text}", "--out", out)
+
+
+def test_class(
+    refused: Callable[..., str], tmp_path: Path, snapshot_file: Path, conditional_file: Path
+) -> None:
+    out = ("--out", tmp_path / "o.png")
+    assert "--class" in refused("generate", conditional_file, *out)
+    assert "0..2" in refused("generate", conditional_file, "--class", "3", *out)
+    assert "unconditional" in refused("generate", snapshot_file, "--class", "0", *out)
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path, snapshot_file: Path) -> Path:
+    path = tmp_path / "plan.json"
+    assert main([str(snapshot_file), "--plan-only", "--out", str(path), "--preset", "fast"]) == 0
+    return path
+
+
+PLAN_EDITS: dict[str, tuple[Callable[[dict], object], str]] = {
+    "rule": (lambda d: d.update(rule="nope"), "nope"),
+    "rank too high": (lambda d: d.update(rank=99), "99"),
+    "rank is text": (lambda d: d.update(rank="2"), "'2'"),
+    "action": (lambda d: d.update(action="melt"), "melt"),
+    "site": (lambda d: d.update(site="synthesis.feat_7"), "synthesis.feat_7"),
+    "unknown field": (lambda d: d.update(speed=3), "speed"),
+    "missing field": (lambda d: d.pop("reason"), "reason"),
+}
+
+
+@pytest.mark.parametrize("edit", PLAN_EDITS)
+def test_spoiled_plans(
+    edit: str, refused: Callable[..., str], tmp_path: Path, snapshot_file: Path, plan_file: Path
+) -> None:
+    spoil, word = PLAN_EDITS[edit]
+    plan = json.loads(plan_file.read_text())
+    spoil(next(d for d in plan["decisions"] if d["action"] == "rewrite"))
+    plan_file.write_text(json.dumps(plan))
+    said = refused(snapshot_file, "--plan", plan_file, "--out", tmp_path / "o.pkl", *SVD)
+    assert word in said
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "\xff", '{"dsconvert_plan": 1}', '{"a": '])
+def test_no_plans(
+    text: str, refused: Callable[..., str], tmp_path: Path, snapshot_file: Path
+) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes(text.encode("latin-1"))
+    assert "plan" in refused(snapshot_file, "--plan", path, "--out", tmp_path / "o.pkl")
+
+
+def test_plan_of_another_model(
+    refused: Callable[..., str], tmp_path: Path, plan_file: Path, shared_snapshots: Path
+) -> None:
+    other = shared_snapshots / "fastgan_lite-256.pkl"
+    said = refused(other, "--plan", plan_file, "--out", tmp_path / "o.pkl", *SVD)
+    assert "does not fit" in said
+
+
+def test_plan_and_rank_contradict(
+    refused: Callable[..., str], tmp_path: Path, snapshot_file: Path, plan_file: Path
+) -> None:
+    out = tmp_path / "o.pkl"
+    assert "--plan" in refused(snapshot_file, "--plan", plan_file, "--rank", "2", "--out", out)
+
+
+def test_images_of_different_sizes(
+    refused: Callable[..., str], tmp_path: Path, snapshot_file: Path, shared_snapshots: Path
+) -> None:
+    other = shared_snapshots / "fastgan-256.pkl"
+    said = refused("compare", snapshot_file, other, "--seeds", "0", "--out", tmp_path / "o.png")
+    assert "can't be compared" in said
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (eval, ("__import__('pathlib').Path('fired').touch()",))
+
+
+@pytest.mark.parametrize("command", ["convert", "report", "generate"])
+def test_hostile_file(
+    command: str, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bad = tmp_path / "bad.pkl"
+    bad.write_bytes(pickle.dumps({"G": None, "D": _Bomb(), "G_ema": None}))
+    out = () if command == "report" else ("--out", tmp_path / "o")
+    assert "eval" in refused(command, bad, *out)
+    assert not (tmp_path / "fired").exists()
+    pickle.loads(bad.read_bytes())
+    assert (tmp_path / "fired").exists()

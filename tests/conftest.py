@@ -1,0 +1,60 @@
+"""Fixtures that more than one folder of tests uses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from dsconvert_adapters.projected_gan import Generator
+from torch import nn
+
+from dsconvert.snapshot import new_snapshot, save_snapshot
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def moved_generator(**config: object) -> Generator:
+    """A small official-style generator with nothing left at its initial value.
+
+    Untrained; noise weights and batch-norm statistics are moved so that a converter which forgets
+    them is found out.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        made = Generator.from_config(**{"resolution": 128, "ngf": 4, "z_dim": 16, **config})
+        for module in made.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 1.5)
+            elif type(module).__name__ == "NoiseInjection":
+                module.weight.data.fill_(0.2)
+    return made
+
+
+def written(made: Generator, path: Path) -> Path:
+    save_snapshot(new_snapshot(made), made, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def snapshot_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unconditional 128 px snapshot, ngf 4."""
+    return written(moved_generator(), tmp_path_factory.mktemp("plain") / "generator.pkl")
+
+
+@pytest.fixture(scope="session")
+def conditional_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A conditional 128 px snapshot, three classes, ngf 2."""
+    made = moved_generator(ngf=2, classes=3)
+    return written(made, tmp_path_factory.mktemp("conditional") / "conditional.pkl")
+
+
+@pytest.fixture(scope="session")
+def shared_snapshots() -> Path:
+    """The folder of snapshots that the official code wrote (not part of the repository)."""
+    folder = Path(os.environ.get("DSCONVERT_SHARED", ROOT.parent / "shared")) / "snapshots"
+    if not folder.is_dir():
+        pytest.skip(f"the shared snapshots are not at {folder}")
+    return folder

@@ -1,0 +1,51 @@
+"""The examples run as they are, each in a process of its own, and say what they should."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dsconvert.snapshot import load_snapshot
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def run(name: str, *arguments: str | Path) -> str:
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=EXAMPLES.parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_custom_rule() -> None:
+    lines = run("custom_rule.py").splitlines()
+    changes = [float(line.rsplit(" ", 1)[1]) for line in lines]
+    assert changes == sorted(changes, reverse=True)
+    assert changes[-1] < 1e-5  # at the full rank the rewrite is exact
+
+
+def test_custom_adapter() -> None:
+    text = run("custom_adapter.py")
+    before, after = map(int, re.findall(r"(\d+) > (\d+) MACs", text)[0])
+    assert after < before / 4
+    assert "adapter tiny_gan" in text
+    assert "same images: True" in text
+
+
+def test_demo_snapshot(tmp_path: Path) -> None:
+    path = tmp_path / "demo.pkl"
+    text = run("make_demo_snapshot.py", path, "--ngf", "4")
+    assert "UNTRAINED" in text
+    assert load_snapshot(path).config["resolution"] == 128
+    again = tmp_path / "again.pkl"
+    run("make_demo_snapshot.py", again, "--ngf", "4")
+    assert again.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in EXAMPLES.glob("*.py")))
+def test_no_example_is_forgotten(name: str) -> None:
+    assert name in Path(__file__).read_text(encoding="utf-8")
