@@ -141,11 +141,15 @@ def _spend(sites: Sequence[Site], block: Sequence[Site], ranks: dict[str, int]) 
     def spent() -> int:
         return sum(_separable(s).macs(s, ranks[s.name]) or 0 for s in block)
 
-    while spent() > budget:
-        cut = next((s for s in block if ranks[s.name] > 1), None)
-        if cut is None:
-            return
-        ranks[cut.name] -= 1
+    if block:
+        # The last convolution before the image is worth a rank taken from the first ones.
+        last = block[-1]
+        ranks[last.name] = _clip(_separable(last), last, ranks[last.name] + 1)
+    while spent() > budget and any(r > 1 for r in ranks.values()):
+        for s in block:
+            ranks[s.name] = max(1, ranks[s.name] - 1)
+            if spent() <= budget:
+                break
     raised = True
     while raised:
         raised = False

@@ -187,7 +187,8 @@ class Untraceable(nn.Module):
 
 
 def test_what_cannot_be_traced_is_named():
-    with pytest.raises(TraceError, match=r"Untraceable\.forward can't be traced at .*test_convert.py:\d+"):
+    where = r"Untraceable\.forward can't be traced at .*test_convert.py:\d+"
+    with pytest.raises(TraceError, match=where):
         dsconvert.convert(Untraceable())
     # As a child it becomes a leaf by itself, and its convolution is still converted.
     holder = One(Untraceable())

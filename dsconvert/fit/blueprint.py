@@ -17,6 +17,7 @@ from dsconvert.fit.moments import (
     Moments,
     channel_covariance,
     channel_mean,
+    channel_variance,
     moments,
     taps_per_phase,
 )
@@ -24,8 +25,9 @@ from dsconvert.fit.sample import Sample
 
 _STEPS = 80
 _RATE = 0.03
-_KEPT = 0.9999
-_WORK = 2.0e12
+_LEFT = 1e-4
+"""Share of the variance that may stay outside the kept components."""
+_WORK = 0.6e12
 """Multiply-adds that the descent may take on one layer (tens of seconds on two cores)."""
 
 
@@ -35,18 +37,22 @@ def _components(outs: int, taps: tuple[int, ...]) -> int:
     return max(32, int((_WORK / per_square) ** 0.5))
 
 
-def _loss(mix: Tensor, filters: Tensor, stats: tuple[Moments, ...]) -> Tensor:
-    """Squared error of the composed kernel: mix ``(O, R, P)``, filters ``(O, R, k^2)``."""
-    total = mix.new_zeros(())
+def _loss(mix: Tensor, filters: Tensor, stats: tuple[Moments, ...], *, centred: bool) -> Tensor:
+    """Squared error of the composed kernel: mix ``(O, R, P)``, filters ``(O, R, k^2)``.
+
+    Where a normalisation follows, one constant an output (the same in all phases) is free.
+    """
+    total, free = mix.new_zeros(()), mix.new_zeros(len(mix))
     for m in stats:
         kernel = torch.einsum("orp,ort->otp", mix, filters[:, :, list(m.taps)]).flatten(1)
         total = total + ((kernel @ m.xx) * kernel).sum() - 2 * (kernel * m.xy.t()).sum()
         total = total + m.yy.sum()
-    return total
+        free = free + (m.y - kernel @ m.x) / len(stats)
+    return total - len(stats) * free.square().sum() if centred else total
 
 
 def _whitened_start(
-    mix: Tensor, filters: Tensor, stats: tuple[Moments, ...], rank: int
+    mix: Tensor, filters: Tensor, stats: tuple[Moments, ...], rank: int, *, centred: bool
 ) -> tuple[Tensor, Tensor]:
     """The SVD of the dense least-squares kernel in the whitened basis."""
     outs, _, parts = mix.shape
@@ -54,9 +60,9 @@ def _whitened_start(
     for m in stats:
         taps = list(m.taps)
         start = torch.einsum("orp,ort->otp", mix, filters[:, :, taps]).flatten(1).double()
-        xx = m.xx.double()
+        xx, xy = m.centred() if centred else (m.xx.double(), m.xy.double())
         ridge = 1e-4 * xx.diagonal().mean() * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
-        best = start + torch.linalg.solve(xx + ridge, m.xy.double() - xx @ start.t()).t()
+        best = start + torch.linalg.solve(xx + ridge, xy - xx @ start.t()).t()
         dense[:, :, taps] = best.reshape(outs, len(taps), parts).transpose(1, 2).to(dense.dtype)
     gram = (dense.transpose(1, 2) @ dense).double()
     _, vectors = torch.linalg.eigh(gram)
@@ -73,13 +79,15 @@ def fit_pointwise_depthwise(pair: nn.Sequential, sample: Sample, *, samples: int
         raise TypeError("a pw -> dw pair has a pointwise and a depthwise convolution")
     outs = spatial.out_channels
     rank, taps = point.out_channels // outs, spatial.kernel_size[0] * spatial.kernel_size[1]
-    mean = channel_mean(sample.inputs) if sample.centred else sample.zero_input()
-    values, vectors = torch.linalg.eigh(channel_covariance(sample.inputs, mean))
+    # Second moments around zero, not the mean: padding is a real zero, and the mean is one
+    # direction more.
+    values, vectors = torch.linalg.eigh(channel_covariance(sample.inputs, sample.zero_input()))
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
-    if float(values[0]) == 0.0:
+    variance = float(channel_variance(sample.inputs, channel_mean(sample.inputs)).sum())
+    if float(values[0]) == 0.0 or variance == 0.0:
         return
-    share = values.cumsum(0) / values.sum()
-    parts = min(int((share < _KEPT).sum()) + 1, _components(outs, taps_per_phase(spatial)))
+    left = values.flip(0).cumsum(0).flip(0)  # energy from each component on
+    parts = min(int((left > _LEFT * variance).sum()), _components(outs, taps_per_phase(spatial)))
     scale = (values[:parts] + 1e-6 * values[0]).sqrt()
     dtype = sample.inputs[0].dtype
     whiten = (vectors[:, :parts] / scale).t().to(dtype)
@@ -88,18 +96,20 @@ def fit_pointwise_depthwise(pair: nn.Sequential, sample: Sample, *, samples: int
         spatial,
         sample.inputs,
         sample.wanted,
-        input_mean=mean,
-        output_mean=channel_mean(sample.wanted) if sample.centred else sample.shift(spatial),
+        offset=None if sample.centred else sample.shift(spatial),
         project=whiten,
         samples=samples,
     )
     first_mix = point.weight.reshape(outs, rank, -1).detach().clone()
     first_filters = spatial.weight.reshape(outs, rank, taps).detach().clone()
     mix, filters = first_mix @ colour, first_filters
-    other = _whitened_start(mix, filters, stats, rank)
-    if float(_loss(*other, stats)) < float(_loss(mix, filters, stats)):
+    centred = sample.centred
+    other = _whitened_start(mix, filters, stats, rank, centred=centred)
+    if float(_loss(*other, stats, centred=centred)) < float(
+        _loss(mix, filters, stats, centred=centred)
+    ):
         mix, filters = other
-    mix, filters = _descend(mix, filters, stats)
+    mix, filters = _descend(mix, filters, stats, centred=centred)
     # Outside the kept components the kernel stays what it was, expressed in the new filters.
     rest = first_mix - (first_mix @ colour) @ whiten
     overlap = first_filters @ filters.transpose(1, 2)
@@ -116,14 +126,16 @@ def fit_pointwise_depthwise(pair: nn.Sequential, sample: Sample, *, samples: int
 
 
 @torch.enable_grad()
-def _descend(mix: Tensor, filters: Tensor, stats: tuple[Moments, ...]) -> tuple[Tensor, Tensor]:
+def _descend(
+    mix: Tensor, filters: Tensor, stats: tuple[Moments, ...], *, centred: bool
+) -> tuple[Tensor, Tensor]:
     a, b = mix.clone().requires_grad_(True), filters.clone().requires_grad_(True)
     energy = float(sum(float(m.yy.sum()) for m in stats)) or 1.0
     optimiser = torch.optim.Adam([a, b], lr=_RATE, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, _STEPS)
     best, keep = float("inf"), (mix, filters)
     for _ in range(_STEPS):
-        loss = _loss(a, b, stats) / energy
+        loss = _loss(a, b, stats, centred=centred) / energy
         now = float(loss.detach())
         if now < best:
             best, keep = now, (a.detach().clone(), b.detach().clone())
@@ -131,6 +143,6 @@ def _descend(mix: Tensor, filters: Tensor, stats: tuple[Moments, ...]) -> tuple[
         loss.backward()
         optimiser.step()
         schedule.step()
-    if float(_loss(a, b, stats).detach()) / energy < best:
+    if float(_loss(a, b, stats, centred=centred).detach()) / energy < best:
         keep = (a.detach(), b.detach())
     return keep

@@ -30,20 +30,27 @@ def ridge_towards(start: Tensor, xx: Tensor, xy: Tensor, ridge: float) -> Tensor
     return start + torch.cholesky_solve(right, factor)
 
 
-def _pointwise_normal(hidden: list[Tensor], wanted: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Centred normal matrices of a pointwise convolution."""
-    mean_h, mean_y = channel_mean(hidden), channel_mean(wanted)
-    inner, outs = len(mean_h), len(mean_y)
-    xx = torch.zeros(inner, inner, dtype=torch.float64, device=mean_h.device)
-    xy = torch.zeros(inner, outs, dtype=torch.float64, device=mean_h.device)
-    count = 0
-    for h, y in zip(hidden, wanted, strict=True):
-        flat_h = h.permute(1, 0, 2, 3).flatten(1) - mean_h[:, None]
-        flat_y = y.permute(1, 0, 2, 3).flatten(1) - mean_y[:, None]
+def _pointwise_normal(spatial: nn.Module, sample: Sample) -> tuple[Tensor, Tensor]:
+    """Centred normal matrices of the pointwise behind ``spatial``, one batch in memory at a time.
+
+    Sums are taken around the first batch's means, which keeps the later subtraction harmless.
+    """
+    near_h = channel_mean([spatial(sample.inputs[0])])
+    near_y = channel_mean(sample.wanted[:1])
+    inner, outs = len(near_h), len(near_y)
+    zeros = near_h.double().new_zeros
+    xx, xy = zeros(inner, inner), zeros(inner, outs)
+    sum_x, sum_y, count = zeros(inner), zeros(outs), 0
+    for x, y in zip(sample.inputs, sample.wanted, strict=True):
+        flat_h = spatial(x).permute(1, 0, 2, 3).flatten(1) - near_h[:, None]
+        flat_y = y.permute(1, 0, 2, 3).flatten(1) - near_y[:, None]
         xx += (flat_h @ flat_h.t()).double()
         xy += (flat_h @ flat_y.t()).double()
+        sum_x += flat_h.sum(1, dtype=torch.float64)
+        sum_y += flat_y.sum(1, dtype=torch.float64)
         count += flat_h.shape[1]
-    return xx / count, xy / count
+    mean_x, mean_y = sum_x / count, sum_y / count
+    return xx / count - torch.outer(mean_x, mean_x), xy / count - torch.outer(mean_x, mean_y)
 
 
 def fit_depthwise_pointwise(pair: nn.Sequential, sample: Sample, *, samples: int = 40_000) -> None:
@@ -53,9 +60,7 @@ def fit_depthwise_pointwise(pair: nn.Sequential, sample: Sample, *, samples: int
         raise TypeError("a dw -> pw pair has a depthwise and a pointwise convolution")
     if spatial.weight.numel() == 0:
         return
-    hidden = [spatial(x) for x in sample.inputs]
-    xx, xy = _pointwise_normal(hidden, sample.wanted)
-    del hidden
+    xx, xy = _pointwise_normal(spatial, sample)
     start = point.weight.flatten(1).t().double()
     outs = start.shape[1]
 
@@ -91,12 +96,12 @@ def _alternate(
         spatial,
         sample.inputs,
         sample.wanted,
-        input_mean=channel_mean(sample.inputs) if sample.centred else sample.zero_input(),
-        output_mean=channel_mean(sample.wanted) if sample.centred else sample.zero_output(),
+        offset=None if sample.centred else sample.shift(point),
         samples=samples,
     )
-    xx = stats.xx.double().reshape(taps, inp, taps, inp)
-    xy = stats.xy.double().reshape(taps, inp, outs)
+    flat_xx, flat_xy = stats.centred() if sample.centred else (stats.xx.double(), stats.xy.double())
+    xx = flat_xx.reshape(taps, inp, taps, inp)
+    xy = flat_xy.reshape(taps, inp, outs)
     filters = spatial.weight.reshape(inp, rank, taps).double()
     mixer = point.weight.reshape(outs, inp, rank).double()
     best = sample.error(pair)
@@ -145,8 +150,7 @@ def fit_dense(conv: nn.Conv2d, sample: Sample, *, samples: int = 40_000) -> None
         conv,
         sample.inputs,
         sample.wanted,
-        input_mean=channel_mean(sample.inputs) if sample.centred else sample.zero_input(),
-        output_mean=channel_mean(sample.wanted) if sample.centred else sample.shift(conv),
+        offset=None if sample.centred else sample.shift(conv),
         samples=samples,
     )
     start = conv.weight.permute(2, 3, 1, 0).reshape(-1, outs).double()
@@ -160,7 +164,7 @@ def fit_dense(conv: nn.Conv2d, sample: Sample, *, samples: int = 40_000) -> None
         for p, value in zip(conv.parameters(), old, strict=True):
             p.copy_(value)
 
-    xx, xy = stats.xx.double(), stats.xy.double()
+    xx, xy = stats.centred() if sample.centred else (stats.xx.double(), stats.xy.double())
     _pick(
         [lambda r=r: put(ridge_towards(start, xx, xy, r)) for r in RIDGES],
         restore,

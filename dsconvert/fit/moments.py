@@ -32,15 +32,23 @@ class _Phase:
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of one phase; patch features are ordered ``(tap, channel)``.
+    """Raw moments of one phase; patch features are ordered ``(tap, channel)``.
 
-    ``xx`` is ``(T P, T P)``, ``xy`` is ``(T P, O)``, ``yy`` is ``(O,)``; means are removed first.
+    ``xx`` is ``(T P, T P)``, ``xy`` is ``(T P, O)``, ``yy`` is ``(O,)``; ``x`` and ``y`` are means.
+    Nothing is centred on the way: padding is a real zero, and on small maps it is everywhere.
     """
 
     taps: tuple[int, ...]
     xx: Tensor
     xy: Tensor
     yy: Tensor
+    x: Tensor
+    y: Tensor
+
+    def centred(self) -> tuple[Tensor, Tensor]:
+        """``xx`` and ``xy`` with a free constant an output taken out, in double precision."""
+        x, y = self.x.double(), self.y.double()
+        return self.xx.double() - torch.outer(x, x), self.xy.double() - torch.outer(x, y)
 
 
 def channel_mean(values: Sequence[Tensor]) -> Tensor:
@@ -134,8 +142,7 @@ def moments(
     inputs: Sequence[Tensor],
     wanted: Sequence[Tensor],
     *,
-    input_mean: Tensor,
-    output_mean: Tensor,
+    offset: Tensor | None = None,
     project: Tensor | None = None,
     samples: int = 30_000,
     seed: int = 0,
@@ -146,58 +153,70 @@ def moments(
         conv: whose geometry counts (kernel size, stride, padding, dilation), not its weight.
         inputs: batches ``(N, I, h, w)``.
         wanted: batches ``(N, O, H, W)``.
-        input_mean: ``(I,)``, removed before patches are cut (padding then stands for the mean, as
-            it does for a map whose mean the next normalisation removes).
-        output_mean: ``(O,)``, removed likewise.
-        project: ``(P, I)``; patches are of ``project @ (x - mean)`` where it is given.
+        offset: ``(O,)``, a known bias that is taken off the outputs first.
+        project: ``(P, I)``; patches are of ``project @ x`` where it is given.
         samples: how many positions to draw in all, for each phase.
         seed: of the draw.
     """
     generator = torch.Generator().manual_seed(seed)
-    step = (1, 1) if isinstance(conv, nn.ConvTranspose2d) else conv.stride
-    every = conv.stride if isinstance(conv, nn.ConvTranspose2d) else (1, 1)
-    result: list[Moments] = []
-    views = [
-        (x - input_mean[None, :, None, None])
-        if project is None
-        else torch.einsum("pi,nihw->nphw", project, x - input_mean[None, :, None, None])
-        for x in inputs
+    stride = _pairs(conv.stride, conv)
+    step, every = ((1, 1), stride) if isinstance(conv, nn.ConvTranspose2d) else (stride, (1, 1))
+    phases = [p for p in _phases(conv) if p.taps]
+    outs = wanted[0].shape[1]
+    channels = inputs[0].shape[1] if project is None else len(project)
+    zeros = wanted[0].new_zeros
+    sums = [
+        Moments(p.taps, zeros(n, n), zeros(n, outs), zeros(outs), zeros(n), zeros(outs))
+        for p in phases
+        for n in (len(p.taps) * channels,)
     ]
-    for phase in _phases(conv):
-        if not phase.taps:
-            continue
-        targets = [
-            y[:, :, phase.offset[0] :: every[0], phase.offset[1] :: every[1]] for y in wanted
+    counts = [0] * len(phases)
+    pixels = sum(y.shape[0] * y.shape[2] * y.shape[3] for y in wanted) / (every[0] * every[1])
+    share = min(1.0, samples / max(1.0, pixels))
+    # Batch by batch, so that only one projected copy is alive.
+    for x, y in zip(inputs, wanted, strict=True):
+        view = x if project is None else torch.einsum("pi,nihw->nphw", project, x)
+        for i, phase in enumerate(phases):
+            target = y[:, :, phase.offset[0] :: every[0], phase.offset[1] :: every[1]]
+            patch, value = _draw(conv, phase, view, target, step, share, generator)
+            if offset is not None:
+                value = value - offset
+            sums[i].x.add_(patch.sum(0))
+            sums[i].y.add_(value.sum(0))
+            sums[i].xx.add_(patch.t() @ patch)
+            sums[i].xy.add_(patch.t() @ value)
+            sums[i].yy.add_(value.square().sum(0))
+            counts[i] += len(patch)
+    return tuple(
+        Moments(m.taps, m.xx / n, m.xy / n, m.yy / n, m.x / n, m.y / n)
+        for m, n in zip(sums, counts, strict=True)
+    )
+
+
+def _draw(
+    conv: Conv,
+    phase: _Phase,
+    x: Tensor,
+    y: Tensor,
+    step: tuple[int, int],
+    share: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Patches ``(S, T P)`` and outputs ``(S, O)`` at random positions of one batch."""
+    n, _, height, width = y.shape
+    reach = max(
+        [abs(s) for shift in phase.shifts for s in shift]
+        + [
+            (height - 1) * step[0] + max(s[0] for s in phase.shifts) - x.shape[2] + 1,
+            (width - 1) * step[1] + max(s[1] for s in phase.shifts) - x.shape[3] + 1,
         ]
-        total = sum(t.shape[0] * t.shape[2] * t.shape[3] for t in targets)
-        share = min(1.0, samples / max(1, total))
-        channels, outs = views[0].shape[1], wanted[0].shape[1]
-        size = len(phase.taps) * channels
-        xx, xy = views[0].new_zeros(size, size), views[0].new_zeros(size, outs)
-        yy, count = views[0].new_zeros(outs), 0
-        for x, y in zip(views, targets, strict=True):
-            n, _, height, width = y.shape
-            reach = max(
-                [abs(s) for shift in phase.shifts for s in shift]
-                + [
-                    (height - 1) * step[0] + max(s[0] for s in phase.shifts) - x.shape[2] + 1,
-                    (width - 1) * step[1] + max(s[1] for s in phase.shifts) - x.shape[3] + 1,
-                ]
-            )
-            margin = max(reach, *_pairs(conv.padding, conv))
-            spread = _padded(x, conv, margin).permute(0, 2, 3, 1)
-            cells = n * height * width
-            pick = torch.randperm(cells, generator=generator)[: max(1, int(cells * share))]
-            pick = pick.to(x.device)
-            image, rest = pick // (height * width), pick % (height * width)
-            row = rest // width * step[0] + margin
-            column = rest % width * step[1] + margin
-            patch = torch.stack([spread[image, row + a, column + b] for a, b in phase.shifts], 1)
-            patch = patch.flatten(1)
-            target = y.permute(0, 2, 3, 1)[image, rest // width, rest % width] - output_mean
-            xx += patch.t() @ patch
-            xy += patch.t() @ target
-            yy += target.square().sum(0)
-            count += len(pick)
-        result.append(Moments(phase.taps, xx / count, xy / count, yy / count))
-    return tuple(result)
+    )
+    margin = max(reach, *_pairs(conv.padding, conv))
+    spread = _padded(x, conv, margin).permute(0, 2, 3, 1)
+    cells = n * height * width
+    pick = torch.randperm(cells, generator=generator)[: max(1, int(cells * share))].to(x.device)
+    image, rest = pick // (height * width), pick % (height * width)
+    row = rest // width * step[0] + margin
+    column = rest % width * step[1] + margin
+    patch = torch.stack([spread[image, row + a, column + b] for a, b in phase.shifts], 1)
+    return patch.flatten(1), y.permute(0, 2, 3, 1)[image, rest // width, rest % width]

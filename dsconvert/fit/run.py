@@ -20,10 +20,10 @@ from dsconvert.rules import rule_named
 
 Progress = Callable[[str, int, int, str], None]
 
-BATCH = 8
+BATCH = 4
 DEFAULT_LATENTS = 768
 """Enough: held-out errors hardly fall beyond; large maps use fewer by themselves."""
-_BUDGET = 768 << 20
+_BUDGET = 512 << 20
 """Bytes of one node's output on one side; two or three nodes and both sides are alive at once."""
 
 

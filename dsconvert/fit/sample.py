@@ -40,13 +40,13 @@ class Sample:
         """A zero in place of the input mean."""
         return self.inputs[0].new_zeros(self.inputs[0].shape[1])
 
-    def zero_output(self) -> Tensor:
-        """A zero in place of the output mean."""
-        return self.wanted[0].new_zeros(self.wanted[0].shape[1])
-
     def shift(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
         """What the bias of ``conv`` adds, so that the kernel is fitted to the rest."""
-        return conv.bias.detach() if conv.bias is not None else self.zero_output()
+        return (
+            conv.bias.detach()
+            if conv.bias is not None
+            else self.wanted[0].new_zeros(self.wanted[0].shape[1])
+        )
 
     def match_mean(self, module: nn.Module, last: nn.Module) -> None:
         """Let the bias of ``last`` (if it has one) take up the mean error of ``module``."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dsconvert.metrics.distance import (
+    Comparison,
     FeatureDistance,
     compare_features,
+    compare_sets,
     feature_distance,
     frechet_distance,
     sample_images,
@@ -12,9 +14,11 @@ from dsconvert.metrics.distance import (
 from dsconvert.metrics.features import LiteFeatures
 
 __all__ = [
+    "Comparison",
     "FeatureDistance",
     "LiteFeatures",
     "compare_features",
+    "compare_sets",
     "feature_distance",
     "frechet_distance",
     "sample_images",

