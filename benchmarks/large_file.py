@@ -18,16 +18,18 @@ import sys
 import time
 from pathlib import Path
 
-STEPS = ("imports", "pickle", "load", "load_save", "inspect")
-"""``imports`` does nothing: its peak is what torch and the adapters take by themselves."""
+CONVERSIONS = ("exact", "paper", "balanced", "fast")
+STEPS = ("imports", "pickle", "load", "load_save", "inspect", *CONVERSIONS)
+"""``imports`` does nothing: its peak is what torch and the adapters take by themselves. A preset's
+name is the whole conversion by it with ``init="svd", calibrate=0``: load, plan, rewrite G_ema and
+G, count, save."""
 
 
 def step(name: str, path: Path, repo: Path | None, timm: Path | None) -> dict[str, float]:
     """One step, in this process."""
     sys.path[:0] = [str(p) for p in (timm, repo) if p is not None]
-    import torch
+    import torch  # noqa: F401 - imports are not timed
 
-    torch.set_num_threads(1)
     if name == "pickle":
         import pickle
 
@@ -41,12 +43,17 @@ def step(name: str, path: Path, repo: Path | None, timm: Path | None) -> dict[st
         assert data["G_ema"] is not None
     else:
         from dsconvert.adapter import adapters
+        from dsconvert.pipeline import convert_snapshot
         from dsconvert.snapshot import inspect_snapshot, load_snapshot, save_snapshot
 
         adapters()  # imports the adapters
         started = time.perf_counter()
         if name == "inspect":
             inspect_snapshot(path)
+        elif name in CONVERSIONS:
+            snap = load_snapshot(path)
+            result = convert_snapshot(snap, preset=name, init="svd", calibrate=0)
+            save_snapshot(snap, result.models, path.with_suffix(".out"), overwrite=True)
         elif name != "imports":
             snap = load_snapshot(path)
             modules = {"G": snap.module("G"), "G_ema": snap.generator}

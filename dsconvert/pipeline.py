@@ -172,6 +172,7 @@ def apply(
     calibrate: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    costs: tuple[Cost, Cost] | None = None,
 ) -> Conversion:
     """Carry out ``plan`` on a copy of ``model``.
 
@@ -187,6 +188,7 @@ def apply(
         calibrate: how many samples the fit and the statistics use; None: enough; 0: neither.
         seed: of the samples and every other draw.
         progress: called with ``(stage, done, total, detail)``.
+        costs: before and after, where they are known from a model of the same architecture.
 
     Raises:
         DsconvertError: the plan does not fit the model, or an option makes no sense.
@@ -245,7 +247,7 @@ def apply(
     finish(student, traced.trace, plan)
 
     began = time.perf_counter()
-    before, after = count(model, examples), count(student, examples)
+    before, after = costs or (count(model, examples), count(student, examples))
     seconds["count"] = time.perf_counter() - began
     return Conversion(
         model=student,
@@ -377,7 +379,14 @@ def convert_snapshot(
             if progress is not None:
                 progress(f"{key}: {stage}", done, total, detail)
 
+        first = next(iter(conversions.values()), None)
         conversions[key] = apply(
-            model, decided, init=init, calibrate=calibrate, seed=seed, progress=report
+            model,
+            decided,
+            init=init,
+            calibrate=calibrate,
+            seed=seed,
+            progress=report,
+            costs=(first.before, first.after) if first else None,
         )
     return SnapshotConversion(conversions=conversions)

@@ -172,7 +172,9 @@ def _fast(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
             continue
         rule = _separable(s)
         r = _clip(rule, s, rank or 1)
-        gain = _cheaper(s, rule, r)
+        # The first layer and the excitation branches are parameters more than MACs.
+        smaller = _one_pixel(s) and rule.params(s, r) < s.params
+        gain = None if smaller else _cheaper(s, rule, r)
         choices[s.name] = (
             _Choice(rule, r, "the whole generator at one rank") if gain is None else _keep(gain)
         )

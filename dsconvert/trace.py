@@ -116,9 +116,12 @@ def _graph(
 def evaluating(model: nn.Module) -> Generator[None, None, None]:
     """Put ``model`` in eval mode for a while and give every module its own mode back.
 
-    The random state is forked too: looking at a model must not move the caller's generator.
+    The random state is forked too: looking at a model must not move the caller's generator. And the
+    plain ``weight`` that norm hooks leave behind is put back as it was: on a large model the copies
+    of all kernels would stay in memory.
     """
     modes = {m: m.training for m in model.modules()}
+    weights = {m: m.__dict__["weight"] for m in modes if "weight" in m.__dict__}
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng():
@@ -126,6 +129,8 @@ def evaluating(model: nn.Module) -> Generator[None, None, None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for module, weight in weights.items():
+            module.__dict__["weight"] = weight
 
 
 def meta_copy(model: nn.Module) -> nn.Module:

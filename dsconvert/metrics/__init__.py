@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dsconvert.metrics.distance import (
+from dsconvert.metrics.distance import FeatureDistance, feature_distance, sample_images
+from dsconvert.metrics.features import LiteFeatures
+from dsconvert.metrics.frechet import (
     Comparison,
-    FeatureDistance,
     compare_features,
     compare_sets,
-    feature_distance,
     frechet_distance,
-    sample_images,
 )
-from dsconvert.metrics.features import LiteFeatures
 
 __all__ = [
     "Comparison",

@@ -1,9 +1,4 @@
-"""Feature distance (FD-lite0): the Frechet distance of two sets of features. Never called FID.
-
-``FD = |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`` (Heusel et al. 2017, eq. 6, in other
-features). With N samples fewer than dimensions the covariances are singular; the trace of the root
-is then still exact from the N x N cross product of the centred features.
-"""
+"""Feature distance (FD-lite0): Frechet distance of generators' images. Never called FID."""
 
 from __future__ import annotations
 
@@ -11,33 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dsconvert.errors import UsageError
 from dsconvert.metrics.features import LiteFeatures
+from dsconvert.metrics.frechet import Interval, compare_sets, frechet_distance
 from dsconvert.trace import evaluating
 
 Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
 Progress = Callable[[str, int, int], None]
 """``progress(stage, done, total)``, in images and in bootstrap resamples."""
-Interval = tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Two Frechet distances to one set of features, their difference, and 95 % intervals.
-
-    The intervals are the spread of a bootstrap around the full-sample estimate: see
-    :func:`compare_sets`.
-    """
-
-    value: float
-    floor: float
-    value_interval: Interval
-    floor_interval: Interval
-    interval: Interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,53 +50,6 @@ class FeatureDistance:
     def distinguishable(self) -> bool:
         """Whether the student can be told from the teacher at this sample count."""
         return self.interval[0] > 0
-
-
-_Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-
-
-def _array(features: Tensor) -> _Array:
-    if features.dim() != 2 or len(features) < 2:
-        raise UsageError(
-            f"features are (N, F) with N of 2 or more, not {list(features.shape)}; "
-            "draw more samples."
-        )
-    if not features.isfinite().all():
-        raise UsageError("the features hold NaN or infinity: the generator's images are broken.")
-    return features.detach().cpu().double().numpy()
-
-
-def _weighted(x: _Array, times_x: _Array, y: _Array, times_y: _Array) -> float:
-    """The Frechet distance where row i of ``x`` occurs ``times_x[i]`` times; so for ``y``."""
-    # Rows that a resample left out cost nothing: the SVD of 0.63 N rows takes a quarter of the
-    # time of one of N rows with repetitions.
-    x, times_x = x[times_x > 0], times_x[times_x > 0]
-    y, times_y = y[times_y > 0], times_y[times_y > 0]
-    count_x, count_y = times_x.sum(), times_y.sum()
-    mean_x, mean_y = times_x @ x / count_x, times_y @ y / count_y
-    left = (x - mean_x) * np.sqrt(times_x / (count_x - 1))[:, None]
-    right = (y - mean_y) * np.sqrt(times_y / (count_y - 1))[:, None]
-    # tr (C_a C_b)^(1/2) is the sum of the singular values of left @ right.T.
-    root = np.linalg.svd(left @ right.T, compute_uv=False).sum()
-    shift = np.square(mean_x - mean_y).sum()
-    return float(shift + np.square(left).sum() + np.square(right).sum() - 2 * root)
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """The Frechet distance of features ``(N, F)`` and ``(M, F)``.
-
-    Raises:
-        UsageError: fewer than two samples, different F, or features that are not finite.
-    """
-    x, y = _array(a), _array(b)
-    _same_width(x, y)
-    return _weighted(x, np.ones(len(x)), y, np.ones(len(y)))
-
-
-def _same_width(*sets: _Array) -> None:
-    widths = {s.shape[1] for s in sets}
-    if len(widths) > 1:
-        raise UsageError(f"features of different sizes can't be compared: {sorted(widths)}.")
 
 
 @torch.no_grad()
@@ -167,86 +99,6 @@ def _like(value: Any, like: Tensor) -> Any:
     return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
 
 
-def compare_sets(
-    student: Tensor,
-    teacher: Tensor,
-    other: Tensor,
-    *,
-    bootstrap: int = 100,
-    seed: int = 0,
-    progress: Callable[[int], None] | None = None,
-) -> Comparison:
-    """FD(student, other) beside FD(teacher, other), with bootstrap intervals.
-
-    A Frechet distance of resampled features is biased upwards (repeated rows are fewer samples), by
-    an amount that depends on the distance. Two things keep that out of the verdict. The resamples
-    are paired: student and teacher share latents, so each resample takes the same rows of both
-    (and the same rows of ``other``), and the shared part of bias and noise cancels in the
-    difference. And each interval is centred: it is the full-sample estimate plus the resamples'
-    deviations from *their* mean, so that what bias is left moves no interval. (In simulations with
-    N < F the intervals come out about 1.4 times too wide, never too narrow: a student called
-    distinguishable is.)
-
-    Args:
-        student: ``(N, F)`` features of the student's images.
-        teacher: ``(N, F)``, same latents as ``student``, row by row.
-        other: ``(M, F)`` features of the teacher's images of other latents.
-        bootstrap: resamples; 0 makes every interval a point.
-        seed: of the resampling.
-        progress: called with the number of resamples done.
-
-    Raises:
-        UsageError: the sets do not fit each other.
-    """
-    s, t, o = _array(student), _array(teacher), _array(other)
-    _same_width(s, t, o)
-    if len(s) != len(t):
-        raise UsageError(
-            f"student and teacher share latents, so their counts must too: {len(s)} and {len(t)}."
-        )
-    ones, others = np.ones(len(s)), np.ones(len(o))
-    value, floor = _weighted(s, ones, o, others), _weighted(t, ones, o, others)
-    rng = np.random.default_rng(seed)
-    draws: list[tuple[float, float]] = []
-    while len(draws) < bootstrap:
-        rows, columns = _times(rng, len(s)), _times(rng, len(o))
-        draws.append((_weighted(s, rows, o, columns), _weighted(t, rows, o, columns)))
-        if progress is not None:
-            progress(len(draws))
-    values = np.asarray([v for v, _ in draws])
-    floors = np.asarray([f for _, f in draws])
-    return Comparison(
-        value=value,
-        floor=floor,
-        value_interval=_centred(value, values),
-        floor_interval=_centred(floor, floors),
-        interval=_centred(value - floor, values - floors),
-    )
-
-
-def _times(rng: np.random.Generator, count: int) -> _Array:
-    """How often each of ``count`` rows is drawn in one resample with replacement."""
-    while True:
-        times = np.bincount(rng.integers(0, count, count), minlength=count).astype(np.float64)
-        if np.count_nonzero(times) > 1:  # one row alone has no covariance
-            return times
-
-
-def _centred(estimate: float, draws: _Array) -> Interval:
-    if not len(draws):
-        return (estimate, estimate)
-    low, high = np.percentile(draws - draws.mean(), [2.5, 97.5])
-    return (estimate + float(low), estimate + float(high))
-
-
-def compare_features(
-    student: Tensor, teacher: Tensor, other: Tensor, *, bootstrap: int = 100, seed: int = 0
-) -> tuple[float, float, Interval]:
-    """Value, floor and the interval of their difference: the short form of :func:`compare_sets`."""
-    found = compare_sets(student, teacher, other, bootstrap=bootstrap, seed=seed)
-    return found.value, found.floor, found.interval
-
-
 def feature_distance(
     student: nn.Module,
     teacher: nn.Module,
@@ -279,10 +131,12 @@ def feature_distance(
     """
     net = features or LiteFeatures()
 
+    def tell(stage: str, total: int) -> Callable[[int], None]:
+        return lambda done: None if progress is None else progress(stage, done, total)
+
     def draw(model: nn.Module, stage: str, seed: int) -> Tensor:
-        report = None if progress is None else lambda n: progress(stage, n, samples)
         return sample_images(
-            model, inputs, samples=samples, seed=seed, batch=batch, progress=report
+            model, inputs, samples=samples, seed=seed, batch=batch, progress=tell(stage, samples)
         )
 
     mine = draw(student, "student", seed)
@@ -301,7 +155,7 @@ def feature_distance(
         f_other,
         bootstrap=bootstrap,
         seed=seed,
-        progress=None if progress is None else lambda n: progress("bootstrap", n, bootstrap),
+        progress=tell("bootstrap", bootstrap),
     )
     return FeatureDistance(
         samples=samples,
