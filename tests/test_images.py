@@ -79,6 +79,60 @@ def test_side_by_side_has_a_labelled_row_a_model() -> None:
     assert (unlabelled[:band] == 255).all()
 
 
+def test_alpha_is_shown_on_white() -> None:
+    batch = torch.full((2, 4, 4, 6), -1.0)
+    batch[1, 3] = 1
+    sheet = np.asarray(grid(batch, columns=2))
+    assert (sheet[:, :6] == 255).all()
+    assert (sheet[:, 6:] == 0).all()
+
+
+def test_psnr_and_difference_rows() -> None:
+    reference = torch.rand(2, 3, 8, 8) - 0.5
+    off = reference + 0.02
+    plain = np.asarray(side_by_side({"a": reference, "b": off}))
+    sheet = np.asarray(side_by_side({"a": reference, "b": off}, amplify=10))
+    row = plain.shape[0] // 2
+    assert sheet.shape == (3 * row, 16, 3)
+    assert (sheet[: 2 * row] == plain).all()
+    # 0.02 ten times over is 0.2 of the range, on mid-grey.
+    assert set(sheet[-8:].ravel()) <= {152, 153, 154}
+    wide = {"a": reference.repeat(1, 1, 1, 20), "b": off.repeat(1, 1, 1, 20)}
+    told = np.asarray(side_by_side(wide, with_psnr=True))
+    untold = np.asarray(side_by_side(wide))
+    named = np.asarray(
+        side_by_side(dict(zip(("a", "b (PSNR 40.0 dB)"), wide.values(), strict=True)))
+    )
+    assert (told == named).all()
+    assert not (told == untold).all()
+
+
+def test_what_is_broken_is_black_or_refused() -> None:
+    assert np.asarray(to_images(flat(float("nan")))[0]).max() == 0
+    assert np.asarray(to_images(flat(float("inf")))[0]).min() == 255
+    for call in (
+        lambda: to_images(torch.zeros(0, 3, 4, 4)),
+        lambda: to_images(torch.zeros(3, 4, 4)),
+        lambda: grid(flat(0.0), columns=0),
+        lambda: side_by_side({}),
+        lambda: side_by_side({"a": flat(0.0), "b": flat(0.0, height=8)}),
+        lambda: psnr(flat(0.0), flat(0.0, height=8)),
+    ):
+        with pytest.raises(UsageError):
+            call()
+
+
+@pytest.mark.parametrize("name", ["x" * 4000, "a\0b.png"])
+def test_names_no_file_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match="can't write"):
+        save_png(picture(), tmp_path / name)
+
+
+def test_the_longest_name_works(tmp_path: Path) -> None:
+    save_png(picture(), tmp_path / ("x" * 251 + ".png"))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_psnr_by_its_definition() -> None:
     torch.manual_seed(0)
     a = torch.rand(3, 3, 8, 8, dtype=torch.float64) * 2 - 1
