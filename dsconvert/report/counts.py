@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -54,6 +54,22 @@ def _quiet() -> Generator[None, None, None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def _called(model: nn.Module) -> Generator[set[str], None, None]:
+    """The names of modules that run meanwhile; hooks that are gone afterwards."""
+    names: set[str] = set()
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: names.add(name)
+
+    handles = [m.register_forward_pre_hook(note(name)) for name, m in model.named_modules()]
+    try:
+        yield names
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _params(module: nn.Module) -> int:
     # A folded and a reparametrised weight both count once: sigma's vectors are buffers.
     return sum(p.numel() for p in module.parameters())
@@ -92,12 +108,14 @@ def count(model: nn.Module, inputs: Sequence[Any] | None = None) -> Cost:
         analysis.unsupported_ops_warnings(enabled=False)
         analysis.uncalled_modules_warnings(enabled=False)
         try:
-            by_module = dict(analysis.by_module())
+            with _called(model) as called:
+                by_module = dict(analysis.by_module())
         except Exception as error:  # whatever the user's forward or torch.jit raises
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             return _cost(model, {}, None, {}, (), f"no MACs: fvcore can't run it ({reason})")
         unsupported = dict(analysis.unsupported_ops())
-        uncalled = tuple(sorted(analysis.uncalled_modules()))
+        # fvcore also takes a module that leaves no operator behind (nn.Identity) for uncalled.
+        uncalled = tuple(sorted(analysis.uncalled_modules() - called))
     return _cost(model, by_module, int(by_module[""]), unsupported, uncalled, None)
 
 

@@ -5,29 +5,18 @@ from __future__ import annotations
 from rich.table import Table
 
 from dsconvert.records import Conversion, Cost, Decision, Fit, Plan
+from dsconvert.report.text import amount, change, percent, plain, ratio, uncounted
 from dsconvert.snapshot import SnapshotInfo
 
-
-def amount(value: int | None, unit: str = "") -> str:
-    """``12_345_678`` -> ``12.3 M``; a dash for None."""
-    if value is None:
-        return "-"
-    for scale, prefix in ((10**9, "G"), (10**6, "M"), (10**3, "K")):
-        if value >= scale:
-            return f"{value / scale:.3g} {prefix}{unit}".rstrip()
-    return f"{value} {unit}".rstrip()
-
-
-def ratio(before: int | None, after: int | None) -> str:
-    """``5.1x`` fewer, or a dash."""
-    if not before or not after:
-        return "-"
-    return f"{before / after:.2f}x"
-
-
-def percent(value: float | None) -> str:
-    """An error share as a percentage; a dash for None."""
-    return "-" if value is None else f"{100 * value:.3g} %"
+__all__ = [
+    "amount",
+    "conversion_table",
+    "cost_table",
+    "percent",
+    "plan_table",
+    "ratio",
+    "snapshot_table",
+]
 
 
 def _what(decision: Decision) -> str:
@@ -36,39 +25,76 @@ def _what(decision: Decision) -> str:
     return decision.action
 
 
-def _rows(table: Table, decisions: tuple[Decision, ...], fits: dict[str, Fit]) -> None:
-    for d in decisions:
-        fit = fits.get(d.site)
-        same = d.action == "keep"
-        table.add_row(
-            d.site,
-            _what(d),
-            amount(d.params_before)
-            if same
-            else f"{amount(d.params_before)} > {amount(d.params_after)}",
-            amount(d.macs_before) if same else f"{amount(d.macs_before)} > {amount(d.macs_after)}",
-            percent(fit.residual) if fit else "",
-            percent(fit.svd) if fit else "",
-            percent(fit.fitted) if fit else "",
-            d.reason,
-        )
+def _table(title: str, notes: list[str]) -> Table:
+    return Table(
+        title=plain(title, "table.title"),
+        caption=plain("; ".join(notes), "table.caption") if notes else None,
+        title_justify="left",
+        caption_justify="left",
+    )
 
 
-def _columns(title: str, *, caption: str | None = None) -> Table:
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+def _decisions(title: str, notes: list[str], plan: Plan, fits: dict[str, Fit]) -> Table:
+    table = _table(title, notes)
     table.add_column("convolution", overflow="fold")
     table.add_column("what")
     for name in ("parameters", "MACs", "kernel lost", "error, SVD", "error, fitted"):
         table.add_column(name, justify="right")
     table.add_column("why", overflow="fold")
+    for d in plan.decisions:
+        fit = fits.get(d.site)
+        same = d.action == "keep"
+        table.add_row(
+            plain(d.site),
+            plain(_what(d)),
+            amount(d.params_before) if same else change(d.params_before, d.params_after),
+            amount(d.macs_before) if same else change(d.macs_before, d.macs_after),
+            percent(fit.residual) if fit else "",
+            percent(fit.svd) if fit else "",
+            percent(fit.fitted) if fit else "",
+            plain(d.reason),
+        )
     return table
+
+
+def _sum(values: list[int | None]) -> int | None:
+    """The total, None where a part is unknown."""
+    known = [v for v in values if v is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def plan_table(plan: Plan) -> Table:
-    """Every convolution, what happens to it and why."""
-    table = _columns(f"Plan {plan.preset!r} for {plan.model}", caption=plan.note)
-    _rows(table, plan.decisions, {})
+    """Every convolution, what happens to it and why, with the totals of these convolutions."""
+    title = f"Plan {plan.preset!r} for {plan.model}"
+    notes = [plan.note] if plan.note else []
+    if plan.remove:
+        notes.append(f"removed, since they never run: {', '.join(plan.remove)}")
+    table = _decisions(title, notes, plan, {})
+    rows = plan.decisions
+    _total(
+        table,
+        "these convolutions",
+        (sum(d.params_before for d in rows), sum(d.params_after for d in rows)),
+        (_sum([d.macs_before for d in rows]), _sum([d.macs_after for d in rows])),
+    )
     return table
+
+
+def _total(
+    table: Table, what: str, params: tuple[int, int], macs: tuple[int | None, int | None]
+) -> None:
+    table.add_section()
+    table.add_row(
+        what,
+        "",
+        change(*params),
+        change(*macs),
+        "",
+        "",
+        "",
+        f"{ratio(*params)} fewer parameters, {ratio(*macs)} fewer MACs",
+        style="bold",
+    )
 
 
 def conversion_table(conversion: Conversion, title: str = "") -> Table:
@@ -77,90 +103,103 @@ def conversion_table(conversion: Conversion, title: str = "") -> Table:
     "kernel lost" is the share of the kernel's energy outside the factors; the two errors are
     relative squared errors of the convolution's output on held-out inputs.
     """
-    plan = conversion.plan
-    table = _columns(
+    plan, before, after = conversion.plan, conversion.before, conversion.after
+    notes = [*conversion.notes, *uncounted(before, after)]
+    table = _decisions(
         title or f"{plan.model}, preset {plan.preset!r}",
-        caption="; ".join(conversion.notes) or None,
+        list(dict.fromkeys(notes)),
+        plan,
+        {f.site: f for f in conversion.fits},
     )
-    _rows(table, plan.decisions, {f.site: f for f in conversion.fits})
-    before, after = conversion.before, conversion.after
-    table.add_section()
-    table.add_row(
-        "whole model",
-        "",
-        f"{amount(before.params)} > {amount(after.params)}",
-        f"{amount(before.macs)} > {amount(after.macs)}",
-        "",
-        "",
-        "",
-        f"{ratio(before.params, after.params)} fewer parameters, "
-        f"{ratio(before.macs, after.macs)} fewer MACs",
-        style="bold",
-    )
+    _total(table, "whole model", (before.params, after.params), (before.macs, after.macs))
     return table
 
 
 def cost_table(before: Cost, after: Cost | None = None, *, title: str = "Cost") -> Table:
-    """Parameters and MACs of every convolution and other layer with parameters."""
-    notes = [n for n in (before.note, after.note if after else None) if n]
-    if before.unsupported:
-        ops = ", ".join(f"{n.removeprefix('aten::')} x{c}" for n, c in before.unsupported.items())
-        notes.append(f"not counted by fvcore: {ops}")
-    if before.uncalled:
-        notes.append(f"never runs: {', '.join(before.uncalled)}")
-    table = Table(title=title, caption="; ".join(notes) or None, caption_justify="left")
+    """Parameters and MACs of every convolution and other layer with parameters.
+
+    With two costs, before and after: layers of one name are on one line (a convolution and what
+    replaced it), and totals have their ratios.
+    """
+    table = _table(title, uncounted(before, after))
     table.add_column("layer", overflow="fold")
     table.add_column("type")
     table.add_column("parameters", justify="right")
     table.add_column("MACs", justify="right")
     other = {layer.name: layer for layer in after.layers} if after else {}
     parents = {layer.name.rpartition(".")[0] for layer in before.layers}
+    shown: set[str] = set()
     for layer in before.layers:
         if layer.name in parents or not layer.params:
             continue
+        shown.add(layer.name)
         new = other.get(layer.name)
+        if after is None:
+            table.add_row(
+                plain(layer.name), plain(layer.type), amount(layer.params), amount(layer.macs)
+            )
+            continue
+        kind = layer.type if new is None or new.type == layer.type else f"{layer.type} > {new.type}"
         table.add_row(
-            layer.name,
-            layer.type if new is None or new.type == layer.type else f"{layer.type} > {new.type}",
-            _change(layer.params, new.params if new else (0 if after else None), after),
-            _change(layer.macs, new.macs if new else (0 if after else None), after),
+            plain(layer.name),
+            plain(kind),
+            change(layer.params, new.params if new else 0),
+            change(layer.macs, new.macs if new else 0),
         )
+    if after is not None:
+        _added(table, after, shown)
     table.add_section()
+    if after is None:
+        table.add_row("whole model", "", amount(before.params), amount(before.macs), style="bold")
+        return table
     table.add_row(
         "whole model",
         "",
-        _change(before.params, after.params if after else None, after),
-        _change(before.macs, after.macs if after else None, after),
+        change(before.params, after.params),
+        change(before.macs, after.macs),
         style="bold",
     )
-    if after is not None:
-        table.add_row(
-            "", "", ratio(before.params, after.params), ratio(before.macs, after.macs), style="bold"
-        )
+    table.add_row(
+        "times fewer",
+        "",
+        ratio(before.params, after.params),
+        ratio(before.macs, after.macs),
+        style="bold",
+    )
     return table
 
 
-def _change(before: int | None, after: int | None, other: Cost | None) -> str:
-    if other is None or before == after:
-        return amount(before)
-    return f"{amount(before)} > {amount(after)}"
+def _added(table: Table, after: Cost, shown: set[str]) -> None:
+    """Layers that only the second model has, and that are no part of a line above."""
+    parents = {layer.name.rpartition(".")[0] for layer in after.layers}
+    for layer in after.layers:
+        parts = layer.name.split(".")
+        covered = any(".".join(parts[:n]) in shown for n in range(1, len(parts) + 1))
+        if covered or layer.name in parents or not layer.params:
+            continue
+        table.add_row(
+            plain(layer.name), plain(layer.type), change(0, layer.params), change(0, layer.macs)
+        )
 
 
 def snapshot_table(info: SnapshotInfo) -> Table:
-    """What is in a file."""
-    table = Table(title=str(info.as_dict().get("path", "snapshot")), title_justify="left")
+    """What is in a file. Names come from the file: they are shown, never obeyed."""
+    facts = info.as_dict()
+    table = _table(str(facts.get("path", "snapshot")), [])
     table.add_column("what")
     table.add_column("value", overflow="fold")
-    for key, value in info.as_dict().items():
-        if key == "path":
+    for key, value in facts.items():
+        if key == "path" or value is None:
             continue
         if isinstance(value, dict):
             for name, inner in value.items():
-                table.add_row(f"{key}.{name}", str(inner))
+                table.add_row(plain(f"{key}.{name}"), plain(inner))
         elif isinstance(value, list | tuple):
             for item in value:
                 row = item if isinstance(item, dict) else {"": item}
-                table.add_row(key, ", ".join(f"{k} {v}".strip() for k, v in row.items()))
+                table.add_row(
+                    plain(key), plain(", ".join(f"{k} {v}".strip() for k, v in row.items()))
+                )
         else:
-            table.add_row(key, str(value))
+            table.add_row(plain(key), plain(value))
     return table

@@ -88,9 +88,10 @@ class Fork(nn.Module):
         self.same = self.one
         self.dead = nn.Conv2d(1, 1, 1)
         self.drop = nn.Dropout()
+        self.nothing = nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cdist(self.one(x), self.drop(self.same(x)) + torch.rand(1))
+        return torch.cdist(self.one(x), self.drop(self.nothing(self.same(x))) + torch.rand(1))
 
 
 def test_layers_unsupported_and_uncalled():
@@ -99,6 +100,7 @@ def test_layers_unsupported_and_uncalled():
         ("one", 112, 2 * 9 * 3 * 4 * 9),
         ("dead", 2, 0),
         ("drop", 0, 0),
+        ("nothing", 0, 0),
     ]
     assert counted.unsupported["aten::cdist"] == 1
     assert counted.uncalled == ("dead",)
@@ -108,11 +110,13 @@ def test_the_model_and_the_world_are_left_alone(caplog, capfd):
     model = Fork().train()
     model.one.eval()
     before = torch.get_rng_state()
+    hooks = [len(m._forward_pre_hooks) for m in model.modules()]
     level = logging.getLogger("fvcore.nn.jit_analysis").level
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")
         count(model, (torch.randn(1, 3, 5, 5, generator=torch.Generator()),))
     assert torch.equal(before, torch.get_rng_state())
+    assert hooks == [len(m._forward_pre_hooks) for m in model.modules()]
     assert [m.training for m in (model, model.one, model.drop)] == [True, False, True]
     assert logging.getLogger("fvcore.nn.jit_analysis").level == level
     assert (raised, caplog.records, *capfd.readouterr()) == ([], [], "", "")

@@ -1,0 +1,99 @@
+"""Numbers and names as a person reads them."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from dsconvert.records import Cost
+
+
+def amount(value: int | None, unit: str = "") -> str:
+    """``12_345_678`` -> ``12.3 M``; a dash for None."""
+    if value is None:
+        return "-"
+    if abs(value) < 1000:
+        return f"{value} {unit}".rstrip()
+    scaled, prefix = value / 1000, "K"
+    for larger in ("M", "G", "T"):
+        # 999.96 would be rounded to 1000: that is the next prefix's 1.00.
+        if abs(scaled) < 999.5:
+            break
+        scaled, prefix = scaled / 1000, larger
+    return f"{three_digits(scaled)} {prefix}{unit}".rstrip()
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits, never in exponent form above 0.001."""
+    size = abs(value)
+    digits = 0 if size >= 99.95 else 1 if size >= 9.995 else 2
+    if 0 < size < 0.995:
+        return f"{value:.3g}"
+    return f"{value:.{digits}f}"
+
+
+def ratio(before: int | None, after: int | None) -> str:
+    """``5.10x`` (fewer), or a dash where there is nothing to divide."""
+    if not before or not after:
+        return "-"
+    return f"{before / after:.2f}x"
+
+
+def percent(value: float | None) -> str:
+    """An error share as a percentage; a dash for None."""
+    if value is None:
+        return "-"
+    share = 100 * value
+    if 0 < abs(share) < 0.001:  # beyond what a table needs; the JSON has every digit
+        return "<0.001 %"
+    return f"{three_digits(share)} %"
+
+
+def change(before: int | None, after: int | None) -> str:
+    """``before > after``, or one number where nothing changed."""
+    if before == after:
+        return amount(before)
+    return f"{amount(before)} > {amount(after)}"
+
+
+def plain(value: object, style: str = "") -> Text:
+    """Text that a terminal shows and never obeys.
+
+    Names come out of foreign files: square brackets are no markup here, and an escape character
+    can't reach the terminal.
+    """
+    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(value))
+    return Text(shown, style=style)
+
+
+def uncounted(*costs: Cost | None) -> list[str]:
+    """Sentences about what the MACs leave out, over all given costs."""
+    notes: list[str] = []
+    operators: dict[str, int] = {}
+    dead: dict[str, None] = {}
+    for cost in costs:
+        if cost is None:
+            continue
+        if cost.note and cost.note not in notes:
+            notes.append(cost.note)
+        for name, calls in cost.unsupported.items():
+            operators[name] = max(calls, operators.get(name, 0))
+        dead.update(dict.fromkeys(_roots(cost.uncalled)))
+    if operators:
+        listed = ", ".join(
+            f"{name.removeprefix('aten::')} x{calls}" for name, calls in operators.items()
+        )
+        notes.append(f"not counted by fvcore: {listed}")
+    if dead:
+        notes.append(f"never runs: {', '.join(dead)}")
+    return notes
+
+
+def _roots(names: tuple[str, ...]) -> list[str]:
+    """``names`` without those below another of them."""
+    known = set(names)
+
+    def below(name: str) -> bool:
+        parts = name.split(".")
+        return any(".".join(parts[:n]) in known for n in range(1, len(parts)))
+
+    return [name for name in names if not below(name)]
