@@ -264,7 +264,8 @@ def refuse(source: Source, offences: list[Offence], keys: Collection[str]) -> Un
     if places and places <= set(keys) and "G_ema" not in places:
         names = ", ".join(repr(p) for p in sorted(places))
         remedy = (
-            f"If you can do without {names}, leave it out: load_snapshot(path, drop=({names},))."
+            f"If you can do without {names}, leave it out: --drop KEY when converting, or "
+            f"load_snapshot(path, drop=({names},))."
         )
     else:
         remedy = (
