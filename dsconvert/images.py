@@ -138,6 +138,9 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     try:
         if target.is_dir():
             raise OutputError(f"{target} is a folder; name a file in it.")
+        if target.exists() and not target.is_file():
+            # A file renamed to /dev/null would take that away from the whole system.
+            raise OutputError(f"{target} is a device or pipe; name a file.")
         if target.exists() and not overwrite:
             raise OutputError(f"{target} exists; give --overwrite to replace it, or another name.")
         if not target.parent.is_dir():

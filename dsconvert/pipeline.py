@@ -20,7 +20,7 @@ from dsconvert.norms import fold, norm_kind
 from dsconvert.planner import make_plan
 from dsconvert.records import INITS, Conversion, Cost, Fit, Plan
 from dsconvert.report.counts import count
-from dsconvert.rewrite import check, copied, rewrite
+from dsconvert.rewrite import copied, costed, rewrite
 from dsconvert.snapshot import Snapshot
 from dsconvert.trace import ConvTypes, Traced, trace
 
@@ -204,7 +204,7 @@ def apply(
     began = time.perf_counter()
     examples = _examples(model, example_inputs, inputs, adapter)
     traced = _trace(model, examples, leaves, adapter)
-    check(traced.trace, plan)
+    plan = costed(traced.trace, plan)
     seconds["trace"] = time.perf_counter() - began
 
     began = time.perf_counter()

@@ -122,11 +122,16 @@ class Plan:
         try:
             rows = data.pop("decisions")
             decisions = tuple(_decision(row) for row in rows)
-            return cls(
-                decisions=decisions, remove=tuple(str(r) for r in data.pop("remove", ())), **data
-            )
+            remove = data.pop("remove", [])
+            if type(remove) is not list:
+                raise PlanError(f"the plan's remove is {remove!r}, not a list of names.")
+            plan = cls(decisions=decisions, remove=tuple(remove), **data)
         except (TypeError, KeyError, AttributeError) as error:
             raise PlanError(f"the plan has a missing or unknown field: {error}.") from None
+        for what in (plan.model, plan.preset, plan.note or "", *plan.remove):
+            if type(what) is not str:
+                raise PlanError(f"the plan has {what!r} where a text belongs; quote it.")
+        return plan
 
     def __str__(self) -> str:
         width = max((len(d.site) for d in self.decisions), default=4)
@@ -145,10 +150,14 @@ def _decision(row: Any) -> Decision:
         bad.append(f"action {decision.action!r} is not keep, rewrite or remove")
     if decision.norm not in ("keep", "fold"):
         bad.append(f"norm {decision.norm!r} is not keep or fold")
-    if decision.rank is not None and type(decision.rank) is not int:
-        bad.append(f"rank {decision.rank!r} is not a whole number")
-    if type(decision.site) is not str:
-        bad.append(f"site {decision.site!r} is not a name")
+    for name, value in asdict(decision).items():
+        if value is None and name in ("rule", "rank", "macs_before", "macs_after"):
+            continue
+        if name == "rank" or name.startswith(("params", "macs")):
+            if type(value) is not int:
+                bad.append(f"{name} {value!r} is not a whole number")
+        elif type(value) is not str:
+            bad.append(f"{name} {value!r} is not a {'name' if name != 'reason' else 'text'}")
     if bad:
         raise PlanError(f"the plan's line for {decision.site}: {'; '.join(bad)}.")
     return decision

@@ -7,6 +7,8 @@ is not touched.
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -51,6 +53,8 @@ def check(trace: Trace, plan: Plan) -> list[tuple[Site, Decision, Rule]]:
         if decision.site in seen:
             problems.append(f"{decision.site} is decided twice")
         seen.add(decision.site)
+        if decision.action == "remove" and not _within(decision.site, plan.remove):
+            problems.append(f"{decision.site}: to be removed, but nothing under 'remove' holds it")
         if decision.action != "rewrite" or decision.site not in sites:
             continue
         site = sites[decision.site]
@@ -75,6 +79,38 @@ def check(trace: Trace, plan: Plan) -> list[tuple[Site, Decision, Rule]]:
             f"{'; '.join(problems)}. Make a new plan for this model, or mend the lines named here."
         )
     return rewrites
+
+
+def _within(name: str, parents: Sequence[str]) -> bool:
+    return any(name == p or name.startswith(f"{p}.") for p in parents)
+
+
+def costed(trace: Trace, plan: Plan) -> Plan:
+    """``plan`` with the costs of this model: a person who edits a rank does not edit those.
+
+    Raises:
+        PlanError: see :func:`check`.
+    """
+    rules = {decision.site: rule for _, decision, rule in check(trace, plan)}
+    sites = {s.name: s for s in trace.sites}
+    decisions: list[Decision] = []
+    for d in plan.decisions:
+        site, rule = sites[d.site], rules.get(d.site)
+        params, macs = site.params, site.macs
+        if d.action == "remove":
+            params, macs = 0, None if macs is None else 0
+        elif rule is not None and d.rank is not None:
+            params, macs = rule.params(site, d.rank), rule.macs(site, d.rank)
+        decisions.append(
+            dataclasses.replace(
+                d,
+                params_before=site.params,
+                params_after=params,
+                macs_before=site.macs,
+                macs_after=macs,
+            )
+        )
+    return dataclasses.replace(plan, decisions=tuple(decisions))
 
 
 def copied(model: nn.Module, replaced: frozenset[str] = frozenset()) -> nn.Module:

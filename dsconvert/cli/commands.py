@@ -19,7 +19,7 @@ from dsconvert.errors import PlanError, UsageError
 from dsconvert.images import check_target, grid, psnr, save_png, side_by_side
 from dsconvert.pipeline import convert_snapshot, cost, plan_snapshot, sampler_of
 from dsconvert.records import Plan
-from dsconvert.report.jsonable import conversion_dict, cost_dict, plan_dict
+from dsconvert.report.jsonable import conversion_dict, cost_dict, finite, plan_dict
 from dsconvert.report.tables import conversion_table, cost_table, plan_table, snapshot_table
 from dsconvert.snapshot import inspect_snapshot, load_snapshot, save_snapshot
 
@@ -40,7 +40,7 @@ def _console() -> Console:
 
 
 def _emit(data: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(data, default=str) + "\n")
+    sys.stdout.write(json.dumps(finite(data), default=str, allow_nan=False) + "\n")
 
 
 def _write_text(text: str, path: str, *, overwrite: bool) -> None:

@@ -6,7 +6,6 @@ Numbers are exact (no rounding); what is unknown, or not finite, is null.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
 from math import isfinite
 from typing import Any
@@ -22,7 +21,7 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
 
 def cost_dict(cost: Cost) -> dict[str, Any]:
     """A cost with its layers, what fvcore did not count and what never ran."""
-    result: dict[str, Any] = _finite(asdict(cost))
+    result: dict[str, Any] = finite(asdict(cost))
     return result
 
 
@@ -32,7 +31,7 @@ def _total(cost: Cost) -> dict[str, Any]:
 
 def conversion_dict(conversion: Conversion) -> dict[str, Any]:
     """A conversion without its model and without the layers of its costs."""
-    result: dict[str, Any] = _finite(
+    result: dict[str, Any] = finite(
         {
             "plan": plan_dict(conversion.plan),
             "fits": [asdict(f) for f in conversion.fits],
@@ -45,21 +44,12 @@ def conversion_dict(conversion: Conversion) -> dict[str, Any]:
     return result
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """``value`` with NaN and infinity, which JSON does not know, as None; tuples as lists."""
     if isinstance(value, float):
         return value if isfinite(value) else None
     if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return value
-
-
-def finite(value: Any) -> Any:
-    """``value`` with None for NaN and the infinities, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -264,15 +264,11 @@ def write_file(path: Path, root: Node, source: Source | None, *, overwrite: bool
         OutputError: the target exists, its folder does not, or writing fails.
         SnapshotError: something can't be written, or the source changed meanwhile.
     """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder. Name a file, for example {path / 'fast.pkl'}.")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists. Choose another name, or allow overwriting it.")
-    if not path.parent.is_dir():
-        raise OutputError(f"the folder {path.parent} does not exist. Create it first.")
+    _check_target(path, overwrite=overwrite)
     temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        # The name may be as long as the file system allows, so the part has one of its own.
+        handle, name = tempfile.mkstemp(prefix=".dsconvert-", suffix=".part", dir=path.parent)
         temporary = Path(name)
         with os.fdopen(handle, "wb", buffering=1 << 20) as out:
             Writer(out, source).write(root)
@@ -291,6 +287,25 @@ def write_file(path: Path, root: Node, source: Source | None, *, overwrite: bool
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink()
+
+
+def _check_target(path: Path, *, overwrite: bool) -> None:
+    if "\0" in str(path):
+        raise OutputError(f"{str(path)!r} can't be written: a NUL in its name. Choose another.")
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder. Name a file, for example {path / 'fast.pkl'}.")
+        if path.exists() and not path.is_file():
+            # A file renamed to /dev/null would take that away from the whole system.
+            raise OutputError(f"{path} is a device or pipe. Name a file.")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists. Choose another name, or allow overwriting it.")
+        if not path.parent.is_dir():
+            raise OutputError(f"the folder {path.parent} does not exist. Create it first.")
+    except OSError as error:  # a name too long, a folder that one may not enter
+        raise OutputError(
+            f"{str(path)!r} can't be written: {error}. Choose another name."
+        ) from error
 
 
 def _umask() -> int:
