@@ -155,6 +155,10 @@ def plan(
     )
 
 
+_plan = plan
+"""The function under a name that an argument called ``plan`` does not hide."""
+
+
 def cost(model: nn.Module, example_inputs: Sequence[Any] | None = None) -> Cost:
     """Parameters and MACs of ``model``, counted by fvcore for one sample."""
     examples = _examples(model, example_inputs, None, adapter_for(model))
@@ -368,12 +372,14 @@ def convert_snapshot(
     progress: Progress | None = None,
 ) -> SnapshotConversion:
     """Convert ``G_ema``, and ``G`` where the file has it: one plan, each its own weights."""
-    decided = plan or plan_snapshot(snap, preset=preset, rank=rank, keep=keep)
+    decided = plan
     conversions: dict[str, Conversion] = {}
     for key in ("G_ema", "G"):
         if not snap.has_module(key):
             continue
-        model = snap.generator if key == "G_ema" else snap.module(key)
+        # Not ``snap.generator``, which is kept: of a large file one original at a time is enough.
+        model = snap.module(key)
+        decided = decided or _plan(model, preset=preset, rank=rank, keep=keep)
 
         def report(stage: str, done: int, total: int, detail: str, key: str = key) -> None:
             if progress is not None:
@@ -389,4 +395,5 @@ def convert_snapshot(
             progress=report,
             costs=(first.before, first.after) if first else None,
         )
+        del model
     return SnapshotConversion(conversions=conversions)
