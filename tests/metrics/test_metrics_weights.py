@@ -71,11 +71,11 @@ def test_the_weights_are_in_their_places(net: LiteFeatures) -> None:
 
 def test_as_good_is_not_told_apart_and_a_blur_is(net: LiteFeatures) -> None:
     """Sets of other pictures of one kind pass; slightly smoother ones do not."""
-    teacher, other = (net(like_photographs(40, seed, size=64)) for seed in (0, 1))
-    fresh = compare_sets(net(like_photographs(40, 2, size=64)), teacher, other, bootstrap=40)
+    teacher, other = (net(like_photographs(20, seed, size=64)) for seed in (0, 1))
+    fresh = compare_sets(net(like_photographs(20, 2, size=64)), teacher, other, bootstrap=40)
     assert fresh.interval[0] <= 0
     assert fresh.interval[0] < fresh.value - fresh.floor < fresh.interval[1]
-    smooth = net(like_photographs(40, 0, size=64, blur=1.5))
+    smooth = net(like_photographs(20, 0, size=64, blur=1.5))
     blurred = compare_sets(smooth, teacher, other, bootstrap=40)
     assert blurred.interval[0] > 0
     assert blurred.value > 1.25 * blurred.floor
