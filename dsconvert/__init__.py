@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dsconvert.errors import DsconvertError
+    from dsconvert.files import convert_snapshot, plan_snapshot
     from dsconvert.pipeline import (
         apply,
         convert,
-        convert_snapshot,
         cost,
         merge,
         plan,
-        plan_snapshot,
     )
     from dsconvert.records import Conversion, Cost, Plan
     from dsconvert.snapshot import (
@@ -36,12 +35,11 @@ _HOMES = {
     "dsconvert.pipeline": (
         "apply",
         "convert",
-        "convert_snapshot",
         "cost",
         "merge",
         "plan",
-        "plan_snapshot",
     ),
+    "dsconvert.files": ("convert_snapshot", "plan_snapshot"),
     "dsconvert.snapshot": (
         "Snapshot",
         "inspect_snapshot",

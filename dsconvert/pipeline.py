@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,35 +20,19 @@ from dsconvert.planner import make_plan
 from dsconvert.records import INITS, Conversion, Cost, Fit, Plan
 from dsconvert.report.counts import count
 from dsconvert.rewrite import copied, costed, rewrite
-from dsconvert.snapshot import Snapshot
 from dsconvert.trace import ConvTypes, Traced, trace
 
 __all__ = [
-    "SnapshotConversion",
     "apply",
     "convert",
-    "convert_snapshot",
     "cost",
     "merge",
     "plan",
-    "plan_snapshot",
     "sampler_of",
 ]
 
 Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
 """``inputs(n, generator)`` returns the positional arguments of one forward call, batch n."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SnapshotConversion:
-    """All converted generators of one snapshot, by their key in the file."""
-
-    conversions: dict[str, Conversion] = field(default_factory=dict)
-
-    @property
-    def models(self) -> dict[str, nn.Module]:
-        """What :func:`dsconvert.snapshot.save_snapshot` takes."""
-        return {key: c.model for key, c in self.conversions.items()}
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -153,10 +136,6 @@ def plan(
     return make_plan(
         _trace(model, examples, leaves, adapter).trace, preset=preset, rank=rank, keep=keep
     )
-
-
-_plan = plan
-"""The function under a name that an argument called ``plan`` does not hide."""
 
 
 def cost(model: nn.Module, example_inputs: Sequence[Any] | None = None) -> Cost:
@@ -350,50 +329,3 @@ def convert(
         seed=seed,
         progress=progress,
     ).model
-
-
-def plan_snapshot(
-    snap: Snapshot, *, preset: str = "balanced", rank: int | None = None, keep: Sequence[str] = ()
-) -> Plan:
-    """The plan for a snapshot's generator (``G_ema``); it serves ``G`` as well."""
-    return plan(snap.generator, preset=preset, rank=rank, keep=keep)
-
-
-def convert_snapshot(
-    snap: Snapshot,
-    *,
-    preset: str = "balanced",
-    rank: int | None = None,
-    keep: Sequence[str] = (),
-    plan: Plan | None = None,
-    init: str = "fit",
-    calibrate: int | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> SnapshotConversion:
-    """Convert ``G_ema``, and ``G`` where the file has it: one plan, each its own weights."""
-    decided = plan
-    conversions: dict[str, Conversion] = {}
-    for key in ("G_ema", "G"):
-        if not snap.has_module(key):
-            continue
-        # Not ``snap.generator``, which is kept: of a large file one original at a time is enough.
-        model = snap.module(key)
-        decided = decided or _plan(model, preset=preset, rank=rank, keep=keep)
-
-        def report(stage: str, done: int, total: int, detail: str, key: str = key) -> None:
-            if progress is not None:
-                progress(f"{key}: {stage}", done, total, detail)
-
-        first = next(iter(conversions.values()), None)
-        conversions[key] = apply(
-            model,
-            decided,
-            init=init,
-            calibrate=calibrate,
-            seed=seed,
-            progress=report,
-            costs=(first.before, first.after) if first else None,
-        )
-        del model
-    return SnapshotConversion(conversions=conversions)

@@ -16,8 +16,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor, nn
 
 from dsconvert.errors import PlanError, UsageError
+from dsconvert.files import convert_snapshot, plan_snapshot
 from dsconvert.images import check_target, grid, psnr, save_png, side_by_side
-from dsconvert.pipeline import convert_snapshot, cost, plan_snapshot, sampler_of
+from dsconvert.pipeline import cost, sampler_of
 from dsconvert.records import Plan
 from dsconvert.report.jsonable import conversion_dict, cost_dict, finite, plan_dict
 from dsconvert.report.tables import conversion_table, cost_table, plan_table, snapshot_table

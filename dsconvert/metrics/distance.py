@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dsconvert.errors import UsageError
 from dsconvert.metrics.features import LiteFeatures
 from dsconvert.metrics.frechet import Interval, compare_sets, frechet_distance
-from dsconvert.trace import evaluating
+from dsconvert.observe import evaluating
 
 Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
 Progress = Callable[[str, int, int], None]

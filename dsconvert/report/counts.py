@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsconvert.observe import evaluating
 from dsconvert.records import Cost, LayerCost
-from dsconvert.trace import evaluating
 
 with warnings.catch_warnings():
     # fvcore scripts a function at import, which today's torch calls deprecated.

@@ -18,7 +18,7 @@ from conftest import shared_folder, small_generator
 from PIL import Image
 from torch import nn
 
-from dsconvert.pipeline import convert_snapshot
+from dsconvert.files import convert_snapshot
 from dsconvert.snapshot import load_snapshot, new_snapshot, save_snapshot
 
 if TYPE_CHECKING:
