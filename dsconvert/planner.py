@@ -172,9 +172,10 @@ def _fast(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
         if (why := _structural(s)) is not None:
             choices[s.name] = _keep(why)
             continue
-        rule = _separable(s)
+        # The first layer and the excitation branches are parameters more than MACs: there the
+        # fewer channels get the spatial filters, and a white latent is kept best by pw -> dw.
+        rule = rule_named("pw-dw") if _one_pixel(s) else _separable(s)
         r = _clip(rule, s, rank or 1)
-        # The first layer and the excitation branches are parameters more than MACs.
         smaller = _one_pixel(s) and rule.params(s, r) < s.params
         gain = None if smaller else _cheaper(s, rule, r)
         choices[s.name] = (
