@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from dsconvert.fit import Progress
-from dsconvert.pipeline import apply
+from dsconvert.pipeline import apply, costed_plan
 from dsconvert.pipeline import plan as plan_model
 from dsconvert.records import Conversion, Plan
 from dsconvert.snapshot import Snapshot
@@ -27,9 +27,19 @@ class SnapshotConversion:
 
 
 def plan_snapshot(
-    snap: Snapshot, *, preset: str = "balanced", rank: int | None = None, keep: Sequence[str] = ()
+    snap: Snapshot,
+    *,
+    preset: str = "balanced",
+    rank: int | None = None,
+    keep: Sequence[str] = (),
+    plan: Plan | None = None,
 ) -> Plan:
-    """The plan for a snapshot's generator (``G_ema``); it serves ``G`` as well."""
+    """The plan for a snapshot's generator (``G_ema``); it serves ``G`` as well.
+
+    A ``plan`` of the caller's own is checked and costed anew, and the other options play no part.
+    """
+    if plan is not None:
+        return costed_plan(snap.generator, plan)
     return plan_model(snap.generator, preset=preset, rank=rank, keep=keep)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -145,13 +146,17 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
             raise OutputError(f"{target} exists; give --overwrite to replace it, or another name.")
         if not target.parent.is_dir():
             raise OutputError(f"the folder {target.parent} does not exist; make it first.")
+        # Asked before the work: to find out after minutes of it would be late.
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise OutputError(f"the folder {target.parent} can't be written to; name another.")
     except OSError as error:  # a name too long, a folder that one may not enter
         raise OutputError(f"can't write {str(target)!r}: {error}; give another name.") from error
     return target
 
 
-def save_png(image: Image.Image, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write ``image`` beside ``path`` and rename it there.
+@contextmanager
+def whole_file(path: str | os.PathLike[str], *, overwrite: bool) -> Generator[Path, None, None]:
+    """A file beside ``path`` to write to; it is renamed to ``path`` if nothing goes wrong.
 
     Raises:
         OutputError: see :func:`check_target`, or the disk refuses.
@@ -160,9 +165,19 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], *, overwrite: boo
     # The name may be as long as the file system allows, so the part has one of its own.
     beside = target.with_name(f".dsconvert-{os.getpid()}.part")
     try:
-        image.save(beside, format="PNG")
+        yield beside
         beside.replace(target)
     except OSError as error:
         raise OutputError(f"can't write {target}: {error}; make room or name another.") from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def save_png(image: Image.Image, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write ``image`` beside ``path`` and rename it there.
+
+    Raises:
+        OutputError: see :func:`check_target`, or the disk refuses.
+    """
+    with whole_file(path, overwrite=overwrite) as beside:
+        image.save(beside, format="PNG")

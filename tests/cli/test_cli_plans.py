@@ -98,6 +98,23 @@ def test_the_costs_of_an_edited_line_are_worked_out_anew(
     assert 0 <= saved - by_line < 0.01 * entry["before"]["params"]
 
 
+def test_an_edited_plan_is_shown_with_its_own_costs(
+    edited: Edit, two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--plan-only`` of an edited plan says what the conversion will say."""
+
+    def change(plan: dict) -> None:
+        for line in plan["decisions"]:
+            if line["site"] == "synthesis.feat_32.1":
+                line |= {"rank": 4, "reason": "mine"}
+
+    command = edited(change)
+    assert main(command) == 0
+    done = json.loads(capsys.readouterr().out)["converted"]["G_ema"]["plan"]
+    assert main([str(two), "--plan", str(tmp_path / "plan.json"), "--plan-only", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == done
+
+
 SPOILED: dict[str, tuple[Callable[[dict], object], str]] = {
     "a live layer removed by its line": (
         lambda p: p["decisions"][0].update(action="remove"),
@@ -129,6 +146,11 @@ def test_spoiled_plans_end_in_one_sentence(
     assert err.startswith("dsconvert: ")
     assert words in err
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_the_longest_name_takes_a_plan(two: Path, tmp_path: Path) -> None:
+    assert main([str(two), "--plan-only", "--out", f"{tmp_path}/{'p' * 255}"]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["p" * 255]
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "pipe"])
