@@ -11,6 +11,7 @@ trained network has such kernels.
 from __future__ import annotations
 
 import argparse
+import copy
 from pathlib import Path
 
 import torch
@@ -71,7 +72,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     generator = untrained_generator(ngf=options.ngf, seed=options.seed)
-    save_snapshot(new_snapshot(generator), generator, options.out, overwrite=True)
+    # A training keeps the network and its moving average apart; here they are equal, in two copies.
+    networks = {"G": copy.deepcopy(generator), "G_ema": generator}
+    save_snapshot(new_snapshot(generator), networks, options.out, overwrite=True)
     size = options.out.stat().st_size / 1e6
     print(f"wrote {options.out} ({size:.1f} MB): an UNTRAINED 128 px generator, random weights")
 
