@@ -56,11 +56,6 @@ def trainable(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
-def weight_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """All parameters behind ``module``'s weight and bias."""
-    return list(module.parameters())
-
-
 def fold(module: nn.Module) -> None:
     """Replace a reparametrised weight by the plain parameter it stands for (exact in eval mode)."""
     kind = norm_kind(module)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from dsconvert.fit.moments import (
     Conv,
     Moments,
-    channel_covariance,
     channel_mean,
     channel_variance,
     moments,
+    second_moment,
     taps_per_phase,
 )
 from dsconvert.fit.sample import Sample
@@ -81,7 +81,7 @@ def fit_pointwise_depthwise(pair: nn.Sequential, sample: Sample, *, samples: int
     rank, taps = point.out_channels // outs, spatial.kernel_size[0] * spatial.kernel_size[1]
     # Second moments around zero, not the mean: padding is a real zero, and the mean is one
     # direction more.
-    values, vectors = torch.linalg.eigh(channel_covariance(sample.inputs, sample.zero_input()))
+    values, vectors = torch.linalg.eigh(second_moment(sample.inputs))
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     variance = float(channel_variance(sample.inputs, channel_mean(sample.inputs)).sum())
     if float(values[0]) == 0.0 or variance == 0.0:

@@ -58,8 +58,6 @@ def fit_depthwise_pointwise(pair: nn.Sequential, sample: Sample, *, samples: int
     spatial, point = pair.get_submodule("depthwise"), pair.get_submodule("pointwise")
     if not isinstance(spatial, Conv) or not isinstance(point, nn.Conv2d):
         raise TypeError("a dw -> pw pair has a depthwise and a pointwise convolution")
-    if spatial.weight.numel() == 0:
-        return
     xx, xy = _pointwise_normal(spatial, sample)
     start = point.weight.flatten(1).t().double()
     outs = start.shape[1]

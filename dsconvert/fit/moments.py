@@ -68,12 +68,13 @@ def channel_variance(values: Sequence[Tensor], mean: Tensor) -> Tensor:
     return (total / sum(v.numel() // v.shape[1] for v in values)).to(values[0].dtype)
 
 
-def channel_covariance(values: Sequence[Tensor], mean: Tensor) -> Tensor:
-    """Covariance between channels over batch and space, ``(C, C)`` in double precision."""
-    result = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
+def second_moment(values: Sequence[Tensor]) -> Tensor:
+    """``E[x x^T]`` between channels over batch and space, ``(C, C)`` in double precision."""
+    channels = values[0].shape[1]
+    result = values[0].new_zeros(channels, channels, dtype=torch.float64)
     count = 0
     for v in values:
-        flat = v.permute(1, 0, 2, 3).flatten(1) - mean[:, None]
+        flat = v.permute(1, 0, 2, 3).flatten(1)
         result += (flat @ flat.t()).double()
         count += flat.shape[1]
     return result / count

@@ -36,10 +36,6 @@ class Sample:
         value = float(difference.square().sum(dtype=torch.float64))
         return value / total if total > 0 else (0.0 if value == 0 else float("inf"))
 
-    def zero_input(self) -> Tensor:
-        """A zero in place of the input mean."""
-        return self.inputs[0].new_zeros(self.inputs[0].shape[1])
-
     def shift(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
         """What the bias of ``conv`` adds, so that the kernel is fitted to the rest."""
         return (
