@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -20,9 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 with one sentence for bad input, 130 when interrupted."""
     try:
         options = parse(list(sys.argv[1:] if argv is None else argv))
-        from dsconvert.cli import commands
-
-        commands.COMMANDS[options.command](options)
+        name = options.command.replace("-", "_")
+        importlib.import_module(f"dsconvert.cli.commands.{name}").run(options)
         sys.stdout.flush()
     except DsconvertError as error:
         sys.stderr.write(f"dsconvert: {error}\n")

@@ -1,21 +1,27 @@
-"""What can be typed, and what it means. Imports nothing but the standard library."""
+"""What can be typed, and what it means. Imports nothing but the standard library.
+
+A command is two modules of its name: ``parsers/NAME.py`` says what it takes and
+``commands/NAME.py``, imported only when it runs, does the work.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from dsconvert import __version__
+from dsconvert.cli.parsers import compare, convert, generate, inspect, report
 from dsconvert.errors import UsageError
-from dsconvert.records import INITS, PRESETS
 
-_SEED_LIMIT = 2**32
-"""NumPy's legacy generator, which draws the official latents, takes no more."""
-
-_PRESET = "balanced"
-
-COMMANDS = ("convert", "inspect", "report", "generate", "compare")
+COMMANDS: dict[str, ModuleType] = {
+    "convert": convert,
+    "inspect": inspect,
+    "report": report,
+    "generate": generate,
+    "compare": compare,
+}
 
 _DESCRIPTION = """\
 Make an existing GAN generator small and fast without losing its pictures.
@@ -35,87 +41,6 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-def seeds(text: str) -> tuple[int, ...]:
-    """``"0-3,7"`` to ``(0, 1, 2, 3, 7)``."""
-    found: list[int] = []
-    for part in text.split(","):
-        low, dash, high = part.strip().partition("-")
-        if not low.isdigit() or (dash and not high.isdigit()):
-            raise argparse.ArgumentTypeError(f"{text!r} is not like 0-3,7")
-        first, last = int(low), int(high) if dash else int(low)
-        if last < first or last - first > 9999:
-            raise argparse.ArgumentTypeError(f"{part.strip()!r} is an empty or huge range")
-        if last >= _SEED_LIMIT:
-            raise argparse.ArgumentTypeError(f"{last} is too large for a seed (below 2^32)")
-        found.extend(range(first, last + 1))
-    return tuple(found)
-
-
-def whole(text: str) -> int:
-    """A whole number that is not negative."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
-def seed(text: str) -> int:
-    """One seed."""
-    value = whole(text)
-    if value >= _SEED_LIMIT:
-        raise argparse.ArgumentTypeError(f"{value} is too large for a seed (below 2^32)")
-    return value
-
-
-def samples(text: str) -> int:
-    """How many images a distance is taken over."""
-    value = whole(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError("a distance needs 2 images or more")
-    return value
-
-
-def _output(command: argparse.ArgumentParser, *, required: bool) -> None:
-    command.add_argument("--out", metavar="FILE", required=required, help="where to write")
-    command.add_argument("--overwrite", action="store_true", help="replace an existing output")
-
-
-def _quiet(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def _json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="one JSON object on stdout, no table")
-
-
-def _convert(command: argparse.ArgumentParser) -> None:
-    command.add_argument("snapshot", help="a network-snapshot.pkl or best_model.pkl")
-    _output(command, required=False)
-    command.add_argument("--preset", choices=PRESETS, help=f"default: {_PRESET}")
-    command.add_argument("--rank", type=whole, metavar="N", help="one rank for every rewrite")
-    command.add_argument(
-        "--init",
-        choices=INITS,
-        default="fit",
-        help="fit: to activations (no data needed); svd: kernels only; random: to train anew",
-    )
-    command.add_argument(
-        "--keep", action="append", default=[], metavar="GLOB", help="leave these convolutions"
-    )
-    command.add_argument("--plan", metavar="FILE", help="use an edited plan instead of a preset")
-    command.add_argument(
-        "--plan-only", action="store_true", help="show the plan (with --out: write it as JSON)"
-    )
-    command.add_argument(
-        "--calibrate", type=whole, metavar="N", help="latents for fit and statistics; 0: off"
-    )
-    command.add_argument("--seed", type=seed, default=0, help="of every random draw (default 0)")
-    command.add_argument(
-        "--drop", action="append", default=[], metavar="KEY", help="leave an entry out (say, D)"
-    )
-    _quiet(command)
-    _json(command)
-
-
 def build() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = _Parser(
@@ -125,39 +50,9 @@ def build() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dsconvert {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    _convert(commands.add_parser("convert", help="the main job", allow_abbrev=False))
-
-    inspect = commands.add_parser("inspect", help="what is in a file")
-    inspect.add_argument("snapshot")
-    _json(inspect)
-
-    report = commands.add_parser("report", help="parameters and MACs, layer by layer")
-    report.add_argument("snapshot")
-    report.add_argument("other", nargs="?", help="a converted file, to compare")
-    _json(report)
-
-    generate = commands.add_parser("generate", help="a grid of images")
-    generate.add_argument("snapshot")
-    generate.add_argument("--seeds", type=seeds, default=tuple(range(16)), metavar="0-15")
-    generate.add_argument("--class", dest="label", type=whole, metavar="N", help="class index")
-    _output(generate, required=True)
-    _quiet(generate)
-    _json(generate)
-
-    compare = commands.add_parser("compare", help="the same latents through two files")
-    compare.add_argument("snapshot")
-    compare.add_argument("other")
-    compare.add_argument("--seeds", type=seeds, default=tuple(range(8)), metavar="0-7")
-    compare.add_argument("--class", dest="label", type=whole, metavar="N", help="class index")
-    compare.add_argument(
-        "--distance",
-        type=samples,
-        metavar="N",
-        help='also the feature distance over N images (needs "dsconvert[metrics]")',
-    )
-    _output(compare, required=True)
-    _quiet(compare)
-    _json(compare)
+    for name, module in COMMANDS.items():
+        # An abbreviation that works today is ambiguous when an option is added tomorrow.
+        module.add(commands.add_parser(name, help=module.HELP, allow_abbrev=False))
     return parser
 
 
@@ -175,13 +70,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if options.command is None:
         parser.print_help()
         parser.exit(2)
-    if options.command == "convert":
-        if not options.out and not options.plan_only:
-            raise UsageError("convert needs --out FILE (or --plan-only).")
-        if options.plan and (options.preset or options.rank is not None or options.keep):
-            raise UsageError(
-                "--plan already holds every rank and choice; drop --preset, --rank and --keep."
-            )
-        # No default before: one could not be told from what was typed.
-        options.preset = options.preset or _PRESET
+    check = getattr(COMMANDS[options.command], "check", None)
+    if check is not None:
+        check(options)
     return options

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dsconvert.cli import main
 from dsconvert.cli.output import Bars
-from dsconvert.cli.parser import seeds
+from dsconvert.cli.parsers.arguments import seeds
 from dsconvert.images import psnr, to_images
 from dsconvert.snapshot import load_snapshot
 
@@ -330,8 +330,8 @@ def test_ctrl_c(snapshot_file: Path, tmp_path: Path) -> None:
     # Interrupted in the middle of the fit, by its own progress report.
     program = (
         "import os, signal, sys\n"
-        "from dsconvert.cli import commands, main\n"
-        "commands.Bars.__call__ = lambda *a: os.kill(os.getpid(), signal.SIGINT)\n"
+        "from dsconvert.cli import main, output\n"
+        "output.Bars.__call__ = lambda *a: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-c", program, str(snapshot_file), "--out", str(out)]

@@ -1,0 +1,71 @@
+"""The same latents and noise through two files."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from dsconvert.cli.output import Bars, emit, say
+from dsconvert.cli.seeded import images_of, stage
+from dsconvert.errors import UsageError
+from dsconvert.images import check_target, psnr, save_png, side_by_side
+from dsconvert.metrics import LiteFeatures, feature_distance
+from dsconvert.pipeline import sampler_of
+from dsconvert.snapshot import load_snapshot
+
+
+def _labels(first: str, second: str) -> tuple[str, str]:
+    """File names alone, where they differ: a sheet of one image has no room for a whole path."""
+    names = Path(first).name, Path(second).name
+    return names if names[0] != names[1] else (first, second)
+
+
+def run(options: Namespace) -> None:
+    """Show them side by side, with the PSNR of each pair."""
+    check_target(options.out, overwrite=options.overwrite)
+    # What is missing is missed now, not after minutes of work.
+    features = LiteFeatures() if options.distance else None
+    first = load_snapshot(options.snapshot).generator
+    second = load_snapshot(options.other).generator
+    one, two = _labels(options.snapshot, options.other)
+    with Bars(hidden=options.quiet) as bars:
+        a = images_of(first, options.seeds, options.label, stage(bars, one, options))
+        b = images_of(second, options.seeds, options.label, stage(bars, two, options))
+    if a.shape != b.shape:
+        raise UsageError(
+            f"{options.snapshot} makes {list(a.shape[1:])} images and {options.other} "
+            f"{list(b.shape[1:])}: they can't be compared."
+        )
+    values = psnr(b, a)
+    data: dict[str, Any] = {
+        "snapshot": options.snapshot,
+        "other": options.other,
+        "out": options.out,
+        "psnr_db": {str(s): float(v) for s, v in zip(options.seeds, values, strict=True)},
+        "psnr_db_mean": float(values.mean()),
+    }
+    text = f"PSNR {values.mean():.1f} dB (mean), {values.min():.1f} dB (worst)"
+    if features is not None:
+        with Bars(hidden=options.quiet) as bars:
+            fd = feature_distance(
+                second,
+                first,
+                sampler_of(first),
+                samples=options.distance,
+                features=features,
+                progress=bars,
+            )
+        data["fd_lite0"] = {**vars(fd), "distinguishable": fd.distinguishable}
+        verdict = "distinguishable" if fd.distinguishable else "not distinguishable"
+        text += (
+            f"\nFD-lite0 over {fd.samples} images: {fd.value:.1f}, floor (original against itself,"
+            f" other latents) {fd.floor:.1f}, difference {fd.interval[0]:.1f} to"
+            f" {fd.interval[1]:.1f}: {verdict}; same latents {fd.same_latents:.1f}"
+        )
+    rows = {one: a, f"{two} (PSNR {values.mean():.1f} dB)": b}
+    save_png(side_by_side(rows), options.out, overwrite=options.overwrite)
+    if options.json:
+        emit(data)
+    else:
+        say(f"{text}\nwrote {options.out}")

@@ -1,0 +1,1 @@
+"""What each command takes: one module a command, ``HELP``, ``add`` and perhaps ``check``."""

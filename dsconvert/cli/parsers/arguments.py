@@ -1,0 +1,68 @@
+"""Kinds of values and options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+_SEED_LIMIT = 2**32
+"""NumPy's legacy generator, which draws the official latents, takes no more."""
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """``"0-3,7"`` to ``(0, 1, 2, 3, 7)``."""
+    found: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdigit() or (dash and not high.isdigit()):
+            raise argparse.ArgumentTypeError(f"{text!r} is not like 0-3,7")
+        first, last = int(low), int(high) if dash else int(low)
+        if last < first or last - first > 9999:
+            raise argparse.ArgumentTypeError(f"{part.strip()!r} is an empty or huge range")
+        if last >= _SEED_LIMIT:
+            raise argparse.ArgumentTypeError(f"{last} is too large for a seed (below 2^32)")
+        found.extend(range(first, last + 1))
+    return tuple(found)
+
+
+def whole(text: str) -> int:
+    """A whole number that is not negative."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """One seed."""
+    value = whole(text)
+    if value >= _SEED_LIMIT:
+        raise argparse.ArgumentTypeError(f"{value} is too large for a seed (below 2^32)")
+    return value
+
+
+def samples(text: str) -> int:
+    """How many images a distance is taken over."""
+    value = whole(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError("a distance needs 2 images or more")
+    return value
+
+
+def output(command: argparse.ArgumentParser, *, required: bool) -> None:
+    """Where the result goes."""
+    command.add_argument("--out", metavar="FILE", required=required, help="where to write")
+    command.add_argument("--overwrite", action="store_true", help="replace an existing output")
+
+
+def quiet(command: argparse.ArgumentParser) -> None:
+    """No progress bar."""
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def json(command: argparse.ArgumentParser) -> None:
+    """Machine-readable output."""
+    command.add_argument("--json", action="store_true", help="one JSON object on stdout, no table")
+
+
+def label(command: argparse.ArgumentParser) -> None:
+    """The class of a conditional generator."""
+    command.add_argument("--class", dest="label", type=whole, metavar="N", help="class index")

@@ -1,0 +1,26 @@
+"""``dsconvert compare``: the same latents through two files."""
+
+from __future__ import annotations
+
+import argparse
+
+from dsconvert.cli.parsers import arguments
+
+HELP = "the same latents through two files"
+
+
+def add(command: argparse.ArgumentParser) -> None:
+    """Declare its options."""
+    command.add_argument("snapshot")
+    command.add_argument("other")
+    command.add_argument("--seeds", type=arguments.seeds, default=tuple(range(8)), metavar="0-7")
+    arguments.label(command)
+    command.add_argument(
+        "--distance",
+        type=arguments.samples,
+        metavar="N",
+        help='also the feature distance over N images (needs "dsconvert[metrics]")',
+    )
+    arguments.output(command, required=True)
+    arguments.quiet(command)
+    arguments.json(command)

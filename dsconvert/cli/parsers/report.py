@@ -1,0 +1,16 @@
+"""``dsconvert report``: parameters and MACs."""
+
+from __future__ import annotations
+
+import argparse
+
+from dsconvert.cli.parsers import arguments
+
+HELP = "parameters and MACs, layer by layer"
+
+
+def add(command: argparse.ArgumentParser) -> None:
+    """Declare its options."""
+    command.add_argument("snapshot")
+    command.add_argument("other", nargs="?", help="a converted file, to compare")
+    arguments.json(command)
