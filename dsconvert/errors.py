@@ -54,3 +54,11 @@ class AdapterError(DsconvertError):
 
 class MissingExtraError(DsconvertError):
     """An optional dependency is not installed; names the pip command."""
+
+
+class DataError(DsconvertError):
+    """A data set can't be used (missing, no images, labels that do not fit)."""
+
+
+class TrainingError(DsconvertError):
+    """A training can't go on, or can't be resumed; says what is safe and how to continue."""

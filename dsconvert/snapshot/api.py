@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dsconvert.adapter import adapter_for
 from dsconvert.errors import (
@@ -21,6 +21,7 @@ from dsconvert.snapshot.dump import Dumper
 from dsconvert.snapshot.nodes import DictNode, Node, clean
 from dsconvert.snapshot.parse import GENERATOR, find_adapter, is_module, parse
 from dsconvert.snapshot.policy import examine, refuse
+from dsconvert.snapshot.state import state_of
 from dsconvert.snapshot.write import write_file
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Snapshot:
     source: Source | None = field(repr=False)
     entries: Mapping[str, Node] = field(repr=False)
     live: dict[str, nn.Module] = field(repr=False)
+    foreign: Mapping[tuple[str, str], type[nn.Module]] = field(default_factory=dict, repr=False)
+    """Names of live modules' classes in the file, beside the adapter's."""
 
     @property
     def generator(self) -> nn.Module:
@@ -72,6 +75,21 @@ class Snapshot:
             raise UsageError(f"the entry {key!r} of {self.path} is no module.")
         self.source.check_unchanged()
         return Builder(self.source, self.adapter.classes).module(node, key)
+
+    def state(self, key: str) -> dict[str, Tensor]:
+        """The state dict of the module under ``key``, also of one that is only carried (``D``).
+
+        Raises:
+            UsageError: there is no such entry, or it is no module.
+            CorruptSnapshotError: its parts do not fit together.
+        """
+        if key in self.live:
+            return self.live[key].state_dict()
+        node = self.entries.get(key)
+        if self.source is None or not is_module(node):
+            raise UsageError(f"the entry {key!r} of {self.path} is no module.")
+        self.source.check_unchanged()
+        return state_of(Builder(self.source, self.adapter.classes), node, key)
 
     def has_module(self, key: str) -> bool:
         """Whether ``key`` is there and is a module (``G`` may be None in a file)."""
@@ -154,8 +172,20 @@ def load_snapshot(path: str | os.PathLike[str], *, drop: Collection[str] = ()) -
     )
 
 
-def new_snapshot(generator: nn.Module) -> Snapshot:
+def new_snapshot(
+    generator: nn.Module,
+    *,
+    modules: Mapping[str, nn.Module] | None = None,
+    foreign: Mapping[tuple[str, str], type[nn.Module]] | None = None,
+    training_set_kwargs: Mapping[str, Any] | None = None,
+) -> Snapshot:
     """A snapshot in memory around a generator that came from no file.
+
+    Args:
+        generator: ``G_ema``, and ``G`` too unless ``modules`` has one.
+        modules: other entries (``G``, ``D``).
+        foreign: names that the official code knows classes of ``modules`` by, beside the adapter's.
+        training_set_kwargs: plain values, as the official metrics want them.
 
     Raises:
         AdapterError: no installed adapter knows the generator.
@@ -166,7 +196,8 @@ def new_snapshot(generator: nn.Module) -> Snapshot:
             f"no installed adapter knows {type(generator).__name__}, so there is no file format "
             "to write it in."
         )
-    entries = {"G": None, "D": None, GENERATOR: None, "training_set_kwargs": None}
+    about = None if training_set_kwargs is None else DictNode(list(training_set_kwargs.items()))
+    entries = {"G": None, "D": None, GENERATOR: None, "training_set_kwargs": about}
     return Snapshot(
         path=None,
         adapter=adapter,
@@ -174,7 +205,8 @@ def new_snapshot(generator: nn.Module) -> Snapshot:
         keys=tuple(entries),
         source=None,
         entries=entries,
-        live={"G": generator, GENERATOR: generator},
+        live={"G": generator, **(modules or {}), GENERATOR: generator},
+        foreign=foreign or {},
     )
 
 
@@ -212,7 +244,7 @@ def save_snapshot(
         )
     if snap.source is not None:
         snap.source.check_unchanged()
-    dumper = Dumper(snap.adapter.classes)
+    dumper = Dumper({**snap.adapter.classes, **snap.foreign})
     pairs: list[tuple[Node, Node]] = []
     for key in dict.fromkeys((*snap.keys, *MODULES)):
         node = snap.entries.get(key)

