@@ -62,3 +62,11 @@ class DataError(DsconvertError):
 
 class TrainingError(DsconvertError):
     """A training can't go on, or can't be resumed; says what is safe and how to continue."""
+
+
+class MeasureError(DsconvertError):
+    """A model fails while it is measured, or the process that ran it has ended."""
+
+
+class TargetError(DsconvertError):
+    """A target (say, latency=0.2x) is malformed, or no plan reaches it; names the nearest."""

@@ -18,6 +18,9 @@ Action = Literal["keep", "rewrite", "remove"]
 NormKind = Literal["none", "spectral-hook", "spectral-param", "weight-hook", "weight-param"]
 PRESETS: tuple[Preset, ...] = ("exact", "paper", "balanced", "fast")
 INITS: tuple[Init, ...] = ("fit", "svd", "random")
+DTYPES = ("float32", "float16", "bfloat16", "amp", "amp-float16", "amp-bfloat16")
+"""How a model runs while it is measured: plain names convert the weights; ``amp`` is autocast in
+the device's usual type (float16 on CUDA, bfloat16 elsewhere)."""
 
 
 @dataclass(frozen=True, kw_only=True)

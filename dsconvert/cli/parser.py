@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from dsconvert import __version__
-from dsconvert.cli.parsers import compare, convert, generate, inspect, report
+from dsconvert.cli.parsers import bench, compare, convert, generate, inspect, report
 from dsconvert.errors import UsageError
 
 COMMANDS: dict[str, ModuleType] = {
@@ -21,6 +21,7 @@ COMMANDS: dict[str, ModuleType] = {
     "report": report,
     "generate": generate,
     "compare": compare,
+    "bench": bench,
 }
 
 _DESCRIPTION = """\
@@ -31,6 +32,7 @@ Make an existing GAN generator small and fast without losing its pictures.
   dsconvert report generator.pkl [fast.pkl]  parameters and MACs, layer by layer
   dsconvert generate fast.pkl --seeds 0-15 --out grid.png
   dsconvert compare generator.pkl fast.pkl --seeds 0-7 --out side_by_side.png
+  dsconvert bench generator.pkl [fast.pkl]   time and memory on this machine
 """
 
 

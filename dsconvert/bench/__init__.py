@@ -1,0 +1,25 @@
+"""How long a module takes, and how much memory, on the device at hand."""
+
+from __future__ import annotations
+
+from dsconvert.bench.compare import compare
+from dsconvert.bench.machine import facts, limits, settle
+from dsconvert.bench.records import Limits, Measurement, Operation, Settings, Timing
+from dsconvert.bench.remote import RemoteSubject, remote
+from dsconvert.bench.subject import LocalSubject, Subject
+
+__all__ = [
+    "Limits",
+    "LocalSubject",
+    "Measurement",
+    "Operation",
+    "RemoteSubject",
+    "Settings",
+    "Subject",
+    "Timing",
+    "compare",
+    "facts",
+    "limits",
+    "remote",
+    "settle",
+]

@@ -1,0 +1,148 @@
+"""The device: is it there, what is it, how fast is it at best, when is it done."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsconvert.bench.records import Limits, Settings
+from dsconvert.errors import UsageError
+from dsconvert.records import DTYPES
+
+_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def _accelerator() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def settle(settings: Settings) -> Settings:
+    """``settings`` with the device named, checked against this machine.
+
+    Raises:
+        UsageError: no such device or type, or a number of threads below 1.
+    """
+    name = _accelerator() if settings.device == "auto" else settings.device
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no data")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise UsageError(
+            f"device {name!r} can't be used here: {reason}. This torch {torch.__version__} offers "
+            f"{', '.join(dict.fromkeys((_accelerator(), 'cpu')))}; give --device one of these."
+        ) from None
+    if settings.dtype not in DTYPES:
+        raise UsageError(f"no dtype is called {settings.dtype!r}; choose {', '.join(DTYPES)}.")
+    if settings.threads is not None and settings.threads < 1:
+        raise UsageError(f"{settings.threads} threads can't run anything; give 1 or more.")
+    return dataclasses.replace(settings, device=name)
+
+
+def weight_type(settings: Settings) -> torch.dtype:
+    """The type that parameters are converted to (float32 under autocast)."""
+    return _TYPES.get(settings.dtype, torch.float32)
+
+
+def running(settings: Settings) -> Any:
+    """A context for one run: autocast where the dtype asks for it."""
+    if not settings.dtype.startswith("amp"):
+        return nullcontext()
+    device = torch.device(settings.device).type
+    _, _, wanted = settings.dtype.partition("-")
+    usual = "float16" if device == "cuda" else "bfloat16"
+    return torch.autocast(device, dtype=_TYPES[wanted or usual])
+
+
+def synchronise(device: str) -> None:
+    """Wait until the device has done what was asked of it; a CPU always has."""
+    module = getattr(torch, torch.device(device).type, None)
+    if module is not None and hasattr(module, "synchronize") and not device.startswith("cpu"):
+        module.synchronize()
+
+
+@contextmanager
+def threads(settings: Settings) -> Generator[int, None, None]:
+    """Torch with the wanted number of CPU threads for a while; yields that number."""
+    before = torch.get_num_threads()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def device_name(device: str) -> str:
+    """The hardware's own name."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    model = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")
+    return model or platform.processor() or platform.machine()
+
+
+def facts(settings: Settings) -> dict[str, Any]:
+    """What a reader needs to judge a figure: machine, versions, threads, date, other work."""
+    with threads(settings) as count:
+        load = os.getloadavg() if hasattr(os, "getloadavg") else None
+        return {
+            **dataclasses.asdict(settings),
+            "threads": count,
+            "machine": device_name(settings.device),
+            "cores": len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda if settings.device.startswith("cuda") else None,
+            "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            "load_average": [round(x, 2) for x in load] if load else None,
+        }
+
+
+def seconds_of(call: Callable[[], Any], device: str) -> float:
+    """Wall-clock seconds of one call, the device idle before and after."""
+    synchronise(device)
+    began = time.perf_counter()
+    call()
+    synchronise(device)
+    return time.perf_counter() - began
+
+
+def limits(settings: Settings) -> Limits:
+    """Measure a large matrix product and a large copy, best of several.
+
+    The best, not the median: these are bounds.
+    """
+    cpu = settings.device.startswith("cpu")
+    size, floats, repeats = (2048, 64 << 20, 5) if cpu else (8192, 256 << 20, 10)
+    kind = weight_type(settings)
+    with threads(settings), torch.no_grad(), running(settings):
+        a = torch.randn(size, size, device=settings.device, dtype=kind)
+        b = torch.randn(size, size, device=settings.device, dtype=kind)
+        torch.mm(a, b)
+        product = min(seconds_of(lambda: torch.mm(a, b), settings.device) for _ in range(repeats))
+        source = torch.ones(floats, device=settings.device)
+        target = torch.zeros_like(source)
+        copy = min(
+            seconds_of(lambda: target.copy_(source), settings.device) for _ in range(repeats)
+        )
+    return Limits(macs_per_second=size**3 / product, bytes_per_second=2 * 4 * floats / copy)

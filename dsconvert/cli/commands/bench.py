@@ -1,0 +1,85 @@
+"""Time and memory of one file or several, interleaved, each in a process of its own."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from contextlib import ExitStack
+from pathlib import Path
+
+from dsconvert.bench import Operation, Settings, compare, facts, limits, remote, settle
+from dsconvert.cli.output import Bars, emit, say
+from dsconvert.pipeline import sampler_of
+from dsconvert.report.timings import limits_dict, measurement_dict, measurement_table
+from dsconvert.snapshot import load_snapshot
+
+
+def settings_of(options: Namespace) -> Settings:
+    """The settings that were typed, checked."""
+    return settle(
+        Settings(
+            device=options.device,
+            dtype=options.dtype,
+            channels_last=getattr(options, "channels_last", False),
+            compile=getattr(options, "compile", False),
+            threads=options.threads,
+        )
+    )
+
+
+def _operations(options: Namespace) -> list[Operation]:
+    found = [Operation(kind="forward", batch=n) for n in sorted({1, options.batch})]
+    if options.train_batch:
+        found.append(Operation(kind="step", batch=options.train_batch))
+    return found
+
+
+def _names(paths: list[str]) -> list[str]:
+    short = [Path(p).name for p in paths]
+    return short if len(set(short)) == len(short) else paths
+
+
+def run(options: Namespace) -> None:
+    """Measure, and show the table."""
+    settings = settings_of(options)
+    with ExitStack() as stack, Bars(hidden=options.quiet) as bars:
+        bars("load", 0, len(options.snapshots))
+        subjects = []
+        for done, (name, path) in enumerate(
+            zip(_names(options.snapshots), options.snapshots, strict=True), 1
+        ):
+            model = load_snapshot(path).generator
+            subject = remote(name, model, sampler_of(model), settings)
+            stack.callback(subject.close)
+            subjects.append(subject)
+            bars("load", done, len(options.snapshots), name)
+        machine = facts(settings)
+        best = limits(settings)
+        found = compare(subjects, _operations(options), repeats=options.repeats, progress=bars)
+    if options.json:
+        emit(
+            {
+                "machine": machine,
+                "limits": limits_dict(best),
+                "models": [
+                    {"snapshot": p, **measurement_dict(m)}
+                    for p, m in zip(options.snapshots, found, strict=True)
+                ],
+            }
+        )
+        return
+    how = [machine["machine"], f"{machine['threads']} threads", settings.dtype]
+    how += ["channels_last"] if settings.channels_last else []
+    how += ["compiled"] if settings.compile else []
+    load = machine["load_average"]
+    say(
+        measurement_table(
+            found,
+            title=f"G_ema on {', '.join(str(x) for x in how)}, torch {machine['torch']}",
+            notes=[
+                "medians of interleaved runs (± half the interquartile range)",
+                f"this machine's best: {best.macs_per_second / 1e9:.0f} GMAC/s in a matrix product,"
+                f" {best.bytes_per_second / 1e9:.0f} GB/s in a copy",
+                *([f"load average {load[0]} at the start"] if load else []),
+            ],
+        )
+    )

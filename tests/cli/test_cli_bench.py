@@ -1,0 +1,77 @@
+"""``dsconvert bench`` as typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dsconvert.cli import main
+
+QUICK = ["--repeats", "3", "--batch", "2", "--train-batch", "1", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def fast_file(snapshot_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fast") / "fast.pkl"
+    options = ["--preset", "fast", "--init", "svd", "--calibrate", "0", "--quiet"]
+    assert main([str(snapshot_file), "--out", str(out), *options]) == 0
+    return out
+
+
+def test_json(snapshot_file: Path, fast_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["bench", str(snapshot_file), str(fast_file), *QUICK, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    one, two = data["models"]
+    assert one["params"] > two["params"]
+    assert set(one["times"]) == {"forward_batch_1", "forward_batch_2", "step_batch_1"}
+    for timing in one["times"].values():
+        assert timing["runs"] == 3
+        assert timing["quartiles_s"][0] <= timing["median_s"] <= timing["quartiles_s"][1]
+    assert two["kept_for_backward_bytes"]["step_batch_1"] > 0
+    assert data["machine"]["threads"] == 1
+    assert data["limits"]["gmac_per_s"] > 0
+
+
+def test_table(snapshot_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["bench", str(snapshot_file), *QUICK, "--train-batch", "0"]) == 0
+    text = capsys.readouterr().out
+    assert "forward, batch 1" in text
+    assert "backward" not in text
+    assert "GMAC/s" in text
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["--device", "warp"], "device 'warp'"),
+        (["--dtype", "int4"], "int4"),
+        (["--threads", "0"], "0 threads"),
+        (["--repeats", "0"], "--repeats 0"),
+        (["--batch", "0"], "--batch 0"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    snapshot_file: Path, extra: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", str(snapshot_file), *extra]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_a_file_named_twice(snapshot_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(snapshot_file), str(snapshot_file)]) == 2
+    assert "named twice" in capsys.readouterr().err
+
+
+def test_a_trained_generator(shared_snapshots: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = shared_snapshots / "stamps-128-ngf32.pkl"
+    assert main(["bench", str(path), *QUICK, "--json"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    assert 9.7e6 < model["params"] < 9.8e6
