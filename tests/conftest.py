@@ -58,3 +58,13 @@ def shared_snapshots() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the shared snapshots are not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def stamps() -> Path:
+    """473 real images of 128 px, in the official zip layout (not part of the repository)."""
+    shared = Path(os.environ.get("DSCONVERT_SHARED", ROOT.parent / "shared"))
+    path = shared / "data" / "stamps128.zip"
+    if not path.is_file():
+        pytest.skip(f"the shared images are not at {path}")
+    return path

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_parts import encoded, picture, zipped
+from training_parts import encoded, picture, tiny_zip, zipped
 
 from dsconvert.errors import DataError
 from dsconvert.train.data import decode, open_images
 from dsconvert.train.stream import Stream, to_range
+
+
+@pytest.fixture
+def tiny_data(tmp_path: Path) -> Path:
+    return tiny_zip(tmp_path)
 
 
 def test_the_size_rule_is_centre_square_then_lanczos() -> None:
