@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from dsconvert import __version__
-from dsconvert.cli.parsers import bench, compare, convert, generate, inspect, report
+from dsconvert.cli.parsers import bench, compare, convert, distill, generate, inspect, report
 from dsconvert.errors import UsageError
 
 COMMANDS: dict[str, ModuleType] = {
@@ -22,6 +22,7 @@ COMMANDS: dict[str, ModuleType] = {
     "generate": generate,
     "compare": compare,
     "bench": bench,
+    "distill": distill,
 }
 
 _DESCRIPTION = """\
@@ -33,6 +34,7 @@ Make an existing GAN generator small and fast without losing its pictures.
   dsconvert generate fast.pkl --seeds 0-15 --out grid.png
   dsconvert compare generator.pkl fast.pkl --seeds 0-7 --out side_by_side.png
   dsconvert bench generator.pkl [fast.pkl]   time and memory on this machine
+  dsconvert distill generator.pkl fast.pkl --minutes 30 --out fast2.pkl
 """
 
 

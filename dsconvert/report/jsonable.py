@@ -25,6 +25,41 @@ def cost_dict(cost: Cost) -> dict[str, Any]:
     return result
 
 
+def layer_rows(before: Cost, after: Cost) -> list[dict[str, Any]]:
+    """Layers with parameters of the original, beside what became of them; the last row is the sum.
+
+    Keys: ``name``, ``params_before``, ``params_after``, ``macs_before``, ``macs_after``, and
+    ``total`` in the last row. A layer that is gone has 0 after.
+    """
+    other = {layer.name: layer for layer in after.layers}
+    parents = {layer.name.rpartition(".")[0] for layer in before.layers}
+    rows: list[dict[str, Any]] = []
+    for layer in before.layers:
+        if layer.name in parents or not layer.params:
+            continue
+        new = other.get(layer.name)
+        rows.append(
+            {
+                "name": layer.name,
+                "params_before": layer.params,
+                "params_after": new.params if new else 0,
+                "macs_before": layer.macs,
+                "macs_after": new.macs if new else 0,
+            }
+        )
+    rows.append(
+        {
+            "name": "whole model",
+            "params_before": before.params,
+            "params_after": after.params,
+            "macs_before": before.macs,
+            "macs_after": after.macs,
+            "total": True,
+        }
+    )
+    return rows
+
+
 def _total(cost: Cost) -> dict[str, Any]:
     return {k: v for k, v in cost_dict(cost).items() if k != "layers"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 _SEED_LIMIT = 2**32
 """NumPy's legacy generator, which draws the official latents, takes no more."""
@@ -66,3 +67,45 @@ def json(command: argparse.ArgumentParser) -> None:
 def label(command: argparse.ArgumentParser) -> None:
     """The class of a conditional generator."""
     command.add_argument("--class", dest="label", type=whole, metavar="N", help="class index")
+
+
+def count(text: str) -> int:
+    """A whole number of 1 or more."""
+    value = whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 or more")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = _number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return value
+
+
+def weight(text: str) -> float:
+    """A number of 0 or more."""
+    value = _number(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is below 0")
+    return value
+
+
+def share(text: str) -> float:
+    """A number between 0 and 1."""
+    value = weight(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is above 1")
+    return value

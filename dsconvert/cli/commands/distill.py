@@ -1,0 +1,89 @@
+"""A converted generator learns the rest from its original."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from dsconvert.cli.output import Bars, emit, say
+from dsconvert.errors import UsageError
+from dsconvert.train.distill_config import DistillConfig
+from dsconvert.train.distill_files import distill_snapshot
+
+_SETTINGS = (
+    "minutes", "steps", "patience", "clock", "batch", "lr", "optimiser", "statistics", "blockwise",
+    "image", "blocks", "features", "adversarial", "seed",
+)  # fmt: skip
+
+
+def device_of(name: str | None) -> torch.device | None:
+    """The device of that name.
+
+    Raises:
+        UsageError: torch knows no such device, or can't use it.
+    """
+    if name is None:
+        return None
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UsageError(f"--device {name}: torch can't use it ({reason}).") from None
+
+
+def run(options: Namespace) -> None:
+    """Distil, write the file, and say how far it got."""
+    given = {n: getattr(options, n) for n in _SETTINGS}
+    config = DistillConfig(**{n: v for n, v in given.items() if v is not None})
+    device = device_of(options.device)
+    with Bars(hidden=options.quiet) as bars:
+        done = distill_snapshot(
+            options.snapshot,
+            options.student,
+            options.out,
+            config=config,
+            folder=options.run,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            device=device,
+            progress=bars,
+        )
+    result = done.distilled
+    if options.json:
+        data: dict[str, Any] = {
+            "teacher": options.snapshot,
+            "student": options.student,
+            "out": options.out,
+            "run": str(done.folder),
+            "report": str(done.report),
+            "settings": config.to_dict(),
+            "steps": result.steps,
+            "seconds": result.seconds,
+            "reason": result.reason,
+            "before": asdict(result.before),
+            "after": asdict(result.after),
+            "blocks": list(result.blocks),
+            "notes": list(result.notes),
+            "macs": [done.before.macs, done.after.macs],
+            "parameters": [done.before.params, done.after.params],
+        }
+        emit(data)
+        return
+    clock = "" if config.clock == "wall" else " of the processor"
+    lines = [
+        f"{result.steps} steps of {config.batch} latents in {result.seconds / 60:.1f} minutes"
+        f"{clock}, ended by {result.reason}",
+        "on held-out latents     before     after",
+        f"{'distance':<18} {result.before.distance:>11.4f} {result.after.distance:>9.4f}",
+    ]
+    lines += [
+        f"  {name:<16} {value:>11.4f} {result.after.terms[name]:>9.4f}"
+        for name, value in result.before.terms.items()
+    ]
+    lines.append(f"{'PSNR, dB':<18} {result.before.psnr:>11.2f} {result.after.psnr:>9.2f}")
+    lines += result.notes
+    lines.append(f"wrote {done.out}; curves and pictures: {done.report}")
+    say("\n".join(lines))

@@ -1,0 +1,167 @@
+"""Distillation: a converted generator learns the rest from its original, without data.
+
+Latents are free, so teacher and student see the same ones (and the same noise draws) and the
+student is held to what the teacher makes of them: first, if asked, each block alone on the
+teacher's inputs, then the whole network end to end. Batch n depends on nothing but the seed and n,
+so a run that was cut off continues as if it had not been.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dsconvert.errors import DsconvertError, UsageError
+from dsconvert.lite0 import Weights
+from dsconvert.norms import fold, norm_kind
+from dsconvert.pipeline import apply, plan, sampler_of
+from dsconvert.rewrite import copied
+from dsconvert.trace import ConvTypes
+from dsconvert.train.distill_config import DistillConfig
+from dsconvert.train.distill_loop import Held, Loop, Progress, Reason
+from dsconvert.train.distill_loss import Objective, ProjectedMaps, trunk_blocks
+
+Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distilled:
+    """A student after its lessons, and how they went.
+
+    ``before`` and ``after`` are its distances to the teacher on latents that it was never trained
+    on; ``rows`` are the lines of ``stats.jsonl``; ``seconds`` are of ``config.clock``.
+    """
+
+    student: nn.Module
+    steps: int
+    seconds: float
+    reason: Reason
+    before: Held
+    after: Held
+    blocks: tuple[str, ...]
+    rows: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
+
+
+def fast_teacher(model: nn.Module, *, inputs: Inputs | None = None) -> nn.Module:
+    """A copy of ``model`` that makes the same images in less time: norms folded, upsamples merged.
+
+    Where the model can't be traced it is copied with its norms folded.
+    """
+    try:
+        decided = plan(model, preset="exact", inputs=inputs)
+        made = apply(model, decided, init="svd", calibrate=0, inputs=inputs).model
+    except DsconvertError:
+        made = copied(model)
+    for module in made.modules():
+        if isinstance(module, ConvTypes) and norm_kind(module) != "none":
+            fold(module)
+    return made
+
+
+def distill(
+    teacher: nn.Module,
+    student: nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    config: DistillConfig,
+    blocks: Sequence[str] | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    weights: Weights = "auto",
+    device: torch.device | str | None = None,
+    settings: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Distilled:
+    """Teach ``student`` to make the images that ``teacher`` makes.
+
+    Args:
+        teacher: the original; left as it was.
+        student: its conversion (or any module that takes the same arguments and gives images of
+            the same size); left as it was, the result is a copy.
+        inputs: ``inputs(n, generator)`` returns the arguments of a call with batch n; None: the
+            teacher's adapter knows.
+        config: how long, how fast, and what the student is held to.
+        blocks: names of the modules whose outputs are compared; None: those that make the picture.
+            What only one side has, or has in another shape, is left out, and a note says so.
+        folder: where ``stats.jsonl``, sample grids and checkpoints go; None: nowhere.
+        resume: continue from the newest checkpoint in ``folder``.
+        weights: of the backbone, see :func:`dsconvert.lite0.lite0`.
+        device: where to work; None: where the teacher is.
+        settings: further facts for ``settings.json`` (the files' names, say).
+        progress: see :data:`dsconvert.train.distill_loop.Progress`.
+
+    Raises:
+        UsageError: the two do not fit each other, or the folder holds another run.
+        MissingExtraError: the backbone's weights are not installed (``features=0`` needs none).
+        TrainingError: the loss is no longer finite, or the checkpoint can't be read.
+        KeyboardInterrupt: the user stopped it; a checkpoint was written.
+    """
+    sampler = inputs or sampler_of(teacher)
+    start = next((p for p in teacher.parameters()), None)
+    place = torch.device(device or (start.device if start is not None else "cpu"))
+    fast = fast_teacher(teacher, inputs=sampler).to(place).float().eval().requires_grad_(False)
+    pupil = copy.deepcopy(copied(student)).to(place).float()
+    if place.type == "cpu":
+        # oneDNN runs these small, wide maps in two thirds of the time so.
+        fast, pupil = _channels_last(fast), _channels_last(pupil)
+    features = None
+    if config.features:
+        features = ProjectedMaps(size=config.feature_size, weights=weights).to(place)
+        if place.type == "cpu":
+            features = _channels_last(features)
+    names = tuple(trunk_blocks(fast) if blocks is None else blocks)
+    unknown = [n for n in names if n not in dict(fast.named_modules())]
+    if unknown:
+        raise UsageError(f"the teacher has no module called {', '.join(unknown)}.")
+    objective = Objective(fast, pupil, blocks=names, features=features)
+    loop = Loop(
+        objective,
+        sampler,
+        config,
+        folder=None if folder is None else Path(folder),
+        resume=resume,
+        settings=settings or {},
+        progress=progress,
+    )
+    result = loop.run()
+    notes: list[str] = []
+    lost = [n for n in names if n not in objective.blocks]
+    if lost:
+        notes.append(
+            f"not compared, since teacher and student differ in shape there: {', '.join(lost)}"
+        )
+    return Distilled(
+        student=_as(pupil, student),
+        steps=result.steps,
+        seconds=result.seconds,
+        reason=result.reason,
+        before=result.before,
+        after=result.after,
+        blocks=objective.blocks,
+        rows=tuple(result.rows),
+        notes=tuple(notes),
+    )
+
+
+def _channels_last(module: nn.Module) -> Any:
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _as(made: nn.Module, like: nn.Module) -> nn.Module:
+    """``made`` with dtype, device, modes and gradient flags of ``like``, in plain memory order."""
+    for mine, theirs in zip(made.parameters(), like.parameters(), strict=True):
+        mine.data = mine.data.to(theirs.device, theirs.dtype).contiguous()
+        mine.requires_grad_(theirs.requires_grad)
+        mine.grad = None
+    for mine, theirs in zip(made.buffers(), like.buffers(), strict=True):
+        mine.data = mine.data.to(theirs.device, theirs.dtype).contiguous()
+    for mine, theirs in zip(made.modules(), like.modules(), strict=True):
+        mine.training = theirs.training
+    return made

@@ -1,0 +1,403 @@
+"""The loop of a distillation: steps, the held-out judge, checkpoints, and when to stop."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dsconvert.errors import TrainingError, UsageError
+from dsconvert.images import psnr, save_png, side_by_side, whole_file
+from dsconvert.train.checkpoint import (
+    checkpoint_name,
+    checkpoints,
+    load_checkpoint,
+    prune,
+    save_checkpoint,
+)
+from dsconvert.train.distill_config import SAFE_TO_CHANGE, DistillConfig
+from dsconvert.train.distill_critic import Critic
+from dsconvert.train.distill_loss import Objective, Scales, Target
+from dsconvert.train.distill_optim import Optimiser
+from dsconvert.train.interrupts import Interrupts
+from dsconvert.train.stats import StatsWriter, peak_memory
+
+Progress = Callable[[str, int, int, str], None]
+"""``progress(stage, done, total, detail)``: thousandths of the run, and how it goes."""
+Reason = Literal["steps", "minutes", "patience"]
+_HELD, _SCALES, _TRAINING = 0, 100_000, 1_000_000
+"""Where the latents of each purpose begin: batches are numbered, and no number serves two."""
+_ROWS = 20
+_SHOWN = 8
+_ONE_PERCENT = 0.99
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """How far the student is from the teacher on held-out latents.
+
+    ``distance`` is the loss without its adversarial term; ``terms`` are its parts; ``psnr`` is in
+    dB, the mean over images.
+    """
+
+    distance: float
+    terms: dict[str, float]
+    psnr: float
+
+
+@dataclass(kw_only=True)
+class Result:
+    """What a finished loop hands back; the student itself was trained in place."""
+
+    steps: int
+    seconds: float
+    reason: Reason
+    before: Held
+    after: Held
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Loop:
+    """See :func:`dsconvert.train.distill.distill`, which makes one and runs it once."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        inputs: Callable[[int, torch.Generator], tuple[Any, ...]],
+        config: DistillConfig,
+        *,
+        folder: Path | None,
+        resume: bool,
+        settings: dict[str, Any],
+        progress: Progress | None,
+    ) -> None:
+        self._clock = time.perf_counter if config.clock == "wall" else time.process_time
+        self._began = self._clock()
+        self.objective, self.inputs, self.config = objective, inputs, config
+        self.folder, self._progress = folder, progress
+        self.student = objective.student
+        self.device = next(self.student.parameters()).device
+        self.steps, self._before_this = 0, 0.0
+        self.rows: list[dict[str, Any]] = []
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self.student.requires_grad_(True).eval()
+        if config.statistics == "batch":
+            self.student.train()
+        self._first_look()
+        self.optimiser = Optimiser(
+            self.student, betas=config.betas, muon=config.optimiser == "muon"
+        )
+        self._rate = 0.0
+        self.critic: Critic | None = None
+        if config.adversarial:
+            self.critic = Critic(self._target(_SCALES), lr=config.lr_discriminator)
+        self.best = math.inf
+        self.best_state: dict[str, Tensor] = {}
+        self.before: Held | None = None
+        self.after: Held | None = None
+        self.stale, self.evaluated = 0, 0
+        found = self._open(settings, resume=resume)
+        if found is None:
+            self.scales = self._measure_scales()
+        else:
+            self._restore(found)
+        self._writer = None
+        if folder is not None:
+            at = self.steps * config.batch if found is not None else None
+            self._writer = StatsWriter(folder, resume_images=at)
+
+    # --- what is drawn and measured ---
+
+    def _target(self, number: int, *, maps: bool = True) -> Target:
+        """The teacher's side of batch ``number``."""
+        seed = self.config.seed * 4_000_037 + number
+        args = self.inputs(self.config.batch, torch.Generator().manual_seed(seed))
+        placed = tuple(
+            (a.to(self.device, torch.float32) if a.is_floating_point() else a.to(self.device))
+            if isinstance(a, Tensor)
+            else a
+            for a in args
+        )
+        return self.objective.teach(placed, seed, maps=maps)
+
+    def _first_look(self) -> None:
+        """Refuse a pair that does not fit, and find the blocks that both have."""
+        target = self._target(_SCALES)
+        self.student.eval()
+        names = self.objective.compatible(target)
+        with torch.no_grad():
+            image, _ = self.objective.learn(self._target(_SCALES))
+        if image.shape != target.image.shape:
+            raise UsageError(
+                f"the student's images are {list(image.shape[1:])}, the teacher's "
+                f"{list(target.image.shape[1:])}: one can't learn from the other."
+            )
+        c = self.config
+        if not (c.image or c.features or (c.blocks and names)):
+            raise UsageError(
+                "only blocks were to be compared, and teacher and student share none: give image "
+                "or features a weight."
+            )
+        if c.blockwise and not names:
+            raise UsageError("teacher and student share no block: there is no blockwise stage.")
+        if c.statistics == "batch":
+            self.student.train()
+
+    def _measure_scales(self) -> Scales:
+        batches = max(2, -(-48 // self.config.batch))
+        return self.objective.scales([self._target(_SCALES + i) for i in range(batches)])
+
+    def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
+        weights = {
+            "image": self.config.image,
+            "blocks": self.config.blocks,
+            "features": self.config.features,
+        }
+        return torch.stack([weights[n] * v for n, v in terms.items()]).sum()
+
+    @torch.no_grad()
+    def judge(self) -> tuple[Held, Tensor, Tensor]:
+        """The held-out distance, and some held-out images of teacher and student."""
+        self.student.eval()
+        count = max(1, -(-self.config.held_out // self.config.batch))
+        sums: dict[str, float] = {}
+        ratios: list[Tensor] = []
+        wanted: list[Tensor] = []
+        made: list[Tensor] = []
+        distance = 0.0
+        for i in range(count):
+            target = self._target(_HELD + i)
+            image, blocks = self.objective.learn(target)
+            terms = self.objective.terms(target, image, blocks, self.scales)
+            distance += float(self._weighted(terms)) / count
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + float(value) / count
+            ratios.append(psnr(image, target.image))
+            if sum(map(len, made)) < _SHOWN:
+                wanted.append(target.image.cpu())
+                made.append(image.cpu())
+        if self.config.statistics == "batch":
+            self.student.train()
+        held = Held(distance=distance, terms=sums, psnr=float(torch.cat(ratios).mean()))
+        return held, torch.cat(wanted)[:_SHOWN], torch.cat(made)[:_SHOWN]
+
+    # --- the run ---
+
+    @property
+    def seconds(self) -> float:
+        """Time that the run has taken, of the configured clock, earlier parts included."""
+        return self._before_this + self._clock() - self._began
+
+    def run(self) -> Result:
+        """Train until one of the ends is reached."""
+        saved = self.seconds
+        try:
+            with Interrupts() as interrupts:
+                if self.before is None:
+                    self._evaluate(0.0)
+                while (reason := self._end()) is None:
+                    progress = self.config.progress(self.steps, self.seconds)
+                    self._step(progress)
+                    self._report(progress)
+                    if self._due():
+                        self._evaluate(self.config.progress(self.steps, self.seconds))
+                    if interrupts.caught:
+                        self._save()
+                        raise KeyboardInterrupt
+                    if self.seconds - saved > 60 * self.config.checkpoint_minutes:
+                        self._save()
+                        saved = self.seconds
+                self._evaluate(1.0)
+                self._save()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+        assert self.before is not None
+        assert self.after is not None
+        self.student.load_state_dict(self.best_state)
+        self.student.eval()
+        return Result(
+            steps=self.steps,
+            seconds=self.seconds,
+            reason=reason,
+            before=self.before,
+            after=self.after,
+            rows=self.rows,
+        )
+
+    def _end(self) -> Reason | None:
+        c = self.config
+        if c.steps is not None and self.steps >= c.steps:
+            return "steps"
+        if c.minutes is not None and self.seconds >= 60 * c.minutes:
+            return "minutes"
+        return "patience" if c.patience and self.stale >= c.patience else None
+
+    def _due(self) -> bool:
+        c = self.config
+        if c.steps is None and c.minutes is None:
+            return self.steps % 100 == 0
+        share = c.progress(self.steps, self.seconds)
+        return share < 1 and share * c.evaluations >= self.evaluated
+
+    def _step(self, progress: float) -> None:
+        alone = progress < self.config.blockwise
+        self._rate = self.config.lr * self.config.rate(self.steps, progress)
+        target = self._target(_TRAINING + self.steps, maps=not alone)
+        image, blocks = self.objective.learn(target, alone=alone)
+        terms = self.objective.terms(target, image, blocks, self.scales)
+        if alone:
+            terms = {"blocks": terms["blocks"]}
+        loss = self._weighted(terms)
+        values = {n: float(v.detach()) for n, v in terms.items()}
+        if self.critic is not None and not alone:
+            judged = self.critic.judge(image, target)
+            loss = loss + self.config.adversarial * judged
+            values["adversarial"] = float(judged.detach())
+        values["loss"] = float(loss.detach())
+        if not math.isfinite(values["loss"]):
+            raise TrainingError(
+                f"the loss is {values['loss']} at step {self.steps}: nothing more can be learnt. "
+                "Lower the rate (--lr) and start again, or resume from an earlier checkpoint."
+            )
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step(self._rate)
+        if self.critic is not None and not alone:
+            values["critic"] = self.critic.step(image.detach(), target)
+        self.steps += 1
+        self._count += 1
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def _report(self, progress: float) -> None:
+        if self._progress is not None:
+            detail = f"step {self.steps}"
+            if self.after is not None:
+                detail += f", held-out distance {self.after.distance:.4f}"
+            self._progress("distil", round(1000 * progress), 1000, detail)
+        if self.steps % _ROWS == 0:
+            self._row(stage="blocks" if progress < self.config.blockwise else "whole")
+
+    def _row(self, **values: Any) -> None:
+        means = {n: v / max(self._count, 1) for n, v in self._sums.items()}
+        self._sums, self._count = {}, 0
+        images = self.steps * self.config.batch
+        row = {"step": self.steps, "seconds": self.seconds, "memory": peak_memory(self.device),
+               "rate": self._rate,
+               **means, **values}  # fmt: skip
+        if self._writer is not None:
+            row = self._writer.write(images, **row)
+        self.rows.append({"images": images, **row})
+
+    def _evaluate(self, progress: float) -> None:
+        held, wanted, made = self.judge()
+        if self.before is None:
+            self.before = self.after = held
+        self.evaluated = math.floor(progress * self.config.evaluations) + 1
+        self.stale = 0 if held.distance < _ONE_PERCENT * self.best else self.stale + 1
+        if held.distance < self.best:
+            self.best, self.after = held.distance, held
+            state = self.student.state_dict()
+            self.best_state = {k: v.detach().clone() for k, v in state.items()}
+        terms = {f"held_{n}": v for n, v in held.terms.items()}
+        self._row(held_distance=held.distance, held_psnr=held.psnr, **terms)
+        if self.folder is not None:
+            sheet = side_by_side({"teacher": wanted, "student": made}, with_psnr=True)
+            name = f"{self.steps * self.config.batch:010d}.png"
+            save_png(sheet, self.folder / "grids" / name, overwrite=True)
+
+    # --- the folder ---
+
+    def _open(self, settings: dict[str, Any], *, resume: bool) -> dict[str, Any] | None:
+        """Make the folder and its settings; the newest checkpoint where the run is resumed."""
+        if self.folder is None:
+            if resume:
+                raise UsageError("a run is resumed from its folder; none was given.")
+            return None
+        (self.folder / "grids").mkdir(parents=True, exist_ok=True)
+        found = checkpoints(self.folder)
+        if found and not resume:
+            raise UsageError(
+                f"{self.folder} holds a run already: give --resume to continue it, or another "
+                "folder."
+            )
+        if resume and not found:
+            raise UsageError(f"{self.folder} holds no checkpoint to resume from.")
+        facts = {
+            "command": "distill",
+            "settings": self.config.to_dict(),
+            "blocks": list(self.objective.blocks),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "device": str(self.device),
+            **settings,
+        }
+        with whole_file(self.folder / "settings.json", overwrite=True) as beside:
+            beside.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        return load_checkpoint(found[-1]) if found else None
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        assert self.before is not None
+        assert self.after is not None
+        payload: dict[str, Any] = {
+            "kind": "distill",
+            "config": self.config.to_dict(),
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "student": self.student.state_dict(),
+            "optimiser": self.optimiser.state(),
+            "critic": None if self.critic is None else self.critic.state(),
+            "scales": self.scales.state(),
+            "best": self.best,
+            "best_state": self.best_state,
+            "before": vars(self.before),
+            "after": vars(self.after),
+            "stale": self.stale,
+            "evaluated": self.evaluated,
+            "rows": self.rows,
+        }
+        save_checkpoint(self.folder / checkpoint_name(self.steps * self.config.batch), payload)
+        prune(self.folder, self.config.keep_last)
+
+    def _restore(self, data: dict[str, Any]) -> None:
+        if data.get("kind") != "distill":
+            raise UsageError(f"{self.folder} holds a training run, not a distillation.")
+        mine, theirs = self.config.to_dict(), data["config"]
+        moved = [k for k in mine if _plain(mine[k]) != _plain(theirs.get(k))]
+        fixed = [k for k in moved if k not in SAFE_TO_CHANGE]
+        if fixed:
+            raise UsageError(
+                "a resumed run keeps its settings; these differ: "
+                + ", ".join(f"{k} ({theirs.get(k)!r}, now {mine[k]!r})" for k in fixed)
+                + "."
+            )
+        try:
+            self.student.load_state_dict(data["student"])
+            self.optimiser.restore(data["optimiser"])
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(
+                f"the checkpoint in {self.folder} is of another student ({str(error)[:200]})."
+            ) from error
+        if self.critic is not None:
+            self.critic.restore(data["critic"])
+        self.scales = Scales(**data["scales"])
+        self.steps, self._before_this = data["steps"], data["seconds"]
+        self._began = self._clock()
+        self.best, self.best_state = data["best"], data["best_state"]
+        self.before, self.after = Held(**data["before"]), Held(**data["after"])
+        self.stale, self.evaluated, self.rows = data["stale"], data["evaluated"], data["rows"]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

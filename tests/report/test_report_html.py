@@ -1,0 +1,171 @@
+"""The HTML report: complete, self-contained, safe with hostile text, and it works in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from models import decoder, latents
+from PIL import Image
+
+from dsconvert import apply, cost, plan
+from dsconvert.errors import UsageError
+from dsconvert.images import grid, save_png
+from dsconvert.report.curves import curve
+from dsconvert.report.html import run_report, write_report
+from dsconvert.report.jsonable import layer_rows
+
+NASTY = "</script><script>alert(1)</script><img src=http://example.com/x onerror=alert(2)>"
+
+
+class Reader(HTMLParser):
+    """Elements, attributes and balance of a document."""
+
+    VOID = frozenset({"meta", "img", "input", "br", "line", "circle", "polyline"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [a for t, a in self.tags if t == tag]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder, with a name and settings that try to break out."""
+    place = tmp_path_factory.mktemp("runs") / "a <b> run"
+    (place / "grids").mkdir(parents=True)
+    rows = [
+        {"images": 8 * i, "kimg": 0.008 * i, "loss": 2.0 / (i + 1), "held_psnr": 20 + i / 7,
+         "image": 0.5 / (i + 1), "held_image": None if i % 2 else 0.6 / (i + 1), "stage": "whole"}
+        for i in range(40)
+    ]  # fmt: skip
+    text = "".join(json.dumps(r) + "\n" for r in rows)
+    (place / "stats.jsonl").write_text(text + '{"images": 320, "lo')  # a crash cut the last line
+    settings = {"command": "distill", "settings": {"lr": 0.003, "betas": [0.9, 0.99]},
+                "teacher": NASTY}  # fmt: skip
+    (place / "settings.json").write_text(json.dumps(settings))
+    (place / "results.json").write_text(json.dumps({"PSNR after, dB": 31.2345, "steps": 40}))
+    generator = torch.Generator().manual_seed(0)
+    for i in range(20):
+        sheet = grid(torch.rand(4, 3, 16, 16, generator=generator) * 2 - 1)
+        save_png(sheet, place / "grids" / f"{8 * i:010d}.png")
+    save_png(grid(torch.rand(6, 3, 16, 16), columns=3), place / "side_by_side.png")
+    model = decoder()
+    decided = plan(model, preset="paper", rank=1, inputs=latents)
+    made = apply(model, decided, init="svd", calibrate=0, inputs=latents)
+    (place / "layers.json").write_text(json.dumps(layer_rows(made.before, made.after)))
+    return place
+
+
+def test_everything_is_in_it_and_nothing_is_fetched(folder: Path) -> None:
+    text = run_report(folder)
+    page = Reader(text)
+    sources = [a["src"] or "" for a in page.all("img")]
+    assert all(s.startswith("data:image/png;base64,") for s in sources)
+    assert len(sources) == 17  # the side by side, and no more than 16 of 20 grids
+    assert not page.all("link")
+    assert len(page.all("script")) == 1
+    assert not any("//" in (v or "")[:9] for _, a in page.tags for v in a.values())
+    assert not any(k.startswith("on") for _, a in page.tags for k in a)
+    assert "31.2" in text
+    assert "whole model" in text
+    assert "block1.1" in text
+    assert "&lt;/script&gt;" in text
+    assert "a &lt;b&gt; run" in text
+    # loss, held psnr, and image (trained and held out in one chart)
+    assert len(page.all("svg")) == 3
+    assert len(page.all("polyline")) == 4
+
+
+def test_grids_are_thinned_from_first_to_last(folder: Path) -> None:
+    shown = [a["alt"] for a in Reader(run_report(folder)).all("img")][1:]
+    assert shown[0] == "after 0 images"
+    assert shown[-1] == "after 152 images"
+    assert len(set(shown)) == 16
+
+
+def test_layers_add_up() -> None:
+    model = decoder()
+    before = cost(model, latents(1, torch.Generator()))
+    rows = layer_rows(before, before)
+    assert sum(r["params_before"] for r in rows[:-1]) == rows[-1]["params_before"] == before.params
+
+
+def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run"):
+        run_report(tmp_path)
+    (tmp_path / "stats.jsonl").write_text('{"images": 8, "loss": 1.0}\n')
+    page = Reader(write_report(tmp_path).read_text())
+    assert len(page.all("circle")) == 1  # a single point is a dot
+    assert not page.all("table")
+    assert not page.all("img")
+
+
+@pytest.mark.parametrize(
+    "points",
+    [[(0, 1.0), (1, 1.0)], [(0, 1e-9), (5, 1e9)], [(3, -2.0), (4, 7.0)],
+     [(0, float("nan")), (1, 2)], [(i, 24.7 + i / 1e4) for i in range(9)]],
+)  # fmt: skip
+def test_curves_stay_on_the_paper(points) -> None:
+    page = Reader(curve("it & that", {"a": points}, x_label="images", floor=1.5))
+    for tag, attributes in page.tags:
+        numbers = [attributes.get(k) for k in ("x1", "y1", "x", "y", "cx", "cy")]
+        if tag == "polyline":
+            numbers += re.split("[ ,]", attributes["points"] or "")
+        assert all(0 <= float(n) <= 420 for n in numbers if n)
+    ticks = re.findall(r'text-anchor="end">([^<]*)<', curve("a", {"a": points}, x_label="x"))
+    assert len(ticks) == len(set(ticks)) >= 2
+
+
+def test_no_points_no_chart() -> None:
+    assert curve("a", {"a": [(0, float("inf"))]}, x_label="x") == ""
+
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed (apt install chromium)")
+def test_it_works_in_chromium(folder: Path, tmp_path: Path) -> None:
+    """The script runs (it labels the shown grid), the picture is drawn, nothing alerts."""
+    report = write_report(folder, title="run")
+    common = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+              f"--user-data-dir={tmp_path / 'profile'}"]  # fmt: skip
+    page = subprocess.run(
+        [*common, "--dump-dom", report.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    assert page.returncode == 0, page.stderr[-2000:]
+    assert "<output>after 152 images</output>" in page.stdout
+    assert page.stdout.count('class="on"') == 1
+    picture = tmp_path / "shot.png"
+    subprocess.run(
+        [*common, "--window-size=900,900", f"--screenshot={picture}", report.as_uri()],
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    with Image.open(picture) as shot:
+        assert shot.size == (900, 900)
+        colours = shot.convert("RGB").getcolors(900 * 900) or []
+    assert len(colours) > 500  # the noise of the pictures is there, not only text on white

@@ -1,0 +1,191 @@
+"""Distillation: it learns, shares its draws, resumes to the bit, refuses what can't work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from models import Decoder, decoder, latents, output
+from torch import nn
+
+from dsconvert import apply, plan
+from dsconvert.errors import TrainingError, UsageError
+from dsconvert.train.distill import distill, fast_teacher
+from dsconvert.train.distill_config import DistillConfig
+from dsconvert.train.distill_loss import Objective, trunk_blocks
+
+QUICK = {"features": 0.0, "batch": 8, "held_out": 16, "evaluations": 2, "hold": 0.5}
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[nn.Module, nn.Module]:
+    """A decoder and its rank-1 conversion, not fitted."""
+    teacher = decoder()
+    decided = plan(teacher, preset="paper", rank=1, inputs=latents)
+    return teacher, apply(teacher, decided, init="svd", calibrate=0, inputs=latents).model
+
+
+def test_it_learns_and_leaves_both_alone(pair) -> None:
+    teacher, student = pair
+    states = [{k: v.clone() for k, v in m.state_dict().items()} for m in pair]
+    done = distill(teacher, student, latents, config=DistillConfig(steps=60, lr=1e-2, **QUICK))
+    assert done.reason == "steps"
+    assert done.steps == 60
+    assert done.after.distance < 0.7 * done.before.distance
+    # A judge of our own, on latents of another kind of seed.
+    z = torch.randn(64, 16, generator=torch.Generator().manual_seed(99))
+    wanted = output(teacher, z)
+    before = (output(student, z) - wanted).square().mean()
+    after = (output(done.student, z) - wanted).square().mean()
+    assert after < 0.7 * before
+    for model, state in zip(pair, states, strict=True):
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert [m.training for m in done.student.modules()] == [m.training for m in student.modules()]
+    assert all(p.grad is None for p in done.student.parameters())
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+def test_a_run_that_was_cut_off_ends_bit_equal(pair, tmp_path: Path, optimiser: str) -> None:
+    if optimiser == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    teacher, student = pair
+    common = {**QUICK, "optimiser": optimiser, "blockwise": 0.3}
+    whole = distill(teacher, student, latents, config=DistillConfig(steps=12, **common))
+
+    def cut(stage: str, done: int, total: int, detail: str) -> None:
+        if detail.startswith("step 7"):
+            raise RuntimeError("cut")
+
+    # A checkpoint after every step; the run dies without a word after the seventh.
+    often = DistillConfig(steps=12, checkpoint_minutes=1e-9, **common)
+    with pytest.raises(RuntimeError, match="cut"):
+        distill(teacher, student, latents, config=often, folder=tmp_path, progress=cut)
+    torch.manual_seed(1234)  # whatever else the process draws must not matter
+    rest = distill(teacher, student, latents, config=often, folder=tmp_path, resume=True)
+    assert rest.steps == 12
+    for name, value in whole.student.state_dict().items():
+        assert torch.equal(value, rest.student.state_dict()[name]), name
+    lines = [json.loads(x) for x in (tmp_path / "stats.jsonl").read_text().splitlines()]
+    assert [x["images"] for x in lines] == sorted(x["images"] for x in lines)
+    assert [x["held_distance"] for x in lines if "held_distance" in x][-1] == pytest.approx(
+        [x["held_distance"] for x in whole.rows if "held_distance" in x][-1], rel=0, abs=0
+    )
+
+
+def test_a_changed_setting_is_not_resumed(pair, tmp_path: Path) -> None:
+    teacher, student = pair
+    distill(teacher, student, latents, config=DistillConfig(steps=2, **QUICK), folder=tmp_path)
+    other = DistillConfig(steps=4, **{**QUICK, "batch": 4})
+    with pytest.raises(UsageError, match="batch"):
+        distill(teacher, student, latents, config=other, folder=tmp_path, resume=True)
+    with pytest.raises(UsageError, match="holds a run already"):
+        distill(teacher, student, latents, config=DistillConfig(steps=2, **QUICK), folder=tmp_path)
+    more = DistillConfig(steps=4, **QUICK)
+    done = distill(teacher, student, latents, config=more, folder=tmp_path, resume=True)
+    assert done.steps == 4
+
+
+def test_teacher_and_student_see_the_same_noise() -> None:
+    """The noise of the decoder is its own draw: an equal student must be at distance zero."""
+    teacher = decoder()
+    objective = Objective(teacher, decoder().eval(), blocks=trunk_blocks(teacher), features=None)
+    target = objective.teach(latents(4, torch.Generator().manual_seed(0)), seed=3)
+    image, _ = objective.learn(target)
+    assert torch.equal(image, target.image)
+    torch.manual_seed(8)
+    with torch.no_grad():
+        assert not torch.equal(teacher(*target.args), target.image)  # the noise does something
+
+
+def test_alone_blocks_get_the_teachers_inputs(pair) -> None:
+    teacher, student = pair
+    objective = Objective(teacher, student, blocks=trunk_blocks(teacher), features=None)
+    target = objective.teach(latents(4, torch.Generator().manual_seed(0)), seed=3)
+    assert "block1" in objective.compatible(target)
+    target = objective.teach(target.args, seed=3)
+    _, together = objective.learn(target)
+    _, alone = objective.learn(target, alone=True)
+    assert objective.blocks == ("start", "block1", "mix", "head")  # shared runs twice, dead never
+    wanted = target.blocks["mix"]
+    assert torch.equal(alone["mix"], wanted)  # kept as it was, and fed what the teacher was fed
+    assert not torch.equal(together["mix"], wanted)
+
+
+def test_the_fast_teacher_makes_the_same_images() -> None:
+    teacher = decoder()
+    z = torch.randn(4, 16, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        output(fast_teacher(teacher, inputs=latents), z), output(teacher, z), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_patience_ends_a_run_that_learns_nothing(pair) -> None:
+    teacher, _ = pair
+    config = DistillConfig(patience=2, steps=400, **{**QUICK, "evaluations": 100})
+    done = distill(teacher, teacher, latents, config=config)
+    assert done.reason == "patience"
+    assert done.steps < 400
+
+
+def test_minutes_end_a_run(pair) -> None:
+    teacher, student = pair
+    done = distill(teacher, student, latents, config=DistillConfig(minutes=0.02, **QUICK))
+    assert done.reason == "minutes"
+    assert done.seconds >= 1.2
+
+
+def test_a_loss_that_is_not_finite_stops_it(pair) -> None:
+    teacher, student = pair
+    with pytest.raises(TrainingError, match="--lr"):
+        distill(teacher, student, latents, config=DistillConfig(steps=50, lr=1e30, **QUICK))
+
+
+def test_another_architecture_is_compared_where_it_can_be() -> None:
+    """A narrower student, as a channel pruner makes one: only the image has the same shape."""
+
+    class Narrow(Decoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.start = nn.ConvTranspose2d(16, 8, 4, bias=False)
+            self.block1[1] = nn.Conv2d(8, 24, 3, 1, 1, bias=False)
+            self.block1[3] = nn.BatchNorm2d(24)
+            self.block1[5] = nn.Conv2d(12, 24, 3, 1, 1, bias=False)
+            self.block1[6] = nn.BatchNorm2d(24)
+            self.shared = nn.Conv2d(12, 12, 3, 1, 1)
+            self.mix = nn.Conv2d(12, 12, 3, 1, 1, groups=4)
+            self.head = nn.Conv2d(12, 3, 3, 1, 1)
+
+    torch.manual_seed(3)
+    done = distill(decoder(), Narrow(), latents, config=DistillConfig(steps=20, **QUICK))
+    assert done.blocks == ("head",)
+    assert "block1" in done.notes[0]
+    assert done.after.distance < done.before.distance
+
+
+def test_images_of_another_size_are_refused(pair) -> None:
+    class Small(Decoder):
+        def forward(self, z, flag=False):
+            return super().forward(z, flag)[..., :8, :8]
+
+    with pytest.raises(UsageError, match="one can't learn from the other"):
+        distill(pair[0], Small(), latents, config=DistillConfig(steps=1, **QUICK))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"steps": 0}, {"steps": 1, "hold": 2.0}, {"steps": 1, "clock": "sun"},
+                 {"steps": 1, "image": 0, "blocks": 0, "features": 0}]
+)  # fmt: skip
+def test_settings_that_make_no_sense(settings: dict) -> None:
+    with pytest.raises(UsageError, match="settings make no sense"):
+        DistillConfig(**settings)
+
+
+def test_the_rate_rises_holds_and_falls() -> None:
+    config = DistillConfig(steps=100, warmup=10, hold=0.2)
+    rates = [config.rate(s, config.progress(s, 0.0)) for s in range(101)]
+    assert rates[0] == 0.1
+    assert rates[9] == rates[20] == 1.0
+    assert rates[60] == pytest.approx(0.5)
+    assert rates[100] == 0.0
