@@ -24,6 +24,7 @@ from dsconvert.pipeline import apply, plan, sampler_of
 from dsconvert.rewrite import copied
 from dsconvert.trace import ConvTypes
 from dsconvert.train.distill_config import DistillConfig
+from dsconvert.train.distill_folder import Folder
 from dsconvert.train.distill_loop import Held, Loop, Progress, Reason
 from dsconvert.train.distill_loss import Objective, ProjectedMaps, trunk_blocks
 
@@ -103,7 +104,11 @@ def distill(
         TrainingError: the loss is no longer finite, or the checkpoint can't be read.
         KeyboardInterrupt: the user stopped it; a checkpoint was written.
     """
+    if folder is None and resume:
+        raise UsageError("a run is resumed from its folder; none was given.")
     sampler = inputs or sampler_of(teacher)
+    # What can be refused is refused before the work begins.
+    kept = None if folder is None else Folder(Path(folder), config, resume=resume)
     start = next((p for p in teacher.parameters()), None)
     place = torch.device(device or (start.device if start is not None else "cpu"))
     fast = fast_teacher(teacher, inputs=sampler).to(place).float().eval().requires_grad_(False)
@@ -125,8 +130,7 @@ def distill(
         objective,
         sampler,
         config,
-        folder=None if folder is None else Path(folder),
-        resume=resume,
+        folder=kept,
         settings=settings or {},
         progress=progress,
     )

@@ -137,7 +137,10 @@ class DistillConfig:
         unknown = sorted(set(data) - {f.name for f in fields(cls)})
         if unknown:
             raise UsageError(f"these settings are unknown: {', '.join(unknown)}.")
-        return cls(**{**data, "betas": tuple(data.get("betas", (0.9, 0.99)))})
+        given: dict[str, Any] = dict(data)
+        if "betas" in given:
+            given["betas"] = tuple(given["betas"])
+        return cls(**given)
 
 
 SAFE_TO_CHANGE = frozenset(

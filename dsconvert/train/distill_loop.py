@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dsconvert.errors import TrainingError, UsageError
-from dsconvert.images import psnr, save_png, side_by_side, whole_file
-from dsconvert.train.checkpoint import (
-    checkpoint_name,
-    checkpoints,
-    load_checkpoint,
-    prune,
-    save_checkpoint,
-)
-from dsconvert.train.distill_config import SAFE_TO_CHANGE, DistillConfig
+from dsconvert.images import psnr, save_png, side_by_side
+from dsconvert.train.distill_config import DistillConfig
 from dsconvert.train.distill_critic import Critic
+from dsconvert.train.distill_folder import Folder
 from dsconvert.train.distill_loss import Objective, Scales, Target
 from dsconvert.train.distill_optim import Optimiser
 from dsconvert.train.interrupts import Interrupts
@@ -73,8 +65,7 @@ class Loop:
         inputs: Callable[[int, torch.Generator], tuple[Any, ...]],
         config: DistillConfig,
         *,
-        folder: Path | None,
-        resume: bool,
+        folder: Folder | None,
         settings: dict[str, Any],
         progress: Progress | None,
     ) -> None:
@@ -104,15 +95,25 @@ class Loop:
         self.before: Held | None = None
         self.after: Held | None = None
         self.stale, self.evaluated = 0, 0
-        found = self._open(settings, resume=resume)
+        found = None if folder is None else folder.found
         if found is None:
             self.scales = self._measure_scales()
         else:
             self._restore(found)
         self._writer = None
         if folder is not None:
-            at = self.steps * config.batch if found is not None else None
-            self._writer = StatsWriter(folder, resume_images=at)
+            folder.describe(
+                {
+                    "blocks": list(objective.blocks),
+                    "torch": torch.__version__,
+                    "threads": torch.get_num_threads(),
+                    "device": str(self.device),
+                    **settings,
+                }
+            )
+            self._writer = StatsWriter(
+                folder.path, resume_images=None if found is None else self.images
+            )
 
     # --- what is drawn and measured ---
 
@@ -190,6 +191,11 @@ class Loop:
         return held, torch.cat(wanted)[:_SHOWN], torch.cat(made)[:_SHOWN]
 
     # --- the run ---
+
+    @property
+    def images(self) -> int:
+        """Images that the student has made in training."""
+        return self.steps * self.config.batch
 
     @property
     def seconds(self) -> float:
@@ -290,13 +296,12 @@ class Loop:
     def _row(self, **values: Any) -> None:
         means = {n: v / max(self._count, 1) for n, v in self._sums.items()}
         self._sums, self._count = {}, 0
-        images = self.steps * self.config.batch
         row = {"step": self.steps, "seconds": self.seconds, "memory": peak_memory(self.device),
                "rate": self._rate,
                **means, **values}  # fmt: skip
         if self._writer is not None:
-            row = self._writer.write(images, **row)
-        self.rows.append({"images": images, **row})
+            row = self._writer.write(self.images, **row)
+        self.rows.append({"images": self.images, **row})
 
     def _evaluate(self, progress: float) -> None:
         held, wanted, made = self.judge()
@@ -312,47 +317,17 @@ class Loop:
         self._row(held_distance=held.distance, held_psnr=held.psnr, **terms)
         if self.folder is not None:
             sheet = side_by_side({"teacher": wanted, "student": made}, with_psnr=True)
-            name = f"{self.steps * self.config.batch:010d}.png"
-            save_png(sheet, self.folder / "grids" / name, overwrite=True)
+            name = f"{self.images:010d}.png"
+            save_png(sheet, self.folder.path / "grids" / name, overwrite=True)
 
-    # --- the folder ---
-
-    def _open(self, settings: dict[str, Any], *, resume: bool) -> dict[str, Any] | None:
-        """Make the folder and its settings; the newest checkpoint where the run is resumed."""
-        if self.folder is None:
-            if resume:
-                raise UsageError("a run is resumed from its folder; none was given.")
-            return None
-        (self.folder / "grids").mkdir(parents=True, exist_ok=True)
-        found = checkpoints(self.folder)
-        if found and not resume:
-            raise UsageError(
-                f"{self.folder} holds a run already: give --resume to continue it, or another "
-                "folder."
-            )
-        if resume and not found:
-            raise UsageError(f"{self.folder} holds no checkpoint to resume from.")
-        facts = {
-            "command": "distill",
-            "settings": self.config.to_dict(),
-            "blocks": list(self.objective.blocks),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "device": str(self.device),
-            **settings,
-        }
-        with whole_file(self.folder / "settings.json", overwrite=True) as beside:
-            beside.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        return load_checkpoint(found[-1]) if found else None
+    # --- what a checkpoint holds ---
 
     def _save(self) -> None:
         if self.folder is None:
             return
         assert self.before is not None
         assert self.after is not None
-        payload: dict[str, Any] = {
-            "kind": "distill",
-            "config": self.config.to_dict(),
+        state: dict[str, Any] = {
             "steps": self.steps,
             "seconds": self.seconds,
             "student": self.student.state_dict(),
@@ -367,27 +342,15 @@ class Loop:
             "evaluated": self.evaluated,
             "rows": self.rows,
         }
-        save_checkpoint(self.folder / checkpoint_name(self.steps * self.config.batch), payload)
-        prune(self.folder, self.config.keep_last)
+        self.folder.save(self.images, state)
 
     def _restore(self, data: dict[str, Any]) -> None:
-        if data.get("kind") != "distill":
-            raise UsageError(f"{self.folder} holds a training run, not a distillation.")
-        mine, theirs = self.config.to_dict(), data["config"]
-        moved = [k for k in mine if _plain(mine[k]) != _plain(theirs.get(k))]
-        fixed = [k for k in moved if k not in SAFE_TO_CHANGE]
-        if fixed:
-            raise UsageError(
-                "a resumed run keeps its settings; these differ: "
-                + ", ".join(f"{k} ({theirs.get(k)!r}, now {mine[k]!r})" for k in fixed)
-                + "."
-            )
         try:
             self.student.load_state_dict(data["student"])
             self.optimiser.restore(data["optimiser"])
         except (RuntimeError, ValueError) as error:
             raise UsageError(
-                f"the checkpoint in {self.folder} is of another student ({str(error)[:200]})."
+                f"the checkpoint to resume from is of another student ({str(error)[:200]})."
             ) from error
         if self.critic is not None:
             self.critic.restore(data["critic"])
@@ -397,7 +360,3 @@ class Loop:
         self.best, self.best_state = data["best"], data["best_state"]
         self.before, self.after = Held(**data["before"]), Held(**data["after"])
         self.stale, self.evaluated, self.rows = data["stale"], data["evaluated"], data["rows"]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

