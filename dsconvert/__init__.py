@@ -9,8 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dsconvert.checkpoint import ModuleSource
     from dsconvert.errors import DsconvertError
     from dsconvert.files import convert_snapshot, plan_snapshot
+    from dsconvert.kinds import inspect_file, open_file, save_file
     from dsconvert.pipeline import (
         apply,
         convert,
@@ -39,7 +41,9 @@ _HOMES = {
         "merge",
         "plan",
     ),
+    "dsconvert.checkpoint": ("ModuleSource",),
     "dsconvert.files": ("convert_snapshot", "plan_snapshot"),
+    "dsconvert.kinds": ("inspect_file", "open_file", "save_file"),
     "dsconvert.snapshot": (
         "Snapshot",
         "inspect_snapshot",
@@ -54,18 +58,22 @@ __all__ = [
     "Conversion",
     "Cost",
     "DsconvertError",
+    "ModuleSource",
     "Plan",
     "Snapshot",
     "apply",
     "convert",
     "convert_snapshot",
     "cost",
+    "inspect_file",
     "inspect_snapshot",
     "load_snapshot",
     "merge",
     "new_snapshot",
+    "open_file",
     "plan",
     "plan_snapshot",
+    "save_file",
     "save_snapshot",
 ]
 

@@ -62,6 +62,24 @@ class Adapter(Protocol):
         ...
 
 
+def image_tensor(output: Any) -> torch.Tensor:
+    """The image in what a generator returns: itself, or the first tensor of a list or tuple.
+
+    Raises:
+        AdapterError: there is no tensor of four dimensions.
+    """
+    import torch
+
+    found: Any = output
+    while isinstance(found, list | tuple) and found:
+        found = found[0]
+    if not isinstance(found, torch.Tensor) or found.dim() != 4:
+        raise AdapterError(
+            f"the generator returns a {type(output).__name__}, not images (N, C, H, W)."
+        )
+    return found
+
+
 def adapters() -> tuple[Adapter, ...]:
     """All installed adapters, in order of their names.
 
@@ -91,3 +109,38 @@ def adapters() -> tuple[Adapter, ...]:
 def adapter_for(model: nn.Module) -> Adapter | None:
     """The installed adapter that knows ``model``, or None."""
     return next((a for a in adapters() if a.matches(model)), None)
+
+
+@runtime_checkable
+class CheckpointAdapter(Adapter, Protocol):
+    """A codebase whose files are ``torch.save`` checkpoints: tensors by name, no classes.
+
+    A file is read with ``torch.load(weights_only=True)``; what these members get from it are
+    plain containers, numbers, texts and tensors, and never checked further: expect anything.
+    """
+
+    def states(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Mapping[str, torch.Tensor]]:
+        """The state dicts of the generators in a file, the one that makes the images first.
+
+        Empty where the file is none of this codebase's. Converted generators are found too; their
+        convolutions have other names, and other parameters, behind the original's name.
+        """
+        ...
+
+    def read_config(self, state: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
+        """The arguments of `make`, from names and shapes of an original's state dict."""
+        ...
+
+    def make(self, config: Mapping[str, Any]) -> nn.Module:
+        """A generator of the original architecture; its weights don't matter."""
+        ...
+
+    def replaced(
+        self, checkpoint: Mapping[str, Any], states: Mapping[str, Mapping[str, torch.Tensor]]
+    ) -> dict[str, Any]:
+        """The file's content with these generators' state dicts in place of its own."""
+        ...
+
+    def picture(self, model: nn.Module) -> nn.Module:
+        """``model``, or a wrapper of it that returns one image tensor (N, C, H, W) in [-1, 1]."""
+        ...

@@ -7,44 +7,51 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from dsconvert.checkpoint import Checkpoint
 from dsconvert.fit import Progress
+from dsconvert.kinds import Opened, inputs_of
 from dsconvert.pipeline import apply, costed_plan
 from dsconvert.pipeline import plan as plan_model
 from dsconvert.records import Conversion, Plan
-from dsconvert.snapshot import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotConversion:
-    """All converted generators of one snapshot, by their key in the file."""
+    """All converted generators of one file, by their key in it; the one for images first."""
 
     conversions: dict[str, Conversion] = field(default_factory=dict)
 
     @property
+    def main(self) -> tuple[str, Conversion]:
+        """Name and conversion of the generator that makes the images."""
+        return next(iter(self.conversions.items()))
+
+    @property
     def models(self) -> dict[str, nn.Module]:
-        """What :func:`dsconvert.snapshot.save_snapshot` takes."""
+        """What :func:`dsconvert.kinds.save_file` takes."""
         return {key: c.model for key, c in self.conversions.items()}
 
 
 def plan_snapshot(
-    snap: Snapshot,
+    snap: Opened,
     *,
     preset: str = "balanced",
     rank: int | None = None,
     keep: Sequence[str] = (),
     plan: Plan | None = None,
 ) -> Plan:
-    """The plan for a snapshot's generator (``G_ema``); it serves ``G`` as well.
+    """The plan for a file's main generator (``G_ema``); it serves the others as well.
 
     A ``plan`` of the caller's own is checked and costed anew, and the other options play no part.
     """
+    inputs = inputs_of(snap)
     if plan is not None:
-        return costed_plan(snap.generator, plan)
-    return plan_model(snap.generator, preset=preset, rank=rank, keep=keep)
+        return costed_plan(snap.generator, plan, inputs=inputs)
+    return plan_model(snap.generator, preset=preset, rank=rank, keep=keep, inputs=inputs)
 
 
 def convert_snapshot(
-    snap: Snapshot,
+    snap: Opened,
     *,
     preset: str = "balanced",
     rank: int | None = None,
@@ -55,15 +62,15 @@ def convert_snapshot(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> SnapshotConversion:
-    """Convert ``G_ema``, and ``G`` where the file has it: one plan, each its own weights."""
+    """Convert every generator of a file (``G_ema``, ``G``): one plan, each its own weights."""
     decided = plan
     conversions: dict[str, Conversion] = {}
-    for key in ("G_ema", "G"):
-        if not snap.has_module(key):
-            continue
+    # Of an official file the pipeline finds the adapter by the model, one original at a time.
+    inputs = inputs_of(snap) if isinstance(snap, Checkpoint) else None
+    for key in snap.generators:
         # Not ``snap.generator``, which is kept: of a large file one original at a time is enough.
         model = snap.module(key)
-        decided = decided or plan_model(model, preset=preset, rank=rank, keep=keep)
+        decided = decided or plan_model(model, preset=preset, rank=rank, keep=keep, inputs=inputs)
 
         def report(stage: str, done: int, total: int, detail: str, key: str = key) -> None:
             if progress is not None:
@@ -74,6 +81,7 @@ def convert_snapshot(
             model,
             decided,
             init=init,
+            inputs=inputs,
             calibrate=calibrate,
             seed=seed,
             progress=report,

@@ -139,19 +139,29 @@ def plan(
     )
 
 
-def costed_plan(model: nn.Module, plan: Plan) -> Plan:
+def costed_plan(model: nn.Module, plan: Plan, *, inputs: Inputs | None = None) -> Plan:
     """``plan``, perhaps edited, checked against ``model`` and with its costs worked out anew.
+
+    ``inputs`` are as for :func:`plan`.
 
     Raises:
         PlanError: it does not fit the model.
     """
     adapter = adapter_for(model)
-    return costed(_trace(model, _examples(model, None, None, adapter), (), adapter).trace, plan)
+    return costed(_trace(model, _examples(model, None, inputs, adapter), (), adapter).trace, plan)
 
 
-def cost(model: nn.Module, example_inputs: Sequence[Any] | None = None) -> Cost:
-    """Parameters and MACs of ``model``, counted by fvcore for one sample."""
-    examples = _examples(model, example_inputs, None, adapter_for(model))
+def cost(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    inputs: Inputs | None = None,
+) -> Cost:
+    """Parameters and MACs of ``model``, counted by fvcore for one sample.
+
+    ``example_inputs`` and ``inputs`` are as for :func:`plan`.
+    """
+    examples = _examples(model, example_inputs, inputs, adapter_for(model))
     return count(model, examples)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,17 +12,39 @@ from torch import Tensor, nn
 
 from dsconvert.cli.output import Bars
 from dsconvert.errors import UsageError
+from dsconvert.kinds import Opened, inputs_of, picture_of
+from dsconvert.snapshot import Snapshot
 
 Progress = Callable[[int], None]
 
 
 def images_of(
-    model: nn.Module, seeds: tuple[int, ...], label: int | None, progress: Progress
+    file: Opened, seeds: tuple[int, ...], label: int | None, progress: Progress
 ) -> Tensor:
-    """One image a seed, latents drawn as the official ``gen_images.py`` draws them.
+    """One image a seed, in [-1, 1].
 
-    The model's own noise is seeded too, so that two models see the same draws.
+    Of an official snapshot the latents are drawn as the official ``gen_images.py`` draws them; of
+    another file from a torch generator of that seed. The model's own noise is seeded too, so that
+    two models see the same draws.
+
+    Raises:
+        UsageError: a class where there is none, or the other way round; unknown inputs.
     """
+    model = file.generator
+    draw = _official(model, label) if isinstance(file, Snapshot) else _drawn(file, label)
+    picture = picture_of(file)
+    images: list[Tensor] = []
+    model.eval()
+    with torch.no_grad(), torch.random.fork_rng():
+        for seed in seeds:
+            arguments = draw(seed)
+            torch.manual_seed(seed)
+            images.append(picture(*arguments).float())
+            progress(len(images))
+    return torch.cat(images)
+
+
+def _official(model: nn.Module, label: int | None) -> Callable[[int], tuple[Any, ...]]:
     z_dim, c_dim = int(getattr(model, "z_dim", 256)), int(getattr(model, "c_dim", 0))
     if label is not None and not c_dim:
         raise UsageError("--class was given, but this generator is unconditional.")
@@ -32,15 +55,22 @@ def images_of(
     condition = torch.zeros(1, c_dim)
     if label is not None:
         condition[0, label] = 1
-    images: list[Tensor] = []
-    model.eval()
-    with torch.no_grad(), torch.random.fork_rng():
-        for seed in seeds:
-            z = torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).float()
-            torch.manual_seed(seed)
-            images.append(model(z, condition).float())
-            progress(len(images))
-    return torch.cat(images)
+    return lambda seed: (
+        torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).float(),
+        condition,
+    )
+
+
+def _drawn(file: Opened, label: int | None) -> Callable[[int], tuple[Any, ...]]:
+    if label is not None:
+        raise UsageError("--class was given, but this generator is unconditional.")
+    sampler = inputs_of(file)
+    if sampler is None:
+        raise UsageError(
+            f"nothing says what the generator of {file.path} is called with: give --input 256 "
+            "(the shape of one latent)."
+        )
+    return lambda seed: sampler(1, torch.Generator().manual_seed(seed))
 
 
 def stage(bars: Bars, name: str, options: Namespace) -> Progress:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from rich.table import Table
 
 from dsconvert.records import Conversion, Cost, Decision, Fit, Plan
 from dsconvert.report.text import amount, change, percent, plain, ratio, uncounted
-from dsconvert.snapshot import SnapshotInfo
 
 __all__ = [
     "amount",
@@ -182,7 +183,13 @@ def _added(table: Table, after: Cost, shown: set[str]) -> None:
         )
 
 
-def snapshot_table(info: SnapshotInfo) -> Table:
+class _Facts(Protocol):
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        ...
+
+
+def snapshot_table(info: _Facts) -> Table:
     """What is in a file. Names come from the file: they are shown, never obeyed."""
     facts = info.as_dict()
     table = _table(str(facts.get("path", "snapshot")), [])

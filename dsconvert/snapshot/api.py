@@ -58,6 +58,11 @@ class Snapshot:
             self.live[GENERATOR] = self.module(GENERATOR)
         return self.live[GENERATOR]
 
+    @property
+    def generators(self) -> tuple[str, ...]:
+        """Entries that are generators, the one that makes the images first."""
+        return tuple(key for key in (GENERATOR, "G") if self.has_module(key))
+
     def module(self, key: str) -> nn.Module:
         """The module under ``key``, read anew (``G_ema`` is kept by `generator`).
 

@@ -6,13 +6,13 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.seeded import images_of, stage
 from dsconvert.errors import UsageError
 from dsconvert.images import check_target, psnr, save_png, side_by_side
+from dsconvert.kinds import inputs_of, picture_of
 from dsconvert.metrics import LiteFeatures, feature_distance
-from dsconvert.pipeline import sampler_of
-from dsconvert.snapshot import load_snapshot
 
 
 def _labels(first: str, second: str) -> tuple[str, str]:
@@ -26,8 +26,7 @@ def run(options: Namespace) -> None:
     check_target(options.out, overwrite=options.overwrite)
     # What is missing is missed now, not after minutes of work.
     features = LiteFeatures() if options.distance else None
-    first = load_snapshot(options.snapshot).generator
-    second = load_snapshot(options.other).generator
+    first, second = opened(options.snapshot, options), opened(options.other, options)
     one, two = _labels(options.snapshot, options.other)
     with Bars(hidden=options.quiet) as bars:
         a = images_of(first, options.seeds, options.label, stage(bars, one, options))
@@ -46,12 +45,13 @@ def run(options: Namespace) -> None:
         "psnr_db_mean": float(values.mean()),
     }
     text = f"PSNR {values.mean():.1f} dB (mean), {values.min():.1f} dB (worst)"
-    if features is not None:
+    inputs = inputs_of(first)
+    if features is not None and inputs is not None:
         with Bars(hidden=options.quiet) as bars:
             fd = feature_distance(
-                second,
-                first,
-                sampler_of(first),
+                picture_of(second),
+                picture_of(first),
+                inputs,
                 samples=options.distance,
                 features=features,
                 progress=bars,

@@ -5,14 +5,15 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.errors import PlanError
 from dsconvert.files import convert_snapshot, plan_snapshot
 from dsconvert.images import check_target, whole_file
+from dsconvert.kinds import save_file
 from dsconvert.records import Plan
 from dsconvert.report.jsonable import conversion_dict, plan_dict
 from dsconvert.report.tables import conversion_table, plan_table
-from dsconvert.snapshot import load_snapshot, save_snapshot
 
 
 def _write_text(text: str, path: str, *, overwrite: bool) -> None:
@@ -32,7 +33,7 @@ def run(options: Namespace) -> None:
     if options.out:
         check_target(options.out, overwrite=options.overwrite)
     chosen = _read_plan(options.plan) if options.plan else None
-    snap = load_snapshot(options.snapshot, drop=tuple(options.drop))
+    snap = opened(options.snapshot, options, drop=tuple(options.drop))
     if options.plan_only:
         plan = plan_snapshot(
             snap, preset=options.preset, rank=options.rank, keep=tuple(options.keep), plan=chosen
@@ -56,13 +57,13 @@ def run(options: Namespace) -> None:
             seed=options.seed,
             progress=bars,
         )
-    save_snapshot(snap, result.models, options.out, overwrite=options.overwrite)
+    save_file(snap, result.models, options.out, overwrite=options.overwrite)
     if options.json:
         entries = {k: conversion_dict(c) for k, c in result.conversions.items()}
         emit({"input": options.snapshot, "output": options.out, "converted": entries})
         return
-    main = result.conversions["G_ema"]
-    say(conversion_table(main, f"G_ema of {options.snapshot}, preset {main.plan.preset}"))
+    name, main = result.main
+    say(conversion_table(main, f"{name} of {options.snapshot}, preset {main.plan.preset}"))
     for key, c in result.conversions.items():
         say(f"{key}: " + ", ".join(f"{k} {v:.1f} s" for k, v in c.seconds.items()))
     say(f"wrote {options.out}")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.seeded import images_of, stage
 from dsconvert.images import check_target, grid, save_png
-from dsconvert.snapshot import load_snapshot
 
 
 def run(options: Namespace) -> None:
     """Write one image a seed into one PNG."""
     check_target(options.out, overwrite=options.overwrite)
-    model = load_snapshot(options.snapshot).generator
+    file = opened(options.snapshot, options)
     with Bars(hidden=options.quiet) as bars:
-        images = images_of(model, options.seeds, options.label, stage(bars, "images", options))
+        images = images_of(file, options.seeds, options.label, stage(bars, "images", options))
     save_png(grid(images), options.out, overwrite=options.overwrite)
     if options.json:
         emit({"snapshot": options.snapshot, "out": options.out, "seeds": options.seeds})

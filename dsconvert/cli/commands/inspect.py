@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from dsconvert.cli.opening import source_of
 from dsconvert.cli.output import emit, say
+from dsconvert.kinds import inspect_file
 from dsconvert.report.tables import snapshot_table
-from dsconvert.snapshot import inspect_snapshot
 
 
 def run(options: Namespace) -> None:
     """Show what the file holds, without running anything in it."""
-    info = inspect_snapshot(options.snapshot)
+    info = inspect_file(options.snapshot, module=source_of(options))
     if options.json:
         emit(info.as_dict())
     else:

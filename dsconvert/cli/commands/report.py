@@ -5,17 +5,24 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
+from dsconvert.cli.opening import opened
 from dsconvert.cli.output import emit, say
+from dsconvert.kinds import Opened, inputs_of
 from dsconvert.pipeline import cost
+from dsconvert.records import Cost
 from dsconvert.report.jsonable import cost_dict
 from dsconvert.report.tables import cost_table
-from dsconvert.snapshot import load_snapshot
+
+
+def _counted(file: Opened) -> Cost:
+    return cost(file.generator, inputs=inputs_of(file))
 
 
 def run(options: Namespace) -> None:
     """Count, and show the table."""
-    before = cost(load_snapshot(options.snapshot).generator)
-    after = cost(load_snapshot(options.other).generator) if options.other else None
+    file = opened(options.snapshot, options)
+    before = _counted(file)
+    after = _counted(opened(options.other, options)) if options.other else None
     if options.json:
         data: dict[str, Any] = {"snapshot": options.snapshot, "cost": cost_dict(before)}
         if after is not None:
@@ -23,4 +30,4 @@ def run(options: Namespace) -> None:
         emit(data)
         return
     names = options.snapshot + (f" > {options.other}" if options.other else "")
-    say(cost_table(before, after, title=f"G_ema of {names}"))
+    say(cost_table(before, after, title=f"{file.generators[0]} of {names}"))

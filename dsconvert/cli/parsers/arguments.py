@@ -109,3 +109,34 @@ def share(text: str) -> float:
     if value > 1:
         raise argparse.ArgumentTypeError(f"{text!r} is above 1")
     return value
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """``"3,64,64"`` to ``(3, 64, 64)``."""
+    parts = text.split(",")
+    if not all(p.strip().isdigit() and int(p) for p in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 256 or 3,64,64")
+    return tuple(int(p) for p in parts)
+
+
+def module(command: argparse.ArgumentParser) -> None:
+    """How to build the generator of a codebase that no adapter knows."""
+    group = command.add_argument_group(
+        "a state dict of any other code",
+        "Importing a module runs it: --module runs your own code, because you ask for it; nothing "
+        "in a file runs, and no file can ask for a module.",
+    )
+    group.add_argument(
+        "--module",
+        metavar="PACKAGE.PATH:FACTORY",
+        help="what builds the architecture, called without arguments",
+    )
+    group.add_argument("--key", metavar="NAME", help="the entry that holds its state dict")
+    group.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        type=shape,
+        metavar="256",
+        help="shape of one latent (repeat for further arguments of the call)",
+    )

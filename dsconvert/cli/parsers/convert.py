@@ -16,7 +16,9 @@ HELP = "the main job"
 
 def add(command: argparse.ArgumentParser) -> None:
     """Declare its options."""
-    command.add_argument("snapshot", help="a network-snapshot.pkl or best_model.pkl")
+    command.add_argument(
+        "snapshot", help="a snapshot (.pkl) or a checkpoint of a known codebase (.pth, .pt)"
+    )
     arguments.output(command, required=False)
     command.add_argument("--preset", choices=PRESETS, help=f"default: {_PRESET}")
     command.add_argument(
@@ -49,6 +51,7 @@ def add(command: argparse.ArgumentParser) -> None:
     )
     arguments.quiet(command)
     arguments.json(command)
+    arguments.module(command)
 
 
 def check(options: argparse.Namespace) -> None:

@@ -17,3 +17,4 @@ def add(command: argparse.ArgumentParser) -> None:
     arguments.output(command, required=True)
     arguments.quiet(command)
     arguments.json(command)
+    arguments.module(command)

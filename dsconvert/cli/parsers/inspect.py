@@ -13,3 +13,4 @@ def add(command: argparse.ArgumentParser) -> None:
     """Declare its options."""
     command.add_argument("snapshot")
     arguments.json(command)
+    arguments.module(command)

@@ -14,3 +14,4 @@ def add(command: argparse.ArgumentParser) -> None:
     command.add_argument("snapshot")
     command.add_argument("other", nargs="?", help="a converted file, to compare")
     arguments.json(command)
+    arguments.module(command)

@@ -1,0 +1,34 @@
+"""What the fixtures and the tests of checkpoints both make."""
+
+from __future__ import annotations
+
+import torch
+from dsconvert_adapters.projected_gan.architecture import settle_spectral_norm
+from torch import nn
+
+
+def moved(model: nn.Module, seed: int = 3) -> nn.Module:
+    """Random weights of a size that makes pictures, statistics and noise off their defaults."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 1.5)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.3)
+            elif type(module).__name__ in ("NoiseInjection", "Noise"):
+                module.weight.fill_(0.2)
+        settle_spectral_norm(model)
+    return model.eval()
+
+
+def fastgan_content(first: nn.Module, second: nn.Module) -> dict[str, object]:
+    """What the official ``train.py`` saves as ``all_N.pth``; ``second`` is the average."""
+    return {
+        "g": first.state_dict(),
+        "d": {"down.weight": torch.ones(2)},
+        "g_ema": [p.data for p in second.parameters()],
+        "opt_g": torch.optim.Adam(first.parameters()).state_dict(),
+        "opt_d": {},
+    }
