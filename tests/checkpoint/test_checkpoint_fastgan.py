@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 from dsconvert_adapters.fastgan_pytorch import Generator
-from made_models import fastgan_content, moved
+from made_models import drifted, fastgan_content, moved
 from models import output
 
 from dsconvert import convert_snapshot, open_file, save_file
@@ -32,8 +32,8 @@ def test_both_generators_are_read(fastgan_file: Path) -> None:
     large, small = output(file.generator, Z)
     assert large.shape == (2, 3, 256, 256)
     assert small.shape == (2, 3, 128, 128)
-    assert large.std() > 0.05  # a picture, not a constant
-    assert not torch.allclose(large, output(file.module("g"), Z)[0], atol=1e-2)
+    assert (large[0] - large[1]).std() > 0.005  # pictures, not a constant
+    assert not torch.allclose(large, output(file.module("g"), Z)[0], atol=1e-3)
 
 
 @pytest.mark.parametrize("preset", ["exact", "paper", "fast"])
@@ -138,8 +138,7 @@ def test_the_original_code_agrees(fastgan_code: ModuleType, tmp_path: Path, size
     with torch.random.fork_rng():
         torch.manual_seed(0)
         raw = moved(fastgan_code.Generator(ngf=8, nz=16, im_size=size))
-        averaged = moved(fastgan_code.Generator(ngf=8, nz=16, im_size=size))
-    averaged.load_state_dict({**averaged.state_dict(), **dict(raw.named_buffers())})
+    averaged = drifted(raw)
     torch.save(fastgan_content(raw, averaged), tmp_path / "all_1.pth")
     file = open_file(tmp_path / "all_1.pth")
     for key, official in {"g": raw, "g_ema": averaged}.items():

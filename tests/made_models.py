@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from dsconvert_adapters.projected_gan.architecture import settle_spectral_norm
 from torch import nn
@@ -32,3 +34,13 @@ def fastgan_content(first: nn.Module, second: nn.Module) -> dict[str, object]:
         "opt_g": torch.optim.Adam(first.parameters()).state_dict(),
         "opt_d": {},
     }
+
+
+def drifted(model: nn.Module, seed: int = 7) -> nn.Module:
+    """A copy with parameters a little off and the same statistics, as a moving average has."""
+    result = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in result.parameters():
+            parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
+    return result
