@@ -80,6 +80,24 @@ def image_tensor(output: Any) -> torch.Tensor:
     return found
 
 
+@runtime_checkable
+class Rebuilds(Protocol):
+    """What an adapter may also do: build a generator from its own description.
+
+    With it, generators can be exported to safetensors and loaded again.
+    """
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        """The generator that ``describe`` says ``config`` of, with any weights.
+
+        ``config`` comes from a file: nothing in it may be trusted.
+
+        Raises:
+            AdapterError: there is no such generator.
+        """
+        ...
+
+
 def adapters() -> tuple[Adapter, ...]:
     """All installed adapters, in order of their names.
 

@@ -70,3 +70,7 @@ class MeasureError(DsconvertError):
 
 class TargetError(DsconvertError):
     """A target (say, latency=0.2x) is malformed, or no plan reaches it; names the nearest."""
+
+
+class ExportError(DsconvertError):
+    """A model can't be exported, or an export does not compute what the model does."""

@@ -21,6 +21,11 @@ INITS: tuple[Init, ...] = ("fit", "svd", "random")
 DTYPES = ("float32", "float16", "bfloat16", "amp", "amp-float16", "amp-bfloat16")
 """How a model runs while it is measured: plain names convert the weights; ``amp`` is autocast in
 the device's usual type (float16 on CUDA, bfloat16 elsewhere)."""
+Noise = Literal["zero", "fixed", "random"]
+NOISES: tuple[Noise, ...] = ("zero", "fixed", "random")
+"""What becomes of noise injections in an export; see :mod:`dsconvert.export`."""
+FORMATS = ("onnx", "torch", "safetensors", "openvino")
+"""What a generator can be exported to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,3 +226,26 @@ class Conversion:
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall-clock seconds by stage (trace, factorise, fit, statistics)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A generator that was written to another format, loaded again and compared."""
+
+    path: str
+    format: str
+    files: tuple[str, ...]
+    bytes: int
+    inputs: dict[str, tuple[int | str, ...]]
+    """Names of the inputs, in order, with their shapes ("batch" is free)."""
+    noise: Noise
+    planes: tuple[tuple[str, int, int], ...]
+    """Noise injections in execution order: module, height, width. Their planes, row by row, make up
+    the input ``noise``."""
+    error: float
+    """Largest difference of a pixel to the model's image, over all the batches compared."""
+    range: float
+    """Largest magnitude of a pixel of the model's images."""
+    batches: tuple[int, ...]
+    """Batch sizes that were compared."""
+    seconds: float

@@ -127,6 +127,31 @@ class ProjectedGan:
         """The conditional batch normalisation."""
         return (blocks.CCBN,)
 
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        """The generator that `describe` says ``config`` of; untrained.
+
+        Raises:
+            AdapterError: a fact is missing, of a wrong type, or out of bounds.
+        """
+        limits = {
+            "resolution": (128, 1024),
+            "ngf": (1, 4096),
+            "classes": (0, 1 << 20),
+            "img_channels": (1, 64),
+            "z_dim": (1, 1 << 16),
+        }
+        facts: dict[str, Any] = {}
+        for key, (low, high) in limits.items():
+            value = config.get(key) if isinstance(config, dict) else None
+            if type(value) is not int or not low <= value <= high:
+                raise AdapterError(f"{key} is {value!r}, not a whole number from {low} to {high}.")
+            facts[key] = value
+        try:
+            made = architecture.Generator.from_config(cfg=config["cfg"], **facts)
+        except (KeyError, ValueError, TypeError) as error:
+            raise AdapterError(f"no generator of Projected GAN is described: {error}.") from error
+        return made
+
     def _require(self, model: nn.Module) -> None:
         if not self.matches(model):
             raise AdapterError(

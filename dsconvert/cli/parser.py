@@ -12,7 +12,16 @@ from types import ModuleType
 from typing import NoReturn
 
 from dsconvert import __version__
-from dsconvert.cli.parsers import bench, compare, convert, distill, generate, inspect, report
+from dsconvert.cli.parsers import (
+    bench,
+    compare,
+    convert,
+    distill,
+    export,
+    generate,
+    inspect,
+    report,
+)
 from dsconvert.errors import UsageError
 
 COMMANDS: dict[str, ModuleType] = {
@@ -23,6 +32,7 @@ COMMANDS: dict[str, ModuleType] = {
     "compare": compare,
     "bench": bench,
     "distill": distill,
+    "export": export,
 }
 
 _DESCRIPTION = """\
@@ -35,6 +45,7 @@ Make an existing GAN generator small and fast without losing its pictures.
   dsconvert compare generator.pkl fast.pkl --seeds 0-7 --out side_by_side.png
   dsconvert bench generator.pkl [fast.pkl]   time and memory on this machine
   dsconvert distill generator.pkl fast.pkl --minutes 30 --out fast2.pkl
+  dsconvert export fast.pkl --format onnx --out fast.onnx
 """
 
 

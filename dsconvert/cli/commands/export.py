@@ -1,0 +1,34 @@
+"""A generator in another format, compared with the original before it gets its name."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import asdict
+
+from dsconvert.cli.output import emit, say
+from dsconvert.export import check_export, export_model, load_generator
+
+
+def run(options: Namespace) -> None:
+    """Export ``G_ema``."""
+    check_export(options.out, options.format, noise=options.noise, overwrite=options.overwrite)
+    made = export_model(
+        load_generator(options.snapshot),
+        options.out,
+        format=options.format,
+        noise=options.noise,
+        seed=options.seed,
+        overwrite=options.overwrite,
+    )
+    if options.json:
+        emit({"snapshot": options.snapshot, **asdict(made)})
+        return
+    inputs = ", ".join(
+        f"{name} ({', '.join(str(size) for size in shape)})" for name, shape in made.inputs.items()
+    )
+    say(
+        f"wrote {' and '.join(made.files)}: {made.format}, {made.bytes / 1e6:.1f} MB, noise "
+        f"{made.noise}\ninputs: {inputs}\nloaded again and compared with the model on random "
+        f"latents, batches of {', '.join(map(str, made.batches))}: differs by at most "
+        f"{made.error:.2g} (images reach {made.range:.2g})"
+    )

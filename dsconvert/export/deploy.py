@@ -1,0 +1,161 @@
+"""The deployed form of a generator: the same images, the fewest passes over memory."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsconvert.export.graph import (
+    Core,
+    draw,
+    flatten,
+    largest_map,
+    module_of,
+    only_user,
+    replace_node,
+    sized,
+)
+from dsconvert.export.inputs import Inputs, examples_of
+from dsconvert.export.layers import AddNoise, GatedPointwise, GatedUpsample
+from dsconvert.records import Noise
+
+_CHUNK = 48 << 20
+"""Bytes of the largest map of a chunk. Above 32 MiB the C library maps each block anew, so larger
+batches are slower an image, not faster (measured: 1.9 times at batch 8, 256 px, ngf 128)."""
+_FEW = 64
+"""Pixels below which a map is left to the plain operators."""
+
+
+def fuse(core: Core) -> None:
+    """Put the CPU parts of :mod:`dsconvert.export.layers` into ``core``, in place."""
+    module, graph = core.module, core.module.graph
+    for count, node in enumerate(list(graph.nodes)):
+        conv: Any = module_of(module, node)
+        shape = sized(node)
+        if conv is None or shape is None or len(shape) != 4 or shape[2] * shape[3] < _FEW:
+            continue
+        kind: Any = next((k for k in (GatedUpsample, GatedPointwise) if k.fits(conv)), None)
+        if kind is None:
+            continue
+        last, plane, weight = node, None, None
+        after = only_user(last)
+        injection = module_of(module, after)
+        if after is not None and isinstance(injection, AddNoise):
+            last, plane, weight = after, after.args[1], injection.weight.detach()
+            after = only_user(last)
+        gate = after is not None and after.target is F.glu
+        if gate and after is not None:
+            last = after
+        if weight is not None and weight.numel() == 1:
+            weight = weight.reshape(1)
+        name = f"fused_{count}"
+        module.add_submodule(name, kind(conv, weight, gate=gate))
+        with graph.inserting_after(last):
+            args = (node.args[0],) if plane is None else (node.args[0], plane)
+            new = graph.call_module(name, args)
+        new.meta = dict(last.meta)
+        replace_node(graph, last, new)
+    graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+
+
+class Deployed(nn.Module):
+    """A generator for inference: called like the original, with the same images.
+
+    Everything in front of an image is one flat graph (``core``); noise is drawn as the original
+    draws it, so that the same ``torch.manual_seed`` gives the same picture; on a CPU a batch is
+    worked off in chunks whose maps stay small. Plain attributes of the original (``z_dim``,
+    ``img_resolution``, ...) are there too.
+    """
+
+    def __init__(self, core: Core, *, chunk: int | None, loose: bool) -> None:
+        super().__init__()
+        self.core: Callable[..., Tensor] = core.module
+        self.chunk = chunk
+        """Images worked on at a time, None: all."""
+        self.noise = core.noise
+        self.planes = core.planes
+        self._inputs = core.inputs
+        self._arguments = core.arguments
+        self._takes_noise = core.takes_noise
+        self._loose = loose
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Images (N, C, H, W), from the arguments that the original takes."""
+        given = dict(zip(self._arguments, args, strict=False))
+        unknown = [k for k in kwargs if k not in self._arguments]
+        if len(args) > len(self._arguments) or (unknown and not self._loose):
+            raise TypeError(f"takes {', '.join(self._arguments)}, not {unknown or len(args)}")
+        given.update((k, v) for k, v in kwargs.items() if k in self._arguments)
+        tensors = [given[name] for name in self._inputs if name in given]
+        first: Tensor = tensors[0]
+        n = first.shape[0]
+        if self._takes_noise:
+            tensors.append(draw(self.planes, n).to(first.device, first.dtype))
+        if self.chunk is None or n <= self.chunk or first.device.type != "cpu":
+            return self.core(*tensors)
+        out: Tensor | None = None
+        for begin in range(0, n, self.chunk):
+            part = self.core(*(t[begin : begin + self.chunk] for t in tensors))
+            if out is None:
+                out = part.new_empty((n, *part.shape[1:]))
+            out[begin : begin + self.chunk] = part
+        assert out is not None
+        return out
+
+
+def deploy(
+    model: nn.Module,
+    *,
+    noise: Noise = "random",
+    seed: int = 0,
+    fused: bool = True,
+    compile: bool = False,  # noqa: A002 - torch's own word
+    inputs: Inputs | None = None,
+    noise_types: tuple[type[nn.Module], ...] = (),
+) -> Deployed:
+    """The inference form of ``model``: the same images to float tolerance, faster.
+
+    Norms are folded, batch normalisation goes into the convolutions, and (``fused``) depthwise
+    upsampling, pointwise convolutions, noise and gates run as the parts of
+    :mod:`dsconvert.export.layers`, in ``channels_last``.
+
+    Args:
+        model: a generator, converted or not; left as it was.
+        noise: ``random`` (drawn as the original does, from torch's random state), ``fixed`` (the
+            same planes for every image) or ``zero``.
+        seed: of the fixed planes.
+        fused: use the parts made for CPUs; off: plain ``torch.nn`` operators only.
+        compile: pass the result through ``torch.compile`` (needs a C++ compiler).
+        inputs: ``inputs(n, generator)`` returns the arguments of one call with batch n; needed
+            where no adapter knows the model.
+        noise_types: classes that add freshly drawn noise, besides the adapter's.
+
+    Raises:
+        DsconvertError: the model can't be traced, or nothing says what its inputs look like.
+    """
+    examples = examples_of(model, inputs)
+    core = flatten(model, examples, noise=noise, seed=seed, noise_types=noise_types)
+    if fused:
+        fuse(core)
+    core.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    size = largest_map(core)
+    chunk = max(1, _CHUNK // size) if size else None
+    loose = any(
+        p.kind is p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values()
+    )
+    made = Deployed(core, chunk=chunk, loose=loose)
+    for name, value in vars(model).items():
+        plain = isinstance(value, int | float | str) and not name.startswith("_")
+        if plain and not hasattr(made, name):
+            setattr(made, name, value)
+    made.eval().requires_grad_(False)
+    if compile:
+        made.core = torch.compile(core.module, dynamic=False)  # type: ignore[assignment]
+    return made

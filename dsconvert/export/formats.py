@@ -1,0 +1,194 @@
+"""The formats that hold a graph: what writes them, and what runs them again.
+
+A format is two functions. ``write`` puts a :class:`~dsconvert.export.graph.Core` into files and
+``open`` makes them a callable from tensors to images; both import what they need when called.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dsconvert.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from dsconvert.export.graph import Core
+
+OUTPUT = "image"
+Run = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One file format."""
+
+    name: str
+    suffix: str
+    needs: tuple[str, ...]
+    """Modules that must be importable."""
+    write: Callable[[Core, tuple[Tensor, ...], Path], tuple[Path, ...]]
+    """Writes a core, traced with the given inputs, to a path; returns all the files made."""
+    open: Callable[[Path, int | None], Run]
+    """Opens a file to run it, on a number of threads (None: the runtime's choice)."""
+
+
+def need(fmt: str, *modules: str) -> None:
+    """Check that ``modules`` can be imported.
+
+    Raises:
+        MissingExtraError: one is not installed.
+    """
+    missing: list[str] = []
+    for name in modules:
+        try:
+            import_module(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise MissingExtraError(
+            f"the format {fmt} needs {', '.join(missing)}, which "
+            f"{'is' if len(missing) == 1 else 'are'} not installed: "
+            f'pip install "dsconvert[{fmt}]".'
+        )
+
+
+@contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """The exporters warn about their own insides; the result is compared anyway."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def program(core: Core, args: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    """The core as a ``torch.export`` program with a free batch size."""
+    batch = torch.export.Dim("batch")
+    with _quiet(), torch.no_grad():
+        return torch.export.export(
+            core.module, args, dynamic_shapes=tuple({0: batch} for _ in args)
+        )
+
+
+def _write_torch(core: Core, args: tuple[Tensor, ...], path: Path) -> tuple[Path, ...]:
+    facts = {"inputs": core.inputs, "noise": core.noise, "planes": _planes(core)}
+    # Saved under another name by the caller, so the suffix check of torch would only be in the way.
+    with _quiet(), path.open("wb") as stream:
+        torch.export.save(
+            program(core, args), stream, extra_files={"dsconvert.json": json.dumps(facts)}
+        )
+    return (path,)
+
+
+def _open_torch(path: Path, threads: int | None) -> Run:
+    with _quiet(), path.open("rb") as stream:
+        module = torch.export.load(stream).module()
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+    def run(*tensors: Tensor) -> Tensor:
+        with torch.no_grad():
+            return module(*tensors)
+
+    return run
+
+
+def _write_onnx(core: Core, args: tuple[Tensor, ...], path: Path) -> tuple[Path, ...]:
+    with _quiet():
+        made: Any = torch.onnx.export(
+            program(core, args),
+            args,
+            input_names=list(core.inputs),
+            output_names=[OUTPUT],
+            dynamo=True,
+            verbose=False,
+        )
+        model = made.model
+        model.metadata_props["dsconvert.noise"] = core.noise
+        model.metadata_props["dsconvert.planes"] = json.dumps(_planes(core))
+        made.save(str(path))
+    return (path,)
+
+
+def _open_onnx(path: Path, threads: int | None) -> Run:
+    ort: Any = import_module("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+
+    def run(*tensors: Tensor) -> Tensor:
+        feed = {k: t.detach().cpu().numpy() for k, t in zip(names, tensors, strict=True)}
+        return torch.from_numpy(session.run(None, feed)[0])
+
+    return run
+
+
+def _write_openvino(core: Core, args: tuple[Tensor, ...], path: Path) -> tuple[Path, ...]:
+    ov: Any = import_module("openvino")
+    with _quiet():
+        model = ov.convert_model(program(core, args), example_input=args)
+    for port, name, tensor in zip(model.inputs, core.inputs, args, strict=True):
+        port.get_tensor().set_names({name})
+        port.get_node().set_friendly_name(name)
+        port.get_node().set_partial_shape(ov.PartialShape([-1, *tensor.shape[1:]]))
+    model.outputs[0].get_tensor().set_names({OUTPUT})
+    model.validate_nodes_and_infer_types()
+    model.set_rt_info(core.noise, "dsconvert_noise")
+    model.set_rt_info(json.dumps(_planes(core)), "dsconvert_planes")
+    # OpenVINO names the weights after the .xml, so that must carry its suffix here already.
+    ov.save_model(model, str(path), compress_to_fp16=False)
+    return (path, path.with_suffix(".bin"))
+
+
+def _open_openvino(path: Path, threads: int | None) -> Run:
+    ov: Any = import_module("openvino")
+    # On some CPUs the default is bfloat16, which is another image.
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    compiled = ov.Core().compile_model(str(path), "CPU", options)
+
+    def run(*tensors: Tensor) -> Tensor:
+        result = compiled([t.detach().cpu().numpy() for t in tensors])
+        return torch.from_numpy(result[0].copy())
+
+    return run
+
+
+def _planes(core: Core) -> list[tuple[str, int, int]]:
+    return [(p.module, p.height, p.width) for p in core.planes]
+
+
+GRAPHS: dict[str, Format] = {
+    f.name: f
+    for f in (
+        Format(
+            name="onnx",
+            suffix=".onnx",
+            needs=("onnx", "onnxscript", "onnxruntime"),
+            write=_write_onnx,
+            open=_open_onnx,
+        ),
+        Format(name="torch", suffix=".pt2", needs=(), write=_write_torch, open=_open_torch),
+        Format(
+            name="openvino",
+            suffix=".xml",
+            needs=("openvino",),
+            write=_write_openvino,
+            open=_open_openvino,
+        ),
+    )
+}

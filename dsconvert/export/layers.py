@@ -1,0 +1,153 @@
+"""Parts of a deployed generator that are faster on a CPU than the operators they stand for.
+
+Measured on one core (AMD EPYC, AVX-512, torch 2.14): the depthwise ``ConvTranspose2d`` of 128
+channels to 256 x 256 takes 66-80 ms, the same as four 2 x 2 depthwise convolutions (one a parity of
+the output's row and column) 8 ms; a depthwise 3 x 3 is 3 times faster in ``channels_last``; and a
+map above 32 MiB costs more in page faults than in arithmetic, since the C library gives so large
+a block back to the system each time.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TILE = 4 << 20
+"""Bytes of the part of a map that is worked on at a time; well inside a second-level cache slice
+plus a share of the third level, and far under the 32 MiB above which memory is mapped anew."""
+
+
+class AddNoise(nn.Module):
+    """``x + weight * plane``: x (N, C, H, W), plane (N or 1, 1, H, W), weight one or C numbers."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def scale(self, by: Tensor) -> None:
+        """Multiply what is added by (C,) numbers."""
+        scaled = (self.weight.detach().double().reshape(-1) * by).reshape(-1, 1, 1)
+        self.weight = nn.Parameter(
+            scaled.to(self.weight.device, self.weight.dtype), requires_grad=False
+        )
+
+    def forward(self, x: Tensor, plane: Tensor) -> Tensor:
+        """Add the plane to every channel."""
+        return torch.addcmul(x, self.weight, plane)
+
+
+def _finish(y: Tensor, weight: Tensor | None, plane: Tensor | None, gate: bool) -> Tensor:
+    """Noise and gate of a map nobody else holds, so that it may be changed in place."""
+    if weight is not None and plane is not None:
+        y = y.addcmul_(weight, plane)
+    return F.glu(y, 1) if gate else y
+
+
+class GatedUpsample(nn.Module):
+    """A depthwise ``ConvTranspose2d(k=4, s=2, p=1)``, then noise and gate: (N, C, H, W) -> 2H, 2W.
+
+    Output row 2i is made of input rows i-1 and i, row 2i+1 of i and i+1: four depthwise 2 x 2
+    convolutions of the small map, each writing every other row and column. Gate and noise work on
+    each quarter while it is in the cache.
+    """
+
+    _TAPS = ((3, 1), (2, 0))
+    """Kernel rows that even and odd output rows see, in order of the input rows."""
+
+    def __init__(self, conv: nn.ConvTranspose2d, noise: Tensor | None, *, gate: bool) -> None:
+        super().__init__()
+        self.gate = gate
+        self.channels = conv.out_channels
+        self.phases = nn.ModuleList()
+        for rows in self._TAPS:
+            for columns in self._TAPS:
+                part = nn.Conv2d(
+                    conv.in_channels, conv.out_channels, 2, padding=1, groups=conv.groups,
+                    bias=conv.bias is not None,
+                )  # fmt: skip
+                kernel = conv.weight.detach()[:, :, rows][:, :, :, columns]
+                part.weight = nn.Parameter(kernel.contiguous(), requires_grad=False)
+                if conv.bias is not None:
+                    part.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
+                self.phases.append(part)
+        self.weight = None if noise is None else nn.Parameter(noise, requires_grad=False)
+
+    @staticmethod
+    def fits(conv: nn.Module) -> bool:
+        """Whether ``conv`` is such a convolution."""
+        return (
+            isinstance(conv, nn.ConvTranspose2d)
+            and conv.kernel_size == (4, 4)
+            and conv.stride == (2, 2)
+            and conv.padding == (1, 1)
+            and conv.output_padding == (0, 0)
+            and conv.dilation == (1, 1)
+            and conv.groups == conv.in_channels == conv.out_channels
+        )
+
+    def forward(self, x: Tensor, plane: Tensor | None = None) -> Tensor:
+        """Upsample x; ``plane`` is (N or 1, 1, 2H, 2W)."""
+        n, _, h, w = x.shape
+        outputs = self.channels // 2 if self.gate else self.channels
+        out = torch.empty(
+            (n, outputs, 2 * h, 2 * w), dtype=x.dtype, device=x.device,
+            memory_format=torch.channels_last,
+        )  # fmt: skip
+        for i, phase in enumerate(self.phases):
+            row, column = divmod(i, 2)
+            y = phase(x)[:, :, row : row + h, column : column + w]
+            part = None if plane is None else plane[:, :, row::2, column::2]
+            out[:, :, row::2, column::2] = _finish(y, self.weight, part, self.gate)
+        return out
+
+
+class GatedPointwise(nn.Module):
+    """A 1 x 1 convolution, then noise and gate: (N, I, H, W) -> (N, O or O / 2, H, W).
+
+    A matrix product over the channels of a ``channels_last`` map, some rows at a time.
+    """
+
+    def __init__(self, conv: nn.Conv2d, noise: Tensor | None, *, gate: bool) -> None:
+        super().__init__()
+        self.gate = gate
+        self.linear = nn.Linear(conv.in_channels, conv.out_channels, bias=conv.bias is not None)
+        self.linear.weight = nn.Parameter(
+            conv.weight.detach().flatten(1).contiguous(), requires_grad=False
+        )
+        if conv.bias is not None:
+            self.linear.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
+        self.weight = None if noise is None else nn.Parameter(noise, requires_grad=False)
+
+    @staticmethod
+    def fits(conv: nn.Module) -> bool:
+        """Whether ``conv`` is such a convolution."""
+        return (
+            isinstance(conv, nn.Conv2d)
+            and conv.kernel_size == (1, 1)
+            and conv.stride == (1, 1)
+            and conv.padding in ((0, 0), "valid", "same")
+            and conv.groups == 1
+        )
+
+    def _tile(self, x: Tensor, plane: Tensor | None) -> Tensor:
+        return _finish(self.linear(x).permute(0, 3, 1, 2), self.weight, plane, self.gate)
+
+    def forward(self, x: Tensor, plane: Tensor | None = None) -> Tensor:
+        """Mix the channels of x; ``plane`` is (N or 1, 1, H, W)."""
+        view = x.permute(0, 2, 3, 1)  # no copy where x is channels_last
+        n, h, w, _ = view.shape
+        row = n * w * self.linear.out_features * x.element_size()
+        rows = max(1, TILE // row)
+        if rows >= h:
+            return self._tile(view, plane)
+        outputs = self.linear.out_features // 2 if self.gate else self.linear.out_features
+        out = torch.empty(
+            (n, outputs, h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+        )
+        for top in range(0, h, rows):
+            part = None if plane is None else plane[:, :, top : top + rows]
+            out[:, :, top : top + rows] = self._tile(view[:, top : top + rows], part)
+        return out
