@@ -101,9 +101,11 @@ def upsampled(kernel: Tensor) -> Tensor:
     padding 1, whose kernel is the full correlation of the flipped 3x3 kernel with a 2x2 box: each
     input pixel is spread over a 2x2 block, then correlated. Exact, at the borders too.
     """
-    flipped = kernel.flip(-1, -2)
     out = kernel.new_zeros(*kernel.shape[:-2], 4, 4)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            out[..., dy : dy + 3, dx : dx + 3] += flipped
+    # A few rows at a time: the flipped copy of a whole kernel of a large generator is 150 MB.
+    for rows, result in zip(kernel.split(64), out.split(64), strict=True):
+        flipped = rows.flip(-1, -2)
+        for dy in (0, 1):
+            for dx in (0, 1):
+                result[..., dy : dy + 3, dx : dx + 3] += flipped
     return out

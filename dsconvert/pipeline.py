@@ -177,6 +177,7 @@ def apply(
     seed: int = 0,
     progress: Progress | None = None,
     costs: tuple[Cost, Cost] | None = None,
+    consume: bool = False,
 ) -> Conversion:
     """Carry out ``plan`` on a copy of ``model``.
 
@@ -193,6 +194,8 @@ def apply(
         seed: of the samples and every other draw.
         progress: called with ``(stage, done, total, detail)``.
         costs: before and after, where they are known from a model of the same architecture.
+        consume: ``model`` is not needed any more and may be taken apart, which saves the memory of
+            a copy where nothing is fitted.
 
     Raises:
         DsconvertError: the plan does not fit the model, or an option makes no sense.
@@ -209,14 +212,21 @@ def apply(
     examples = _examples(model, example_inputs, inputs, adapter)
     traced = _trace(model, examples, leaves, adapter)
     plan = costed(traced.trace, plan)
+    _check_finite(model, plan)
     seconds["trace"] = time.perf_counter() - began
 
     began = time.perf_counter()
-    rewritten = rewrite(model, traced.trace, plan)
+    before = costs[0] if costs else count(model, examples)
+    seconds["count"] = time.perf_counter() - began
+
+    latents = DEFAULT_LATENTS if calibrate is None else calibrate
+    sampler = _sampler(model, inputs, adapter)
+    needed = init != "random" and latents and sampler is not None
+    began = time.perf_counter()
+    rewritten = rewrite(model, traced.trace, plan, consume=consume and not needed)
     student = rewritten.model
     seconds["factorise"] = time.perf_counter() - began
 
-    sampler = _sampler(model, inputs, adapter)
     fits: tuple[Fit, ...] = tuple(
         Fit(
             site=d.site,
@@ -229,7 +239,6 @@ def apply(
         for d in plan.decisions
         if d.action == "rewrite"
     )
-    latents = DEFAULT_LATENTS if calibrate is None else calibrate
     if init == "random":
         randomise(student, plan, seed=seed)
     elif sampler is None and fits and latents:
@@ -251,8 +260,8 @@ def apply(
     finish(student, traced.trace, plan)
 
     began = time.perf_counter()
-    before, after = costs or (count(model, examples), count(student, examples))
-    seconds["count"] = time.perf_counter() - began
+    after = costs[1] if costs else count(student, examples)
+    seconds["count"] += time.perf_counter() - began
     return Conversion(
         model=student,
         plan=plan,
@@ -262,6 +271,21 @@ def apply(
         notes=tuple(notes),
         seconds=seconds,
     )
+
+
+def _check_finite(model: nn.Module, plan: Plan) -> None:
+    gone = tuple(f"{name}." for name in plan.remove)
+    bad = [
+        name
+        for name, tensor in model.named_parameters()
+        if not name.startswith(gone) and not bool(tensor.isfinite().all())
+    ]
+    if bad:
+        raise UsageError(
+            f"{len(bad)} of the weights of this {type(model).__name__} are not finite (the first: "
+            f"{bad[0]}): its training diverged, and so there are no pictures to keep. Take an "
+            "earlier snapshot; where a file holds two generators, --drop the broken one."
+        )
 
 
 def _merged(plain: tuple[Fit, ...], fitted: Sequence[Fit]) -> tuple[Fit, ...]:

@@ -144,17 +144,18 @@ def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
             model.set_submodule(name, new)
 
 
-def rewrite(model: nn.Module, trace: Trace, plan: Plan) -> Rewritten:
+def rewrite(model: nn.Module, trace: Trace, plan: Plan, *, consume: bool = False) -> Rewritten:
     """Apply ``plan`` to a copy of ``model``; each factor starts from the SVD of its own kernel.
 
     Norms are folded here; where a decision says ``norm="keep"`` they come back after the fit
-    (:func:`dsconvert.initialise.finish`).
+    (:func:`dsconvert.initialise.finish`). With ``consume`` the model itself is rewritten, and each
+    kernel freed once its factors are there: of a large model one copy is enough.
 
     Raises:
         PlanError: the plan does not fit the model.
     """
     rewrites = check(trace, plan)
-    result = copied(model, frozenset(s.name for s, _, _ in rewrites))
+    result = model if consume else copied(model, frozenset(s.name for s, _, _ in rewrites))
     residuals: dict[str, float] = {}
     with torch.no_grad():
         for site, decision, rule in rewrites:

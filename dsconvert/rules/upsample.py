@@ -115,7 +115,7 @@ class UpsampleMerge:
 
     def build(self, site: Site, kernel: Tensor, bias: Tensor | None, rank: int) -> Built:  # noqa: ARG002
         """See :class:`dsconvert.rules.base.Rule`."""
-        weight = factorise.upsampled(kernel).transpose(0, 1)
+        weight = factorise.upsampled(kernel.transpose(0, 1))
         return Built(
             module=_transposed(site.in_channels, site.out_channels, 1, weight, bias), residual=0.0
         )
