@@ -17,6 +17,7 @@ from dsconvert.kinds import Opened, inputs_of
 from dsconvert.pipeline import apply, costed_plan
 from dsconvert.pipeline import plan as plan_model
 from dsconvert.records import Conversion, Plan
+from dsconvert.snapshot import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ def convert_snapshot(
             seed=seed,
             progress=report,
             costs=(first.before, first.after) if first else None,
-            consume=not isinstance(snap, Checkpoint) and key not in snap.live,
+            consume=isinstance(snap, Snapshot) and key not in snap.live,
         )
         del model
     return SnapshotConversion(conversions=conversions)
