@@ -3,9 +3,9 @@
     python benchmarks/make_official_file.py --repo ~/projected-gan --timm ~/timm04 --out big.pkl
     python benchmarks/full_size_fit.py big.pkl [--preset balanced ...] [--out FILE]
 
-Every preset converts ``G_ema`` with the default latents in a process of its own, so that peaks don't
-mix. The weights of such a file are untrained: this is a measurement of cost, not of quality. Results
-are written after every preset.
+Every preset converts ``G_ema`` with the default latents in a process of its own, so that peaks
+don't mix. The weights of such a file are untrained: this is a measurement of cost, not of quality.
+Results are written after every preset.
 """
 
 from __future__ import annotations
