@@ -22,6 +22,7 @@ from dsconvert.cli.parsers import (
     inspect,
     report,
 )
+from dsconvert.cli.parsers import eval as evaluate
 from dsconvert.errors import UsageError
 
 COMMANDS: dict[str, ModuleType] = {
@@ -33,6 +34,7 @@ COMMANDS: dict[str, ModuleType] = {
     "bench": bench,
     "distill": distill,
     "export": export,
+    "eval": evaluate,
 }
 
 _DESCRIPTION = """\
@@ -46,6 +48,7 @@ Make an existing GAN generator small and fast without losing its pictures.
   dsconvert bench generator.pkl [fast.pkl]   time and memory on this machine
   dsconvert distill generator.pkl fast.pkl --minutes 30 --out fast2.pkl
   dsconvert export fast.pkl --format onnx --out fast.onnx
+  dsconvert eval fast.pkl --data images.zip --against generator.pkl
 """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,6 @@ class FeatureDistance:
         return self.interval[0] > 0
 
 
-@torch.no_grad()
 def sample_images(
     model: nn.Module,
     inputs: Inputs,
@@ -77,20 +76,40 @@ def sample_images(
         batch: images a call.
         progress: called with the number of images made so far.
     """
+    return torch.cat(
+        list(
+            image_batches(model, inputs, samples=samples, seed=seed, batch=batch, progress=progress)
+        )
+    )
+
+
+def image_batches(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    samples: int,
+    seed: int,
+    batch: int = 25,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Tensor]:
+    """What :func:`sample_images` makes, batch by batch, so that no set need fit into memory."""
     if samples < 1 or batch < 1:
         raise UsageError(f"samples ({samples}) and batch ({batch}) must be 1 or more.")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(seed)
-    images: list[Tensor] = []
     with evaluating(model):
         torch.manual_seed(seed)
-        for start in range(0, samples, batch):
+        state = torch.get_rng_state()
+    for start in range(0, samples, batch):
+        # The noise goes on where the last batch left it, whatever the caller draws in between.
+        with evaluating(model):
+            torch.set_rng_state(state)
             args = inputs(min(batch, samples - start), generator)
-            made = model(*(_like(a, like) for a in args))
-            images.append(made.float().clamp(-1, 1).cpu())
-            if progress is not None:
-                progress(start + len(made))
-    return torch.cat(images)
+            made = model(*(_like(a, like) for a in args)).float().clamp(-1, 1).cpu()
+            state = torch.get_rng_state()
+        if progress is not None:
+            progress(start + len(made))
+        yield made
 
 
 def _like(value: Any, like: Tensor) -> Any:

@@ -17,6 +17,8 @@ from dsconvert.errors import UsageError
 
 Interval = tuple[float, float]
 _Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Weighted = Callable[[_Array, _Array], float]
+"""How far two sets are apart, given how often each of their rows occurs in a resample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +57,21 @@ def _weighted(x: _Array, times_x: _Array, y: _Array, times_y: _Array) -> float:
     mean_x, mean_y = times_x @ x / count_x, times_y @ y / count_y
     left = (x - mean_x) * np.sqrt(times_x / (count_x - 1))[:, None]
     right = (y - mean_y) * np.sqrt(times_y / (count_y - 1))[:, None]
+    shift, spread = np.square(mean_x - mean_y).sum(), np.square(left).sum() + np.square(right).sum()
+    # Rows beyond the width add nothing to the root: A = Q R has the singular values of R.
+    left, right = _short(left), _short(right)
     # tr (C_a C_b)^(1/2) is the sum of the singular values of left @ right.T.
     root = np.linalg.svd(left @ right.T, compute_uv=False).sum()
-    shift = np.square(mean_x - mean_y).sum()
-    return float(shift + np.square(left).sum() + np.square(right).sum() - 2 * root)
+    return float(shift + spread - 2 * root)
+
+
+def _short(rows: _Array) -> _Array:
+    return np.asarray(np.linalg.qr(rows, mode="r")) if len(rows) > rows.shape[1] else rows
+
+
+def frechet(x: _Array, y: _Array) -> Weighted:
+    """The Frechet distance of two feature sets as a function of how often each row occurs."""
+    return lambda times_x, times_y: _weighted(x, times_x, y, times_y)
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -85,6 +98,8 @@ def compare_sets(
     *,
     bootstrap: int = 100,
     seed: int = 0,
+    paired: bool = True,
+    distance: Callable[[_Array, _Array], Weighted] = frechet,
     progress: Callable[[int], None] | None = None,
 ) -> Comparison:
     """FD(student, other) beside FD(teacher, other), with bootstrap intervals.
@@ -104,6 +119,9 @@ def compare_sets(
         other: ``(M, F)`` features of the teacher's images of other latents.
         bootstrap: resamples; 0 makes every interval a point.
         seed: of the resampling.
+        paired: whether row i of ``student`` and row i of ``teacher`` belong together (one latent);
+            if not, each is resampled by itself.
+        distance: of two sets; the Frechet distance, or :func:`dsconvert.metrics.kernel.kernel`.
         progress: called with the number of resamples done.
 
     Raises:
@@ -111,17 +129,18 @@ def compare_sets(
     """
     s, t, o = _array(student), _array(teacher), _array(other)
     _same_width(s, t, o)
-    if len(s) != len(t):
+    if paired and len(s) != len(t):
         raise UsageError(
             f"student and teacher share latents, so their counts must too: {len(s)} and {len(t)}."
         )
-    ones, others = np.ones(len(s)), np.ones(len(o))
-    value, floor = _weighted(s, ones, o, others), _weighted(t, ones, o, others)
+    of_student, of_teacher, others = distance(s, o), distance(t, o), np.ones(len(o))
+    value, floor = of_student(np.ones(len(s)), others), of_teacher(np.ones(len(t)), others)
     rng = np.random.default_rng(seed)
     draws: list[tuple[float, float]] = []
     while len(draws) < bootstrap:
         rows, columns = _times(rng, len(s)), _times(rng, len(o))
-        draws.append((_weighted(s, rows, o, columns), _weighted(t, rows, o, columns)))
+        mates = rows if paired else _times(rng, len(t))
+        draws.append((of_student(rows, columns), of_teacher(mates, columns)))
         if progress is not None:
             progress(len(draws))
     values = np.asarray([v for v, _ in draws])

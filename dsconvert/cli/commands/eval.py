@@ -1,0 +1,183 @@
+"""How good a file's images are."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from dsconvert.cli.output import Bars, emit, say
+from dsconvert.errors import UsageError
+from dsconvert.metrics.evaluate import FEW, Contest, Evaluation, Score, evaluate, extractors
+from dsconvert.metrics.frechet import Comparison
+from dsconvert.pipeline import sampler_of
+from dsconvert.snapshot import load_snapshot
+from dsconvert.train.data import ImageSet, open_images
+from dsconvert.train.stream import to_range
+
+_BATCH = 25
+_DEFAULT = 1000
+
+
+def _halves(images: ImageSet, samples: int, seed: int) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
+    """Two disjoint random sets of ``samples`` images, in batches."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+
+    def batches(indices: list[int]) -> Iterator[Tensor]:
+        for start in range(0, len(indices), _BATCH):
+            found = [images.image(i)[0] for i in indices[start : start + _BATCH]]
+            yield to_range(torch.stack(found), torch.device("cpu"))
+
+    return batches(order[:samples]), batches(order[samples : 2 * samples])
+
+
+def run(options: Namespace) -> None:
+    """Measure, and say what it means."""
+    # What is missing (Inception, say) is missed now, not after minutes of sampling.
+    nets = extractors(options.metrics)
+    student = load_snapshot(options.snapshot).generator
+    teacher = load_snapshot(options.against).generator if options.against else None
+    facts: Any = student
+    if teacher is not None:
+        _same_kind(options, student, teacher)
+    notes: list[str] = []
+    samples = options.samples or _DEFAULT
+    images: ImageSet | None = None
+    with Bars(hidden=options.quiet) as bars:
+        if options.data:
+            images = open_images(
+                options.data,
+                resolution=int(facts.img_resolution),
+                channels=int(facts.img_channels),
+                progress=bars,
+            )
+            samples, notes = _count(images, options.samples, notes)
+        found = evaluate(
+            student,
+            sampler_of(student),
+            nets=nets,
+            metrics=options.metrics,
+            teacher=teacher,
+            real=None if images is None else _halves(images, samples, options.seed),
+            samples=samples,
+            seed=options.seed,
+            bootstrap=options.bootstrap,
+            progress=bars,
+        )
+    notes += found.warnings
+    if options.json:
+        emit(_data(options, found, notes))
+        return
+    say(_table(options, found), *_verdicts(found), *(f"note: {n}." for n in notes))
+
+
+def _same_kind(options: Namespace, student: Any, teacher: Any) -> None:
+    for name in ("z_dim", "c_dim", "img_resolution", "img_channels"):
+        mine, theirs = getattr(student, name, None), getattr(teacher, name, None)
+        if mine != theirs:
+            raise UsageError(
+                f"{options.snapshot} has {name} {mine} and {options.against} {theirs}: they can't "
+                "be compared."
+            )
+
+
+def _count(images: ImageSet, wanted: int | None, notes: list[str]) -> tuple[int, list[str]]:
+    half = len(images) // 2
+    if half < 2:
+        raise UsageError(
+            f"{images.path} holds {len(images)} images; a distance and its floor need 4 or more."
+        )
+    samples = min(wanted or _DEFAULT, half)
+    if wanted is not None and wanted > half:
+        notes = [
+            *notes,
+            f"{half} images a side, not {wanted}: the {len(images)} real ones are halved, one half "
+            "to measure against and one for the floor",
+        ]
+    if len(images) < FEW:
+        notes = [
+            *notes,
+            f"only {len(images)} real images: with fewer than {FEW} a FID is biased upwards and "
+            "mostly measures their number; KID is unbiased, if noisy",
+        ]
+    if images.skipped:
+        notes = [*notes, f"{len(images.skipped)} images can't be read and are left out"]
+    return samples, notes
+
+
+def _interval(pair: tuple[float, float], metric: str) -> str:
+    return f"{_value(pair[0], metric)} to {_value(pair[1], metric)}"
+
+
+def _value(value: float, metric: str) -> str:
+    return f"{value:.5f}" if metric == "kid" else f"{value:.2f}"
+
+
+_WHAT = {
+    "student": "file to real images",
+    "teacher": "original to real images",
+    "to teacher": "file to the original",
+}
+
+
+def _table(options: Namespace, found: Evaluation) -> Table:
+    title = f"{options.snapshot}, {found.scores[0].samples} images a side"
+    table = Table(title=title, title_justify="left")
+    for name in ("metric", "from, to"):
+        table.add_column(name)
+    for name in ("distance", "95 %", "noise floor", "95 %", "above the floor, 95 %"):
+        table.add_column(name, justify="right")
+    for s in found.scores:
+        c: Comparison = s.comparison
+        table.add_row(
+            s.metric.upper(),
+            _WHAT[s.what],
+            _value(c.value, s.metric),
+            _interval(c.value_interval, s.metric),
+            _value(c.floor, s.metric),
+            _interval(c.floor_interval, s.metric),
+            _interval(c.interval, s.metric),
+        )
+    return table
+
+
+def _verdicts(found: Evaluation) -> list[str]:
+    lines: list[str] = []
+    for s in found.scores:
+        verdict = "distinguishable" if s.distinguishable else "not distinguishable"
+        whom = "the original" if s.what == "to teacher" else "real images"
+        lines.append(f"{s.metric.upper()}, {_WHAT[s.what]}: {verdict} from {whom}")
+    lines += [_contest(c) for c in found.contests]
+    return lines
+
+
+def _contest(contest: Contest) -> str:
+    low, high = contest.comparison.interval
+    between = _interval((low, high), contest.metric)
+    if not contest.distinguishable:
+        verdict = "not distinguishable from the original"
+    else:
+        verdict = "farther than the original" if low > 0 else "nearer than the original"
+    return (
+        f"{contest.metric.upper()} to real images, file minus original: {between} (95 %): {verdict}"
+    )
+
+
+def _data(options: Namespace, found: Evaluation, notes: list[str]) -> dict[str, Any]:
+    def row(entry: Score | Contest) -> dict[str, Any]:
+        facts: dict[str, Any] = asdict(entry)
+        return {**facts, "distinguishable": entry.distinguishable}
+
+    return {
+        "snapshot": options.snapshot,
+        "against": options.against,
+        "data": options.data,
+        "scores": [row(s) for s in found.scores],
+        "student_minus_teacher": [row(c) for c in found.contests],
+        "notes": notes,
+    }

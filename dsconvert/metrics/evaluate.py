@@ -1,0 +1,229 @@
+"""How good a generator's images are: against real images, against its original, or both.
+
+Every distance is taken with the same number of images on both sides and stands beside its noise
+floor, the same distance between two sets of one kind: half of the real images against the other
+half, or the original against itself with other latents. An interval says whether the difference of
+the two means anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dsconvert.errors import UsageError
+from dsconvert.metrics.distance import Inputs, Progress, image_batches
+from dsconvert.metrics.features import LiteFeatures
+from dsconvert.metrics.frechet import Comparison, compare_sets, frechet
+from dsconvert.metrics.inception import InceptionFeatures, as_bytes
+from dsconvert.metrics.kernel import kernel
+
+Metric = Literal["fid", "kid", "fd-lite0"]
+METRICS: tuple[Metric, ...] = ("fid", "kid", "fd-lite0")
+FEW = 2000
+"""Below so many real images a FID says more about their number than about the generator."""
+
+
+class Extractor(Protocol):
+    """Images ``(N, C, H, W)`` in [-1, 1] to features ``(N, F)``."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The features."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One distance: ``comparison.value`` is what was asked for, ``comparison.floor`` its floor.
+
+    ``what`` is ``student`` or ``teacher`` (to real images), or ``to teacher``; ``samples`` are the
+    images on each side.
+    """
+
+    metric: Metric
+    what: Literal["student", "teacher", "to teacher"]
+    samples: int
+    comparison: Comparison
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether the 95 % interval of the excess over the floor lies above zero."""
+        return self.comparison.interval[0] > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """Student and teacher, both to the real images: ``comparison.value`` is the student's.
+
+    ``comparison.floor`` is the teacher's, on the same latents; the interval is of the difference.
+    """
+
+    metric: Metric
+    samples: int
+    comparison: Comparison
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether one is nearer to the real images than the other, beyond chance."""
+        low, high = self.comparison.interval
+        return low > 0 or high < 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """All scores, and what a reader must know about them."""
+
+    scores: tuple[Score, ...]
+    contests: tuple[Contest, ...]
+    warnings: tuple[str, ...]
+
+
+def extractors(metrics: Sequence[Metric]) -> dict[str, Extractor]:
+    """The networks that the metrics need, loaded; what is missing is missed here, before any work.
+
+    Raises:
+        UsageError: an unknown metric, or none.
+        MissingExtraError: a package or weights are not there.
+    """
+    unknown = [m for m in metrics if m not in METRICS]
+    if unknown or not metrics:
+        raise UsageError(
+            f"there is no metric {', '.join(unknown) or ''}; choose from {', '.join(METRICS)}."
+        )
+    found: dict[str, Extractor] = {}
+    if "fid" in metrics or "kid" in metrics:
+        found["inception"] = InceptionFeatures()
+    if "fd-lite0" in metrics:
+        found["lite0"] = LiteFeatures()
+    return found
+
+
+def _network(metric: Metric) -> str:
+    return "lite0" if metric == "fd-lite0" else "inception"
+
+
+def features_of(batches: Iterable[Tensor], nets: Mapping[str, Extractor]) -> dict[str, Tensor]:
+    """Features of images that come in batches, by network; levels are cut to 8 bit first.
+
+    Real images have 256 levels; made ones would otherwise be compared with more.
+    """
+    parts: dict[str, list[Tensor]] = {name: [] for name in nets}
+    for images in batches:
+        levels = as_bytes(images).float() / 127.5 - 1
+        for name, net in nets.items():
+            parts[name].append(net(levels).cpu())
+    return {name: torch.cat(rows) for name, rows in parts.items()}
+
+
+def evaluate(
+    student: nn.Module,
+    inputs: Inputs,
+    *,
+    nets: Mapping[str, Extractor],
+    metrics: Sequence[Metric],
+    teacher: nn.Module | None = None,
+    real: tuple[Iterable[Tensor], Iterable[Tensor]] | None = None,
+    samples: int = 1000,
+    seed: int = 1,
+    bootstrap: int = 100,
+    batch: int = 25,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure ``student``.
+
+    Args:
+        student: a generator.
+        inputs: sampler of its inputs (and the teacher's).
+        nets: from :func:`extractors`.
+        metrics: which.
+        teacher: the original.
+        real: two disjoint sets of ``samples`` real images each, as batches in [-1, 1]: one to
+            measure against, one for the floor.
+        samples: images on each side of every distance.
+        seed: of the latents (``seed + 1`` for the teacher's other ones) and of the bootstrap.
+        bootstrap: resamples behind the intervals; 0 makes them points.
+        batch: images a call.
+        progress: see :data:`dsconvert.metrics.distance.Progress`.
+
+    Raises:
+        UsageError: neither ``teacher`` nor ``real``, or sets that do not fit each other.
+    """
+    if teacher is None and real is None:
+        raise UsageError(
+            "nothing to measure against: give real images (--data), an original (--against), or "
+            "both."
+        )
+
+    def tell(stage: str, total: int) -> Callable[[int], None]:
+        return lambda done: None if progress is None else progress(stage, done, total)
+
+    def made(model: nn.Module, stage: str, seed: int) -> dict[str, Tensor]:
+        found = image_batches(
+            model, inputs, samples=samples, seed=seed, batch=batch, progress=tell(stage, samples)
+        )
+        return features_of(found, nets)
+
+    mine = made(student, "student", seed)
+    ours = None if teacher is None else made(teacher, "teacher", seed)
+    scores: list[Score] = []
+    contests: list[Contest] = []
+    notes: list[str] = []
+
+    def compare(metric: Metric, a: Tensor, b: Tensor, o: Tensor, *, paired: bool) -> Comparison:
+        distance = kernel if metric == "kid" else frechet
+        return compare_sets(
+            a, b, o, bootstrap=bootstrap, seed=seed, paired=paired, distance=distance,
+            progress=tell(f"bootstrap of {metric}", bootstrap),
+        )  # fmt: skip
+
+    if real is not None:
+        reference, other = (_counted(features_of(r, nets), samples) for r in real)
+        for metric in metrics:
+            n = _network(metric)
+            scores.append(
+                Score(
+                    metric=metric, what="student", samples=samples,
+                    comparison=compare(metric, mine[n], other[n], reference[n], paired=False),
+                )
+            )  # fmt: skip
+            if ours is None:
+                continue
+            scores.append(
+                Score(
+                    metric=metric, what="teacher", samples=samples,
+                    comparison=compare(metric, ours[n], other[n], reference[n], paired=False),
+                )
+            )  # fmt: skip
+            contests.append(
+                Contest(
+                    metric=metric, samples=samples,
+                    comparison=compare(metric, mine[n], ours[n], reference[n], paired=True),
+                )
+            )  # fmt: skip
+    if teacher is not None and ours is not None:
+        again = made(teacher, "teacher, other latents", seed + 1)
+        for metric in metrics:
+            n = _network(metric)
+            scores.append(
+                Score(
+                    metric=metric, what="to teacher", samples=samples,
+                    comparison=compare(metric, mine[n], ours[n], again[n], paired=True),
+                )
+            )  # fmt: skip
+    if any(m != "kid" for m in metrics) and samples < FEW:
+        notes.append(
+            f"{samples} images a side: Frechet distances grow as sets shrink (Chong & Forsyth "
+            "2020); they compare with others of this count only, and never with published figures"
+        )
+    return Evaluation(scores=tuple(scores), contests=tuple(contests), warnings=tuple(notes))
+
+
+def _counted(features: dict[str, Tensor], samples: int) -> dict[str, Tensor]:
+    for rows in features.values():
+        if len(rows) != samples:
+            raise UsageError(f"{len(rows)} real images were given where {samples} were announced.")
+    return features
