@@ -101,10 +101,19 @@ def _trace(
         model,
         example_inputs=examples,
         leaves=leaves,
-        leaf_types=adapter.leaves(),
-        noise_types=adapter.noise_types(),
-        norm_types=adapter.norm_types(),
+        leaf_types=_also_theirs(model, adapter.leaves()),
+        noise_types=_also_theirs(model, adapter.noise_types()),
+        norm_types=_also_theirs(model, adapter.norm_types()),
     )
+
+
+def _also_theirs(
+    model: nn.Module, types: tuple[type[nn.Module], ...]
+) -> tuple[type[nn.Module], ...]:
+    """An adapter's classes, and the original code's of those names (a live model of it)."""
+    names = {t.__name__ for t in types}
+    theirs = {type(m) for m in model.modules() if type(m).__name__ in names}
+    return (*types, *(theirs - set(types)))
 
 
 def plan(

@@ -20,6 +20,7 @@ from dsconvert.cli.parsers import (
     export,
     generate,
     inspect,
+    official_train,
     report,
 )
 from dsconvert.cli.parsers import eval as evaluate
@@ -35,6 +36,7 @@ COMMANDS: dict[str, ModuleType] = {
     "distill": distill,
     "export": export,
     "eval": evaluate,
+    "official-train": official_train,
 }
 
 _DESCRIPTION = """\
