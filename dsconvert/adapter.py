@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     """``sampler(n, generator)`` returns the positional arguments of one forward call, batch n."""
 
 GROUP = "dsconvert.adapters"
+PERSISTENCE = "torch_utils.persistence"
+"""The module part of :attr:`Adapter.classes` for files that bring their classes' source along."""
 
 
 @runtime_checkable
@@ -94,6 +96,46 @@ class Rebuilds(Protocol):
 
         Raises:
             AdapterError: there is no such generator.
+        """
+        ...
+
+
+@runtime_checkable
+class PersistentAdapter(Adapter, Protocol):
+    """An adapter of a codebase whose files bring the source of their classes along.
+
+    Its :attr:`classes` have keys ``(PERSISTENCE, class name)``. Nothing in a file is run: its
+    states are read into our own classes, and what is written carries *our* source.
+    """
+
+    @property
+    def known_sources(self) -> Mapping[str, str]:
+        """SHA-256 of released source texts (UTF-8), and whose they are.
+
+        Objects that are carried unread (a discriminator) may bring these texts, and no others.
+        """
+        ...
+
+    def source(self) -> str:
+        """The text of the module that defines our classes; it has to stand alone."""
+        ...
+
+    def restored(self, module: nn.Module) -> str | None:
+        """Settle ``module``, just read from a file; what is wrong with it, or None."""
+        ...
+
+
+@runtime_checkable
+class Follows(Protocol):
+    """A module that can adapt itself to a changed input when a model is fitted."""
+
+    def follow(self, student: Any, teacher: Any, wanted: Any) -> None:
+        """Adapt, in place.
+
+        Args:
+            student: per batch, the arguments of this module's call.
+            teacher: per batch, the arguments of the same call in the original model.
+            wanted: per batch, what the original returned.
         """
         ...
 

@@ -170,8 +170,9 @@ def cost(
 
     ``example_inputs`` and ``inputs`` are as for :func:`plan`.
     """
-    examples = _examples(model, example_inputs, inputs, adapter_for(model))
-    return count(model, examples)
+    adapter = adapter_for(model)
+    examples = _examples(model, example_inputs, inputs, adapter)
+    return count(model, examples, leaves=adapter.leaves() if adapter is not None else ())
 
 
 def apply(
@@ -225,7 +226,8 @@ def apply(
     seconds["trace"] = time.perf_counter() - began
 
     began = time.perf_counter()
-    before = costs[0] if costs else count(model, examples)
+    opaque = adapter.leaves() if adapter is not None else ()
+    before = costs[0] if costs else count(model, examples, leaves=opaque)
     seconds["count"] = time.perf_counter() - began
 
     latents = DEFAULT_LATENTS if calibrate is None else calibrate
@@ -269,7 +271,7 @@ def apply(
     finish(student, traced.trace, plan)
 
     began = time.perf_counter()
-    after = costs[1] if costs else count(student, examples)
+    after = costs[1] if costs else count(student, examples, leaves=opaque)
     seconds["count"] += time.perf_counter() - began
     return Conversion(
         model=student,

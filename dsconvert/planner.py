@@ -97,7 +97,14 @@ def _clip(rule: Rule, site: Site, rank: int) -> int:
 
 def _separable(site: Site) -> Rule:
     up = rule_named("up-pw-dw")
-    return up if up.refuses(site) is None else rule_named("dw-pw")
+    if up.refuses(site) is None:
+        return up
+    return rule_named("pw-dw" if _grows(site) else "dw-pw")
+
+
+def _grows(site: Site) -> bool:
+    """A transposed convolution with a stride: its pointwise is cheap in front of the growth."""
+    return site.kind == "transposed" and max(site.stride) > 1
 
 
 def _balanced(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
@@ -109,12 +116,13 @@ def _balanced(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
             choices[s.name] = _keep(why)
     for s in block:
         rule = _separable(s)
-        ranks[s.name] = _clip(rule, s, rank or (4 if rule.absorbs_upsample else 2))
+        ranks[s.name] = _clip(rule, s, rank or (4 if rule.absorbs_upsample or _grows(s) else 2))
     if rank is None and all(s.macs is not None for s in sites):
         _spend(sites, block, ranks)
     for s in block:
         rule = _separable(s)
-        where = "pointwise at the low resolution" if rule.absorbs_upsample else "dw -> pw"
+        low = rule.absorbs_upsample or _grows(s)
+        where = "pointwise at the low resolution" if low else "dw -> pw"
         gain = _cheaper(s, rule, ranks[s.name])
         choices[s.name] = (
             _Choice(rule, ranks[s.name], f"{where}; rank spent where it is cheap")

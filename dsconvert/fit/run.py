@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dsconvert.adapter import Follows
 from dsconvert.fit.blueprint import fit_pointwise_depthwise
 from dsconvert.fit.least_squares import fit_dense, fit_depthwise_pointwise
 from dsconvert.fit.sample import Sample
@@ -60,6 +61,9 @@ class _Visitor:
             self._rewritten(front)
         elif front.name in self._kept:
             self._refit(front)
+        elif isinstance(front.student, Follows):
+            if self._factors and front.call == 0:
+                front.student.follow(front.student_args, front.teacher_args, front.wanted)
         elif buffers_of(front.student) is not None and front.call == 0:
             student = [a[0] for a in front.student_args]
             teacher = [a[0] for a in front.teacher_args]
@@ -166,7 +170,9 @@ def run(
     }
     # Kept convolutions and normalisations are visited once something before them has changed.
     watch = {d.site for d in plan.decisions if d.action == "keep"}
-    watch |= {n for n, m in student.named_modules() if buffers_of(m) is not None}
+    watch |= {
+        n for n, m in student.named_modules() if buffers_of(m) is not None or isinstance(m, Follows)
+    }
     modes = {m: m.training for model in (teacher, student) for m in model.modules()}
     teacher.eval()
     student.eval()

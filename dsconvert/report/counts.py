@@ -86,7 +86,12 @@ def _one_sample(inputs: Sequence[Any]) -> tuple[Any, ...]:
     )
 
 
-def count(model: nn.Module, inputs: Sequence[Any] | None = None) -> Cost:
+def count(
+    model: nn.Module,
+    inputs: Sequence[Any] | None = None,
+    *,
+    leaves: tuple[type[nn.Module], ...] = (),
+) -> Cost:
     """Count ``model`` for one sample.
 
     Args:
@@ -95,6 +100,8 @@ def count(model: nn.Module, inputs: Sequence[Any] | None = None) -> Cost:
             for convolutions.)
         inputs: positional arguments of one forward call; of a batch, the first sample is used.
             Without them only parameters are counted, and ``note`` says why.
+        leaves: classes that use their children's weights without calling them; what is inside one
+            that ran is not reported as uncalled.
 
     Returns:
         The cost. ``macs`` is None, and ``note`` says why, without inputs and where torch.jit
@@ -115,7 +122,11 @@ def count(model: nn.Module, inputs: Sequence[Any] | None = None) -> Cost:
             return _cost(model, {}, None, {}, (), f"no MACs: fvcore can't run it ({reason})")
         unsupported = dict(analysis.unsupported_ops())
         # fvcore also takes a module that leaves no operator behind (nn.Identity) for uncalled.
-        uncalled = tuple(sorted(analysis.uncalled_modules() - called))
+        used = tuple(
+            f"{n}." for n, m in model.named_modules() if isinstance(m, leaves) and n in called
+        )
+        idle = analysis.uncalled_modules() - called
+        uncalled = tuple(sorted(n for n in idle if not n.startswith(used)))
     return _cost(model, by_module, int(by_module[""]), unsupported, uncalled, None)
 
 

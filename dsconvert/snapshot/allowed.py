@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from dsconvert.snapshot.nodes import Blob, DictNode, Global, Node, Record, tuple_of
+from dsconvert.snapshot.persistence import RECONSTRUCT, persistent_args
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,6 +178,7 @@ CALLS: dict[Key, tuple[Callable[[tuple[Node, ...]], bool], frozenset[str]]] = {
     ("torch._utils", "_rebuild_tensor_v2"): (_anything, frozenset()),
     ("torch._utils", "_rebuild_parameter"): (_anything, frozenset()),
     ("torch.storage", "_load_from_bytes"): (_anything, frozenset()),
+    RECONSTRUCT: (persistent_args, frozenset()),  # whose source it may be: see policy.py
     ("torch", "Size"): (_container, frozenset()),
     ("torch", "device"): (_device, frozenset()),
     ("_codecs", "encode"): (_encode, frozenset()),

@@ -20,7 +20,8 @@ from dsconvert.snapshot.build import Builder
 from dsconvert.snapshot.dump import Dumper
 from dsconvert.snapshot.nodes import DictNode, Node, clean
 from dsconvert.snapshot.parse import GENERATOR, find_adapter, is_module, parse
-from dsconvert.snapshot.policy import examine, refuse
+from dsconvert.snapshot.persistence import origin, persistent
+from dsconvert.snapshot.policy import GENERATORS, examine, refuse
 from dsconvert.snapshot.state import state_of
 from dsconvert.snapshot.write import write_file
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from dsconvert.adapter import Adapter
     from dsconvert.snapshot.source import Source
 
+UNKNOWN_SOURCE = "unknown text (read by class names; compare the images)"
+"""Said of a file whose embedded source is none of the released ones."""
 MODULES = ("G", "D", "G_ema")
 """Entries that the official loader wants to be modules."""
 
@@ -79,7 +82,7 @@ class Snapshot:
         if self.source is None or not is_module(node):
             raise UsageError(f"the entry {key!r} of {self.path} is no module.")
         self.source.check_unchanged()
-        return Builder(self.source, self.adapter.classes).module(node, key)
+        return Builder(self.source, self.adapter).module(node, key)
 
     def state(self, key: str) -> dict[str, Tensor]:
         """The state dict of the module under ``key``, also of one that is only carried (``D``).
@@ -94,7 +97,7 @@ class Snapshot:
         if self.source is None or not is_module(node):
             raise UsageError(f"the entry {key!r} of {self.path} is no module.")
         self.source.check_unchanged()
-        return state_of(Builder(self.source, self.adapter.classes), node, key)
+        return state_of(Builder(self.source, self.adapter), node, key)
 
     def has_module(self, key: str) -> bool:
         """Whether ``key`` is there and is a module (``G`` may be None in a file)."""
@@ -107,9 +110,12 @@ def describe(source: Source, adapter: Adapter, node: Node) -> Mapping[str, Any]:
     Raises:
         CorruptSnapshotError: its parts do not fit together.
     """
-    shapes = Builder(source, adapter.classes, meta=True).module(node, GENERATOR)
+    shapes = Builder(source, adapter, meta=True).module(node, GENERATOR)
     try:
-        return adapter.describe(shapes)
+        facts = adapter.describe(shapes)
+        if (instance := persistent(node)) is not None:
+            facts = {**facts, "source": origin(instance.source) or UNKNOWN_SOURCE}
+        return facts
     except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
         raise CorruptSnapshotError(
             f"{GENERATOR} in {source.path} does not have the parts that the adapter "
@@ -249,7 +255,7 @@ def save_snapshot(
         )
     if snap.source is not None:
         snap.source.check_unchanged()
-    dumper = Dumper({**snap.adapter.classes, **snap.foreign})
+    dumper = Dumper(snap.adapter, snap.foreign)
     pairs: list[tuple[Node, Node]] = []
     for key in dict.fromkeys((*snap.keys, *MODULES)):
         node = snap.entries.get(key)
@@ -257,6 +263,9 @@ def save_snapshot(
             node = dumper.module(replaced[key], key)
         elif snap.source is None and key in snap.live:
             node = dumper.module(snap.live[key], key)
+        elif key in GENERATORS and persistent(node) is not None:
+            # Never its own source text: ours, with its weights.
+            node = dumper.module(snap.module(key), key)
         elif node is None and key in MODULES:
             node = dumper.module(nn.Module(), key)
         pairs.append((key, node))

@@ -15,15 +15,18 @@ from torch.nn.utils.spectral_norm import (
 )
 from torch.nn.utils.weight_norm import WeightNorm
 
+from dsconvert.adapter import PersistentAdapter
 from dsconvert.errors import CorruptSnapshotError, SnapshotError, UnsupportedSnapshotError
 from dsconvert.snapshot.allowed import HOOK_CLASSES
 from dsconvert.snapshot.layers import CONTAINERS, LAYERS, Attributes, is_layer
-from dsconvert.snapshot.nodes import Global, Node, Record, dict_pairs
+from dsconvert.snapshot.nodes import Node, Record, clean, dict_pairs
+from dsconvert.snapshot.persistence import class_key, persistent
 from dsconvert.snapshot.storage import Storages, TensorRef, is_parameter, is_tensor, parse_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dsconvert.adapter import Adapter
     from dsconvert.snapshot.source import Source
 
 MAX_MODULE_DEPTH = 60
@@ -39,12 +42,13 @@ class Builder:
     def __init__(
         self,
         source: Source,
-        classes: Mapping[tuple[str, str], type[nn.Module]],
+        adapter: Adapter,
         *,
         meta: bool = False,
     ) -> None:
         self._source = source
-        self._classes = classes
+        self._classes = adapter.classes
+        self._adapter = adapter
         self._meta = meta
         self._storages = Storages(source)
         self._bytes: dict[int, torch.Tensor] = {}
@@ -68,7 +72,8 @@ class Builder:
     # Modules --------------------------------------------------------------------------------
 
     def _module(self, node: Node, where: str, depth: int) -> nn.Module:
-        if type(node) is not Record or node.kind != "new" or type(node.func) is not Global:
+        key = class_key(node)
+        if key is None:
             raise self._fail(where, "is no module")
         known = self._modules.get(id(node))
         if known is not None:
@@ -79,8 +84,8 @@ class Builder:
         parameters = self._mapping(state.get("_parameters"), where)
         buffers = self._mapping(state.get("_buffers"), where)
         children = self._mapping(state.get("_modules"), where)
-        module, name = node.func.key
-        ours = self._classes.get(node.func.key)
+        module, name = key
+        ours = self._classes.get(key)
         if ours is not None:
             made = self._blank(ours, state, where)
             strict = False
@@ -91,8 +96,8 @@ class Builder:
                 raise self._fail(where, "is a layer with children")
         else:
             raise UnsupportedSnapshotError(
-                f"{where} in {self._source.path} is a {node.func}, a class that no installed "
-                "adapter knows. Install or write an adapter for it."
+                f"{where} in {self._source.path} is a {clean('.'.join(key), 160)}, a class "
+                "that no installed adapter knows. Install or write an adapter for it."
             )
         self._modules[id(node)] = made
         inside = cast("Any", made)
@@ -105,6 +110,8 @@ class Builder:
         if ours is not None:
             check = getattr(made, "check_restored", None)
             problem = check() if check is not None else None
+            if isinstance(self._adapter, PersistentAdapter):
+                problem = problem or self._adapter.restored(made)
             if problem:
                 raise self._fail(where, str(problem))
         training = state.get("training", True)
@@ -118,8 +125,13 @@ class Builder:
         nn.Module.__init__(made)
         fields = cast("dict[str, type]", getattr(cls, "FIELDS", {}))
         values = Attributes(state, frozenset(), where)
+        for name, kind in cast("dict[str, tuple[type, ...]]", getattr(cls, "OPTIONS", {})).items():
+            value = values.value(name, kind, "number") if name in state else None
+            setattr(made, name, value)
         for name, kind in fields.items():
-            if kind is int:
+            if isinstance(kind, tuple):
+                setattr(made, name, values.real(name))
+            elif kind is int:
                 setattr(made, name, values.integer(name, low=0))
             elif kind is float:
                 setattr(made, name, values.real(name))
@@ -251,6 +263,8 @@ class Builder:
 
     def _state(self, node: Record, where: str) -> dict[str, Node]:
         state: dict[str, Node] = {}
+        if (instance := persistent(node)) is not None:
+            state.update(self._mapping(instance.state, where))
         for op, value in node.ops:
             if op != "build":
                 raise self._fail(where, f"is changed by {op}")

@@ -18,6 +18,7 @@ from torch.nn.utils.spectral_norm import (
 )
 from torch.nn.utils.weight_norm import WeightNorm
 
+from dsconvert.adapter import PERSISTENCE, PersistentAdapter
 from dsconvert.errors import SnapshotError
 from dsconvert.snapshot.allowed import SPECTRAL
 from dsconvert.snapshot.layers import is_layer
@@ -31,9 +32,12 @@ from dsconvert.snapshot.nodes import (
     list_of,
     tuple_of,
 )
+from dsconvert.snapshot.persistence import node_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from dsconvert.adapter import Adapter
 
 _EMPTY = (
     "_backward_pre_hooks",
@@ -52,9 +56,15 @@ _INTERNAL = frozenset(vars(nn.Module())) | {*_EMPTY, "_is_full_backward_hook"}
 class Dumper:
     """Turns modules into nodes; shared modules, parameters and tensors stay shared."""
 
-    def __init__(self, classes: Mapping[tuple[str, str], type[nn.Module]]) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        foreign: Mapping[tuple[str, str], type[nn.Module]] | None = None,
+    ) -> None:
+        classes = {**adapter.classes, **(foreign or {})}
         self._names = {kind: key for key, kind in classes.items()}
         self._foreign = frozenset(classes)
+        self._source = adapter.source() if isinstance(adapter, PersistentAdapter) else None
         self._globals: dict[tuple[str, str], Global] = {}
         self._modules: dict[int, Record] = {}
         self._tensors: dict[int, Record] = {}
@@ -72,11 +82,19 @@ class Dumper:
         if known is not None:
             return known
         inside = cast("Any", module)
-        node = Record("new", self._class(module, where), ())
+        state: list[tuple[Node, Node]] = []
+        kind = self._class(module, where)
+        if kind.module == PERSISTENCE and self._source is not None:
+            # What the official decorator remembers of the constructor's call; it is not needed.
+            state += [("_init_args", ()), ("_init_kwargs", DictNode([]))]
+            node = node_of(kind.name, self._source, state)
+        else:
+            node = Record("new", kind, ())
+            node.ops.append(("build", DictNode(state)))
         self._modules[id(module)] = node
         self._kept.append(module)
         pre, state_dict, load = self._hooks(module, where)
-        state: list[tuple[Node, Node]] = [("training", module.training)]
+        state.append(("training", module.training))
         state.append(("_parameters", self._tensors_of(inside._parameters, where)))
         state.append(("_buffers", self._tensors_of(inside._buffers, where)))
         names = sorted(inside._non_persistent_buffers_set)
@@ -98,7 +116,6 @@ class Dumper:
         for name, value in vars(module).items():
             if name not in _INTERNAL:
                 state.append((name, self._attribute(module, name, value, where)))
-        node.ops.append(("build", DictNode(state)))
         return node
 
     # Parts of a module ----------------------------------------------------------------------

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from dsconvert.errors import CorruptSnapshotError, SnapshotError
 from dsconvert.snapshot.api import describe
-from dsconvert.snapshot.nodes import Global, Node, Record
+from dsconvert.snapshot.nodes import Global, Node, Record, clean
 from dsconvert.snapshot.parse import GENERATOR, Parsed, find_adapter, is_module, parse
+from dsconvert.snapshot.persistence import persistent
 from dsconvert.snapshot.policy import Offence, Walk, examine
 from dsconvert.snapshot.storage import Storages, is_parameter, is_storage, is_tensor, parse_tensor
 
@@ -54,6 +55,8 @@ class SnapshotInfo:
 
 
 def _type_name(node: Node) -> str:
+    if (instance := persistent(node)) is not None:
+        return f"{clean(instance.class_name)} (persistent)"
     if type(node) is Record and type(node.func) is Global:
         return str(node.func)
     return {"NoneType": "None", "DictNode": "dict", "SetNode": "set"}.get(

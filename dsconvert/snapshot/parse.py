@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from dsconvert.adapter import adapters
 from dsconvert.errors import CorruptSnapshotError, UnsupportedSnapshotError
 from dsconvert.snapshot.machine import Machine
-from dsconvert.snapshot.nodes import DictNode, Global, Node, Record
+from dsconvert.snapshot.nodes import DictNode, Node, clean
+from dsconvert.snapshot.persistence import class_key, persistent
 from dsconvert.snapshot.policy import Walk
 from dsconvert.snapshot.sniff import check_is_pickle
 from dsconvert.snapshot.source import Cursor, Source
@@ -19,8 +20,13 @@ if TYPE_CHECKING:
     from dsconvert.adapter import Adapter
 
 GENERATOR = "G_ema"
-_PERSISTENCE = ("torch_utils.persistence", "_reconstruct_persistent_obj")
 _TENSORFLOW = ("dnnlib.tflib.network", "Network")
+_RELATIVES: tuple[tuple[set[str], str], ...] = (
+    ({"SuperresGenerator"}, "StyleGAN-XL"),
+    ({"SynthesisInput"}, "StyleGAN3 (cfg stylegan3-t or stylegan3-r) or StyleGAN-XL"),
+    ({"TriPlaneGenerator", "DualDiscriminator"}, "EG3D"),
+)
+"""Persistent classes that tell other generators of the family."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,7 @@ class Parsed:
 
 def is_module(node: Node) -> bool:
     """Whether a node is an instance of some class with state."""
-    return type(node) is Record and node.kind == "new" and type(node.func) is Global
+    return class_key(node) is not None
 
 
 def parse(path: str | os.PathLike[str]) -> Parsed:
@@ -73,30 +79,28 @@ def check_foreign(source: Source, machine: Machine, root: Node) -> None:
     """Recognise the snapshots of related code.
 
     Raises:
-        UnsupportedSnapshotError: StyleGAN (persistence) or TensorFlow.
+        UnsupportedSnapshotError: TensorFlow, StyleGAN3, StyleGAN-XL.
     """
     named = {g.key for g in machine.globals}
     if _TENSORFLOW in named:
         raise UnsupportedSnapshotError(
-            f"{source.path} is a TensorFlow pickle of StyleGAN or StyleGAN2. dsconvert converts "
-            "Projected GAN snapshots with cfg=fastgan or cfg=fastgan_lite."
+            f"{source.path} is a TensorFlow pickle of StyleGAN or StyleGAN2. Convert it with "
+            "legacy.py of NVlabs/stylegan2-ada-pytorch or NVlabs/stylegan3 first; dsconvert reads "
+            "what that writes."
         )
-    if _PERSISTENCE not in named:
+    entry = dict(root.items).get(GENERATOR) if type(root) is DictNode else None
+    if entry is None or persistent(entry) is None:
         return
-    entry = (
-        next((v for k, v in root.items if k == GENERATOR), root)
-        if (type(root) is DictNode)
-        else root
-    )
     walk = Walk(source)
     walk.add([(GENERATOR, entry)])
-    if any(type(n) is Global and n.key == _PERSISTENCE for n in walk.nodes):
-        raise UnsupportedSnapshotError(
-            f"{source.path} holds a generator of the StyleGAN family (cfg=stylegan2, StyleGAN3 or "
-            "StyleGAN-XL), which brings its source text along for the loader to execute. "
-            "dsconvert does not run it, and does not convert such files yet; it converts "
-            "cfg=fastgan and cfg=fastgan_lite."
-        )
+    classes = {p.class_name for n in walk.nodes if (p := persistent(n)) is not None}
+    for telling, name in _RELATIVES:
+        if telling & classes:
+            raise UnsupportedSnapshotError(
+                f"{source.path} holds a generator of {name}, which dsconvert does not convert: "
+                "its layers filter and resample differently. Of this family dsconvert converts "
+                "StyleGAN2 (cfg=stylegan2 of Projected GAN, StyleGAN2-ADA-PyTorch and StyleGAN3)."
+            )
 
 
 def find_adapter(source: Source, node: Node) -> Adapter:
@@ -105,10 +109,12 @@ def find_adapter(source: Source, node: Node) -> Adapter:
     Raises:
         UnsupportedSnapshotError: none does.
     """
+    key = class_key(node)
     for adapter in adapters():
-        if node.func.key in adapter.classes:
+        if key in adapter.classes:
             return adapter
+    name = clean(".".join(key), 160) if key else "no module"
     raise UnsupportedSnapshotError(
-        f"{GENERATOR} in {source.path} is a {node.func}, which no installed adapter knows "
+        f"{GENERATOR} in {source.path} is a {name}, which no installed adapter knows "
         f"(installed: {', '.join(a.name for a in adapters()) or 'none'})."
     )

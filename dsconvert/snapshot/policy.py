@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dsconvert.adapter import adapters
+from dsconvert.adapter import PERSISTENCE, adapters
 from dsconvert.errors import CorruptSnapshotError, UnsafeSnapshotError
 from dsconvert.snapshot.allowed import (
     BARE,
@@ -32,6 +32,7 @@ from dsconvert.snapshot.nodes import (
     is_leaf,
     tuple_of,
 )
+from dsconvert.snapshot.persistence import origin, persistent
 from dsconvert.snapshot.storage import (
     Storages,
     is_parameter,
@@ -51,6 +52,10 @@ MAX_LISTED = 20
 """Offences in an error's message."""
 MAX_REPORTED = 1000
 """Offences that are looked for; a file with more is no better understood by more."""
+GENERATOR = "G_ema"
+GENERATORS = ("G", GENERATOR)
+"""Entries that are built anew where they are persistent objects, and never written back as they
+were: so they may bring any source text."""
 LOOSE = "(not part of the data: dropped from the stack or left in the memo)"
 
 
@@ -177,7 +182,33 @@ def _judge_record(node: Record, known: frozenset[Key]) -> list[tuple[str, str]]:
         for op, value in node.ops:
             if op == "build":
                 found.extend(_judge_state(value))
+    if (instance := persistent(node)) is not None:
+        found.extend(_judge_state(instance.state))
     return found
+
+
+def _carried(source: Source, machine: Machine, root: DictNode, drop: Collection[str]) -> set[int]:
+    """Persistent objects that would be written back: in other entries than the generators.
+
+    One that hangs loose belongs to them: it is in no generator either.
+    """
+    read, carried = Walk(source), Walk(source)
+    family = any(k == GENERATOR and persistent(v) is not None for k, v in root.items)
+    for key, value in root.items:
+        dropped = type(key) is str and key in drop
+        rebuilt = (
+            family and type(key) is str and key in GENERATORS and persistent(value) is not None
+        )
+        (read if dropped or rebuilt else carried).add([("", value)])
+    return {id(r) for r in machine.records if id(r) in carried.seen or id(r) not in read.seen}
+
+
+def _judge_source(node: Record) -> list[tuple[str, str]]:
+    instance = persistent(node)
+    if instance is None or origin(instance.source) is not None:
+        return []
+    name = f"{PERSISTENCE} object of class {clean(instance.class_name)}"
+    return [(name, "brings source text that the official loader would run, and nobody knows it")]
 
 
 def _judge_children(node: Node) -> list[tuple[Global, str]]:
@@ -222,13 +253,19 @@ def examine(
             found.setdefault((name, path), Offence(name=name, path=path, why=why))
 
     # Whoever installs an adapter vouches for the classes that it names.
-    known = frozenset(key for adapter in adapters() for key in adapter.classes)
+    known = frozenset(
+        key for adapter in adapters() for key in adapter.classes if key[0] != PERSISTENCE
+    )
+    carried = _carried(source, machine, root, drop)
     vouched: set[int] = set()
     storages = Storages(source)
     for node in kept.nodes:
         if type(node) is Record:
             for name, why in _judge_record(node, known):
                 report(name, node, why)
+            if id(node) in carried:
+                for name, why in _judge_source(node):
+                    report(name, node, why)
             if type(node.func) is Global:
                 vouched.add(id(node.func))
                 if node.func.key in CLASS_ARGUMENTS:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dsconvert.snapshot.build import MAX_MODULE_DEPTH
-from dsconvert.snapshot.nodes import Global, Node, Record
+from dsconvert.snapshot.persistence import class_key
 
 if TYPE_CHECKING:
     import torch
 
     from dsconvert.snapshot.build import Builder
+    from dsconvert.snapshot.nodes import Node
 
 
 def state_of(builder: Builder, root: Node, where: str) -> dict[str, torch.Tensor]:
@@ -28,7 +29,7 @@ def state_of(builder: Builder, root: Node, where: str) -> dict[str, torch.Tensor
     while stack:
         node, prefix, depth = stack.pop()
         path = f"{where}.{prefix}".rstrip(".")
-        if type(node) is not Record or node.kind != "new" or type(node.func) is not Global:
+        if class_key(node) is None:
             raise builder._fail(path, "is no module")
         if depth > MAX_MODULE_DEPTH:
             raise builder._fail(path, "is nested too deep")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dsconvert_adapters import stylegan2
 from dsconvert_adapters.projected_gan import ADAPTER, Generator
 
 from dsconvert.snapshot import new_snapshot, save_snapshot
@@ -41,6 +42,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small real snapshot, written by our own writer; needs nothing that is not in the repo."""
     path = tmp_path_factory.mktemp("small") / "small.pkl"
     generator = small_generator()
+    save_snapshot(new_snapshot(generator), generator, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def persistent_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StyleGAN2 file of the persistence kind, by our own writer (its source text is ours)."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("persistent") / "stylegan2.pkl"
+    generator = stylegan2.Generator(
+        8, 0, 8, 8, 3, {"num_layers": 1}, channel_base=32, channel_max=4
+    )
     save_snapshot(new_snapshot(generator), generator, path)
     return path
 

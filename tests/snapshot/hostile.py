@@ -14,8 +14,9 @@ import zipfile
 from typing import TYPE_CHECKING
 
 from dsconvert.snapshot.encode import storage_header
-from dsconvert.snapshot.nodes import DictNode, Global, Node, Record
+from dsconvert.snapshot.nodes import DictNode, Global, Node, Record, children, is_leaf
 from dsconvert.snapshot.parse import parse
+from dsconvert.snapshot.persistence import node_of, persistent
 from dsconvert.snapshot.source import Source
 from dsconvert.snapshot.storage import is_parameter, is_tensor
 from dsconvert.snapshot.write import Writer
@@ -125,6 +126,22 @@ def storage(data: bytes) -> bytes:
 
 def source_text(p: str) -> str:
     return f"import os\nos.mkdir({p!r})\n"
+
+
+RECONSTRUCT = g("torch_utils.persistence", "_reconstruct_persistent_obj")
+META = (
+    (s("version"), b"K\x06"),
+    (s("type"), s("class")),
+    (s("class_name"), s("Generator")),
+    (s("state"), dct()),
+)
+
+
+def persisted(p: str, *, text: bytes | None = None, state: bytes | None = None) -> bytes:
+    """A well-formed persistent object whose source makes ``p`` (none where it is empty)."""
+    source = s(source_text(p) if p else "") if text is None else text
+    fields = (*META[:3], (s("state"), dct() if state is None else state))
+    return call(RECONSTRUCT, dct(*fields, (s("module_src"), source)))
 
 
 FRAGMENTS: dict[str, tuple[Callable[[str], bytes], bool]] = {
@@ -346,6 +363,69 @@ FRAGMENTS: dict[str, tuple[Callable[[str], bytes], bool]] = {
         ),
         True,
     ),
+    # Whole persistent objects, as the official loader would take them.
+    "persistence-whole": (lambda p: persisted(p), True),
+    "persistence-twice": (lambda p: lst(persisted(p), persisted(p)), True),
+    "persistence-in-its-own-state": (
+        lambda p: persisted("", state=dct((s("x"), persisted(p)))),
+        True,
+    ),
+    "persistence-state-calls": (
+        lambda p: persisted("", state=dct((s("x"), call(MKDIR, s(p))))),
+        True,
+    ),
+    "persistence-source-by-call": (
+        lambda p: persisted("", text=call(MKDIR, s(p))),
+        True,
+    ),
+    "persistence-source-in-pieces": (
+        lambda p: persisted("", text=call(g("builtins", "str"), s(source_text(p)))),
+        True,
+    ),
+    "persistence-source-twice": (
+        lambda p: call(
+            RECONSTRUCT, dct(*META, (s("module_src"), s("")), (s("module_src"), s(source_text(p))))
+        ),
+        True,
+    ),
+    "persistence-version-7": (
+        lambda p: call(
+            RECONSTRUCT,
+            dct((s("version"), b"K\x07"), *META[1:], (s("module_src"), s(source_text(p)))),
+        ),
+        True,
+    ),
+    "persistence-hidden-meta": (
+        lambda p: call(
+            RECONSTRUCT,
+            call(g("collections", "OrderedDict"), lst(t(s("module_src"), s(source_text(p))))),
+        ),
+        True,
+    ),
+    "persistence-by-inst": (
+        lambda p: (
+            b"("
+            + dct(*META, (s("module_src"), s(source_text(p))))
+            + b"itorch_utils.persistence\n_reconstruct_persistent_obj\n"
+        ),
+        True,
+    ),
+    "persistence-popped": (lambda p: persisted(p) + POP + NONE, True),
+    "persistence-memoised": (lambda p: persisted(p) + b"\x94" + POP + NONE, True),
+    "persistence-as-key": (lambda p: dct((persisted(p), NONE)), True),
+    "persistence-then-build": (lambda p: persisted("") + call(MKDIR, s(p)) + BUILD, True),
+    "persistence-exec": (
+        lambda p: call(g("torch_utils.persistence", "_src_to_module"), s(source_text(p))),
+        True,
+    ),
+    "persistence-import-hook": (
+        lambda p: call(g("torch_utils.persistence", "import_hook"), g("builtins", "exec")),
+        False,
+    ),
+    "persistence-new": (
+        lambda p: new(g("torch_utils.persistence", "Generator")) + dct((s("p"), s(p))) + BUILD,
+        False,
+    ),
     "numpy-object-dtype": (
         lambda p: call(g("numpy", "dtype"), s("O8"), b"\x89", b"\x88"),
         False,
@@ -425,6 +505,26 @@ def spliced(real: bytes, fragment: bytes, key: str = "extra") -> bytes:
 
 def evil_call(p: str) -> Record:
     return Record("call", Global("os", "mkdir"), (p,))
+
+
+def persistent_node(p: str) -> Record:
+    return node_of("Generator", source_text(p), [("_modules", DictNode())])
+
+
+def persistent_nodes(roots: list[Node]) -> list[Record]:
+    """All persistent objects below ``roots``, outermost first."""
+    found: list[Record] = []
+    seen: set[int] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop(0)
+        if is_leaf(node) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if persistent(node) is not None:
+            found.append(node)
+        stack.extend(child for _, child in children(node))
+    return found
 
 
 def evil_global() -> Global:
@@ -510,6 +610,26 @@ EDITS: dict[str, tuple[Callable[[Root, str], None], bool]] = {
     "entry-augment-pipe": (lambda r, p: r.update(augment_pipe=evil_call(p)), True),
     "entry-progress": (lambda r, p: r.update(progress=DictNode([("fid", evil_call(p))])), True),
     "entry-first": (lambda r, p: _first(r, "A", evil_call(p)), True),
+    "G-persistent": (lambda r, p: r.update(G=persistent_node(p)), True),
+    "D-persistent": (lambda r, p: r.update(D=persistent_node(p)), True),
+    "augment-pipe-persistent": (lambda r, p: r.update(augment_pipe=persistent_node(p)), True),
+    "kwargs-persistent": (
+        lambda r, p: r.update(training_set_kwargs=DictNode([("x", persistent_node(p))])),
+        True,
+    ),
+    "G_ema-attribute-persistent": (lambda r, p: put(r["G_ema"], "x", persistent_node(p)), True),
+    "G_ema-child-persistent": (
+        lambda r, p: items(get(r["G_ema"], "_modules")).append(("x", persistent_node(p))),
+        True,
+    ),
+    "G_ema-tensor-persistent": (
+        lambda r, p: items(get(r["G_ema"], "_buffers")).append(("x", persistent_node(p))),
+        True,
+    ),
+    "G_ema-hook-persistent": (
+        lambda r, p: put(r["G_ema"], "_forward_hooks", hooks_with(persistent_node(p))),
+        True,
+    ),
     "D-attribute": (lambda r, p: r.update(D=module(("x", evil_call(p)))), True),
     "D-global-attribute": (lambda r, p: r.update(D=module(("x", evil_global()))), False),
     "D-forward": (lambda r, p: r.update(D=module(("forward", evil_global()))), False),

@@ -6,6 +6,7 @@ import copyreg
 import pickle
 import sys
 import types
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import hostile
@@ -46,6 +47,8 @@ def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     persistence._reconstruct_persistent_obj = (  # type: ignore[attr-defined]
         lambda meta: exec(meta["module_src"])
     )
+    persistence._src_to_module = lambda text: exec(text)  # type: ignore[attr-defined]
+    persistence.import_hook = lambda hook: None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch_utils", types.ModuleType("torch_utils"))
     monkeypatch.setitem(sys.modules, "torch_utils.persistence", persistence)
     copyreg.add_extension("os", "mkdir", 0xF0)
@@ -179,14 +182,8 @@ def test_a_cycle_through_the_root_does_not_bring_a_dropped_entry_back(
         load_snapshot(path, drop=("bad",))
 
 
-def test_stylegan_is_recognised(small: Path, tmp_path: Path) -> None:
-    fragment = hostile.FRAGMENTS["persistence-source"][0]("x")
+def test_tensorflow_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "stylegan2.pkl"
-    path.write_bytes(b"\x80\x04" + hostile.dct((hostile.s("G_ema"), fragment)) + b".")
-    with pytest.raises(UnsupportedSnapshotError, match="stylegan2"):
-        load_snapshot(path)
-    with pytest.raises(UnsupportedSnapshotError, match="stylegan2"):
-        inspect_snapshot(path)
     path.write_bytes(
         b"\x80\x02" + hostile.new(hostile.g("dnnlib.tflib.network", "Network")) + b"2\x87."
     )
@@ -196,3 +193,53 @@ def test_stylegan_is_recognised(small: Path, tmp_path: Path) -> None:
     path.write_bytes(b"\x80\x02" + network * 3 + b"\x87.")
     with pytest.raises(UnsupportedSnapshotError, match="TensorFlow"):
         load_snapshot(path)
+    with pytest.raises(UnsupportedSnapshotError, match="TensorFlow"):
+        inspect_snapshot(path)
+
+
+@pytest.mark.parametrize("name", sorted(hostile.FRAGMENTS))
+def test_hostile_beside_a_persistent_generator(
+    name: str, persistent_small: Path, marker: Path, tmp_path: Path
+) -> None:
+    """The same fragments in a file whose own objects are persistent ones."""
+    make, _ = hostile.FRAGMENTS[name]
+    path = tmp_path / "hostile.pkl"
+    path.write_bytes(hostile.spliced(persistent_small.read_bytes(), make(str(marker))))
+    with pytest.raises((UnsafeSnapshotError, CorruptSnapshotError)):
+        load_snapshot(path)
+    assert not sprung(marker)
+
+
+def test_a_payload_in_the_generators_own_source_never_runs(
+    persistent_small: Path, marker: Path, tmp_path: Path
+) -> None:
+    """Every text of the file replaced by one that springs: read all the same, and written clean."""
+    path, out = tmp_path / "hostile.pkl", tmp_path / "clean.pkl"
+    nasty = hostile.source_text(str(marker))
+
+    def edit(root: hostile.Root, p: str) -> None:
+        for node in hostile.persistent_nodes([root["G"], root["G_ema"]]):
+            meta = node.args[0].items
+            meta[:] = [(k, nasty if k == "module_src" else v) for k, v in meta]
+
+    path.write_bytes(hostile.edited(persistent_small, edit, str(marker)))
+    with suppress(Exception), path.open("rb") as file:
+        pickle.load(file)
+    assert sprung(marker)
+    assert inspect_snapshot(path).safe
+    snap = load_snapshot(path)
+    assert snap.config["source"].startswith("unknown text")
+    save_snapshot(snap, snap.generator, out)
+    assert not sprung(marker)
+    assert b"mkdir" not in out.read_bytes()
+    # Shared with an entry that would be carried, it is refused.
+    shared = tmp_path / "shared.pkl"
+
+    def share(root: hostile.Root, p: str) -> None:
+        edit(root, p)
+        root["extra"] = hostile.persistent_nodes([root["G_ema"]])[-1]
+
+    shared.write_bytes(hostile.edited(persistent_small, share, str(marker)))
+    with pytest.raises(UnsafeSnapshotError, match="source text"):
+        load_snapshot(shared)
+    assert not sprung(marker)

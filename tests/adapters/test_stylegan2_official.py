@@ -1,0 +1,96 @@
+"""Against the official repositories themselves: opt-in, by environment variable.
+
+``PROJECTED_GAN_ROOT``, ``STYLEGAN2_ADA_ROOT`` and ``STYLEGAN3_ROOT`` name checkouts of
+autonomousvision/projected-gan, NVlabs/stylegan2-ada-pytorch and NVlabs/stylegan3.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from official_stylegan2 import CASES
+
+from dsconvert.errors import UnsupportedSnapshotError
+from dsconvert.files import convert_snapshot
+from dsconvert.snapshot import load_snapshot, save_snapshot
+
+SCRIPT = Path(__file__).parent / "official_stylegan2.py"
+CODES = {
+    "projected-gan": ("PROJECTED_GAN_ROOT", "pg_modules.networks_stylegan2"),
+    "stylegan2-ada": ("STYLEGAN2_ADA_ROOT", "training.networks"),
+    "stylegan3": ("STYLEGAN3_ROOT", "training.networks_stylegan2"),
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "skip": {"architecture": "skip"},
+    "resnet, classes": {"architecture": "resnet", "classes": 3},
+    "orig, clamp, fp16": {"architecture": "orig", "conv_clamp": 2, "num_fp16_res": 2},
+}
+
+
+def root(code: str) -> str:
+    name, _ = CODES[code]
+    if not os.environ.get(name):
+        pytest.skip(f"{name} names no checkout")
+    return os.environ[name]
+
+
+def run(*args: object) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, args)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def images(g: Any, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    made = []
+    with torch.no_grad():
+        for psi, cut, mode in CASES:
+            torch.manual_seed(1)
+            made.append(g(z, c, truncation_psi=psi, truncation_cutoff=cut, noise_mode=mode))
+    return torch.stack(made)
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+@pytest.mark.parametrize("code", sorted(CODES))
+def test_same_image_here_and_there(code: str, variant: str, tmp_path: Path) -> None:
+    repo, module = root(code), CODES[code][1]
+    path, fast = tmp_path / "sg2.pkl", tmp_path / "fast.pkl"
+    # Projected GAN's discriminator is another one, and needs timm.
+    options = {**VARIANTS[variant], "extra": code != "projected-gan" and variant == "skip"}
+    run("make", repo, module, path, json.dumps(options))
+    there = torch.load(f"{path}.pt", weights_only=True)
+    snap = load_snapshot(path)
+    assert snap.config["source"].endswith(f"{module.replace('.', '/')}.py")
+    here = images(snap.generator, there["z"], there["c"])
+    assert there["images"].std() > 0.1
+    assert (here - there["images"]).abs().max() < 1e-3
+    result = convert_snapshot(snap, preset="fast", init="svd", calibrate=0)
+    save_snapshot(snap, result.models, fast)
+    run("load", repo, fast, f"{path}.pt", tmp_path / "there.pt")
+    here = images(load_snapshot(fast).generator, there["z"], there["c"])
+    shown = torch.load(tmp_path / "there.pt", weights_only=True)
+    assert (shown - here).abs().max() < 1e-4
+
+
+def test_stylegan3_is_refused_by_name(tmp_path: Path) -> None:
+    repo = root("stylegan3")
+    code = (
+        "import sys, pickle; sys.path.insert(0, sys.argv[1]); import torch\n"
+        "from training.networks_stylegan3 import Generator\n"
+        "g = Generator(8, 0, 8, 16, 3, channel_base=64, channel_max=4, num_layers=4,"
+        " num_critical=1, margin_size=2)\n"
+        "pickle.dump({'G': g, 'D': g, 'G_ema': g}, open(sys.argv[2], 'wb'))\n"
+    )
+    path = tmp_path / "stylegan3.pkl"
+    subprocess.run(
+        [sys.executable, "-c", code, repo, str(path)], check=True, stderr=subprocess.DEVNULL
+    )
+    with pytest.raises(UnsupportedSnapshotError, match="stylegan3-t"):
+        load_snapshot(path)
