@@ -20,7 +20,7 @@ $(VENV)/.user: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable ".[dev,metrics]"
+	$(PIP) --editable ".[dev,metrics,measured]"
 	touch $@ $(VENV)/.user
 
 demo: $(VENV)/.user

@@ -30,6 +30,7 @@ __all__ = [
     "merge",
     "plan",
     "sampler_of",
+    "traced",
 ]
 
 Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
@@ -114,6 +115,22 @@ def _also_theirs(
     names = {t.__name__ for t in types}
     theirs = {type(m) for m in model.modules() if type(m).__name__ in names}
     return (*types, *(theirs - set(types)))
+
+
+def traced(
+    model: nn.Module,
+    *,
+    leaves: Sequence[str] = (),
+    example_inputs: Sequence[Any] | None = None,
+    inputs: Inputs | None = None,
+) -> Traced:
+    """The convolutions of ``model``, with what its adapter knows; arguments as for :func:`plan`.
+
+    Raises:
+        TraceError: the model can't be traced.
+    """
+    adapter = adapter_for(model)
+    return _trace(model, _examples(model, example_inputs, inputs, adapter), leaves, adapter)
 
 
 def plan(

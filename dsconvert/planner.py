@@ -35,7 +35,7 @@ def _keep(reason: str, norm: Literal["keep", "fold"] = "fold") -> _Choice:
     return _Choice(None, None, reason, norm)
 
 
-def _structural(site: Site) -> str | None:
+def structural(site: Site) -> str | None:
     """Why no preset but ``fast`` would touch this convolution, or None."""
     if (why := rule_named("dw-pw").refuses(site)) is not None:
         return why
@@ -54,7 +54,7 @@ def _one_pixel(site: Site) -> bool:
 
 def _block(site: Site) -> str | None:
     """Why a site is not one of the generator's spatial block convolutions, or None."""
-    if (why := _structural(site)) is not None:
+    if (why := structural(site)) is not None:
         return why
     if site.kind == "transposed" and (site.input_shape is None or _one_pixel(site)):
         return "turns the latent into the first map; only 'fast' separates it"
@@ -177,7 +177,7 @@ def _spend(sites: Sequence[Site], block: Sequence[Site], ranks: dict[str, int]) 
 def _fast(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
     choices: dict[str, _Choice] = {}
     for s in sites:
-        if (why := _structural(s)) is not None:
+        if (why := structural(s)) is not None:
             choices[s.name] = _keep(why)
             continue
         # The first layer and the excitation branches are parameters more than MACs: there the

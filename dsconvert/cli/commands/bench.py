@@ -7,10 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from dsconvert.bench import Operation, Settings, compare, facts, limits, remote, settle
+from dsconvert.bench.subject import Inputs
+from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
-from dsconvert.pipeline import sampler_of
+from dsconvert.errors import UsageError
+from dsconvert.kinds import Opened, inputs_of
 from dsconvert.report.timings import limits_dict, measurement_dict, measurement_table
-from dsconvert.snapshot import load_snapshot
 
 
 def settings_of(options: Namespace) -> Settings:
@@ -24,6 +26,15 @@ def settings_of(options: Namespace) -> Settings:
             threads=options.threads,
         )
     )
+
+
+def _inputs(path: str, file: Opened) -> Inputs:
+    found = inputs_of(file)
+    if found is None:
+        raise UsageError(
+            f"{path} can't be run: nothing says what its inputs look like; give --input 256."
+        )
+    return found
 
 
 def _operations(options: Namespace) -> list[Operation]:
@@ -47,8 +58,8 @@ def run(options: Namespace) -> None:
         for done, (name, path) in enumerate(
             zip(_names(options.snapshots), options.snapshots, strict=True), 1
         ):
-            model = load_snapshot(path).generator
-            subject = remote(name, model, sampler_of(model), settings)
+            file = opened(path, options)
+            subject = remote(name, file.generator, _inputs(path, file), settings)
             stack.callback(subject.close)
             subjects.append(subject)
             bars("load", done, len(options.snapshots), name)
@@ -74,7 +85,7 @@ def run(options: Namespace) -> None:
     say(
         measurement_table(
             found,
-            title=f"G_ema on {', '.join(str(x) for x in how)}, torch {machine['torch']}",
+            title=f"Generators on {', '.join(str(x) for x in how)}, torch {machine['torch']}",
             notes=[
                 "medians of interleaved runs (± half the interquartile range)",
                 f"this machine's best: {best.macs_per_second / 1e9:.0f} GMAC/s in a matrix product,"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from dsconvert.cli import targets
 from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.errors import PlanError
@@ -34,6 +35,11 @@ def run(options: Namespace) -> None:
         check_target(options.out, overwrite=options.overwrite)
     chosen = _read_plan(options.plan) if options.plan else None
     snap = opened(options.snapshot, options, drop=tuple(options.drop))
+    measured = None
+    if options.target:
+        with Bars(hidden=options.quiet) as bars:
+            measured = targets.planned(snap, options, bars)
+        chosen = measured.plan
     if options.plan_only:
         plan = plan_snapshot(
             snap, preset=options.preset, rank=options.rank, keep=tuple(options.keep), plan=chosen
@@ -41,9 +47,10 @@ def run(options: Namespace) -> None:
         if options.out:
             _write_text(plan.to_json() + "\n", options.out, overwrite=options.overwrite)
         if options.json:
-            emit(plan_dict(plan))
+            emit(plan_dict(plan) | targets.as_dict(measured))
         elif not options.out:
             say(plan_table(plan))
+            targets.show(measured)
         return
     with Bars(hidden=options.quiet) as bars:
         result = convert_snapshot(
@@ -57,13 +64,19 @@ def run(options: Namespace) -> None:
             seed=options.seed,
             progress=bars,
         )
+    if measured is not None:
+        with Bars(hidden=options.quiet) as bars:
+            bars("measure the result", 0, 1)
+            measured = targets.checked(measured, snap, result.models)
     save_file(snap, result.models, options.out, overwrite=options.overwrite)
     if options.json:
         entries = {k: conversion_dict(c) for k, c in result.conversions.items()}
-        emit({"input": options.snapshot, "output": options.out, "converted": entries})
+        files = {"input": options.snapshot, "output": options.out}
+        emit({**files, "converted": entries, **targets.as_dict(measured)})
         return
     name, main = result.main
     say(conversion_table(main, f"{name} of {options.snapshot}, preset {main.plan.preset}"))
     for key, c in result.conversions.items():
         say(f"{key}: " + ", ".join(f"{k} {v:.1f} s" for k, v in c.seconds.items()))
+    targets.show(measured)
     say(f"wrote {options.out}")

@@ -46,6 +46,7 @@ def add(command: argparse.ArgumentParser) -> None:
     command.add_argument("--compile", action="store_true", help="through torch.compile")
     arguments.quiet(command)
     arguments.json(command)
+    arguments.module(command)
 
 
 def check(options: argparse.Namespace) -> None:

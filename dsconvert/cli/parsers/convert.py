@@ -6,7 +6,7 @@ import argparse
 
 from dsconvert.cli.parsers import arguments
 from dsconvert.errors import UsageError
-from dsconvert.records import INITS, PRESETS
+from dsconvert.records import DTYPES, INITS, PRESETS
 
 _PRESET = "balanced"
 
@@ -49,9 +49,52 @@ def add(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--drop", action="append", default=[], metavar="KEY", help="leave an entry out (say, D)"
     )
+    _targets(command)
     arguments.quiet(command)
     arguments.json(command)
     arguments.module(command)
+
+
+def _targets(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("plans from measured time")
+    group.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="METRIC=BOUND",
+        help="instead of a preset: the least loss within latency=0.2x, train-time=2s, "
+        "memory=500MiB, macs=3GMAC, params=10M (x: of the original; repeatable)",
+    )
+    group.add_argument("--batch", type=arguments.whole, metavar="N", help="of latency (default 1)")
+    group.add_argument(
+        "--train-batch", type=arguments.whole, metavar="N", help="of train-time, memory (default 4)"
+    )
+    group.add_argument("--device", help="to measure on (default: the accelerator)")
+    group.add_argument("--dtype", choices=DTYPES, help="to measure in (default float32)")
+    group.add_argument("--threads", type=arguments.whole, metavar="N", help="CPU threads")
+    group.add_argument(
+        "--remeasure", action="store_true", help="take no time from an earlier run's profile"
+    )
+
+
+def _check_targets(options: argparse.Namespace) -> None:
+    if not options.target:
+        given = ("batch", "train_batch", "device", "dtype", "threads")
+        idle = [n for n in given if getattr(options, n) is not None]
+        idle += ["remeasure"] if options.remeasure else []
+        if idle:
+            names = ", ".join("--" + n.replace("_", "-") for n in idle)
+            raise UsageError(f"{names}: only together with --target.")
+        return
+    if options.plan or options.preset or options.rank is not None:
+        raise UsageError("--target chooses rules and ranks; drop --plan, --preset and --rank.")
+    for name, usual in (("batch", 1), ("train_batch", 4)):
+        value = getattr(options, name)
+        if value == 0:
+            raise UsageError(f"--{name.replace('_', '-')} 0 runs nothing; give 1 or more.")
+        setattr(options, name, value or usual)
+    options.device = options.device or "auto"
+    options.dtype = options.dtype or "float32"
 
 
 def check(options: argparse.Namespace) -> None:
@@ -62,5 +105,6 @@ def check(options: argparse.Namespace) -> None:
         raise UsageError(
             "--plan already holds every rank and choice; drop --preset, --rank and --keep."
         )
+    _check_targets(options)
     # No default before: one could not be told from what was typed.
     options.preset = options.preset or _PRESET
