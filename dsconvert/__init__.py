@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dsconvert.checkpoint import ModuleSource
     from dsconvert.errors import DsconvertError
-    from dsconvert.export import deploy, export_model, load_export, load_generator
+    from dsconvert.export import deploy, export_model, lean, load_export, load_generator
     from dsconvert.files import convert_snapshot, plan_snapshot
     from dsconvert.kinds import inspect_file, open_file, save_file
     from dsconvert.pipeline import (
@@ -43,7 +43,7 @@ _HOMES = {
         "plan",
     ),
     "dsconvert.checkpoint": ("ModuleSource",),
-    "dsconvert.export": ("deploy", "export_model", "load_export", "load_generator"),
+    "dsconvert.export": ("deploy", "export_model", "lean", "load_export", "load_generator"),
     "dsconvert.files": ("convert_snapshot", "plan_snapshot"),
     "dsconvert.kinds": ("inspect_file", "open_file", "save_file"),
     "dsconvert.snapshot": (
@@ -71,6 +71,7 @@ __all__ = [
     "export_model",
     "inspect_file",
     "inspect_snapshot",
+    "lean",
     "load_export",
     "load_generator",
     "load_snapshot",

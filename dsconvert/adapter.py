@@ -140,6 +140,20 @@ class Follows(Protocol):
         ...
 
 
+@runtime_checkable
+class ConditionalNorms(Protocol):
+    """What an adapter may also say: what its own batch normalisations (``norm_types``) do.
+
+    With it, the training form (:func:`dsconvert.export.lean`) takes them too. They normalise by
+    the batch or by ``stored_mean`` and ``stored_var``, with ``eps`` and ``momentum``; then follow
+    gain and bias.
+    """
+
+    def affine(self, norm: nn.Module, *condition: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gain and bias (N, C) for what else the module is called with."""
+        ...
+
+
 def adapters() -> tuple[Adapter, ...]:
     """All installed adapters, in order of their names.
 

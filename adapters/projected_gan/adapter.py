@@ -127,6 +127,11 @@ class ProjectedGan:
         """The conditional batch normalisation."""
         return (blocks.CCBN,)
 
+    def affine(self, norm: nn.Module, *condition: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gain and bias (N, C) of a ``CCBN`` for the class embeddings (N, E)."""
+        conditional: Any = norm
+        return 1 + conditional.gain(*condition), conditional.bias(*condition)
+
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         """The generator that `describe` says ``config`` of; untrained.
 

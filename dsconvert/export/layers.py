@@ -9,9 +9,12 @@ a block back to the system each time.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 TILE = 4 << 20
 """Bytes of the part of a map that is worked on at a time; well inside a second-level cache slice
@@ -46,6 +49,87 @@ def _finish(y: Tensor, weight: Tensor | None, plane: Tensor | None, gate: bool) 
     return F.glu(y, 1) if gate else y
 
 
+_TAPS = ((3, 1), (2, 0))
+"""Kernel rows that even and odd output rows of a k=4, s=2, p=1 transposed convolution see, in order
+of the input rows."""
+
+
+def is_depthwise_upsample(conv: nn.Module) -> bool:
+    """Whether ``conv`` is a depthwise ``ConvTranspose2d(k=4, s=2, p=1)``, as ``up-pw-dw`` makes."""
+    return (
+        isinstance(conv, nn.ConvTranspose2d)
+        and conv.kernel_size == (4, 4)
+        and conv.stride == (2, 2)
+        and conv.padding == (1, 1)
+        and conv.output_padding == (0, 0)
+        and conv.dilation == (1, 1)
+        and conv.groups == conv.in_channels == conv.out_channels
+    )
+
+
+class UpsampleDepthwise(torch.autograd.Function):
+    """A depthwise ``conv_transpose2d(k=4, s=2, p=1)`` for training on a CPU, in `channels_last`.
+
+    Forward: four depthwise 2 x 2 convolutions, see :class:`GatedUpsample`. Backward: the gradient
+    of the input is a strided convolution of the gradient by the same kernel, that of the kernel
+    comes from the four. Together a quarter of the time of the plain operator's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        """Upsample x (N, C, H, W) by a kernel (C, 1, 4, 4), bias (C,)."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        n, c, h, w = x.shape
+        ctx.save_for_backward(x, kernel)
+        out = torch.empty(
+            (n, c, 2 * h, 2 * w), dtype=x.dtype, device=x.device,
+            memory_format=torch.channels_last,
+        )  # fmt: skip
+        for row, rows in enumerate(_TAPS):
+            for column, columns in enumerate(_TAPS):
+                part = kernel[:, :, rows][:, :, :, columns]
+                y = F.conv2d(x, part, bias, padding=1, groups=c)
+                out[:, :, row::2, column::2] = y[:, :, row : row + h, column : column + w]
+        return out
+
+    @staticmethod
+    @once_differentiable  # its wrapper hides the names of the parameters
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """See the class."""
+        (grad,) = grads
+        x, kernel = ctx.saved_tensors
+        c = x.shape[1]
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad_x = grad_kernel = None
+        if ctx.needs_input_grad[0]:
+            grad_x = F.conv2d(grad, kernel, None, stride=2, padding=1, groups=c)
+        if ctx.needs_input_grad[1]:
+            grad_kernel = torch.zeros_like(kernel)
+            for row, rows in enumerate(_TAPS):
+                for column, columns in enumerate(_TAPS):
+                    part = grad[:, :, row::2, column::2]
+                    # The row and column that the forward pass has cut off.
+                    part = F.pad(part, (column, 1 - column, row, 1 - row))
+                    _, found, _ = torch.ops.aten.convolution_backward(
+                        part, x, kernel[:, :, rows][:, :, :, columns], None, [1, 1], [1, 1], [1, 1],
+                        False, [0, 0], c, [False, True, False],
+                    )  # fmt: skip
+                    for i, at in enumerate(rows):
+                        for j, to in enumerate(columns):
+                            grad_kernel[:, :, at, to] = found[:, :, i, j]
+        grad_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_kernel, grad_bias
+
+
+def upsample_depthwise(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """A depthwise ``conv_transpose2d(k=4, s=2, p=1)``, differentiable, fast on a CPU."""
+    if x.device.type == "cpu":
+        return UpsampleDepthwise.apply(x, kernel, bias)
+    return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1, groups=x.shape[1])
+
+
 class GatedUpsample(nn.Module):
     """A depthwise ``ConvTranspose2d(k=4, s=2, p=1)``, then noise and gate: (N, C, H, W) -> 2H, 2W.
 
@@ -54,16 +138,13 @@ class GatedUpsample(nn.Module):
     each quarter while it is in the cache.
     """
 
-    _TAPS = ((3, 1), (2, 0))
-    """Kernel rows that even and odd output rows see, in order of the input rows."""
-
     def __init__(self, conv: nn.ConvTranspose2d, noise: Tensor | None, *, gate: bool) -> None:
         super().__init__()
         self.gate = gate
         self.channels = conv.out_channels
         self.phases = nn.ModuleList()
-        for rows in self._TAPS:
-            for columns in self._TAPS:
+        for rows in _TAPS:
+            for columns in _TAPS:
                 part = nn.Conv2d(
                     conv.in_channels, conv.out_channels, 2, padding=1, groups=conv.groups,
                     bias=conv.bias is not None,
@@ -78,15 +159,7 @@ class GatedUpsample(nn.Module):
     @staticmethod
     def fits(conv: nn.Module) -> bool:
         """Whether ``conv`` is such a convolution."""
-        return (
-            isinstance(conv, nn.ConvTranspose2d)
-            and conv.kernel_size == (4, 4)
-            and conv.stride == (2, 2)
-            and conv.padding == (1, 1)
-            and conv.output_padding == (0, 0)
-            and conv.dilation == (1, 1)
-            and conv.groups == conv.in_channels == conv.out_channels
-        )
+        return is_depthwise_upsample(conv)
 
     def forward(self, x: Tensor, plane: Tensor | None = None) -> Tensor:
         """Upsample x; ``plane`` is (N or 1, 1, 2H, 2W)."""
