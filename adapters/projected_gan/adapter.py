@@ -46,6 +46,35 @@ class ProjectedGan:
 
     name = "projected_gan"
 
+    configurations = ("fastgan", "fastgan_lite")
+
+    def new_generator(
+        self,
+        *,
+        cfg: str,
+        resolution: int,
+        ngf: int,
+        classes: int,
+        img_channels: int,
+        z_dim: int,
+    ) -> nn.Module:
+        """A new generator, from torch's global random state.
+
+        Raises:
+            AdapterError: an unknown configuration or resolution.
+        """
+        try:
+            return architecture.Generator.from_config(
+                cfg=cfg,
+                resolution=resolution,
+                ngf=ngf,
+                classes=classes,
+                img_channels=img_channels,
+                z_dim=z_dim,
+            )
+        except ValueError as error:
+            raise AdapterError(f"no such generator: {error}.") from error
+
     @property
     def classes(self) -> Mapping[tuple[str, str], type[nn.Module]]:
         """Official names to our classes."""

@@ -18,10 +18,12 @@ from dsconvert.cli.parsers import (
     convert,
     distill,
     export,
+    finetune,
     generate,
     inspect,
     official_train,
     report,
+    train,
 )
 from dsconvert.cli.parsers import eval as evaluate
 from dsconvert.errors import UsageError
@@ -32,6 +34,8 @@ COMMANDS: dict[str, ModuleType] = {
     "report": report,
     "generate": generate,
     "compare": compare,
+    "train": train,
+    "finetune": finetune,
     "bench": bench,
     "distill": distill,
     "export": export,

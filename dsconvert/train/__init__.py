@@ -1,5 +1,61 @@
 """Training: from scratch, fine-tuned, and what both are made of.
 
 Plain functions over a generator, a discriminator, a data set and a configuration; nothing here
-knows a GAN codebase, which is the adapters' business.
+knows a GAN codebase, which is the adapters' business. Importing this package is cheap: torch is
+imported when a name is first used.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dsconvert.train.config import TrainConfig
+    from dsconvert.train.data import ImageSet, open_images
+    from dsconvert.train.discriminator import ProjectedDiscriminator
+    from dsconvert.train.loop import TrainResult, train
+    from dsconvert.train.projector import Projector
+    from dsconvert.train.runs import RunResult, finetune, resume, train_new
+    from dsconvert.train.setup import NewGenerator, new_discriminator, new_generator
+    from dsconvert.train.stats import StatsWriter, read_stats
+    from dsconvert.train.stream import Stream
+
+_HOMES = {
+    "dsconvert.train.config": ("TrainConfig",),
+    "dsconvert.train.data": ("ImageSet", "open_images"),
+    "dsconvert.train.discriminator": ("ProjectedDiscriminator",),
+    "dsconvert.train.loop": ("TrainResult", "train"),
+    "dsconvert.train.projector": ("Projector",),
+    "dsconvert.train.runs": ("RunResult", "finetune", "resume", "train_new"),
+    "dsconvert.train.setup": ("NewGenerator", "new_discriminator", "new_generator"),
+    "dsconvert.train.stats": ("StatsWriter", "read_stats"),
+    "dsconvert.train.stream": ("Stream",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ImageSet",
+    "NewGenerator",
+    "ProjectedDiscriminator",
+    "Projector",
+    "RunResult",
+    "StatsWriter",
+    "Stream",
+    "TrainConfig",
+    "TrainResult",
+    "finetune",
+    "new_discriminator",
+    "new_generator",
+    "open_images",
+    "read_stats",
+    "resume",
+    "train",
+    "train_new",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'dsconvert.train' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)

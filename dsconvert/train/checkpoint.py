@@ -7,9 +7,10 @@ run.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from dsconvert.errors import OutputError, TrainingError
 
 VERSION = 1
+_LOG = logging.getLogger(__name__)
 
 
 def save_checkpoint(path: str | os.PathLike[str], payload: Mapping[str, Any]) -> Path:
@@ -75,6 +77,22 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 def checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
     """The checkpoints in ``folder``, oldest first."""
     return sorted(Path(folder).glob("images-*.pt"))
+
+
+def newest(found: Sequence[Path]) -> dict[str, Any]:
+    """The newest of ``found`` (oldest first) that can be read.
+
+    A crash leaves none damaged, but a disk may; then the one before serves.
+
+    Raises:
+        TrainingError: none can be read; about the oldest.
+    """
+    for path in reversed(found[1:]):
+        try:
+            return load_checkpoint(path)
+        except TrainingError as error:
+            _LOG.warning("%s", error)
+    return load_checkpoint(found[0])
 
 
 def checkpoint_name(images: int) -> str:

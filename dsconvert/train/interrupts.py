@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps, not within one."""
+"""Ctrl-C (and a scheduler's SIGTERM) between two steps, not within one."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 
 
 class Interrupts:
-    """While active, the first SIGINT only sets :attr:`caught`; a second one interrupts at once.
+    """While active, the first SIGINT or SIGTERM only sets :attr:`caught`; the next leaves at once.
 
     Outside the main thread (where Python delivers no signals) it does nothing.
     """
 
     def __init__(self) -> None:
         self.caught = False
-        self._old: Any = None
+        self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:  # noqa: PYI034 - typing.Self is younger than 3.10
         if threading.current_thread() is threading.main_thread():
-            self._old = signal.signal(signal.SIGINT, self._catch)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._catch)
         return self
 
     def _catch(self, _number: int, _frame: FrameType | None) -> None:
@@ -29,5 +30,5 @@ class Interrupts:
         self.caught = True
 
     def __exit__(self, *_: object) -> None:
-        if self._old is not None:
-            signal.signal(signal.SIGINT, self._old)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,119 @@
+"""What the training commands share: the recipe from the options, and what is said meanwhile."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from dsconvert.cli.output import Bars, emit, say
+from dsconvert.train.config import TrainConfig
+from dsconvert.train.runs import RunResult
+
+
+def changes(options: Namespace) -> dict[str, Any]:
+    """The settings that were typed and that a resumed run may change."""
+    names = {
+        "kimg": options.kimg,
+        "tick_kimg": options.tick,
+        "snapshot_ticks": options.snap,
+        "checkpoint_minutes": options.checkpoint_minutes,
+        "keep_last": options.keep_last,
+        "evaluate": options.evaluate,
+    }
+    return {k: v for k, v in names.items() if v is not None}
+
+
+def config_of(options: Namespace, **more: Any) -> TrainConfig:
+    """The recipe that was typed."""
+    typed: dict[str, Any] = changes(options)
+    if options.lr is not None:
+        typed |= {"lr_generator": options.lr, "lr_discriminator": options.lr}
+    if options.blur_sigma is not None:
+        typed |= {"blur_init_sigma": options.blur_sigma, "blur_fade_kimg": options.blur_kimg}
+    if options.ema_kimg is not None:
+        typed["ema_kimg"] = options.ema_kimg
+    return TrainConfig(
+        batch=options.batch,
+        micro_batch=options.micro_batch,
+        mirror=options.mirror,
+        seed=options.seed,
+        precision=options.precision,
+        channels_last=options.channels_last,
+        recompute=options.recompute,
+        compile=options.compile,
+        workers=options.workers,
+        deterministic=options.deterministic,
+        **typed,
+        **more,
+    )
+
+
+class Watcher:
+    """A bar where there is a terminal; a line a tick on stderr where there is none."""
+
+    def __init__(self, bars: Bars, *, quiet: bool) -> None:
+        self._bars = bars
+        self._lines = not quiet and not sys.stderr.isatty()
+
+    def progress(self, stage: str, done: int, total: int, detail: str) -> None:
+        """What the loop calls after each step."""
+        self._bars(stage, done, total, detail)
+
+    def report(self, row: Mapping[str, Any]) -> None:
+        """What the loop calls with each line of statistics."""
+        if self._lines:
+            sys.stderr.write(line(row) + "\n")
+            sys.stderr.flush()
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """One line of a log."""
+    text = f"kimg {row['kimg']:<8.2f}"
+    if "fd_lite0" in row:
+        return f"{text} FD-lite0 {row['fd_lite0']:.1f} over {row['fd_images']} images"
+    pace, memory = row["sec_per_kimg"], row["peak_memory_bytes"] / 2**30
+    return (
+        f"{text} G {row['loss_g']:+.3f}  D {row['loss_d']:.3f}  "
+        f"s/kimg {pace or float('nan'):.1f}  memory {memory:.2f} GiB"
+    )
+
+
+def finish(done: RunResult, options: Namespace) -> None:
+    """Say how it ended; an interrupted run says how it goes on.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted (and saved).
+    """
+    result = done.result
+    if done.rank == 0:
+        if options.json:
+            emit(
+                {
+                    "run": str(done.folder),
+                    "images": result.images,
+                    "seconds": result.seconds,
+                    "interrupted": result.interrupted,
+                    "snapshot": None if result.snapshot is None else str(result.snapshot),
+                    "best_fd_lite0": result.best,
+                    "unreadable": list(result.unreadable),
+                }
+            )
+        else:
+            if result.unreadable:
+                say(
+                    f"{len(result.unreadable)} images could not be read and were left out: "
+                    + "; ".join(result.unreadable[:10])
+                    + ("; ..." if len(result.unreadable) > 10 else "")
+                )
+            kimg = result.images / 1000
+            if result.interrupted:
+                say(
+                    f"stopped at {kimg:.2f} kimg, saved; go on with: "
+                    f"dsconvert train --resume {done.folder}"
+                )
+            else:
+                say(f"{kimg:.2f} kimg in {result.seconds:.0f} s; wrote {result.snapshot}")
+    if result.interrupted:
+        raise KeyboardInterrupt

@@ -1,0 +1,196 @@
+"""The networks of a run: new ones, converted ones, those of a file; and how they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from dsconvert.train.builder import builder_of
+from dsconvert.errors import UsageError
+from dsconvert.lite0 import Weights
+from dsconvert.pipeline import apply, plan
+from dsconvert.records import PRESETS, Plan
+from dsconvert.snapshot import Snapshot, new_snapshot, save_snapshot
+from dsconvert.train.data import ImageSet
+from dsconvert.train.discriminator import ProjectedDiscriminator
+from dsconvert.train.loop import Save
+from dsconvert.train.official import FOREIGN, official_form
+from dsconvert.train.step import Networks
+
+Spectral = Literal["keep", "fold"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewGenerator:
+    """A generator with random weights; ``preset`` "none" is the dense one.
+
+    ``spectral``: a rewritten convolution gets spectral norm on its factors where the dense one had
+    it ("keep", as official training does), or none ("fold").
+    """
+
+    cfg: str = "fastgan"
+    preset: str = "none"
+    rank: int | None = None
+    resolution: int = 256
+    ngf: int = 128
+    z_dim: int = 256
+    img_channels: int = 3
+    classes: int = 0
+    spectral: Spectral = "keep"
+
+
+def new_generator(wanted: NewGenerator, *, seed: int = 0) -> tuple[nn.Module, Plan | None]:
+    """Build it, and rewrite it where a preset says so; the plan tells how.
+
+    Raises:
+        AdapterError: an unknown configuration or resolution.
+        UsageError: an unknown preset.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        dense = builder_of(wanted.cfg).new_generator(
+            cfg=wanted.cfg,
+            resolution=wanted.resolution,
+            ngf=wanted.ngf,
+            classes=wanted.classes,
+            img_channels=wanted.img_channels,
+            z_dim=wanted.z_dim,
+        )
+    if wanted.preset == "none":
+        return dense, None
+    if wanted.preset not in PRESETS:
+        raise UsageError(f"no preset is called {wanted.preset!r}; none, {', '.join(PRESETS)}.")
+    decided = plan(dense, preset=wanted.preset, rank=wanted.rank)
+    if wanted.preset != "exact":
+        norm: Literal["keep", "fold"] = wanted.spectral
+        decided = replace(
+            decided,
+            decisions=tuple(
+                replace(d, norm=norm) if d.action == "rewrite" else d for d in decided.decisions
+            ),
+        )
+    made = apply(dense, decided, init="random", calibrate=0, seed=seed).model
+    _start_afresh(made, dense)
+    return made, decided
+
+
+def _start_afresh(made: nn.Module, dense: nn.Module) -> None:
+    """What was not rewritten starts as in the dense one.
+
+    A conversion carries the scale that two spectral norms lose into noise weights and
+    normalisations, which is right for trained weights; an untrained one has nothing to carry.
+    """
+    theirs = dict(dense.named_modules())
+    for name, module in made.named_modules():
+        other = theirs.get(name)
+        if other is None or type(other) is not type(module):
+            continue
+        if any(True for _ in module.children()):
+            continue
+        mine, values = module.state_dict(), other.state_dict()
+        if mine.keys() == values.keys() and all(mine[k].shape == values[k].shape for k in mine):
+            module.load_state_dict(values)
+            if hasattr(other, "eps"):
+                module.__dict__["eps"] = other.eps
+    for name, module in made.named_modules():
+        other = theirs.get(name)
+        # Conditional normalisations have children of their own.
+        if other is not None and hasattr(module, "stored_var") and hasattr(other, "eps"):
+            module.load_state_dict(other.state_dict())
+            module.__dict__["eps"] = other.eps
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorFacts:
+    """What it takes to build a discriminator's structure again."""
+
+    resolution: int
+    classes: int = 0
+    cout: int = 64
+    expand: bool = True
+    num_discs: int = 4
+    rows: int | None = None
+    augment: tuple[str, ...] = ("color", "translation", "cutout")
+
+
+def new_discriminator(
+    facts: DiscriminatorFacts, *, weights: Weights = "auto", seed: int = 0
+) -> ProjectedDiscriminator:
+    """A new one, from ``seed``.
+
+    Raises:
+        MissingExtraError: timm or the backbone's weights are not installed.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed + 1)
+        return ProjectedDiscriminator(
+            resolution=facts.resolution,
+            classes=facts.classes,
+            augment=tuple(facts.augment),
+            cout=facts.cout,
+            expand=facts.expand,
+            num_discs=facts.num_discs,
+            rows=facts.rows,
+            weights=weights,
+        )
+
+
+def facts_of(discriminator: ProjectedDiscriminator) -> DiscriminatorFacts:
+    """The facts that :func:`new_discriminator` builds the same structure from."""
+    heads: Any = discriminator.discriminator.mini_discs
+    embed = getattr(heads["0"], "embed", None)
+    return DiscriminatorFacts(
+        resolution=discriminator.resolution,
+        classes=discriminator.classes,
+        cout=discriminator.feature_network.cout,
+        expand=discriminator.feature_network.expand,
+        num_discs=len(heads),
+        rows=None if embed is None else int(embed.num_embeddings),
+        augment=tuple(discriminator.augment),
+    )
+
+
+def discriminator_of(
+    snap: Snapshot, *, augment: tuple[str, ...] = ("color", "translation", "cutout")
+) -> ProjectedDiscriminator | None:
+    """A snapshot's own discriminator, or None where it has none (or an empty module).
+
+    Raises:
+        TrainingError: it is another kind.
+    """
+    state = snap.state("D") if snap.has_module("D") else {}
+    if not state:
+        return None
+    return ProjectedDiscriminator.from_state(
+        state,
+        resolution=int(snap.config["resolution"]),
+        classes=int(snap.config["classes"]),
+        augment=augment,
+    )
+
+
+def official_saver(data: ImageSet, *, mirror: bool) -> Save:
+    """Writes G, D, G_ema and what the official metrics ask for, in the official format."""
+    about: Mapping[str, Any] = {
+        "class_name": "training.dataset.ImageFolderDataset",
+        "path": str(data.path),
+        "use_labels": data.labels is not None,
+        "max_size": len(data),
+        "xflip": mirror,
+        "resolution": data.resolution,
+        "random_seed": 0,
+    }
+
+    def save(nets: Networks, path: Path) -> None:
+        modules: dict[str, nn.Module] = {"G": nets.generator}
+        if isinstance(nets.discriminator, ProjectedDiscriminator):
+            modules["D"] = official_form(nets.discriminator)
+        snap = new_snapshot(nets.ema, modules=modules, foreign=FOREIGN, training_set_kwargs=about)
+        save_snapshot(snap, nets.ema, path, overwrite=True)
+
+    return save

