@@ -71,7 +71,7 @@ def new_generator(wanted: NewGenerator, *, seed: int = 0) -> tuple[nn.Module, Pl
         decided = replace(
             decided,
             decisions=tuple(
-                replace(d, norm=norm) if d.action == "rewrite" else d for d in decided.decisions
+                replace(d, norm=norm) if d.action != "remove" else d for d in decided.decisions
             ),
         )
     made = apply(dense, decided, init="random", calibrate=0, seed=seed).model

