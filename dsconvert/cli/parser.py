@@ -51,6 +51,8 @@ Make an existing GAN generator small and fast without losing its pictures.
   dsconvert report generator.pkl [fast.pkl]  parameters and MACs, layer by layer
   dsconvert generate fast.pkl --seeds 0-15 --out grid.png
   dsconvert compare generator.pkl fast.pkl --seeds 0-7 --out side_by_side.png
+  dsconvert train --data DIR|ZIP --cfg fastgan --kimg 1000 --out runs/
+  dsconvert finetune fast.pkl --data DIR|ZIP --kimg 100 --out runs/
   dsconvert bench generator.pkl [fast.pkl]   time and memory on this machine
   dsconvert distill generator.pkl fast.pkl --minutes 30 --out fast2.pkl
   dsconvert export fast.pkl --format onnx --out fast.onnx

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from dsconvert.errors import UsageError
 
 Precision = Literal["fp32", "bf16", "fp16"]
-Recompute = Literal["none", "blocks", "lean"]
+Recompute = Literal["none", "blocks"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
-RECOMPUTES: tuple[Recompute, ...] = ("none", "blocks", "lean")
+RECOMPUTES: tuple[Recompute, ...] = ("none", "blocks")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,9 +82,9 @@ def speed(command: argparse.ArgumentParser) -> None:
     add("--channels-last", action="store_true", help="memory layout that convolutions like")
     add(
         "--recompute",
-        choices=("none", "blocks", "lean"),
+        choices=("none", "blocks"),
         default="none",
-        help="keep fewer activations of G: whole blocks anew, or only noise, BatchNorm and GLU",
+        help="keep fewer activations of G: its blocks run again for the backward pass",
     )
     add("--compile", action="store_true", help="torch.compile both networks")
     add("--workers", type=arguments.whole, default=3, help="that read images ahead (3)")
