@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from dsconvert.train.builder import builder_of
 from dsconvert.errors import UsageError
 from dsconvert.lite0 import Weights
 from dsconvert.pipeline import apply, plan
 from dsconvert.records import PRESETS, Plan
 from dsconvert.snapshot import Snapshot, new_snapshot, save_snapshot
+from dsconvert.train.builder import builder_of
 from dsconvert.train.data import ImageSet
 from dsconvert.train.discriminator import ProjectedDiscriminator
 from dsconvert.train.loop import Save

@@ -35,7 +35,7 @@ def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A conditional run of the paper's structure, by the command line."""
     out = tmp_path_factory.mktemp("runs")
     words = ["train", "--data", tiny, "--cfg", "fastgan_lite", "--preset", "paper", "--cond"]
-    words += ["--resolution", 128, "--ngf", 2, "--z-dim", 8, "--kimg", 0.002, "--out", out]
+    words += ["--resolution", 128, "--ngf", 2, "--z-dim", 8, "--kimg", 0.004, "--out", out]
     assert main([*(str(w) for w in words), *SMALL, "--mirror"]) == 0
     (folder,) = out.iterdir()
     return folder
@@ -49,11 +49,11 @@ def test_a_run_is_named_and_described(run: Path) -> None:
     assert settings["config"]["mirror"] is True
     assert settings["cost"]["macs"] > 0
     assert len(settings["plan"]["decisions"]) > 5
-    assert read_stats(run / "stats.jsonl")[-1]["images"] == 2
+    assert read_stats(run / "stats.jsonl")[-1]["images"] == 4
 
 
 def test_a_snapshot_holds_what_an_official_one_holds(run: Path) -> None:
-    snap = load_snapshot(run / "snapshots" / "network-000000002.pkl")
+    snap = load_snapshot(run / "snapshots" / "network-000000004.pkl")
     assert snap.keys == ("G", "D", "G_ema", "training_set_kwargs")
     assert snap.config["classes"] == 3
     assert "discriminator.mini_discs.0.embed.weight" in snap.state("D")
@@ -65,13 +65,13 @@ def test_a_snapshot_holds_what_an_official_one_holds(run: Path) -> None:
 
 
 def test_it_goes_on_by_its_name_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--resume", str(run), "--kimg", "0.004", "--json", "--quiet"]) == 0
+    assert main(["train", "--resume", str(run), "--kimg", "0.006", "--json", "--quiet"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["images"] == 4
+    assert told["images"] == 6
     assert told["run"] == str(run)
     assert Path(told["snapshot"]).is_file()
-    assert [r["images"] for r in read_stats(run / "stats.jsonl")] == [2, 4]
-    assert json.loads((run / "settings.json").read_text())["config"]["kimg"] == 0.004
+    assert [r["images"] for r in read_stats(run / "stats.jsonl")] == [2, 4, 6]
+    assert json.loads((run / "settings.json").read_text())["config"]["kimg"] == 0.006
 
 
 def test_finetune_takes_the_file_s_own_discriminator(tiny: Path, run: Path, tmp_path: Path) -> None:
