@@ -121,11 +121,16 @@ def run_report(folder: Path, *, title: str | None = None) -> str:
         _layers(_json(folder / "layers.json")),
         _settings(settings),
     ]
+    return page(heading, "".join(body))
+
+
+def page(title: str, body: str) -> str:
+    """A whole document in the report's style; ``body`` is HTML, ``title`` is not."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(heading)}</title><style>{_STYLE}</style></head><body>"
-        f"{''.join(body)}<script>{_SCRIPT}</script></body></html>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
+        f"{body}<script>{_SCRIPT}</script></body></html>\n"
     )
 
 
