@@ -25,7 +25,8 @@ from dsconvert.rewrite import copied
 from dsconvert.trace import ConvTypes
 from dsconvert.train.distill_config import DistillConfig
 from dsconvert.train.distill_folder import Folder
-from dsconvert.train.distill_loop import Held, Loop, Progress, Reason
+from dsconvert.train.distill_judge import Held, Lessons
+from dsconvert.train.distill_loop import Loop, Progress, Reason, clock
 from dsconvert.train.distill_loss import Objective, ProjectedMaps, trunk_blocks
 
 Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
@@ -106,6 +107,8 @@ def distill(
     """
     if folder is None and resume:
         raise UsageError("a run is resumed from its folder; none was given.")
+    # All of it is counted, getting ready included.
+    began = clock(config)()
     sampler = inputs or sampler_of(teacher)
     # What can be refused is refused before the work begins.
     kept = None if folder is None else Folder(Path(folder), config, resume=resume)
@@ -127,9 +130,9 @@ def distill(
         raise UsageError(f"the teacher has no module called {', '.join(unknown)}.")
     objective = Objective(fast, pupil, blocks=names, features=features)
     loop = Loop(
-        objective,
-        sampler,
+        Lessons(objective, sampler, config),
         config,
+        began=began,
         folder=kept,
         settings=settings or {},
         progress=progress,

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from dsconvert.errors import TrainingError, UsageError
-from dsconvert.images import psnr, save_png, side_by_side
+from dsconvert.images import save_png, side_by_side
 from dsconvert.train.distill_config import DistillConfig
 from dsconvert.train.distill_critic import Critic
 from dsconvert.train.distill_folder import Folder
-from dsconvert.train.distill_loss import Objective, Scales, Target
+from dsconvert.train.distill_judge import SCALES, TRAINING, Held, Lessons
+from dsconvert.train.distill_loss import Scales
 from dsconvert.train.distill_optim import Optimiser
 from dsconvert.train.interrupts import Interrupts
 from dsconvert.train.stats import StatsWriter, peak_memory
@@ -24,24 +25,9 @@ from dsconvert.train.stats import StatsWriter, peak_memory
 Progress = Callable[[str, int, int, str], None]
 """``progress(stage, done, total, detail)``: thousandths of the run, and how it goes."""
 Reason = Literal["steps", "minutes", "patience"]
-_HELD, _SCALES, _TRAINING = 0, 100_000, 1_000_000
-"""Where the latents of each purpose begin: batches are numbered, and no number serves two."""
 _ROWS = 20
-_SHOWN = 8
+"""Steps between two lines of statistics."""
 _ONE_PERCENT = 0.99
-
-
-@dataclass(frozen=True, kw_only=True)
-class Held:
-    """How far the student is from the teacher on held-out latents.
-
-    ``distance`` is the loss without its adversarial term; ``terms`` are its parts; ``psnr`` is in
-    dB, the mean over images.
-    """
-
-    distance: float
-    terms: dict[str, float]
-    psnr: float
 
 
 @dataclass(kw_only=True)
@@ -56,40 +42,40 @@ class Result:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
+def clock(config: DistillConfig) -> Callable[[], float]:
+    """The clock that the run's minutes are of."""
+    return time.perf_counter if config.clock == "wall" else time.process_time
+
+
 class Loop:
     """See :func:`dsconvert.train.distill.distill`, which makes one and runs it once."""
 
     def __init__(
         self,
-        objective: Objective,
-        inputs: Callable[[int, torch.Generator], tuple[Any, ...]],
+        lessons: Lessons,
         config: DistillConfig,
         *,
+        began: float,
         folder: Folder | None,
         settings: dict[str, Any],
         progress: Progress | None,
     ) -> None:
-        self._clock = time.perf_counter if config.clock == "wall" else time.process_time
-        self._began = self._clock()
-        self.objective, self.inputs, self.config = objective, inputs, config
+        self._clock, self._began = clock(config), began
+        self.lessons, self.objective, self.config = lessons, lessons.objective, config
         self.folder, self._progress = folder, progress
-        self.student = objective.student
-        self.device = next(self.student.parameters()).device
+        self.student, self.device = lessons.objective.student, lessons.device
         self.steps, self._before_this = 0, 0.0
         self.rows: list[dict[str, Any]] = []
         self._sums: dict[str, float] = {}
         self._count = 0
-        self.student.requires_grad_(True).eval()
-        if config.statistics == "batch":
-            self.student.train()
-        self._first_look()
+        self.student.requires_grad_(True)
         self.optimiser = Optimiser(
             self.student, betas=config.betas, muon=config.optimiser == "muon"
         )
         self._rate = 0.0
         self.critic: Critic | None = None
         if config.adversarial:
-            self.critic = Critic(self._target(_SCALES), lr=config.lr_discriminator)
+            self.critic = Critic(lessons.target(SCALES), lr=config.lr_discriminator)
         self.best = math.inf
         self.best_state: dict[str, Tensor] = {}
         self.before: Held | None = None
@@ -97,14 +83,14 @@ class Loop:
         self.stale, self.evaluated = 0, 0
         found = None if folder is None else folder.found
         if found is None:
-            self.scales = self._measure_scales()
+            self.scales = lessons.scales()
         else:
             self._restore(found)
         self._writer = None
         if folder is not None:
             folder.describe(
                 {
-                    "blocks": list(objective.blocks),
+                    "blocks": list(lessons.objective.blocks),
                     "torch": torch.__version__,
                     "threads": torch.get_num_threads(),
                     "device": str(self.device),
@@ -115,80 +101,9 @@ class Loop:
                 folder.path, resume_images=None if found is None else self.images
             )
 
-    # --- what is drawn and measured ---
-
-    def _target(self, number: int, *, maps: bool = True) -> Target:
-        """The teacher's side of batch ``number``."""
-        seed = self.config.seed * 4_000_037 + number
-        args = self.inputs(self.config.batch, torch.Generator().manual_seed(seed))
-        placed = tuple(
-            (a.to(self.device, torch.float32) if a.is_floating_point() else a.to(self.device))
-            if isinstance(a, Tensor)
-            else a
-            for a in args
-        )
-        return self.objective.teach(placed, seed, maps=maps)
-
-    def _first_look(self) -> None:
-        """Refuse a pair that does not fit, and find the blocks that both have."""
-        target = self._target(_SCALES)
-        self.student.eval()
-        names = self.objective.compatible(target)
-        with torch.no_grad():
-            image, _ = self.objective.learn(self._target(_SCALES))
-        if image.shape != target.image.shape:
-            raise UsageError(
-                f"the student's images are {list(image.shape[1:])}, the teacher's "
-                f"{list(target.image.shape[1:])}: one can't learn from the other."
-            )
-        c = self.config
-        if not (c.image or c.features or (c.blocks and names)):
-            raise UsageError(
-                "only blocks were to be compared, and teacher and student share none: give image "
-                "or features a weight."
-            )
-        if c.blockwise and not names:
-            raise UsageError("teacher and student share no block: there is no blockwise stage.")
-        if c.statistics == "batch":
-            self.student.train()
-
-    def _measure_scales(self) -> Scales:
-        batches = max(2, -(-48 // self.config.batch))
-        return self.objective.scales([self._target(_SCALES + i) for i in range(batches)])
-
-    def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
-        weights = {
-            "image": self.config.image,
-            "blocks": self.config.blocks,
-            "features": self.config.features,
-        }
-        return torch.stack([weights[n] * v for n, v in terms.items()]).sum()
-
-    @torch.no_grad()
-    def judge(self) -> tuple[Held, Tensor, Tensor]:
-        """The held-out distance, and some held-out images of teacher and student."""
-        self.student.eval()
-        count = max(1, -(-self.config.held_out // self.config.batch))
-        sums: dict[str, float] = {}
-        ratios: list[Tensor] = []
-        wanted: list[Tensor] = []
-        made: list[Tensor] = []
-        distance = 0.0
-        for i in range(count):
-            target = self._target(_HELD + i)
-            image, blocks = self.objective.learn(target)
-            terms = self.objective.terms(target, image, blocks, self.scales)
-            distance += float(self._weighted(terms)) / count
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + float(value) / count
-            ratios.append(psnr(image, target.image))
-            if sum(map(len, made)) < _SHOWN:
-                wanted.append(target.image.cpu())
-                made.append(image.cpu())
-        if self.config.statistics == "batch":
-            self.student.train()
-        held = Held(distance=distance, terms=sums, psnr=float(torch.cat(ratios).mean()))
-        return held, torch.cat(wanted)[:_SHOWN], torch.cat(made)[:_SHOWN]
+    def _learning(self) -> None:
+        """Put the student in the mode it learns in."""
+        self.student.train(self.config.statistics == "batch")
 
     # --- the run ---
 
@@ -207,6 +122,7 @@ class Loop:
         saved = self.seconds
         try:
             with Interrupts() as interrupts:
+                self._learning()
                 if self.before is None:
                     self._evaluate(0.0)
                 while (reason := self._end()) is None:
@@ -257,12 +173,12 @@ class Loop:
     def _step(self, progress: float) -> None:
         alone = progress < self.config.blockwise
         self._rate = self.config.lr * self.config.rate(self.steps, progress)
-        target = self._target(_TRAINING + self.steps, maps=not alone)
+        target = self.lessons.target(TRAINING + self.steps, maps=not alone)
         image, blocks = self.objective.learn(target, alone=alone)
         terms = self.objective.terms(target, image, blocks, self.scales)
         if alone:
             terms = {"blocks": terms["blocks"]}
-        loss = self._weighted(terms)
+        loss = self.lessons.weighted(terms)
         values = {n: float(v.detach()) for n, v in terms.items()}
         if self.critic is not None and not alone:
             judged = self.critic.judge(image, target)
@@ -304,7 +220,8 @@ class Loop:
         self.rows.append({"images": self.images, **row})
 
     def _evaluate(self, progress: float) -> None:
-        held, wanted, made = self.judge()
+        held, wanted, made = self.lessons.judge(self.scales)
+        self._learning()
         if self.before is None:
             self.before = self.after = held
         self.evaluated = math.floor(progress * self.config.evaluations) + 1
