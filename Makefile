@@ -21,6 +21,8 @@ $(VENV)/.user: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable ".[dev,metrics,measured]"
+	# Trained weights that ship in a package, for tests/test_zoo.py; its metadata pins an old torch.
+	$(PIP) --no-deps facenet-pytorch
 	touch $@ $(VENV)/.user
 
 demo: $(VENV)/.user

@@ -61,6 +61,8 @@ class Site:
     absorbs_scale: bool = False
     """Whether a constant factor on the output can be undone behind it: a batch normalisation
     follows, and the noise in between (if any) serves no other convolution."""
+    custom: str | None = None
+    """Name of its class, where that computes something other than the ``torch.nn`` layer does."""
     params: int
     macs: int | None
 

@@ -8,6 +8,7 @@ through hooks, says which modules really run, how often, and at which shapes.
 from __future__ import annotations
 
 import inspect
+import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,13 @@ class Traced:
     graph: fx.Graph
 
 
+def _whole_functions() -> tuple[Any, ...]:
+    """Functions that torch.fx must record as they are: einops looks at the type of its tensors."""
+    einops = sys.modules.get("einops")
+    names = ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack")
+    return tuple(f for n in names if (f := getattr(einops, n, None)) is not None)
+
+
 class _Tracer(fx.Tracer):
     """torch.fx tracer that turns a module it can't look into into a leaf by itself.
 
@@ -39,7 +47,7 @@ class _Tracer(fx.Tracer):
     """
 
     def __init__(self, leaf_types: tuple[type[nn.Module], ...], leaf_names: frozenset[str]) -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=_whole_functions())
         self._leaf_types = leaf_types
         self._leaf_names = leaf_names
         self.opaque: dict[str, str] = {}
@@ -197,8 +205,20 @@ class _Surroundings:
         return upsample, noise, batchnorm, absorbs
 
 
+_COMPUTING = ("forward", "_conv_forward", "__call__")
+
+
 def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[1]))
+
+
+def _custom(conv: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
+    """The class of a convolution with a ``forward`` of its own (timm's same-padding, say)."""
+    plain = nn.ConvTranspose2d if isinstance(conv, nn.ConvTranspose2d) else nn.Conv2d
+    # A parametrisation makes a class of its own too, but leaves these alone.
+    kind: Any = type(conv)
+    own = any(getattr(kind, n, None) is not getattr(plain, n, None) for n in _COMPUTING)
+    return kind.__name__ if own or "forward" in vars(conv) else None
 
 
 def _site(
@@ -235,6 +255,7 @@ def _site(
         noise=noise,
         batchnorm=batchnorm,
         absorbs_scale=absorbs,
+        custom=_custom(conv),
         # Spectral norm stores one kernel; weight norm adds a gain per slice, not counted here.
         params=conv.in_channels * conv.out_channels // conv.groups * kh * kw
         + (conv.out_channels if conv.bias is not None else 0),

@@ -49,7 +49,9 @@ class _Visitor:
         self._kept = {
             d.site
             for d in plan.decisions
-            if d.action == "keep" and (d.norm == "fold" or sites[d.site].norm == "none")
+            if d.action == "keep"
+            and (d.norm == "fold" or sites[d.site].norm == "none")
+            and sites[d.site].custom is None
         }
         self._residuals = residuals
         self._factors = factors

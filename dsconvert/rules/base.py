@@ -84,6 +84,8 @@ def grids(site: Site) -> tuple[int, int] | None:
 
 def refuses_common(site: Site) -> str | None:
     """What no separable rewrite can do."""
+    if site.custom is not None:
+        return f"a {site.custom} computes in a way of its own, which plain layers would not repeat"
     if site.groups != 1:
         return f"already grouped ({site.groups} groups)"
     if area(site.kernel_size) == 1:

