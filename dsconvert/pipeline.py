@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from dsconvert.adapter import Adapter, adapter_for
-from dsconvert.errors import AdapterError, UsageError
-from dsconvert.fit import BATCH, DEFAULT_LATENTS, Outcome, Progress, run
+from dsconvert.errors import UsageError
+from dsconvert.fit import DEFAULT_LATENTS, Progress, fit_to_original
 from dsconvert.initialise import finish, randomise
+from dsconvert.inputs import Inputs, examples_for, resolved_sampler, sampler_of
 from dsconvert.merging import merge
-from dsconvert.norms import fold, norm_kind
 from dsconvert.planner import make_plan
 from dsconvert.records import INITS, Conversion, Cost, Fit, Plan
 from dsconvert.report.counts import count
-from dsconvert.rewrite import copied, costed, rewrite
-from dsconvert.trace import ConvTypes, Traced, trace
+from dsconvert.rewrite import costed, rewrite
+from dsconvert.trace import Traced, trace
 
 __all__ = [
     "apply",
@@ -32,62 +30,6 @@ __all__ = [
     "sampler_of",
     "traced",
 ]
-
-Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
-"""``inputs(n, generator)`` returns the positional arguments of one forward call, batch n."""
-
-
-def _device(model: nn.Module) -> torch.device:
-    tensor = next(model.parameters(), None)
-    return tensor.device if tensor is not None else torch.device("cpu")
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    tensor = next((p for p in model.parameters() if p.is_floating_point()), None)
-    return tensor.dtype if tensor is not None else torch.float32
-
-
-def _like(args: tuple[Any, ...], model: nn.Module) -> tuple[Any, ...]:
-    """Arguments on the model's device, floating ones in its dtype."""
-    device, dtype = _device(model), _dtype(model)
-    return tuple(
-        (a.to(device, dtype) if a.is_floating_point() else a.to(device))
-        if isinstance(a, torch.Tensor)
-        else a
-        for a in args
-    )
-
-
-def _sampler(model: nn.Module, inputs: Inputs | None, adapter: Adapter | None) -> Inputs | None:
-    if inputs is not None:
-        return inputs
-    return adapter.sampler(model) if adapter is not None else None
-
-
-def sampler_of(model: nn.Module) -> Inputs:
-    """The sampler that the model's adapter knows.
-
-    Raises:
-        AdapterError: no installed adapter knows the model.
-    """
-    adapter = adapter_for(model)
-    if adapter is None:
-        raise AdapterError(f"no installed adapter knows {type(model).__name__}; pass inputs.")
-    return adapter.sampler(model)
-
-
-def _examples(
-    model: nn.Module,
-    example_inputs: Sequence[Any] | None,
-    inputs: Inputs | None,
-    adapter: Adapter | None,
-) -> tuple[Any, ...] | None:
-    if example_inputs is not None:
-        return tuple(example_inputs)
-    sampler = _sampler(model, inputs, adapter)
-    if sampler is None:
-        return None
-    return _like(sampler(1, torch.Generator().manual_seed(0)), model)
 
 
 def _trace(
@@ -130,7 +72,7 @@ def traced(
         TraceError: the model can't be traced.
     """
     adapter = adapter_for(model)
-    return _trace(model, _examples(model, example_inputs, inputs, adapter), leaves, adapter)
+    return _trace(model, examples_for(model, example_inputs, inputs, adapter), leaves, adapter)
 
 
 def plan(
@@ -159,7 +101,7 @@ def plan(
         DsconvertError: the model can't be traced, or an option makes no sense for it.
     """
     adapter = adapter_for(model)
-    examples = _examples(model, example_inputs, inputs, adapter)
+    examples = examples_for(model, example_inputs, inputs, adapter)
     return make_plan(
         _trace(model, examples, leaves, adapter).trace, preset=preset, rank=rank, keep=keep
     )
@@ -174,7 +116,9 @@ def costed_plan(model: nn.Module, plan: Plan, *, inputs: Inputs | None = None) -
         PlanError: it does not fit the model.
     """
     adapter = adapter_for(model)
-    return costed(_trace(model, _examples(model, None, inputs, adapter), (), adapter).trace, plan)
+    return costed(
+        _trace(model, examples_for(model, None, inputs, adapter), (), adapter).trace, plan
+    )
 
 
 def cost(
@@ -188,7 +132,7 @@ def cost(
     ``example_inputs`` and ``inputs`` are as for :func:`plan`.
     """
     adapter = adapter_for(model)
-    examples = _examples(model, example_inputs, inputs, adapter)
+    examples = examples_for(model, example_inputs, inputs, adapter)
     return count(model, examples, leaves=adapter.leaves() if adapter is not None else ())
 
 
@@ -236,7 +180,7 @@ def apply(
     notes: list[str] = []
 
     began = time.perf_counter()
-    examples = _examples(model, example_inputs, inputs, adapter)
+    examples = examples_for(model, example_inputs, inputs, adapter)
     traced = _trace(model, examples, leaves, adapter)
     plan = costed(traced.trace, plan)
     _check_finite(model, plan)
@@ -248,7 +192,7 @@ def apply(
     seconds["count"] = time.perf_counter() - began
 
     latents = DEFAULT_LATENTS if calibrate is None else calibrate
-    sampler = _sampler(model, inputs, adapter)
+    sampler = resolved_sampler(model, inputs, adapter)
     needed = init != "random" and latents and sampler is not None
     began = time.perf_counter()
     rewritten = rewrite(model, traced.trace, plan, consume=consume and not needed)
@@ -276,8 +220,8 @@ def apply(
         )
     elif sampler is not None and latents and any(f.residual for f in fits):
         began = time.perf_counter()
-        outcome = _fit(
-            model, student, traced, plan, rewritten.residuals, sampler,
+        outcome = fit_to_original(
+            student, model, traced, plan, rewritten.residuals, sampler,
             latents=latents, factors=init == "fit", seed=seed, progress=progress,
         )  # fmt: skip
         fits = _merged(fits, outcome.fits)
@@ -319,49 +263,6 @@ def _check_finite(model: nn.Module, plan: Plan) -> None:
 def _merged(plain: tuple[Fit, ...], fitted: Sequence[Fit]) -> tuple[Fit, ...]:
     by_name = {f.site: f for f in fitted}
     return tuple(by_name.get(f.site, f) for f in plain)
-
-
-def _fit(
-    model: nn.Module,
-    student: nn.Module,
-    traced: Traced,
-    plan: Plan,
-    residuals: dict[str, float],
-    sampler: Inputs,
-    *,
-    latents: int,
-    factors: bool,
-    seed: int,
-    progress: Progress | None,
-) -> Outcome:
-    teacher = copied(model)
-    for module in teacher.modules():
-        if isinstance(module, ConvTypes) and norm_kind(module) != "none":
-            fold(module)
-    # Half precision is for running, not for normal equations.
-    narrow = _dtype(model) not in (torch.float32, torch.float64)
-    working = copy.deepcopy(student).float() if narrow else student
-    if narrow:
-        teacher.float()
-    generator = torch.Generator().manual_seed(seed)
-    batches = [
-        _like(sampler(BATCH, generator), teacher) for _ in range(max(2, -(-latents // BATCH)))
-    ]
-    outcome = run(
-        graph=traced.graph,
-        trace=traced.trace,
-        plan=plan,
-        teacher=teacher,
-        student=working,
-        batches=batches,
-        residuals=residuals,
-        factors=factors,
-        seed=seed,
-        progress=progress,
-    )
-    if narrow:
-        student.load_state_dict(working.state_dict())
-    return outcome
 
 
 def convert(

@@ -18,6 +18,7 @@ from torch import nn
 from dsconvert.adapter import adapter_for
 from dsconvert.bench import Settings, settle
 from dsconvert.errors import TargetError, UsageError
+from dsconvert.inputs import Inputs, sampler_of
 from dsconvert.measured.profile import Profile
 from dsconvert.measured.records import TIMED, Candidate, Promise, Target
 from dsconvert.measured.search import Job, Miss, Solution, search
@@ -25,7 +26,7 @@ from dsconvert.measured.sites import Probe, candidates, original_costs, samples
 from dsconvert.measured.solve import solver
 from dsconvert.measured.targets import parse_targets
 from dsconvert.measured.units import figure
-from dsconvert.pipeline import Inputs, sampler_of, traced
+from dsconvert.pipeline import traced
 from dsconvert.planner import make_plan, structural
 from dsconvert.records import Plan
 from dsconvert.trace import ConvTypes

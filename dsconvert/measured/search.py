@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dsconvert.inputs import Inputs
 from dsconvert.measured.decide import decided
 from dsconvert.measured.records import Candidate, Promise, Target
 from dsconvert.measured.sites import Probe
 from dsconvert.measured.solve import least_loss, nearest
 from dsconvert.measured.units import figure
 from dsconvert.measured.verify import Figure, whole_costs
-from dsconvert.pipeline import Inputs
 from dsconvert.records import Plan, Site
 from dsconvert.rewrite import rewrite
 from dsconvert.trace import Traced

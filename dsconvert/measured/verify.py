@@ -12,9 +12,10 @@ from torch import nn
 
 from dsconvert.bench import compare
 from dsconvert.bench.machine import threads, weight_type
+from dsconvert.inputs import Inputs, sampler_of
 from dsconvert.measured.records import TIMED, Promise
 from dsconvert.measured.sites import Probe, operation, whole
-from dsconvert.pipeline import Inputs, cost, sampler_of
+from dsconvert.pipeline import cost
 
 if TYPE_CHECKING:
     from dsconvert.measured.plan import MeasuredPlan

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from dsconvert.errors import DsconvertError, UsageError
+from dsconvert.inputs import sampler_of
 from dsconvert.lite0 import Weights
 from dsconvert.norms import fold, norm_kind
-from dsconvert.pipeline import apply, plan, sampler_of
+from dsconvert.pipeline import apply, plan
 from dsconvert.rewrite import copied
 from dsconvert.trace import ConvTypes
 from dsconvert.train.distill_config import DistillConfig

@@ -13,9 +13,10 @@ from torch import nn
 
 from dsconvert.errors import UsageError
 from dsconvert.images import check_target, save_png, side_by_side, whole_file
+from dsconvert.inputs import sampler_of
 from dsconvert.lite0 import Weights
 from dsconvert.metrics import sample_images
-from dsconvert.pipeline import cost, sampler_of
+from dsconvert.pipeline import cost
 from dsconvert.records import Cost
 from dsconvert.report.html import write_report
 from dsconvert.report.jsonable import finite, layer_rows

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.errors import OutputError, TrainingError
-from dsconvert.pipeline import sampler_of
+from dsconvert.inputs import sampler_of
 from dsconvert.train.checkpoint import (
     checkpoint_name,
     checkpoints,

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.errors import UsageError
+from dsconvert.inputs import sampler_of
 from dsconvert.metrics.evaluate import FEW, Contest, Evaluation, Score, evaluate, extractors
 from dsconvert.metrics.frechet import Comparison
-from dsconvert.pipeline import sampler_of
 from dsconvert.snapshot import load_snapshot
 from dsconvert.train.data import ImageSet, open_images
 from dsconvert.train.stream import to_range

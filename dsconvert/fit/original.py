@@ -1,0 +1,73 @@
+"""A whole model fitted to its original: the teacher made ready, latents drawn, then one pass."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from dsconvert.fit.run import BATCH, Outcome, Progress, run
+from dsconvert.inputs import Inputs, dtype_of, like
+from dsconvert.norms import fold, norm_kind
+from dsconvert.records import Plan
+from dsconvert.rewrite import copied
+from dsconvert.trace import ConvTypes, Traced
+
+
+def fit_to_original(
+    student: nn.Module,
+    model: nn.Module,
+    traced: Traced,
+    plan: Plan,
+    residuals: dict[str, float],
+    sampler: Inputs,
+    *,
+    latents: int,
+    factors: bool,
+    seed: int,
+    progress: Progress | None,
+) -> Outcome:
+    """Fit ``student``, in place, to ``model``, which it was rewritten from by ``plan``.
+
+    Args:
+        student: the rewritten model.
+        model: the original; left as it was.
+        traced: its trace.
+        plan: what was done.
+        residuals: kernel energy lost by each rewrite, for the record.
+        sampler: of the model's inputs.
+        latents: how many samples, in batches of :data:`dsconvert.fit.run.BATCH`; two batches at
+            least, of which one is held out.
+        factors: fit the factors and refit kept convolutions; False: statistics only.
+        seed: of the samples and every other draw.
+        progress: called with ``(stage, done, total, detail)``.
+    """
+    teacher = copied(model)
+    for module in teacher.modules():
+        if isinstance(module, ConvTypes) and norm_kind(module) != "none":
+            fold(module)
+    # Half precision is for running, not for normal equations.
+    narrow = dtype_of(model) not in (torch.float32, torch.float64)
+    working = copy.deepcopy(student).float() if narrow else student
+    if narrow:
+        teacher.float()
+    generator = torch.Generator().manual_seed(seed)
+    batches = [
+        like(sampler(BATCH, generator), teacher) for _ in range(max(2, -(-latents // BATCH)))
+    ]
+    outcome = run(
+        graph=traced.graph,
+        trace=traced.trace,
+        plan=plan,
+        teacher=teacher,
+        student=working,
+        batches=batches,
+        residuals=residuals,
+        factors=factors,
+        seed=seed,
+        progress=progress,
+    )
+    if narrow:
+        student.load_state_dict(working.state_dict())
+    return outcome
