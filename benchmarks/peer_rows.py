@@ -1,0 +1,339 @@
+"""What ``peers.py`` measures: the official generator, our conversions of it, and its peers."""
+
+from __future__ import annotations
+
+import copy
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from dsconvert_adapters.projected_gan import Generator
+from torch import nn
+
+from dsconvert import apply, plan
+from dsconvert.pipeline import sampler_of
+from dsconvert.trace import ConvTypes
+
+CONFIGS = {
+    "256": {"cfg": "fastgan", "resolution": 256},
+    "512": {"cfg": "fastgan", "resolution": 512},
+    "lite-256": {"cfg": "fastgan_lite", "resolution": 256},
+}
+
+
+class SkippedError(Exception):
+    """This row can't be had here; says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What all rows of a run share."""
+
+    config: str
+    ngf: int
+    init: str
+    calibrate: int | None
+    folder: Path
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A row's model, ready to be sent to a process of its own."""
+
+    model: nn.Module
+    inputs: Callable[[int, torch.Generator], tuple[Any, ...]]
+    counted: nn.Module | None = None
+    """What parameters, MACs and image error are taken from, where ``model`` can't be counted."""
+    trains: bool = True
+    compile: bool = False
+    bytes: int | None = None
+    notes: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Exported(nn.Module):
+    """An exported file as a module; opened where it is first called."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        super().__init__()
+        self.path, self.threads = path, threads
+        self._run: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_run": None}
+
+    def forward(self, *args: torch.Tensor) -> torch.Tensor:
+        """What the file computes."""
+        if self._run is None:
+            from dsconvert.export import load_export
+
+            self._run = load_export(self.path, threads=self.threads)
+        return self._run(*args)
+
+
+class Deployed(nn.Module):
+    """``dsconvert.deploy`` of a generator, made at the first call: its graph can't travel."""
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        self.source = source
+        self._made: Any = None
+
+    def forward(self, *args: torch.Tensor) -> torch.Tensor:
+        """What the deployed form computes."""
+        if self._made is None:
+            from dsconvert.export import deploy
+
+            # Outside the module tree: it has modes and parameters of its own.
+            self._made = [deploy(self.source)]
+        return self._made[0](*args)
+
+
+def official(options: Options) -> Generator:
+    """The official architecture, random weights, nothing left at its initial value.
+
+    Batch statistics are those of one batch, so that activations neither vanish nor explode.
+    """
+    torch.manual_seed(0)
+    made = Generator.from_config(ngf=options.ngf, **CONFIGS[options.config])
+    norms = [m for m in made.modules() if isinstance(m, nn.BatchNorm2d)]
+    for module in made.modules():
+        if type(module).__name__ == "NoiseInjection":
+            module.weight.data.fill_(0.05)
+    for norm in norms:
+        norm.weight.data.uniform_(0.8, 1.2)
+        norm.bias.data.normal_(0, 0.1)
+        norm.momentum = None
+        norm.reset_running_stats()
+        norm.train()
+    with torch.no_grad():
+        made(*sampler_of(made)(4, torch.Generator().manual_seed(0)))
+    for norm in norms:
+        norm.momentum = 0.1
+    return made.eval()
+
+
+def saved_bytes(model: nn.Module) -> int:
+    """Bytes of the state dict as torch saves it; nothing is written to a disk."""
+
+    class Count(io.RawIOBase):
+        total = 0
+
+        def write(self, data: Any) -> int:
+            size = memoryview(data).nbytes
+            Count.total += size
+            return size
+
+        def writable(self) -> bool:
+            return True
+
+    torch.save(model.state_dict(), Count())
+    return Count.total
+
+
+def _preset(name: str) -> Callable[[nn.Module, Options], Built]:
+    def build(original: nn.Module, options: Options) -> Built:
+        result = apply(
+            original,
+            plan(original, preset=name),
+            init=options.init,
+            calibrate=options.calibrate,
+            costs=_NO_COSTS,
+        )
+        return Built(model=result.model, inputs=sampler_of(original))
+
+    return build
+
+
+def _official(original: nn.Module, options: Options) -> Built:  # noqa: ARG001
+    return Built(model=original, inputs=sampler_of(original))
+
+
+def _fast(original: nn.Module, options: Options) -> nn.Module:
+    return _preset("fast")(original, options).model
+
+
+def _compiled(original: nn.Module, options: Options) -> Built:
+    return Built(model=_fast(original, options), inputs=sampler_of(original), compile=True)
+
+
+def _deployed(original: nn.Module, options: Options) -> Built:
+    fast = _fast(original, options)
+    return Built(model=Deployed(fast), inputs=sampler_of(original), counted=fast, trains=False)
+
+
+def _export(kind: str, suffix: str) -> Callable[[nn.Module, Options], Built]:
+    def build(original: nn.Module, options: Options) -> Built:
+        from dsconvert.errors import MissingExtraError
+        from dsconvert.export import export_model
+
+        fast = _fast(original, options)
+        path = options.folder / f"fast-{options.config}{suffix}"
+        try:
+            made = export_model(fast, path, format=kind, noise="random", overwrite=True)
+        except MissingExtraError as error:
+            raise SkippedError(str(error)) from error
+        shapes = [shape[1:] for shape in made.inputs.values()]
+
+        def inputs(n: int, generator: torch.Generator) -> tuple[Any, ...]:
+            return tuple(torch.randn(n, *s, generator=generator) for s in shapes)
+
+        return Built(
+            model=Exported(str(path), options.threads),
+            inputs=inputs,
+            counted=fast,
+            trains=False,
+            bytes=made.bytes,
+            notes=(f"largest difference to fast {made.error:.2g}; noise is an input",),
+        )
+
+    return build
+
+
+def _bsconv(original: nn.Module, options: Options) -> Built:  # noqa: ARG001
+    try:
+        from bsconv.pytorch.replacers import BSConvU_Replacer
+    except ImportError as error:
+        raise SkippedError("not installed: pip install bsconv") from error
+    model = _plain(original)
+    replaced = BSConvU_Replacer().apply(model)
+    return Built(
+        model=replaced,
+        inputs=sampler_of(original),
+        notes=("random weights: this rewriter carries none over",),
+    )
+
+
+def _plain(original: nn.Module) -> nn.Module:
+    """A copy with every norm folded: these tools know no spectral norm."""
+    from dsconvert.norms import fold, norm_kind
+    from dsconvert.rewrite import copied
+
+    model = copied(original)
+    for module in model.modules():
+        if isinstance(module, ConvTypes) and norm_kind(module) != "none":
+            fold(module)
+    return model
+
+
+def _pruned(preset: str) -> Callable[[nn.Module, Options], Built]:
+    def build(original: nn.Module, options: Options) -> Built:  # noqa: ARG001
+        try:
+            import torch_pruning as tp
+        except ImportError as error:
+            raise SkippedError(
+                "torch-pruning is not installed: pip install torch-pruning"
+            ) from error
+        inputs = sampler_of(original)
+        example = inputs(1, torch.Generator().manual_seed(0))
+        ours = apply(original, plan(original, preset=preset), init="random", costs=_NO_COSTS)
+        aim = _conv_macs(ours.model, example)
+        source = _plain(original)
+        # Parts that never run are in no graph.
+        for name in plan(original, preset="exact").remove:
+            parent, _, child = name.rpartition(".")
+            delattr(source.get_submodule(parent), child)
+
+        def at(ratio: float) -> nn.Module:
+            model = copy.deepcopy(source).requires_grad_(True)
+            last = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels <= 4]
+            pruner = tp.pruner.MagnitudePruner(
+                model,
+                example,
+                importance=tp.importance.MagnitudeImportance(p=2),
+                pruning_ratio=ratio,
+                ignored_layers=last,
+                round_to=2,
+            )
+            pruner.step()
+            return model.requires_grad_(False)
+
+        # It takes both halves in front of a gate for each channel behind it, twice what was asked
+        # for; from one half upwards nothing would be left, and it leaves such groups alone.
+        low, high = 0.0, 0.499
+        best, found = None, 0
+        for _ in range(8):
+            ratio = (low + high) / 2
+            model = at(ratio)
+            macs = _conv_macs(model, example)
+            if macs > aim:
+                low = ratio
+            else:
+                high, best, found = ratio, model, macs
+        if best is None:
+            raise SkippedError(f"no pruning ratio reaches {aim / 1e9:.2f} GMAC")
+        return Built(
+            model=best,
+            inputs=inputs,
+            notes=(f"pruned to {preset}'s MACs ({found / aim:.2f} of them), no fine-tuning",),
+        )
+
+    return build
+
+
+def _conv_macs(model: nn.Module, example: tuple[Any, ...]) -> int:
+    return int(traffic(model, example)[1])
+
+
+@torch.no_grad()
+def traffic(model: nn.Module, example: tuple[Any, ...]) -> tuple[float, float]:
+    """Elements that the convolutions of one sample read and write, and their MACs.
+
+    Everything else is taken as fused away: this is what a floor may assume.
+    """
+    moved = macs = 0.0
+
+    def note(module: nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> None:
+        nonlocal moved, macs
+        moved += args[0].numel() + out.numel()
+        grid = args[0] if isinstance(module, nn.ConvTranspose2d) else out
+        macs += module.weight.numel() / (
+            module.in_channels if isinstance(module, nn.ConvTranspose2d) else module.out_channels
+        ) * grid.numel()  # fmt: skip
+
+    handles = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, ConvTypes)]
+    try:
+        model(*example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return moved, macs
+
+
+def _no_costs() -> Any:
+    from dsconvert.records import Cost
+
+    empty = Cost(params=0, macs=None, layers=())
+    return empty, empty
+
+
+_NO_COSTS = _no_costs()
+
+ROWS: dict[str, Callable[[nn.Module, Options], Built]] = {
+    "official": _official,
+    "exact": _preset("exact"),
+    "paper": _preset("paper"),
+    "balanced": _preset("balanced"),
+    "fast": _preset("fast"),
+    "fast, deployed": _deployed,
+    "fast, onnxruntime": _export("onnx", ".onnx"),
+    "fast, OpenVINO": _export("openvino", ".xml"),
+    "BSConv": _bsconv,
+    "Torch-Pruning, balanced's MACs": _pruned("balanced"),
+    "Torch-Pruning, fast's MACs": _pruned("fast"),
+    # Last: compiling every batch size, and the backward pass, takes minutes.
+    "fast, torch.compile": _compiled,
+}
+"""In order of importance: a run that is cut short has the first ones."""
+
+
+def build(name: str, original: nn.Module, options: Options) -> tuple[Built, float]:
+    """A row and the seconds that it took to make it (conversion, pruning, export)."""
+    began = time.perf_counter()
+    built = ROWS[name](original, options)
+    return built, time.perf_counter() - began
