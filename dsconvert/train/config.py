@@ -8,9 +8,9 @@ from typing import Any, Literal
 from dsconvert.errors import UsageError
 
 Precision = Literal["fp32", "bf16", "fp16"]
-Recompute = Literal["none", "blocks"]
+Recompute = Literal["none", "blocks", "lean"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
-RECOMPUTES: tuple[Recompute, ...] = ("none", "blocks")
+RECOMPUTES: tuple[Recompute, ...] = ("none", "blocks", "lean")
 
 
 @dataclass(frozen=True, kw_only=True)

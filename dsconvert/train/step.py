@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.errors import UsageError
+from dsconvert.export import lean
 from dsconvert.train.config import TrainConfig
 from dsconvert.train.data import ImageSet
 from dsconvert.train.ema import ema_beta, update_ema
@@ -73,6 +74,8 @@ def networks(
         return torch.optim.Adam(parameters, lr=lr, betas=config.betas, eps=config.eps)
 
     compiled = torch.compile if config.compile else (lambda model: model)
+    form = lean_form(generator, channels_last=config.channels_last) \
+        if config.recompute == "lean" else generator  # fmt: skip
     return Networks(
         generator=generator,
         discriminator=discriminator,
@@ -80,9 +83,32 @@ def networks(
         opt_g=adam(generator.parameters(), config.lr_generator),
         opt_d=adam(_learned(discriminator), config.lr_discriminator),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
-        run_g=compiled(generator),
+        run_g=compiled(form),
         run_d=compiled(discriminator),
     )
+
+
+def lean_form(generator: nn.Module, *, channels_last: bool) -> nn.Module:
+    """A form of ``generator`` that keeps less for the backward pass, on the very same tensors.
+
+    What is trained through it is trained in ``generator``, which stays what is saved.
+
+    Raises:
+        DsconvertError: the generator can't be traced.
+    """
+    form = lean(generator, channels_last=channels_last).train()
+    own = dict(form.named_modules())
+    for name, module in generator.named_modules():
+        twin = own.get(name)
+        if twin is None:
+            continue
+        for mine, theirs in (
+            (module._parameters, twin._parameters),
+            (module._buffers, twin._buffers),
+        ):
+            for key in theirs.keys() & mine.keys():
+                theirs[key] = mine[key]  # pyright: ignore[reportArgumentType]
+    return form
 
 
 def _learned(discriminator: nn.Module) -> list[nn.Parameter]:
@@ -201,7 +227,7 @@ class Stepper:
 
     def _enter(self, stack: ExitStack, nets: Networks, *, first: bool) -> None:
         if not first:
-            stack.enter_context(still(nets.generator, nets.discriminator))
+            stack.enter_context(still(nets.run_g, nets.run_d))
         dtype = _AMP.get(self.config.precision)
         if dtype is not None:
             stack.enter_context(torch.autocast(self.procs.device.type, dtype))

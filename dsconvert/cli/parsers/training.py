@@ -82,9 +82,10 @@ def speed(command: argparse.ArgumentParser) -> None:
     add("--channels-last", action="store_true", help="memory layout that convolutions like")
     add(
         "--recompute",
-        choices=("none", "blocks"),
+        choices=("none", "blocks", "lean"),
         default="none",
-        help="keep fewer activations of G: its blocks run again for the backward pass",
+        help="keep fewer activations of G: whole blocks run again for the backward pass, or (lean) "
+        "only noise, normalisation, gate and depthwise convolution",
     )
     add("--compile", action="store_true", help="torch.compile both networks")
     add("--workers", type=arguments.whole, default=3, help="that read images ahead (3)")
