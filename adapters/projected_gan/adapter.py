@@ -168,7 +168,7 @@ class ProjectedGan:
             AdapterError: a fact is missing, of a wrong type, or out of bounds.
         """
         limits = {
-            "resolution": (128, 1024),
+            "resolution": (64, 1024),
             "ngf": (1, 4096),
             "classes": (0, 1 << 20),
             "img_channels": (1, 64),

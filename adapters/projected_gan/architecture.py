@@ -26,7 +26,8 @@ from .blocks import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RESOLUTIONS = (128, 256, 512, 1024)
+RESOLUTIONS = (64, 128, 256, 512, 1024)
+"""The official code runs none below 128; a 64 px generator is for this package alone."""
 CHANNELS = {4: 16, 8: 8, 16: 4, 32: 2, 64: 2, 128: 1, 256: 0.5, 512: 0.25, 1024: 0.125}
 """Feature map size to channels, in multiples of ``ngf``."""
 EMBEDDING_ROWS = 1000
@@ -66,12 +67,13 @@ class _Synthesis(nn.Module):
         size = {k: int(v * ngf) for k, v in CHANNELS.items()}
         resolution = self.img_resolution
         self.init = InitLayer(self.z_dim, size[4])
-        for low in (4, 8, 16, 32, 64, 128):
-            self.add_module(f"feat_{2 * low}", block(size[low], size[2 * low]))
         # At 128 px the 256 px block and gate exist in the files and never run.
+        for low in (4, 8, 16, 32, 64, 128) if resolution > 64 else (4, 8, 16, 32):
+            self.add_module(f"feat_{2 * low}", block(size[low], size[2 * low]))
         self.se_64 = SEBlock(size[4], size[64])
-        self.se_128 = SEBlock(size[8], size[128])
-        self.se_256 = SEBlock(size[16], size[256])
+        if resolution > 64:
+            self.se_128 = SEBlock(size[8], size[128])
+            self.se_256 = SEBlock(size[16], size[256])
         self.to_big = conv(size[resolution], channels, 3, padding=1, bias=True)
         if resolution > 256:
             self.feat_512 = block(size[256], size[512])
@@ -111,7 +113,8 @@ class FastganSynthesis(_Synthesis):
         x16 = self.feat_16(x8)
         x32 = self.feat_32(x16)
         x = self.se_64(x4, self.feat_64(x32))
-        x = self.se_128(x8, self.feat_128(x))
+        if self.img_resolution >= 128:
+            x = self.se_128(x8, self.feat_128(x))
         if self.img_resolution >= 256:
             x = self.se_256(x16, self.feat_256(x))
         if self.img_resolution >= 512:
@@ -152,7 +155,8 @@ class FastganSynthesisCond(_Synthesis):
         x16 = self.feat_16(x8, y)
         x32 = self.feat_32(x16, y)
         x = self.se_64(x4, self.feat_64(x32, y))
-        x = self.se_128(x8, self.feat_128(x, y))
+        if self.img_resolution >= 128:
+            x = self.se_128(x8, self.feat_128(x, y))
         if self.img_resolution >= 256:
             x = self.se_256(x16, self.feat_256(x, y))
         if self.img_resolution >= 512:

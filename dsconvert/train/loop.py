@@ -14,30 +14,19 @@ from torch import Tensor, nn
 
 from dsconvert.errors import OutputError, TrainingError
 from dsconvert.inputs import sampler_of
-from dsconvert.train.checkpoint import (
-    checkpoint_name,
-    checkpoints,
-    newest,
-    prune,
-    random_states,
-    restore_random_states,
-    save_checkpoint,
-)
-from dsconvert.train.config import SAFE_TO_CHANGE, TrainConfig
+from dsconvert.train.checkpoint import checkpoints
+from dsconvert.train.config import TrainConfig
 from dsconvert.train.data import ImageSet
-from dsconvert.train.grids import sample_grid, save_grid
 from dsconvert.train.interrupts import Interrupts
 from dsconvert.train.judge import Judge
+from dsconvert.train.keeper import FOLDERS, Keeper, Save
 from dsconvert.train.processes import Processes, processes
 from dsconvert.train.stats import StatsWriter, peak_memory
 from dsconvert.train.step import SUMS, Latents, Networks, Stepper, networks, parts_of
-from dsconvert.train.stream import Stream, to_range
+from dsconvert.train.stream import Stream
 
 Progress = Callable[[str, int, int, str], None]
 """``progress(stage, done, total, detail)``; of the stage "training" in images."""
-Save = Callable[[Networks, Path], None]
-"""Writes a snapshot of the networks to a path (which it may replace)."""
-FOLDERS = ("checkpoints", "snapshots", "grids")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,93 +102,77 @@ def train(
         AdapterError: no ``latents``, and no adapter knows the generator.
         OutputError: the disk refuses.
     """
-    run = _Run(
+    keeper = Keeper(
         config=config,
         data=data,
         out=Path(out),
         latents=latents or latents_of(generator),
         procs=procs or processes(),
         save=save,
-        progress=progress,
-        report=report,
     )
-    parts_of(config, run.procs.world)
+    parts_of(config, keeper.procs.world)
     if config.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
+    run = _Run(keeper=keeper, progress=progress, report=report)
     return run.go(generator, discriminator, ema, resume=resume)
 
 
 @dataclass(kw_only=True)
 class _Run:
-    config: TrainConfig
-    data: ImageSet
-    out: Path
-    latents: Latents
-    procs: Processes
-    save: Save | None
+    keeper: Keeper
     progress: Progress | None
     report: Callable[[Mapping[str, Any]], None] | None
-    snapshot: Path | None = None
-    judge: Judge | None = None
-    saved_at: float = 0.0
+    stats: StatsWriter | None = None
     tick_began: float = 0.0
     tick_images: int = 0
-    seconds_before: float = 0.0
-    began: float = 0.0
-
-    @property
-    def first(self) -> bool:
-        return self.procs.rank == 0
 
     def go(
         self, generator: nn.Module, discriminator: nn.Module, ema: nn.Module | None, *, resume: bool
     ) -> TrainResult:
-        self.began = self.saved_at = self.tick_began = time.monotonic()
-        config = self.config
+        keeper = self.keeper
+        config, data, procs = keeper.config, keeper.data, keeper.procs
         try:
             for name in FOLDERS:
-                (self.out / name).mkdir(parents=True, exist_ok=True)
+                (keeper.out / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"the run's folder {self.out} can't be made: {error}.") from error
-        nets = networks(generator, discriminator, config, self.procs.device, ema=ema)
+            raise OutputError(f"the run's folder {keeper.out} can't be made: {error}.") from error
+        nets = networks(generator, discriminator, config, procs.device, ema=ema)
         if resume:
-            self._restore(nets)
-        self.procs.wait()
-        self.tick_images = nets.images
-        stepper = Stepper(config=config, data=self.data, latents=self.latents, procs=self.procs)
+            keeper.restore(nets)
+        procs.wait()
+        stepper = Stepper(config=config, data=data, latents=keeper.latents, procs=procs)
         stream = Stream(
-            self.data,
+            data,
             batch=config.batch,
             mirror=config.mirror,
             seed=config.seed,
             start=nets.images,
-            rank=self.procs.rank,
-            world=self.procs.world,
+            rank=procs.rank,
+            world=procs.world,
             workers=config.workers,
         )
-        stats = StatsWriter(self.out, resume_images=nets.images if resume else None) \
-            if self.first else None  # fmt: skip
-        if self.first and config.evaluate:
-            self.judge = Judge(self.data, count=config.evaluate, device=self.procs.device)
+        if keeper.first:
+            self.stats = StatsWriter(keeper.out, resume_images=nets.images if resume else None)
+            if config.evaluate:
+                keeper.judge = Judge(data, count=config.evaluate, device=procs.device)
         if not resume or not nets.images:
-            self._show_reals()
-            self._show(nets)
-            self._checkpoint(nets)  # so that there is something to resume from at any moment
-        stopped = False
+            keeper.show_reals()
+            keeper.show(nets)
+            keeper.checkpoint(nets)  # so that there is something to resume from at any moment
         try:
             with Interrupts() as interrupts:
-                stopped = self._loop(nets, stepper, stream, stats, interrupts)
+                stopped = self._loop(nets, stepper, stream, interrupts)
         finally:
-            if stats is not None:
-                stats.close()
+            if self.stats is not None:
+                self.stats.close()
         return TrainResult(
             images=nets.images,
-            seconds=time.monotonic() - self.began,
+            seconds=time.monotonic() - keeper.began,
             interrupted=stopped,
-            stats=self.out / "stats.jsonl",
-            snapshot=self.snapshot,
+            stats=keeper.out / "stats.jsonl",
+            snapshot=keeper.snapshot,
             best=nets.best,
-            unreadable=(*self.data.skipped, *sorted(stream.unreadable)),
+            unreadable=(*data.skipped, *sorted(stream.unreadable)),
         )
 
     def _loop(
@@ -207,11 +180,12 @@ class _Run:
         nets: Networks,
         stepper: Stepper,
         stream: Stream,
-        stats: StatsWriter | None,
         interrupts: Interrupts,
     ) -> bool:
-        config = self.config
+        keeper = self.keeper
+        config, procs = keeper.config, keeper.procs
         pending: Tensor | None = None
+        self.tick_began, self.tick_images = time.monotonic(), nets.images  # set-up is not training
         while nets.images < config.images:
             sums = stepper.run(nets, *next(stream))
             # One step late, so that a GPU is never waited for in the middle of its work.
@@ -220,19 +194,21 @@ class _Run:
             tick = round(config.tick_kimg * 1000)
             ticked = nets.images // tick > (nets.images - config.batch) // tick
             done = nets.images >= config.images
-            stop = self.procs.any(interrupts.caught)
+            stop = procs.any(interrupts.caught)
             due = ticked and (nets.images // tick) % config.snapshot_ticks == 0
-            late = self.procs.any(time.monotonic() - self.saved_at > 60 * config.checkpoint_minutes)
+            late = procs.any(time.monotonic() - keeper.saved_at > 60 * config.checkpoint_minutes)
             if ticked or done or stop or late:
                 self._count(nets, pending)
                 pending = None
             if (ticked or done) and nets.steps:
-                self._tick(nets, stats)
+                self._tick(nets)
+            paused = time.monotonic()
             if due or done:
-                self._show(nets)
-                self._snapshot(nets, stats)
+                keeper.show(nets)
+                keeper.take_snapshot(nets, self._note)
             if due or done or stop or late:
-                self._checkpoint(nets)
+                keeper.checkpoint(nets)
+            self.tick_began += time.monotonic() - paused  # nor is saving and judging
             if self.progress is not None:
                 self.progress("training", nets.images, config.images, self._detail(nets))
             if stop and not done:
@@ -245,7 +221,7 @@ class _Run:
             return
         values = dict(zip(SUMS, sums.tolist(), strict=True))
         if not all(math.isfinite(v) for v in values.values()):
-            found = checkpoints(self.out / "checkpoints")
+            found = checkpoints(self.keeper.out / "checkpoints")
             last = f"the newest good checkpoint is {found[-1]}" if found else "none was saved yet"
             raise TrainingError(
                 f"the training broke down at {nets.images / 1000:.2f} kimg: "
@@ -257,128 +233,31 @@ class _Run:
             nets.sums[name] += value
         nets.steps += 1
 
-    def _tick(self, nets: Networks, stats: StatsWriter | None) -> None:
+    def _note(self, images: int, **values: Any) -> None:
+        """A line of statistics; the first process writes it."""
+        if self.stats is not None:
+            row = self.stats.write(images, **values)
+            if self.report is not None:
+                self.report(row)
+
+    def _tick(self, nets: Networks) -> None:
         now = time.monotonic()
         seconds, shown = now - self.tick_began, nets.images - self.tick_images
         row: dict[str, Any] = {name: total / nets.steps for name, total in nets.sums.items()}
         row |= {
             "step": nets.step,
-            "seconds": self.seconds_before + now - self.began,
+            "seconds": self.keeper.seconds,
             "sec_per_kimg": seconds / shown * 1000 if shown else None,
-            "peak_memory_bytes": peak_memory(self.procs.device),
-            "processes": self.procs.world,
+            "peak_memory_bytes": peak_memory(self.keeper.procs.device),
+            "processes": self.keeper.procs.world,
         }
         nets.sums, nets.steps = dict.fromkeys(SUMS, 0.0), 0
         self.tick_began, self.tick_images = now, nets.images
-        if stats is not None:
-            line = stats.write(nets.images, **row)
-            if self.report is not None:
-                self.report(line)
+        self._note(nets.images, **row)
 
     def _detail(self, nets: Networks) -> str:
         shown = nets.images - self.tick_images
         spent = time.monotonic() - self.tick_began
         pace = f"{spent / shown * 1000:.1f} s/kimg, " if shown else ""
-        memory = peak_memory(self.procs.device) / 2**30
+        memory = peak_memory(self.keeper.procs.device) / 2**30
         return f"{nets.images / 1000:.2f} kimg, {pace}{memory:.1f} GiB"
-
-    # What is written --------------------------------------------------------------------------
-
-    def _show_reals(self) -> None:
-        if self.first:
-            count = min(self.config.grid, len(self.data))
-            reals = torch.stack([self.data.image(i)[0] for i in range(count)])
-            save_grid(to_range(reals, torch.device("cpu")), self.out / "reals.png")
-
-    def grid_inputs(self) -> list[tuple[Any, ...]]:
-        """The same latents and classes for every grid of a run."""
-        random = torch.Generator().manual_seed(self.config.seed)
-        picks = torch.arange(self.config.grid) % len(self.data)
-        inputs: list[tuple[Any, ...]] = []
-        for rows in picks.split(8):
-            args = self.latents(self.data.label(rows), random)
-            inputs.append(
-                tuple(a.to(self.procs.device) if isinstance(a, Tensor) else a for a in args)
-            )
-        return inputs
-
-    def _show(self, nets: Networks) -> None:
-        if self.first:
-            path = self.out / "grids" / f"{nets.images:09d}.png"
-            save_grid(sample_grid(nets.ema, self.grid_inputs()), path)
-
-    def _snapshot(self, nets: Networks, stats: StatsWriter | None) -> None:
-        if self.first:
-            better = False
-            if self.judge is not None:
-                value = self.judge(nets.ema, self.latents)
-                better = nets.best is None or value < nets.best
-                nets.best = value if better else nets.best
-                if stats is not None:
-                    line = stats.write(nets.images, fd_lite0=value, fd_images=self.judge.count)
-                    if self.report is not None:
-                        self.report(line)
-            if self.save is not None:
-                folder = self.out / "snapshots"
-                self.snapshot = folder / f"network-{nets.images:09d}.pkl"
-                self.save(nets, self.snapshot)
-                if better:
-                    self.save(nets, folder / "best.pkl")
-                if self.config.keep_last:
-                    for old in sorted(folder.glob("network-*.pkl"))[: -self.config.keep_last]:
-                        old.unlink(missing_ok=True)
-        self.procs.wait()
-
-    def _checkpoint(self, nets: Networks) -> None:
-        self.saved_at = time.monotonic()
-        if self.first:
-            folder = self.out / "checkpoints"
-            payload = {
-                "generator": nets.generator.state_dict(),
-                "discriminator": nets.discriminator.state_dict(),
-                "ema": nets.ema.state_dict(),
-                "opt_g": nets.opt_g.state_dict(),
-                "opt_d": nets.opt_d.state_dict(),
-                "scaler": nets.scaler.state_dict(),
-                "images": nets.images,
-                "step": nets.step,
-                "best": nets.best,
-                "sums": nets.sums,
-                "steps": nets.steps,
-                "seconds": self.seconds_before + time.monotonic() - self.began,
-                "random": random_states(),
-                "config": self.config.to_dict(),
-            }
-            save_checkpoint(folder / checkpoint_name(nets.images), payload)
-            prune(folder, self.config.keep_last)
-        self.procs.wait()
-
-    def _restore(self, nets: Networks) -> None:
-        found = checkpoints(self.out / "checkpoints")
-        if not found:
-            raise TrainingError(
-                f"there is no checkpoint in {self.out / 'checkpoints'} to resume from; start the "
-                "run anew."
-            )
-        data = newest(found)
-        mine, theirs = self.config.to_dict(), dict(data["config"])
-        theirs["betas"] = tuple(theirs["betas"])
-        changed = [k for k, v in mine.items() if k not in SAFE_TO_CHANGE and theirs.get(k) != v]
-        if changed:
-            raise TrainingError(
-                "a resumed run keeps its settings; these differ: "
-                + ", ".join(f"{k} was {theirs.get(k)}, is {mine[k]}" for k in changed)
-                + ". Start a new run from its snapshot instead (finetune)."
-            )
-        try:
-            for name in ("generator", "discriminator", "ema", "opt_g", "opt_d", "scaler"):
-                getattr(nets, name).load_state_dict(data[name])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise TrainingError(
-                f"the checkpoints in {self.out} are of other networks than these: "
-                f"{str(error)[:300]}."
-            ) from error
-        nets.images, nets.step, nets.best = data["images"], data["step"], data["best"]
-        nets.sums, nets.steps = dict(data["sums"]), data["steps"]
-        self.seconds_before = data["seconds"]
-        restore_random_states(data["random"])

