@@ -115,7 +115,26 @@ def _graph(
             "Move the data-dependent part into a child module (it then becomes a leaf by itself), "
             "or convert the child that holds the convolutions."
         ) from error
+    _drop_defaults(graph)
     return graph, tracer.opaque
+
+
+def _drop_defaults(graph: fx.Graph) -> None:
+    """Take out the parameters that kept their defaults, and the checks that torch.fx puts there.
+
+    What they decide is decided; as inputs they would only ask for values that nobody gives.
+    """
+    checks = ("_assert", "_assert_is_none")
+    for node in list(graph.nodes):
+        if node.op == "call_function" and getattr(node.target, "__name__", "") in checks:
+            compared = node.args[0]
+            graph.erase_node(node)
+            if isinstance(compared, fx.Node) and compared.op == "call_function":
+                given = compared.args[0]
+                graph.erase_node(compared)
+                compared = given
+            if isinstance(compared, fx.Node) and not compared.users:
+                graph.erase_node(compared)
 
 
 def _dead(model: nn.Module, watch: Watch, graph: fx.Graph, opaque: dict[str, str]) -> list[str]:

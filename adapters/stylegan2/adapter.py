@@ -115,12 +115,12 @@ class StyleGan2:
         return sample
 
     def leaves(self) -> tuple[type[nn.Module], ...]:
-        """The demodulation, whose kernel is a site of its own, and the noise."""
-        return (network.Demodulation, network.Noise)
+        """The demodulation, whose kernel is a site of its own."""
+        return (network.Demodulation,)
 
     def noise_types(self) -> tuple[type[nn.Module], ...]:
-        """None: the noise's strength is no convolution's neighbour here."""
-        return ()
+        """The noise, behind the demodulation."""
+        return (network.Noise,)
 
     def norm_types(self) -> tuple[type[nn.Module], ...]:
         """None: demodulation follows the kernel by itself."""

@@ -83,6 +83,12 @@ def smooth(x: Tensor, module: Any, channels: int) -> Tensor:
     return F.conv2d(x, kernel, padding=size // 2 - 1, groups=channels)
 
 
+def mixed(x: Tensor, weights: Tensor) -> Tensor:
+    """A pointwise convolution with weights (N, O, I) a sample: (N, I, H, W) -> (N, O, H, W)."""
+    y = torch.bmm(weights, x.flatten(2))
+    return y.reshape(x.shape[0], weights.shape[1], x.shape[2], x.shape[3])
+
+
 def kernel_energy(conv: nn.Module) -> Tensor:
     """``sum_k W[o, i, k]^2`` (O, I) of the effective kernel of a convolution or separable pair.
 
@@ -259,21 +265,23 @@ class Demodulation(nn.Module):
 
 
 class Noise(nn.Module):
-    """One plane of noise for all channels, scaled by a learned strength."""
+    """Adds one plane of noise to all channels, scaled by a learned ``weight``."""
 
     noise_const: Tensor
 
     def __init__(self, resolution: int) -> None:
         super().__init__()
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
-        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.weight = nn.Parameter(torch.zeros([]))
 
-    def forward(self, y: Tensor, mode: str) -> Tensor:
-        """The plane for a map ``y`` (N, C, R, R): (N, 1, R, R) drawn anew, or (R, R) stored."""
+    def forward(self, y: Tensor, mode: str = "random", scale: float = 1.0) -> Tensor:
+        """Add a plane (N, 1, R, R), drawn anew, or the stored one to a fresh map (N, C, R, R)."""
         if mode == "const":
-            return self.noise_const * self.noise_strength
-        size = [y.shape[0], 1, *self.noise_const.shape]
-        return torch.randn(size, device=y.device) * self.noise_strength
+            plane = self.noise_const
+        else:
+            plane = torch.randn([y.shape[0], 1, *self.noise_const.shape], device=y.device)
+        plane = plane * (self.weight * scale)
+        return y.add_(plane) if _free(y) else y + plane
 
 
 class SynthesisLayer(nn.Module):
@@ -328,28 +336,27 @@ class SynthesisLayer(nn.Module):
         if noise_mode not in ("random", "const", "none"):
             raise ValueError(f"noise_mode is {noise_mode!r}, not 'random', 'const' or 'none'")
         function, own = ACTIVATIONS[self.activation]
-        early, late = own * gain, 1.0
-        if self.activation not in _HOMOGENEOUS:
-            early, late = late, early
+        early, late = 1.0, own * gain
         styles = self.affine(w)
         if type(x) is Tensor and not x.is_meta and isinstance(self.demod.conv, nn.Sequential):
+            if self.activation in _HOMOGENEOUS:
+                early, late = late, early
             y = self._pair(x, styles, early)
         else:
             conv: Any = self.demod.conv
             y = conv(x * styles[:, :, None, None])
             if self.up == 2:
                 y = smooth(y, self, self.out_channels)
-            scale = (self.demod(styles, y) * early)[:, :, None, None]
+            scale = self.demod(styles, y)[:, :, None, None]
             y = y.mul_(scale) if _free(y) else y * scale
+        if self.use_noise and noise_mode != "none":
+            y = self.noise(y, noise_mode, early)
         bias = (self.bias * early)[:, None, None]
         y = y.add_(bias) if _free(y) else y + bias
-        if self.use_noise and noise_mode != "none":
-            noise = self.noise(y, noise_mode) * early
-            y = y.add_(noise) if _free(y) else y + noise
         in_place = self.activation == "lrelu" and _free(y)
         y = F.leaky_relu_(y, 0.2) if in_place else function(y)
         if late != 1.0:
-            y = y * late
+            y = y.mul_(late) if _free(y) else y * late
         if self.conv_clamp is not None:
             y = _clamped(y, self.conv_clamp * gain)
         return y
@@ -368,11 +375,12 @@ class SynthesisLayer(nn.Module):
         if next(iter(pair._modules)) == "depthwise":
             filters = spatial.reshape(1, inp, -1) * styles[:, :, None]
             y = self._spatial(x.reshape(1, n * inp, height, width), filters, spatial.shape, n * inp)
-            y = torch.bmm(point * scale[:, :, None], y.reshape(n, point.shape[1], side * side))
-        else:
-            y = torch.bmm(point * styles[:, None, :], x.flatten(2))
-            filters = spatial.reshape(1, outs, -1) * scale[:, :, None]
-            y = self._spatial(y.reshape(1, -1, height, width), filters, spatial.shape, n * outs)
+            y = y.reshape(n, point.shape[1], side, side)
+            return mixed(y, point * scale[:, :, None])
+        y = mixed(x, point * styles[:, None, :])
+        filters = spatial.reshape(1, outs, -1) * scale[:, :, None]
+        flat = y.reshape(1, n * point.shape[0], height, width)
+        y = self._spatial(flat, filters, spatial.shape, n * outs)
         return y.reshape(n, outs, side, side)
 
     def _spatial(self, x: Tensor, filters: Tensor, shape: Any, groups: int) -> Tensor:
@@ -411,8 +419,7 @@ class ToRGBLayer(nn.Module):
         """(N, I, R, R) and latents (N, W) to (N, C, R, R)."""
         styles = self.affine(w) * (1 / math.sqrt(self.in_channels))
         weight = self.weight.flatten(1) * styles[:, None, :]
-        y = torch.bmm(weight, x.flatten(2)) + self.bias[:, None]
-        y = y.reshape(x.shape[0], self.out_channels, x.shape[2], x.shape[3])
+        y = mixed(x, weight) + self.bias[:, None, None]
         return y if self.conv_clamp is None else _clamped(y, self.conv_clamp)
 
 

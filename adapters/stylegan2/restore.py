@@ -125,11 +125,14 @@ def _layer(module: network.SynthesisLayer) -> Problem:
         if module.use_noise:
             noise = network.Noise.__new__(network.Noise)
             nn.Module.__init__(noise)
-            for store, name in ((parameters, "noise_strength"), (buffers, "noise_const")):
-                value = store.pop(name, None)
-                if value is None:
-                    return f"lacks {name}"
-                getattr(noise, "_parameters" if store is parameters else "_buffers")[name] = value
+            strength, plane = (
+                parameters.pop("noise_strength", None),
+                buffers.pop("noise_const", None),
+            )
+            if strength is None or plane is None:
+                return "lacks noise_strength or noise_const"
+            noise.weight = strength
+            noise.register_buffer("noise_const", plane)
             if (wrong := _noise(noise)) is not None:
                 return wrong
         module.grow(parameters.pop("weight"), noise)
@@ -174,9 +177,9 @@ def _inputs(conv: Any) -> int:
 
 def _noise(module: network.Noise) -> Problem:
     inside: Any = module
-    stray = _known(module, {"noise_strength"}, {"noise_const"}, set())
-    if stray is None and _shape(inside._parameters, "noise_strength") != ():
-        return "has no scalar noise_strength"
+    stray = _known(module, {"weight"}, {"noise_const"}, set())
+    if stray is None and _shape(inside._parameters, "weight") != ():
+        return "has no scalar noise strength"
     shape = _shape(inside._buffers, "noise_const")
     if stray is None and (shape is None or len(shape) != 2):
         return "has no plane of noise"

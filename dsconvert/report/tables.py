@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from rich.table import Table
@@ -15,6 +16,7 @@ __all__ = [
     "cost_table",
     "percent",
     "plan_table",
+    "rank_table",
     "ratio",
     "snapshot_table",
 ]
@@ -209,4 +211,24 @@ def snapshot_table(info: _Facts) -> Table:
                 )
         else:
             table.add_row(plain(key), plain(value))
+    return table
+
+
+def rank_table(
+    before: Cost, rows: Sequence[tuple[int, int, int | None, int]], *, title: str
+) -> Table:
+    """One line a rank: ``(rank, parameters, MACs, convolutions rewritten)``, beside ``before``."""
+    table = _table(title, [])
+    for name in ("rank", "parameters", "MACs", "fewer parameters", "fewer MACs", "rewritten"):
+        table.add_column(name, justify="right")
+    table.add_row("original", amount(before.params), amount(before.macs), "", "", "")
+    for rank, params, macs, rewritten in rows:
+        table.add_row(
+            str(rank),
+            amount(params),
+            amount(macs),
+            ratio(before.params, params),
+            ratio(before.macs, macs),
+            str(rewritten),
+        )
     return table

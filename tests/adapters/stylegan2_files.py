@@ -49,7 +49,7 @@ def made(**config: Any) -> Generator:
         torch.manual_seed(3)
         g = Generator(**settings).eval().requires_grad_(False)
         for name, p in g.named_parameters():
-            if name.endswith("noise_strength"):
+            if name.endswith("noise.weight"):
                 p.fill_(0.3)
             elif name.endswith("bias"):
                 p.add_(0.2 * torch.randn_like(p))
@@ -70,7 +70,7 @@ def official(module: nn.Module) -> nn.Module:
         twin.register_buffer(name, value)
     for name, child in inside._modules.items():
         if isinstance(child, network.Noise):
-            twin.noise_strength = child.noise_strength
+            twin.noise_strength = child.weight
             twin.register_buffer("noise_const", child.noise_const)
         elif isinstance(child, network.Demodulation):
             weight = child.conv.weight

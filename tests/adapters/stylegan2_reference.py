@@ -61,10 +61,10 @@ def _layer(layer: Any, x: Tensor, w: Tensor, mode: str, gain: float = 1.0) -> Te
             outs.append(F.conv2d(x[i : i + 1], k, padding=1))
     y = torch.cat(outs)
     if mode == "const":
-        y = y + layer.noise.noise_const * layer.noise.noise_strength
+        y = y + layer.noise.noise_const * layer.noise.weight
     elif mode == "random":
         side = layer.resolution
-        y = y + torch.randn([len(x), 1, side, side]) * layer.noise.noise_strength
+        y = y + torch.randn([len(x), 1, side, side]) * layer.noise.weight
     y = y + layer.bias[None, :, None, None]
     y = math.sqrt(2) * gain * torch.where(y > 0, y, 0.2 * y)
     if layer.conv_clamp is not None:

@@ -18,6 +18,7 @@ from dsconvert.merging import merge, merge_pair
 from dsconvert.pipeline import apply, cost
 from dsconvert.pipeline import plan as plan_of
 from dsconvert.records import Plan
+from dsconvert.trace import trace
 
 
 def inputs(g: Generator, n: int = 2) -> tuple[Tensor, Tensor]:
@@ -223,6 +224,13 @@ def test_the_adapter() -> None:
     assert ADAPTER.describe(ranked(g, {}))["channel_base"] == facts["channel_base"] == 8 * 16
     with pytest.raises(AdapterError, match="no StyleGAN2 generator"):
         ADAPTER.describe(nn.Identity())
+
+
+def test_the_graph_asks_for_what_is_given_only() -> None:
+    g = made(c_dim=3)
+    found = trace(g, example_inputs=inputs(g), leaf_types=ADAPTER.leaves()).graph
+    assert [n.name for n in found.nodes if n.op == "placeholder"] == ["z", "c"]
+    assert not [n for n in found.nodes if "assert" in str(n.target)]
 
 
 def test_it_trains() -> None:

@@ -176,6 +176,17 @@ def test_inspect(snapshot_file: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert data["safe"] is True
 
 
+def test_report_by_rank(snapshot_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(snapshot_file), "--ranks", "1-2", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    one, two = data["ranks"]
+    assert one["macs"] < two["macs"] < data["cost"]["macs"]
+    assert one["params"] < two["params"]
+    assert main(["report", str(snapshot_file), "--ranks", "1-2"]) == 0
+    assert "by rank" in capsys.readouterr().out
+    assert main(["report", str(snapshot_file), "--ranks", "0"]) == 2
+
+
 def test_report(snapshot_file: Path, converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(snapshot_file)]) == 0
     alone = capsys.readouterr().out

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import asdict
 from typing import Any
 
 from dsconvert.cli.opening import opened
 from dsconvert.cli.output import emit, say
 from dsconvert.kinds import Opened, inputs_of
 from dsconvert.pipeline import cost
+from dsconvert.ranks import rank_costs
 from dsconvert.records import Cost
 from dsconvert.report.jsonable import cost_dict
-from dsconvert.report.tables import cost_table
+from dsconvert.report.tables import cost_table, rank_table
 
 
 def _counted(file: Opened) -> Cost:
@@ -23,11 +25,19 @@ def run(options: Namespace) -> None:
     file = opened(options.snapshot, options)
     before = _counted(file)
     after = _counted(opened(options.other, options)) if options.other else None
+    ranks = (
+        rank_costs(file.generator, options.ranks, inputs=inputs_of(file)) if options.ranks else ()
+    )
     if options.json:
         data: dict[str, Any] = {"snapshot": options.snapshot, "cost": cost_dict(before)}
         if after is not None:
             data |= {"other": options.other, "other_cost": cost_dict(after)}
+        if ranks:
+            data["ranks"] = [asdict(row) for row in ranks]
         emit(data)
         return
     names = options.snapshot + (f" > {options.other}" if options.other else "")
     say(cost_table(before, after, title=f"{file.generators[0]} of {names}"))
+    if ranks:
+        rows = [(r.rank, r.params, r.macs, r.rewritten) for r in ranks]
+        say(rank_table(before, rows, title="The whole generator, by rank"))

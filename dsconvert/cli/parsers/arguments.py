@@ -25,6 +25,14 @@ def seeds(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
+def ranks(text: str) -> tuple[int, ...]:
+    """``"1-9"`` to the ranks it names."""
+    values = seeds(text)
+    if min(values) < 1 or max(values) > 1000:
+        raise argparse.ArgumentTypeError("ranks begin at 1, and k^2 is exact (9 for 3x3)")
+    return values
+
+
 def whole(text: str) -> int:
     """A whole number that is not negative."""
     if not text.isdigit():

@@ -13,5 +13,11 @@ def add(command: argparse.ArgumentParser) -> None:
     """Declare its options."""
     command.add_argument("snapshot")
     command.add_argument("other", nargs="?", help="a converted file, to compare")
+    command.add_argument(
+        "--ranks",
+        type=arguments.ranks,
+        metavar="1-9",
+        help="what the whole generator would cost at each rank (preset fast)",
+    )
     arguments.json(command)
     arguments.module(command)
