@@ -38,9 +38,9 @@ from torch import Tensor, nn
 
 from dsconvert import apply, cost, load_snapshot, plan
 from dsconvert.images import save_png, side_by_side
+from dsconvert.inputs import sampler_of
 from dsconvert.metrics import LiteFeatures, compare_sets, sample_images
 from dsconvert.norms import fold, norm_kind
-from dsconvert.pipeline import sampler_of
 from dsconvert.records import Plan
 from dsconvert.report.curves import curve
 from dsconvert.report.html import page

@@ -92,7 +92,7 @@ def distill(
             teacher's adapter knows.
         config: how long, how fast, and what the student is held to.
         blocks: names of the modules whose outputs are compared; None: those that make the picture.
-            What only one side has, or has in another shape, is left out, and a note says so.
+            What does not run once on both sides, in one shape, is left out; a note says so.
         folder: where ``stats.jsonl``, sample grids and checkpoints go; None: nowhere.
         resume: continue from the newest checkpoint in ``folder``.
         weights: of the backbone, see :func:`dsconvert.lite0.lite0`.
@@ -143,7 +143,7 @@ def distill(
     lost = [n for n in names if n not in objective.blocks]
     if lost:
         notes.append(
-            f"not compared, since teacher and student differ in shape there: {', '.join(lost)}"
+            f"not compared, since not both run them once and in one shape: {', '.join(lost)}"
         )
     return Distilled(
         student=_as(pupil, student),

@@ -39,7 +39,7 @@ class DistillConfig:
     clock: Clock = "wall"
     """What ``minutes`` are: time on the wall, or of the processor (all threads)."""
     batch: int = 8
-    lr: float = 3e-3
+    lr: float = 1.5e-3
     """Relative to the root mean square of each tensor: factors differ in scale a hundredfold, and
     a step that suits one would wreck another (and with it the start that the fit has given)."""
     betas: tuple[float, float] = (0.9, 0.99)
@@ -47,7 +47,7 @@ class DistillConfig:
     """``muon`` (torch 2.9 and newer): pointwise factors by Muon, the rest by Adam; or ``adam``."""
     warmup: int = 20
     """Steps in which the rate rises to ``lr``."""
-    hold: float = 0.1
+    hold: float = 0.0
     """Share of the run before the rate begins to fall."""
     blockwise: float = 0.0
     """Share of the run in which each block learns alone, on the teacher's inputs."""

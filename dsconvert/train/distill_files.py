@@ -1,4 +1,4 @@
-"""Distillation of a file: its ``G_ema`` learns, everything else in it stays as it was."""
+"""Distillation of a file: its main generator learns, everything else in it stays as it was."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsconvert.checkpoint import ModuleSource
 from dsconvert.errors import UsageError
 from dsconvert.images import check_target, save_png, side_by_side, whole_file
-from dsconvert.inputs import sampler_of
+from dsconvert.kinds import inputs_of, open_file, picture_of, save_file
 from dsconvert.lite0 import Weights
 from dsconvert.metrics import sample_images
 from dsconvert.pipeline import cost
 from dsconvert.records import Cost
 from dsconvert.report.html import write_report
 from dsconvert.report.jsonable import finite, layer_rows
-from dsconvert.snapshot import load_snapshot, save_snapshot
 from dsconvert.train.distill import Distilled, distill
 from dsconvert.train.distill_config import DistillConfig
 from dsconvert.train.distill_loop import Progress
@@ -62,13 +62,14 @@ def distill_snapshot(
     overwrite: bool = False,
     weights: Weights = "auto",
     device: torch.device | str | None = None,
+    module: ModuleSource | None = None,
     progress: Progress | None = None,
 ) -> FileDistillation:
-    """Teach the ``G_ema`` of ``student`` to make the images of ``teacher``'s.
+    """Teach the main generator of ``student`` (``G_ema``) to make the images of ``teacher``'s.
 
     Args:
-        teacher: a snapshot; its ``G_ema`` is the original.
-        student: a converted snapshot; every other entry of it is written to ``out`` unchanged.
+        teacher: a file of any known kind, with the original.
+        student: its conversion; every other entry of it is written to ``out`` unchanged.
         out: the file to write, whole or not at all.
         config: how long, how fast, and what the student is held to.
         folder: of the run (statistics, grids, checkpoints, report); None: see :func:`run_folder`.
@@ -76,27 +77,33 @@ def distill_snapshot(
         overwrite: whether ``out`` may exist.
         weights: of the backbone.
         device: where to work; None: a GPU where there is one.
+        module: how to build the generator of a codebase that no adapter knows.
         progress: see :data:`dsconvert.train.distill_loop.Progress`.
 
     Raises:
-        UsageError: the two generators do not fit each other, or the folder holds another run.
+        UsageError: the two generators do not fit each other, nobody knows their inputs, or the
+            folder holds another run.
         OutputError: ``out`` or ``folder`` can't be written.
         DsconvertError: see :func:`dsconvert.train.distill.distill`.
     """
     check_target(out, overwrite=overwrite)
     place = run_folder(out) if folder is None else Path(folder)
-    original = load_snapshot(teacher).generator
-    snap = load_snapshot(student)
-    fast = snap.generator
+    first, snap = open_file(teacher, module=module), open_file(student, module=module)
+    original, fast = first.generator, snap.generator
+    inputs = inputs_of(first)
+    if inputs is None:
+        raise UsageError(f"nobody knows what the generator of {teacher} takes; give --input.")
     mine, theirs = _shape(fast), _shape(original)
     if mine != theirs:
         raise UsageError(
             f"{student} takes and makes {mine}, {teacher} {theirs}: one can't learn from the other."
         )
-    inputs = sampler_of(original)
+    # A codebase's generator may return more than a picture; what wraps it, and where it is within.
+    seen, seeing = picture_of(first), picture_of(snap)
+    place_of_it = next(n for n, m in seeing.named_modules() if m is fast)
     done = distill(
-        original,
-        fast,
+        seen,
+        seeing,
         inputs,
         config=config,
         folder=place,
@@ -106,11 +113,13 @@ def distill_snapshot(
         settings={"teacher": str(teacher), "student": str(student), "out": str(out)},
         progress=progress,
     )
-    save_snapshot(snap, done.student, out, overwrite=overwrite)
-    before, after = cost(original), cost(done.student)
+    learnt = done.student.get_submodule(place_of_it)
+    save_file(snap, {snap.generators[0]: learnt}, out, overwrite=overwrite)
+    example = inputs(1, torch.Generator().manual_seed(0))
+    before, after = cost(original, example), cost(learnt, example)
     rows = {
         label: sample_images(m, inputs, samples=_SHOWN, seed=config.seed + 1, batch=_SHOWN)
-        for label, m in (("teacher", original), ("before", fast), ("distilled", done.student))
+        for label, m in (("teacher", seen), ("before", seeing), ("distilled", done.student))
     }
     save_png(side_by_side(rows, with_psnr=True), place / "side_by_side.png", overwrite=True)
     _write(place / "layers.json", layer_rows(before, after))

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import decoder, output
 
-from dsconvert import load_snapshot, save_snapshot
+from dsconvert import ModuleSource, load_snapshot, open_file, save_snapshot
 from dsconvert.cli import main
 from dsconvert.files import convert_snapshot
+from dsconvert.inputs import sampler_of
 from dsconvert.metrics import sample_images
-from dsconvert.pipeline import apply, plan, sampler_of
+from dsconvert.pipeline import apply, plan
 from dsconvert.snapshot import new_snapshot
 from dsconvert.train.distill import distill
 from dsconvert.train.distill_config import DistillConfig
@@ -78,6 +80,28 @@ def test_a_conditional_generator_learns(conditional_file: Path, tmp_path: Path) 
         k: v for k, v in load_snapshot(out).generator.state_dict().items() if "stored" in k
     }
     assert statistics
+
+
+def test_a_state_dict_of_any_code_learns(tmp_path: Path, monkeypatch, capsys) -> None:
+    """A generator of a user's own module, whose converted file is a checkpoint too."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    source = ["--module", "models:Decoder", "--input", "16"]
+    dense, fast, better = (tmp_path / f"{n}.pth" for n in ("dense", "fast", "better"))
+    torch.save({"state_dict": decoder().state_dict(), "epoch": 3}, dense)
+    assert (
+        main([str(dense), "--out", str(fast), "--preset", "fast", "--calibrate", "8", *source]) == 0
+    )
+    words = ["distill", str(dense), str(fast), "--out", str(better), "--steps", "20", *source]
+    assert main([*words, "--features", "0", "--lr", "0.01", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["after"]["distance"] < 0.9 * said["before"]["distance"]
+    module = ModuleSource(factory="models:Decoder", shapes=((16,),))
+    z = torch.randn(64, 16, generator=torch.Generator().manual_seed(5))
+    wanted, before, after = (
+        output(open_file(p, module=module).generator, z) for p in (dense, fast, better)
+    )
+    assert (after - wanted).square().mean() < (before - wanted).square().mean()
+    assert torch.load(better, weights_only=True)["epoch"] == 3
 
 
 @pytest.mark.parametrize(

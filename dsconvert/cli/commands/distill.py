@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dsconvert.cli.opening import source_of
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.errors import UsageError
 from dsconvert.train.distill_config import DistillConfig
@@ -49,6 +50,7 @@ def run(options: Namespace) -> None:
             resume=options.resume,
             overwrite=options.overwrite,
             device=device,
+            module=source_of(options),
             progress=bars,
         )
     result = done.distilled

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
+from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.errors import UsageError
-from dsconvert.inputs import sampler_of
+from dsconvert.kinds import inputs_of, picture_of
+from dsconvert.metrics.distance import Inputs, sample_images
 from dsconvert.metrics.evaluate import FEW, Contest, Evaluation, Score, evaluate, extractors
 from dsconvert.metrics.frechet import Comparison
-from dsconvert.snapshot import load_snapshot
 from dsconvert.train.data import ImageSet, open_images
 from dsconvert.train.stream import to_range
 
@@ -40,11 +41,17 @@ def run(options: Namespace) -> None:
     """Measure, and say what it means."""
     # What is missing (Inception, say) is missed now, not after minutes of sampling.
     nets = extractors(options.metrics)
-    student = load_snapshot(options.snapshot).generator
-    teacher = load_snapshot(options.against).generator if options.against else None
-    facts: Any = student
-    if teacher is not None:
-        _same_kind(options, student, teacher)
+    file = opened(options.snapshot, options)
+    student, inputs = picture_of(file), inputs_of(file)
+    if inputs is None:
+        raise UsageError(f"nobody knows what the generator of {options.snapshot} takes: --input.")
+    teacher = picture_of(opened(options.against, options)) if options.against else None
+    channels, side = _image(student, inputs)
+    if teacher is not None and (channels, side) != _image(teacher, inputs):
+        raise UsageError(
+            f"the images of {options.snapshot} and {options.against} differ in size: they can't be "
+            "compared."
+        )
     notes: list[str] = []
     samples = options.samples or _DEFAULT
     images: ImageSet | None = None
@@ -52,14 +59,14 @@ def run(options: Namespace) -> None:
         if options.data:
             images = open_images(
                 options.data,
-                resolution=int(facts.img_resolution),
-                channels=int(facts.img_channels),
+                resolution=side,
+                channels=channels,
                 progress=bars,
             )
             samples, notes = _count(images, options.samples, notes)
         found = evaluate(
             student,
-            sampler_of(student),
+            inputs,
             nets=nets,
             metrics=options.metrics,
             teacher=teacher,
@@ -76,14 +83,10 @@ def run(options: Namespace) -> None:
     say(_table(options, found), *_verdicts(found), *(f"note: {n}." for n in notes))
 
 
-def _same_kind(options: Namespace, student: Any, teacher: Any) -> None:
-    for name in ("z_dim", "c_dim", "img_resolution", "img_channels"):
-        mine, theirs = getattr(student, name, None), getattr(teacher, name, None)
-        if mine != theirs:
-            raise UsageError(
-                f"{options.snapshot} has {name} {mine} and {options.against} {theirs}: they can't "
-                "be compared."
-            )
+def _image(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
+    """Channels and side of a generator's images."""
+    made = sample_images(model, inputs, samples=1, seed=0)
+    return made.shape[1], made.shape[2]
 
 
 def _count(images: ImageSet, wanted: int | None, notes: list[str]) -> tuple[int, list[str]]:

@@ -54,6 +54,7 @@ def add(command: argparse.ArgumentParser) -> None:
     run.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (a GPU where there is one)")
     arguments.quiet(command)
     arguments.json(command)
+    arguments.module(command)
 
 
 def check(options: argparse.Namespace) -> None:

@@ -45,6 +45,7 @@ def add(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=arguments.seed, default=1)
     arguments.quiet(command)
     arguments.json(command)
+    arguments.module(command)
 
 
 def check(options: argparse.Namespace) -> None:
