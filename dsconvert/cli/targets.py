@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from rich.table import Table
 from torch import nn
 
@@ -26,6 +25,7 @@ def planned(file: Opened, options: Namespace, bars: Bars) -> MeasuredPlan:
         batch=options.batch,
         train_batch=options.train_batch,
         settings=Settings(device=options.device, dtype=options.dtype, threads=options.threads),
+        layouts=(False, True) if options.channels_last else (False,),
         keep=tuple(options.keep),
         inputs=inputs_of(file),
         calibrate=8 if options.calibrate is None else min(8, options.calibrate),
@@ -36,14 +36,7 @@ def planned(file: Opened, options: Namespace, bars: Bars) -> MeasuredPlan:
 
 
 def checked(measured: MeasuredPlan, file: Opened, models: Mapping[str, nn.Module]) -> MeasuredPlan:
-    """The same with its promises measured on the converted model.
-
-    The converted models get the layout that was measured; a file keeps it.
-    """
-    if measured.channels_last:
-        for model in models.values():
-            move: Any = model.to
-            move(memory_format=torch.channels_last)
+    """The same with its promises measured on the converted model."""
     main = models[file.generators[0]]
     promises = verify(measured, file.generator, main, inputs=inputs_of(file))
     return dataclasses.replace(measured, promises=promises)

@@ -68,7 +68,7 @@ def plan_measured(
     batch: int = 1,
     train_batch: int = 4,
     settings: Settings | None = None,
-    layouts: Sequence[bool] = (False, True),
+    layouts: Sequence[bool] = (False,),
     keep: Sequence[str] = (),
     leaves: Sequence[str] = (),
     inputs: Inputs | None = None,
@@ -92,7 +92,8 @@ def plan_measured(
         batch: of the forward pass whose latency counts.
         train_batch: of the forward + backward that ``train-time`` and ``memory`` are about.
         settings: device, type, threads; default: the device at hand, float32.
-        layouts: memory layouts to try; True is channels_last. The one with less loss wins.
+        layouts: memory layouts to try; True is channels_last. The one with less loss wins, and the
+            plan's note says if the model has to be put into it (a file does not keep it).
         keep: globs of convolutions that stay as they are.
         leaves: names of modules that torch.fx must not look into.
         inputs: sampler of inputs; an adapter's is used otherwise.

@@ -82,7 +82,7 @@ def test_nothing_faster_stays_dense(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return 1.0 if pair else 0.001
 
     monkeypatch.setattr(sites, "_seconds", dense_is_fast)
-    found = planned(tmp_path, "latency=1x", layouts=(False,))
+    found = planned(tmp_path, "latency=1x")
     reasons = {d.site: d.reason for d in found.plan.decisions}
     assert actions(found)["shared"] == "keep"
     assert "nothing measured is faster" in reasons["shared"]
@@ -93,7 +93,7 @@ def test_nothing_faster_stays_dense(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_whole_that_is_slower_than_its_parts_is_planned_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_paper = planned(tmp_path, "latency=0.7x", layouts=(False,))
+    on_paper = planned(tmp_path, "latency=0.7x")
     (paper,) = on_paper.promises
     extra = paper.budget - paper.promised + 0.5
     asked: list[float] = []
@@ -105,7 +105,7 @@ def test_a_whole_that_is_slower_than_its_parts_is_planned_again(
         return here + (extra if min(asked) < here < max(asked) else 0.0)
 
     monkeypatch.setattr(LocalSubject, "seconds", seconds)
-    found = planned(tmp_path, "latency=0.7x", layouts=(False,))
+    found = planned(tmp_path, "latency=0.7x")
     (promise,) = found.promises
     assert promise.promised <= promise.budget * (1 + 1e-9)
     assert found.loss > on_paper.loss
@@ -114,20 +114,20 @@ def test_a_whole_that_is_slower_than_its_parts_is_planned_again(
 @pytest.mark.usefixtures("clock")
 def test_an_impossible_target_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"latency=0\.001x can't be reached") as refused:
-        planned(tmp_path, "latency=0.001x", layouts=(False,))
+        planned(tmp_path, "latency=0.001x")
     nearest = float(str(refused.value).split("the nearest is latency=")[1].split("x")[0])
     assert 0.001 < nearest < 1
     # What it names is reached, and a hair less is not.
-    found = planned(tmp_path, f"latency={nearest * 1.01:.5f}x", layouts=(False,))
+    found = planned(tmp_path, f"latency={nearest * 1.01:.5f}x")
     assert found.promises[0].promised <= found.promises[0].budget
     with pytest.raises(TargetError, match="can't be reached"):
-        planned(tmp_path, f"latency={nearest * 0.98:.5f}x", layouts=(False,))
+        planned(tmp_path, f"latency={nearest * 0.98:.5f}x")
 
 
 @pytest.mark.usefixtures("clock")
 def test_several_targets_hold_together(tmp_path: Path) -> None:
     every = ("latency=0.7x", "train-time=0.7x", "macs=0.5x", "params=18K", "memory=0.95x")
-    found = planned(tmp_path, *every, layouts=(False,))
+    found = planned(tmp_path, *every)
     model = decoder()
     result = apply(model, found.plan, inputs=latents, calibrate=0)
     checked = {p.metric: p for p in verify(found, model, result.model, inputs=latents)}
@@ -136,7 +136,7 @@ def test_several_targets_hold_together(tmp_path: Path) -> None:
     assert checked["params"].measured == result.after.params <= 18_000
     assert checked["macs"].measured == result.after.macs
     with pytest.raises(TargetError, match="together"):
-        planned(tmp_path, "latency=0.7x", "params=1K", layouts=(False,))
+        planned(tmp_path, "latency=0.7x", "params=1K")
 
 
 def test_memory_is_predicted_from_its_parts(tmp_path: Path) -> None:
@@ -149,9 +149,29 @@ def test_memory_is_predicted_from_its_parts(tmp_path: Path) -> None:
     assert p.measured == pytest.approx(p.promised, rel=0.03)
 
 
+def test_the_layout_with_less_time_is_taken_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(self: LocalSubject, operation: Operation) -> float:
+        return whole(self._model) * (0.5 if self._settings.channels_last else 1.0)
+
+    def part(module: nn.Module, _site, _batch, probe: sites.Probe, **_) -> float:
+        return weight(module) * (0.5 if probe.channels_last else 1.0)
+
+    monkeypatch.setattr(LocalSubject, "seconds", seconds)
+    monkeypatch.setattr(sites, "_seconds", part)
+    assert not planned(tmp_path, "latency=0.6x").channels_last
+    both = planned(tmp_path, "latency=0.6x", layouts=(False, True))
+    assert both.channels_last
+    assert both.loss == 0
+    assert "channels_last" in (both.plan.note or "")
+    # The original is what it is: in its own layout.
+    assert both.promises[0].before == pytest.approx(whole(decoder()))
+
+
 @pytest.mark.usefixtures("clock")
 def test_keep_is_obeyed(tmp_path: Path) -> None:
-    found = planned(tmp_path, "latency=0.9x", keep=["block1"], layouts=(False,))
+    found = planned(tmp_path, "latency=0.9x", keep=["block1"])
     assert actions(found)["block1.1"] == actions(found)["block1.5"] == "keep"
 
 
@@ -182,10 +202,10 @@ def test_a_model_nobody_knows_needs_inputs() -> None:
 
 def test_on_the_real_clock(tmp_path: Path) -> None:
     """That a plan comes out, from real times, and that a second run measures none again."""
-    first = planned(tmp_path, "latency=50x", layouts=(False,), calibrate=4)
+    first = planned(tmp_path, "latency=50x", calibrate=4)
     assert first.measured > 0
     assert first.promises[0].before > 0
-    second = planned(tmp_path, "latency=50x", layouts=(False,), calibrate=4)
+    second = planned(tmp_path, "latency=50x", calibrate=4)
     assert second.measured == 0
 
 

@@ -73,6 +73,11 @@ def _targets(command: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=DTYPES, help="to measure in (default float32)")
     group.add_argument("--threads", type=arguments.whole, metavar="N", help="CPU threads")
     group.add_argument(
+        "--channels-last",
+        action="store_true",
+        help="try that memory layout too, for a model that will be run in it",
+    )
+    group.add_argument(
         "--remeasure", action="store_true", help="take no time from an earlier run's profile"
     )
 
@@ -81,7 +86,7 @@ def _check_targets(options: argparse.Namespace) -> None:
     if not options.target:
         given = ("batch", "train_batch", "device", "dtype", "threads")
         idle = [n for n in given if getattr(options, n) is not None]
-        idle += ["remeasure"] if options.remeasure else []
+        idle += [n for n in ("channels_last", "remeasure") if getattr(options, n)]
         if idle:
             names = ", ".join("--" + n.replace("_", "-") for n in idle)
             raise UsageError(f"{names}: only together with --target.")
