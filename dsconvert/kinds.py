@@ -23,6 +23,8 @@ from dsconvert.checkpoint import (
     save_checkpoint,
 )
 from dsconvert.errors import UsageError
+from dsconvert.export.api import export_model
+from dsconvert.export.plain import PlainFile, is_plain, open_plain
 from dsconvert.snapshot import Snapshot, inspect_snapshot, load_snapshot, save_snapshot
 
 if TYPE_CHECKING:
@@ -135,7 +137,35 @@ _CHECKPOINT = Kind(
     inspect=lambda path, module: inspect_checkpoint(path, module=module),
     opened=Checkpoint,
 )
-_KINDS: list[Kind] = [_CHECKPOINT, _SNAPSHOT]
+
+
+def _load_plain(path: Path, drop: Collection[str], module: ModuleSource | None) -> Opened:
+    _no_module(path, module)
+    if drop:
+        raise UsageError(f"{path} holds one generator and nothing else; there is nothing to drop.")
+    return open_plain(path)
+
+
+def _inspect_plain(path: Path, module: ModuleSource | None) -> Facts:
+    _no_module(path, module)
+    return open_plain(path)
+
+
+def _save_plain(
+    opened: Any, models: Mapping[str, nn.Module], path: str | os.PathLike[str], overwrite: bool
+) -> None:
+    export_model(models[opened.keys[0]], path, format="safetensors", overwrite=overwrite)
+
+
+_PLAIN = Kind(
+    name="safetensors export",
+    recognises=is_plain,
+    load=_load_plain,
+    save=_save_plain,
+    inspect=_inspect_plain,
+    opened=PlainFile,
+)
+_KINDS: list[Kind] = [_PLAIN, _CHECKPOINT, _SNAPSHOT]
 
 
 def register(kind: Kind) -> None:

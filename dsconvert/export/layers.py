@@ -42,11 +42,18 @@ class AddNoise(nn.Module):
         return torch.addcmul(x, self.weight, plane)
 
 
-def _finish(y: Tensor, weight: Tensor | None, plane: Tensor | None, gate: bool) -> Tensor:
-    """Noise and gate of a map nobody else holds, so that it may be changed in place."""
+def _finish(
+    y: Tensor, weight: Tensor | None, plane: Tensor | None, gate: bool, out: Tensor | None = None
+) -> Tensor:
+    """Noise and gate of a map nobody else holds, so that it may be changed in place.
+
+    The result goes to ``out``, a part of a larger map, if there is one.
+    """
     if weight is not None and plane is not None:
         y = y.addcmul_(weight, plane)
-    return F.glu(y, 1) if gate else y
+    if out is None:
+        return F.glu(y, 1) if gate else y
+    return torch.ops.aten.glu.out(y, 1, out=out) if gate else out.copy_(y)
 
 
 _TAPS = ((3, 1), (2, 0))
@@ -173,7 +180,7 @@ class GatedUpsample(nn.Module):
             row, column = divmod(i, 2)
             y = phase(x)[:, :, row : row + h, column : column + w]
             part = None if plane is None else plane[:, :, row::2, column::2]
-            out[:, :, row::2, column::2] = _finish(y, self.weight, part, self.gate)
+            _finish(y, self.weight, part, self.gate, out[:, :, row::2, column::2])
         return out
 
 
@@ -205,8 +212,8 @@ class GatedPointwise(nn.Module):
             and conv.groups == 1
         )
 
-    def _tile(self, x: Tensor, plane: Tensor | None) -> Tensor:
-        return _finish(self.linear(x).permute(0, 3, 1, 2), self.weight, plane, self.gate)
+    def _tile(self, x: Tensor, plane: Tensor | None, out: Tensor | None = None) -> Tensor:
+        return _finish(self.linear(x).permute(0, 3, 1, 2), self.weight, plane, self.gate, out)
 
     def forward(self, x: Tensor, plane: Tensor | None = None) -> Tensor:
         """Mix the channels of x; ``plane`` is (N or 1, 1, H, W)."""
@@ -222,5 +229,57 @@ class GatedPointwise(nn.Module):
         )
         for top in range(0, h, rows):
             part = None if plane is None else plane[:, :, top : top + rows]
-            out[:, :, top : top + rows] = self._tile(view[:, top : top + rows], part)
+            self._tile(view[:, top : top + rows], part, out[:, :, top : top + rows])
+        return out
+
+
+class FewChannels(nn.Module):
+    """A 3 x 3 convolution to a few channels (an image): (N, I, H, W) -> (N, O, H, W).
+
+    One matrix product makes the 9 O partial images of all taps, which are then added with their
+    shifts: the general operator is made for many output channels and takes twice the time.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.channels = conv.out_channels
+        # (O, I, 3, 3) to (9 O, I): tap by tap
+        taps = conv.weight.detach().permute(2, 3, 0, 1).reshape(-1, conv.in_channels)
+        self.weight = nn.Parameter(taps.contiguous(), requires_grad=False)
+        bias = None if conv.bias is None else conv.bias.detach().clone()
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    @staticmethod
+    def fits(conv: nn.Module) -> bool:
+        """Whether ``conv`` is such a convolution."""
+        return (
+            isinstance(conv, nn.Conv2d)
+            and conv.kernel_size == (3, 3)
+            and conv.stride == conv.dilation == (1, 1)
+            and conv.padding in ((1, 1), "same")
+            and conv.padding_mode == "zeros"
+            and conv.groups == 1
+            and conv.out_channels <= 4
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        n, c, h, w = x.shape
+        view = x.permute(0, 2, 3, 1).reshape(n, h * w, c)
+        parts = torch.matmul(self.weight, view.transpose(1, 2)).view(n, 9, self.channels, h, w)
+        out = parts[:, 4].clone()  # the middle tap covers every pixel
+        if self.bias is not None:
+            out += self.bias[:, None, None]
+        for tap in (0, 1, 2, 3, 5, 6, 7, 8):
+            down, right = tap // 3 - 1, tap % 3 - 1
+            # The pixel at (y, x) sees that at (y + down, x + right), where there is one.
+            rows, from_rows = (
+                slice(max(0, -down), h - max(0, down)),
+                slice(max(0, down), h + min(0, down)),
+            )
+            columns, from_columns = (
+                slice(max(0, -right), w - max(0, right)),
+                slice(max(0, right), w + min(0, right)),
+            )
+            out[:, :, rows, columns] += parts[:, tap, :, from_rows, from_columns]
         return out

@@ -1,14 +1,16 @@
 """safetensors with the architecture in its header: a generator to share, without a pickle.
 
-The header's ``dsconvert`` entry is JSON: the adapter's name, the facts it rebuilds the architecture
-from, and what a conversion has changed in it (plain ``torch.nn`` modules, described by checked
-attributes; see :mod:`dsconvert.snapshot.layers`). Nothing in the file is ever executed.
+The header's ``dsconvert_generator`` entry is JSON: the adapter's name, the facts it rebuilds the
+architecture from, and what a conversion has changed in it (plain ``torch.nn`` modules, described by
+checked attributes; see :mod:`dsconvert.snapshot.layers`). Nothing in the file is ever executed.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from dsconvert.errors import (
     ExportError,
     ForeignFileError,
     UnsupportedSnapshotError,
+    UsageError,
 )
 from dsconvert.export.formats import need
 from dsconvert.export.inputs import Inputs, examples_of
@@ -37,8 +40,60 @@ from dsconvert.rewrite import copied
 if TYPE_CHECKING:
     import os
 
-_KEY = "dsconvert"
+_KEY = "dsconvert_generator"
 _VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlainFile:
+    """A safetensors export, opened: one generator."""
+
+    path: Path
+    config: Mapping[str, Any]
+    """Facts about the generator, as its adapter tells them."""
+    generator: nn.Module
+    keys: tuple[str, ...] = ("G_ema",)
+    generators: tuple[str, ...] = ("G_ema",)
+
+    def module(self, key: str) -> nn.Module:
+        """The generator.
+
+        Raises:
+            UsageError: another key.
+        """
+        if key not in self.keys:
+            raise UsageError(f"{self.path} has no entry {key!r}, only {self.keys[0]}.")
+        return self.generator
+
+    def has_module(self, key: str) -> bool:
+        """Whether there is one of that name."""
+        return key in self.keys
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for ``inspect``."""
+        return {"path": str(self.path), "format": "safetensors", "config": dict(self.config)}
+
+
+def is_plain(path: Path) -> bool:
+    """Whether a file looks like what :func:`save_plain` writes, by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError:
+        return False
+    return head[8:10] == b'{"' and f'"{_KEY}"'.encode() in head
+
+
+def open_plain(path: Path) -> PlainFile:
+    """Open a safetensors export.
+
+    Raises:
+        DsconvertError: see :func:`load_plain`.
+    """
+    model = load_plain(path)
+    adapter = adapter_for(model)
+    config = adapter.describe(model) if adapter is not None else {}
+    return PlainFile(path=path, config=config, generator=model)
 
 
 def _folded(model: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from dsconvert.errors import UsageError
 from dsconvert.export import deploy
 from dsconvert.export.graph import absorb, affine_of, flatten, is_gate
 from dsconvert.export.inputs import examples_of
-from dsconvert.export.layers import GatedPointwise, GatedUpsample
+from dsconvert.export.layers import FewChannels, GatedPointwise, GatedUpsample
 from dsconvert.snapshot import load_snapshot
 from tests.export.conftest import image, inputs_of
 from tests.models import Gate, Noise, decoder, latents
@@ -187,6 +187,15 @@ def test_the_pointwise_part(
     assert torch.allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 2), (9, 7)])
+def test_the_image_part(size: tuple[int, int], bias: bool) -> None:
+    torch.manual_seed(4)
+    conv = nn.Conv2d(5, 3, 3, padding=1, bias=bias).requires_grad_(False)
+    for x in (torch.randn(2, 5, *size), torch.randn(2, *size, 5).permute(0, 3, 1, 2)):
+        assert torch.allclose(FewChannels(conv)(x), conv(x), atol=1e-5)
+
+
 def test_what_does_not_fit_is_left_alone() -> None:
     assert not GatedUpsample.fits(nn.ConvTranspose2d(6, 6, 4, 2, 1))  # dense
     assert not GatedUpsample.fits(nn.ConvTranspose2d(6, 6, 4, 2, 0, groups=6))
@@ -194,6 +203,9 @@ def test_what_does_not_fit_is_left_alone() -> None:
     assert not GatedPointwise.fits(nn.Conv2d(6, 6, 1, groups=2))
     assert not GatedPointwise.fits(nn.Conv2d(6, 6, 1, stride=2))
     assert not GatedPointwise.fits(nn.Conv2d(6, 6, 3, padding=1))
+    assert not FewChannels.fits(nn.Conv2d(6, 3, 3))
+    assert not FewChannels.fits(nn.Conv2d(6, 3, 3, padding=1, padding_mode="reflect"))
+    assert not FewChannels.fits(nn.Conv2d(6, 8, 3, padding=1))
 
 
 def test_gates_are_known_by_what_they_do() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import dsconvert
@@ -257,10 +258,10 @@ def header(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     from safetensors.torch import save_file
 
     with safe_open(str(path), framework="pt") as file:
-        data = json.loads(file.metadata()["dsconvert"])
+        data = json.loads(file.metadata()["dsconvert_generator"])
         tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     change(data)
-    save_file(tensors, str(path), metadata={"dsconvert": json.dumps(data)})
+    save_file(tensors, str(path), metadata={"dsconvert_generator": json.dumps(data)})
 
 
 @pytest.mark.parametrize(
@@ -345,3 +346,10 @@ def test_a_safetensors_export_is_exported_again(snapshot_file: Path, tmp_path: P
     middle = tmp_path / "g.safetensors"
     assert main(["export", str(snapshot_file), "--out", str(middle)]) == 0
     assert main(["export", str(middle), "--out", str(tmp_path / "g.pt2"), "--noise", "zero"]) == 0
+    # Other commands read it too.
+    for file in (snapshot_file, middle):
+        sheet = tmp_path / f"{file.stem}{file.suffix}.png"
+        assert main(["generate", str(file), "--seeds", "0", "--out", str(sheet)]) == 0
+    one, two = sorted(tmp_path.glob("*.png"))
+    a, b = (torch.tensor(list(Image.open(p).getdata())).int() for p in (one, two))
+    assert (a - b).abs().max() <= 1

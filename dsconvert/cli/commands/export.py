@@ -5,15 +5,16 @@ from __future__ import annotations
 from argparse import Namespace
 from dataclasses import asdict
 
+from dsconvert.cli.opening import opened
 from dsconvert.cli.output import emit, say
-from dsconvert.export import check_export, export_model, load_generator
+from dsconvert.export import check_export, export_model
 
 
 def run(options: Namespace) -> None:
     """Export ``G_ema``."""
     check_export(options.out, options.format, noise=options.noise, overwrite=options.overwrite)
     made = export_model(
-        load_generator(options.snapshot),
+        opened(options.snapshot, options).generator,
         options.out,
         format=options.format,
         noise=options.noise,

@@ -23,3 +23,4 @@ def add(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=arguments.seed, default=0, help="of the fixed noise")
     arguments.output(command, required=True)
     arguments.json(command)
+    arguments.module(command)
