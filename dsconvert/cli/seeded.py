@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dsconvert.cli.output import Bars
 from dsconvert.errors import UsageError
+from dsconvert.export.plain import PlainFile
 from dsconvert.kinds import Opened, inputs_of, picture_of
 from dsconvert.snapshot import Snapshot
 
@@ -23,15 +24,18 @@ def images_of(
 ) -> Tensor:
     """One image a seed, in [-1, 1].
 
-    Of an official snapshot the latents are drawn as the official ``gen_images.py`` draws them; of
-    another file from a torch generator of that seed. The model's own noise is seeded too, so that
-    two models see the same draws.
+    Of an official snapshot, or its export, the latents are drawn as the official
+    ``gen_images.py`` draws them; of another file from a torch generator of that seed. The model's
+    own noise is seeded too, so that two models see the same draws.
 
     Raises:
         UsageError: a class where there is none, or the other way round; unknown inputs.
     """
     model = file.generator
-    draw = _official(model, label) if isinstance(file, Snapshot) else _drawn(file, label)
+    official = isinstance(file, Snapshot) or (
+        isinstance(file, PlainFile) and hasattr(model, "z_dim")
+    )
+    draw = _official(model, label) if official else _drawn(file, label)
     picture = picture_of(file)
     images: list[Tensor] = []
     model.eval()

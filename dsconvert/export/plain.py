@@ -49,6 +49,7 @@ class PlainFile:
     """A safetensors export, opened: one generator."""
 
     path: Path
+    adapter: Adapter | None
     config: Mapping[str, Any]
     """Facts about the generator, as its adapter tells them."""
     generator: nn.Module
@@ -93,7 +94,7 @@ def open_plain(path: Path) -> PlainFile:
     model = load_plain(path)
     adapter = adapter_for(model)
     config = adapter.describe(model) if adapter is not None else {}
-    return PlainFile(path=path, config=config, generator=model)
+    return PlainFile(path=path, adapter=adapter, config=config, generator=model)
 
 
 def _folded(model: nn.Module) -> nn.Module:
