@@ -8,7 +8,7 @@ OUT ?= out
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -20,7 +20,7 @@ $(VENV)/.user: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable ".[dev,metrics,measured]"
+	$(PIP) --editable ".[dev,docs,metrics,measured]"
 	# Trained weights that ship in a package, for tests/test_zoo.py; its metadata pins an old torch.
 	$(PIP) --no-deps facenet-pytorch
 	touch $@ $(VENV)/.user
@@ -40,6 +40,10 @@ check:
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+# The site, into $(OUT)/site; any broken link or reference fails it.
+docs:
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --site-dir $(OUT)/site
 
 clean:
 	rm -rf $(VENV) $(OUT)

@@ -183,10 +183,12 @@ def row(make: Callable[[], Made], *, thorough: bool) -> dict[str, Any]:
             result["macs"] = cost(model, inputs=inputs).macs
             spread = (wanted - wanted.mean(0)).square().sum()
             for init in ("svd", "fit") if trained else ("svd",):
-                made = apply(model, balanced, init=init, inputs=inputs, calibrate=48)
+                samples = 48 if trained else 0  # an untrained network has no quality to keep
+                made = apply(model, balanced, init=init, inputs=inputs, calibrate=samples)
                 result["macs_balanced"] = made.after.macs
-                error = (_run(made.model, x) - wanted).square().sum() / spread
-                result[f"error_{init}"] = float(error)
+                if trained:
+                    error = (_run(made.model, x) - wanted).square().sum() / spread
+                    result[f"error_{init}"] = float(error)
     except DsconvertError as error:
         result["refused"] = f"{type(error).__name__}: {error}"
     result["seconds"] = round(time.perf_counter() - began, 1)
