@@ -58,7 +58,8 @@ def restructure(model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
                 setattr(model.get_submodule(parent), child, new)
     for name in recipe["removed"]:
         parent, _, child = name.rpartition(".")
-        delattr(model.get_submodule(parent), child)
+        # None, not deleted: a forward may ask whether it is there.
+        setattr(model.get_submodule(parent), child, None)
     for name, value in recipe["eps"].items():
         norm: Any = model.get_submodule(name)
         norm.eps = float(value)

@@ -183,5 +183,6 @@ def rewrite(model: nn.Module, trace: Trace, plan: Plan, *, consume: bool = False
                 fold(conv)
         for name in plan.remove:
             parent, _, child = name.rpartition(".")
-            delattr(result.get_submodule(parent), child)
+            # None, not deleted: a forward may ask whether it is there (GoogLeNet's aux heads).
+            setattr(result.get_submodule(parent), child, None)
     return Rewritten(model=result, residuals=residuals)

@@ -12,30 +12,11 @@ import pytest
 import torch
 from dsconvert_adapters import fastgan_pytorch
 from dsconvert_adapters.projected_gan import Generator
-from made_models import drifted, fastgan_content, moved
-from torch import nn
+from made_models import drifted, fastgan_content, moved, moved_generator
 
 from dsconvert.snapshot import new_snapshot, save_snapshot
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def moved_generator(**config: object) -> Generator:
-    """A small official-style generator with nothing left at its initial value.
-
-    Untrained; noise weights and batch-norm statistics are moved so that a converter which forgets
-    them is found out.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        made = Generator.from_config(**{"resolution": 128, "ngf": 4, "z_dim": 16, **config})
-        for module in made.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.2)
-                module.running_var.uniform_(0.5, 1.5)
-            elif type(module).__name__ == "NoiseInjection":
-                module.weight.data.fill_(0.2)
-    return made
 
 
 def written(made: Generator, path: Path) -> Path:

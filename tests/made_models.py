@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from dsconvert_adapters.projected_gan import Generator
 from dsconvert_adapters.projected_gan.architecture import settle_spectral_norm
 from torch import nn
 
@@ -44,3 +45,21 @@ def drifted(model: nn.Module, seed: int = 7) -> nn.Module:
         for parameter in result.parameters():
             parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
     return result
+
+
+def moved_generator(**config: object) -> Generator:
+    """A small official-style generator with nothing left at its initial value.
+
+    Untrained; noise weights and batch-norm statistics are moved so that a converter which forgets
+    them is found out.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        made = Generator.from_config(**{"resolution": 128, "ngf": 4, "z_dim": 16, **config})
+        for module in made.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 1.5)
+            elif type(module).__name__ == "NoiseInjection":
+                module.weight.data.fill_(0.2)
+    return made

@@ -115,7 +115,7 @@ def test_exact_changes_no_image_and_drops_the_dead():
     z = torch.randn(4, 16)
     fast = dsconvert.convert(model, preset="exact", inputs=latents)
     assert (output(fast, z) - output(model, z)).abs().max() < 1e-5
-    assert not hasattr(fast, "dead")
+    assert fast.dead is None  # a forward may still ask for it
     assert isinstance(fast.block1[1], nn.ConvTranspose2d)
 
 

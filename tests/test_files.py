@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import moved_generator
+from made_models import moved_generator
 
 from dsconvert.errors import UsageError
 from dsconvert.files import convert_snapshot
