@@ -140,6 +140,8 @@ def _drop_defaults(graph: fx.Graph) -> None:
 def _dead(model: nn.Module, watch: Watch, graph: fx.Graph, opaque: dict[str, str]) -> list[str]:
     """Topmost modules with parameters of which nothing runs, and whose weights nobody reads."""
     read = [str(n.target) for n in graph.nodes if n.op == "get_attr"]
+    # torch's own modules are leaves too (attention reads the weight of a child it never calls).
+    leaves = {*opaque, *(str(n.target) for n in graph.nodes if n.op == "call_module")}
     dead: list[str] = []
     for name, module in model.named_modules():
         if not name or next(module.parameters(), None) is None:
@@ -149,7 +151,7 @@ def _dead(model: nn.Module, watch: Watch, graph: fx.Graph, opaque: dict[str, str
         if any(name == r or name.startswith(f"{r}.") or r.startswith(f"{name}.") for r in read):
             continue
         # Inside a leaf the graph can't tell whether a weight is read without a call.
-        if any(name.startswith(f"{leaf}.") for leaf in opaque):
+        if any(name.startswith(f"{leaf}.") for leaf in leaves):
             continue
         if not any(ran == name or ran.startswith(f"{name}.") for ran in watch.calls):
             dead.append(name)

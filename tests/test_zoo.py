@@ -69,3 +69,20 @@ def test_a_convolution_that_computes_in_its_own_way_is_left_alone() -> None:
 
     same = nn.Sequential(parametrizations.weight_norm(Plain(16, 16, 3)))
     assert plan(same, rank=1).decisions[0].action == "rewrite"
+
+
+def test_what_a_leaf_reads_without_a_call_is_not_dead() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.inner = nn.Conv2d(16, 16, 3), nn.MultiheadAttention(16, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = self.conv(x).flatten(2).permute(2, 0, 1)
+            return self.inner(rows, rows, rows)[0]
+
+    model, x = Attention().eval(), torch.randn(1, 16, 6, 6)
+    made = plan(model, preset="exact", example_inputs=(x,))
+    assert made.remove == ()
+    with torch.no_grad():
+        assert torch.allclose(convert(model, preset="exact", example_inputs=(x,))(x), model(x))
