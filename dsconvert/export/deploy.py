@@ -149,7 +149,8 @@ def deploy(
             same planes for every image) or ``zero``.
         seed: of the fixed planes.
         fused: use the parts made for CPUs; off: plain ``torch.nn`` operators only.
-        compile: pass the result through ``torch.compile`` (needs a C++ compiler).
+        compile: fuse the plain operators by ``torch.compile`` instead (needs a C++ compiler, and
+            minutes at the first call of each shape).
         inputs: ``inputs(n, generator)`` returns the arguments of one call with batch n; needed
             where no adapter knows the model.
         noise_types: classes that add freshly drawn noise, besides the adapter's.
@@ -159,7 +160,7 @@ def deploy(
     """
     examples = examples_of(model, inputs)
     core = flatten(model, examples, noise=noise, seed=seed, noise_types=noise_types)
-    if fused:
+    if fused and not compile:
         fuse(core)
     core.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     size = largest_map(core)
