@@ -35,8 +35,6 @@ ACTIVATIONS: Any = {
     "swish": (lambda x: torch.sigmoid(x) * x, _ROOT2),
 }
 """Functions, and the gain that keeps the variance."""
-_HOMOGENEOUS = ("linear", "relu", "lrelu")
-"""``f(g x) = g f(x)`` for g > 0: their gain moves in front, into the demodulation."""
 _MERGED_RANK = 2
 """Up to this rank depthwise and FIR are cheaper as one: 9 R taps a pixel, not 9 R / 4 + 16."""
 _NUMBER = (int, float)
@@ -274,13 +272,13 @@ class Noise(nn.Module):
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
         self.weight = nn.Parameter(torch.zeros([]))
 
-    def forward(self, y: Tensor, mode: str = "random", scale: float = 1.0) -> Tensor:
+    def forward(self, y: Tensor, mode: str = "random") -> Tensor:
         """Add a plane (N, 1, R, R), drawn anew, or the stored one to a fresh map (N, C, R, R)."""
         if mode == "const":
             plane = self.noise_const
         else:
             plane = torch.randn([y.shape[0], 1, *self.noise_const.shape], device=y.device)
-        plane = plane * (self.weight * scale)
+        plane = plane * self.weight
         return y.add_(plane) if _free(y) else y + plane
 
 
@@ -336,12 +334,9 @@ class SynthesisLayer(nn.Module):
         if noise_mode not in ("random", "const", "none"):
             raise ValueError(f"noise_mode is {noise_mode!r}, not 'random', 'const' or 'none'")
         function, own = ACTIVATIONS[self.activation]
-        early, late = 1.0, own * gain
         styles = self.affine(w)
         if type(x) is Tensor and not x.is_meta and isinstance(self.demod.conv, nn.Sequential):
-            if self.activation in _HOMOGENEOUS:
-                early, late = late, early
-            y = self._pair(x, styles, early)
+            y = self._pair(x, styles)
         else:
             conv: Any = self.demod.conv
             y = conv(x * styles[:, :, None, None])
@@ -350,25 +345,24 @@ class SynthesisLayer(nn.Module):
             scale = self.demod(styles, y)[:, :, None, None]
             y = y.mul_(scale) if _free(y) else y * scale
         if self.use_noise and noise_mode != "none":
-            y = self.noise(y, noise_mode, early)
-        bias = (self.bias * early)[:, None, None]
+            y = self.noise(y, noise_mode)
+        bias = self.bias[:, None, None]
         y = y.add_(bias) if _free(y) else y + bias
         in_place = self.activation == "lrelu" and _free(y)
         y = F.leaky_relu_(y, 0.2) if in_place else function(y)
-        if late != 1.0:
-            y = y.mul_(late) if _free(y) else y * late
+        y = y.mul_(own * gain) if _free(y) else y * (own * gain)
         if self.conv_clamp is not None:
             y = _clamped(y, self.conv_clamp * gain)
         return y
 
-    def _pair(self, x: Tensor, styles: Tensor, early: float) -> Tensor:
+    def _pair(self, x: Tensor, styles: Tensor) -> Tensor:
         """A separable pair with styles and demodulation in its factors, not in the maps.
 
         Both factors are linear a channel, so scaling the first one's weights by the styles and the
         second one's by the demodulation is exact, and spares two passes over the maps.
         """
         pair: Any = self.demod.conv
-        scale = self.demod(styles) * early
+        scale = self.demod(styles)
         n, inp, height, width = x.shape
         outs, side = self.out_channels, self.resolution
         point, spatial = pair.pointwise.weight.flatten(1), pair.depthwise.weight

@@ -29,7 +29,7 @@ class _Given(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self._planes = planes
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *_: object) -> Tensor:  # StyleGAN2 says which noise, too
         return x + self.weight * self._planes.pop(0)
 
 
