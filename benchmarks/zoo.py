@@ -105,6 +105,7 @@ ZOO: dict[str, Callable[[], Made]] = {
             "lraspp_mobilenet_v3_large",
         )
     },
+    "timm efficientformerv2_s0": _timm("efficientformerv2_s0", 224),
     "torchvision inception_v3": _torchvision("inception_v3", 128),
     "torchvision vit_b_16": _torchvision("vit_b_16", 224),
     "torchvision swin_t": _torchvision("swin_t", 96),
@@ -115,7 +116,7 @@ ZOO: dict[str, Callable[[], Made]] = {
             "vovnet39a", "cspresnet50", "darknet53", "nfnet_l0", "repvgg_a0", "ghostnet_100",
             "mobilenetv4_conv_small", "tf_efficientnetv2_b0", "mixnet_s", "skresnet18",
             "rexnet_100", "xception41", "selecsls42b", "inception_resnet_v2", "edgenext_xx_small",
-            "efficientformerv2_s0", "fastvit_t8", "resnetv2_50", "tresnet_m", "dpn68",
+            "fastvit_t8", "resnetv2_50", "tresnet_m", "dpn68",
         )
     },
 }  # fmt: skip
@@ -143,6 +144,9 @@ def settle(model: nn.Module, x: torch.Tensor) -> nn.Module:
             module.train()
             module.momentum = 1.0
         model(x)
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.normal_(module.weight, 0, 0.02)  # a head of zeros says nothing
     return model.eval()
 
 
