@@ -39,7 +39,8 @@ check:
 	$(BIN)/ruff format --check
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	# One thread a worker: processes with several each wait for one another on a small machine.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # The site, into $(OUT)/site; any broken link or reference fails it.
 docs:
