@@ -342,6 +342,8 @@ def test_ctrl_c(snapshot_file: Path, tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
         "from dsconvert.cli import main, output\n"
+        # A test run in the background of a script inherits an ignored SIGINT.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "output.Bars.__call__ = lambda *a: os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
