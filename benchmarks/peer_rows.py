@@ -167,6 +167,13 @@ def _deployed(original: nn.Module, options: Options) -> Built:
     return Built(model=Deployed(fast), inputs=sampler_of(original), counted=fast, trains=False)
 
 
+def _lean(original: nn.Module, options: Options) -> Built:
+    from dsconvert.export import lean
+
+    fast = _fast(original, options)
+    return Built(model=lean(fast), inputs=sampler_of(original), counted=fast)
+
+
 def _export(kind: str, suffix: str) -> Callable[[nn.Module, Options], Built]:
     def build(original: nn.Module, options: Options) -> Built:
         from dsconvert.errors import MissingExtraError
@@ -321,6 +328,7 @@ ROWS: dict[str, Callable[[nn.Module, Options], Built]] = {
     "balanced": _preset("balanced"),
     "fast": _preset("fast"),
     "fast, deployed": _deployed,
+    "fast, lean": _lean,
     "fast, onnxruntime": _export("onnx", ".onnx"),
     "fast, OpenVINO": _export("openvino", ".xml"),
     "BSConv": _bsconv,
