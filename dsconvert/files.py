@@ -77,7 +77,8 @@ def convert_snapshot(
         # Not ``snap.generator``, which is kept: of a large file one original at a time is enough.
         model = snap.module(key)
         decided = decided or plan_model(model, preset=preset, rank=rank, keep=keep, inputs=inputs)
-        if init == "fit" and calibrate != 0:  # a fit takes minutes, its digest a second
+        # A fit takes minutes, its digest a second.
+        if init == "fit" and calibrate != 0 and len(snap.generators) > 1:
             twin = digests.setdefault(_digest(model), key)
             if twin != key:
                 conversions[key] = _again(conversions[twin], twin)

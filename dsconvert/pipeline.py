@@ -17,7 +17,7 @@ from dsconvert.merging import merge
 from dsconvert.planner import make_plan
 from dsconvert.records import INITS, Conversion, Cost, Fit, Plan
 from dsconvert.report.counts import count
-from dsconvert.rewrite import costed, rewrite
+from dsconvert.rewrite import check_finite, costed, rewrite
 from dsconvert.trace import Traced, trace
 
 __all__ = [
@@ -183,7 +183,7 @@ def apply(
     examples = examples_for(model, example_inputs, inputs, adapter)
     traced = _trace(model, examples, leaves, adapter)
     plan = costed(traced.trace, plan)
-    _check_finite(model, plan)
+    check_finite(model, plan)
     seconds["trace"] = time.perf_counter() - began
 
     began = time.perf_counter()
@@ -243,21 +243,6 @@ def apply(
         notes=tuple(notes),
         seconds=seconds,
     )
-
-
-def _check_finite(model: nn.Module, plan: Plan) -> None:
-    gone = tuple(f"{name}." for name in plan.remove)
-    bad = [
-        name
-        for name, tensor in model.named_parameters()
-        if not name.startswith(gone) and not bool(tensor.isfinite().all())
-    ]
-    if bad:
-        raise UsageError(
-            f"{len(bad)} of the weights of this {type(model).__name__} are not finite (the first: "
-            f"{bad[0]}): its training diverged, and so there are no pictures to keep. Take an "
-            "earlier snapshot; where a file holds two generators, --drop the broken one."
-        )
 
 
 def _merged(plain: tuple[Fit, ...], fitted: Sequence[Fit]) -> tuple[Fit, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from dsconvert.errors import PlanError
+from dsconvert.errors import PlanError, UsageError
 from dsconvert.norms import effective_weight, fold, norm_kind, trainable
 from dsconvert.records import Decision, Plan, Site, Trace
 from dsconvert.rules import Rule, rule_named
@@ -111,6 +111,26 @@ def costed(trace: Trace, plan: Plan) -> Plan:
             )
         )
     return dataclasses.replace(plan, decisions=tuple(decisions))
+
+
+def check_finite(model: nn.Module, plan: Plan) -> None:
+    """Refuse weights that are not finite, where the plan does not remove them anyway.
+
+    Raises:
+        UsageError: at least one is not.
+    """
+    gone = tuple(f"{name}." for name in plan.remove)
+    bad = [
+        name
+        for name, tensor in model.named_parameters()
+        if not name.startswith(gone) and not bool(tensor.isfinite().all())
+    ]
+    if bad:
+        raise UsageError(
+            f"{len(bad)} of the weights of this {type(model).__name__} are not finite (the first: "
+            f"{bad[0]}): its training diverged, and so there are no pictures to keep. Take an "
+            "earlier snapshot; where a file holds two generators, --drop the broken one."
+        )
 
 
 def copied(model: nn.Module, replaced: frozenset[str] = frozenset()) -> nn.Module:

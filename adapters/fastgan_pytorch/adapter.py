@@ -12,6 +12,7 @@ from dsconvert.adapter import image_tensor
 from dsconvert.errors import AdapterError
 
 from .. import projected_gan
+from ..latents import normal_latents
 from ..projected_gan import blocks
 from .architecture import Generator
 
@@ -129,12 +130,7 @@ class FastganPytorch:
             AdapterError: ``model`` is none of this codebase's.
         """
         self._require(model)
-        size = _latents(model)
-
-        def sample(n: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-            return (torch.randn(n, size, generator=generator, device=generator.device),)
-
-        return sample
+        return normal_latents(_latents(model))
 
     def leaves(self) -> tuple[type[nn.Module], ...]:
         """Classes whose inside torch.fx can't trace."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from dsconvert.errors import AdapterError
 
+from ..latents import normal_latents
 from .architecture import Generator, Noise
 
 if TYPE_CHECKING:
@@ -141,12 +142,7 @@ class LightweightGan:
             AdapterError: ``model`` is none of this codebase's.
         """
         self._blocks(model)
-        size = _latents(model)
-
-        def sample(n: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-            return (torch.randn(n, size, generator=generator, device=generator.device),)
-
-        return sample
+        return normal_latents(_latents(model))
 
     def leaves(self) -> tuple[type[nn.Module], ...]:
         """Classes whose inside torch.fx can't trace."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from dsconvert.errors import AdapterError
 
+from ..latents import latents_and_classes
 from . import architecture, blocks
 
 if TYPE_CHECKING:
@@ -131,18 +132,7 @@ class ProjectedGan:
         """
         self._require(model)
         facts: Any = model
-        z_dim, c_dim = int(facts.z_dim), int(facts.c_dim)
-
-        def sample(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-            device = generator.device
-            z = torch.randn(n, z_dim, generator=generator, device=device)
-            c = torch.zeros(n, c_dim, device=device)
-            if c_dim:
-                rows = torch.randint(c_dim, (n, 1), generator=generator, device=device)
-                c.scatter_(1, rows, 1.0)
-            return z, c
-
-        return sample
+        return latents_and_classes(int(facts.z_dim), int(facts.c_dim))
 
     def leaves(self) -> tuple[type[nn.Module], ...]:
         """Classes whose inside torch.fx can't trace."""

@@ -13,6 +13,7 @@ from torch import nn
 from dsconvert.adapter import PERSISTENCE
 from dsconvert.errors import AdapterError
 
+from ..latents import latents_and_classes
 from . import network
 from .restore import restored
 from .sources import KNOWN_SOURCES
@@ -101,18 +102,7 @@ class StyleGan2:
             AdapterError: ``model`` is none of ours.
         """
         g = self._require(model)
-        z_dim, c_dim = int(g.z_dim), int(g.c_dim)
-
-        def sample(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-            device = generator.device
-            z = torch.randn(n, z_dim, generator=generator, device=device)
-            c = torch.zeros(n, c_dim, device=device)
-            if c_dim:
-                rows = torch.randint(c_dim, (n, 1), generator=generator, device=device)
-                c.scatter_(1, rows, 1.0)
-            return z, c
-
-        return sample
+        return latents_and_classes(int(g.z_dim), int(g.c_dim))
 
     def leaves(self) -> tuple[type[nn.Module], ...]:
         """The demodulation, whose kernel is a site of its own."""

@@ -103,11 +103,20 @@ class TrainConfig:
         Raises:
             UsageError: a field that is unknown or makes no sense.
         """
-        unknown = sorted(set(data) - {f.name for f in fields(cls)})
-        if unknown:
-            raise UsageError(f"these settings are unknown: {', '.join(unknown)}.")
-        values: dict[str, Any] = {**data, "betas": tuple(data.get("betas", (0.0, 0.99)))}
-        return cls(**values)
+        return cls(**known_settings(cls, data))
+
+
+def known_settings(cls: type[Any], data: dict[str, Any]) -> dict[str, Any]:
+    """What JSON held of the settings ``cls``, as its constructor takes it.
+
+    Raises:
+        UsageError: a field that is unknown.
+    """
+    unknown = sorted(set(data) - {f.name for f in fields(cls)})
+    if unknown:
+        raise UsageError(f"these settings are unknown: {', '.join(unknown)}.")
+    # JSON knows lists only.
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
 
 
 SAFE_TO_CHANGE = frozenset(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from dsconvert.errors import UsageError
+from dsconvert.train.config import known_settings
 from dsconvert.train.distill_optim import has_muon
 
 Clock = Literal["wall", "cpu"]
@@ -134,13 +135,7 @@ class DistillConfig:
         Raises:
             UsageError: a field that is unknown or makes no sense.
         """
-        unknown = sorted(set(data) - {f.name for f in fields(cls)})
-        if unknown:
-            raise UsageError(f"these settings are unknown: {', '.join(unknown)}.")
-        given: dict[str, Any] = dict(data)
-        if "betas" in given:
-            given["betas"] = tuple(given["betas"])
-        return cls(**given)
+        return cls(**known_settings(cls, data))
 
 
 SAFE_TO_CHANGE = frozenset(
