@@ -102,9 +102,10 @@ def plan(
     """
     adapter = adapter_for(model)
     examples = examples_for(model, example_inputs, inputs, adapter)
-    return make_plan(
-        _trace(model, examples, leaves, adapter).trace, preset=preset, rank=rank, keep=keep
-    )
+    found = _trace(model, examples, leaves, adapter).trace
+    # Only where it is asked for: a count is one more forward pass.
+    total = cost(model, examples).macs if preset == "balanced" and rank is None else None
+    return make_plan(found, preset=preset, rank=rank, keep=keep, total_macs=total)
 
 
 def costed_plan(model: nn.Module, plan: Plan, *, inputs: Inputs | None = None) -> Plan:

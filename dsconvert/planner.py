@@ -1,7 +1,7 @@
 """Trace -> Plan: what happens to each convolution, and why. Touches no weight.
 
 A preset is a function from the sites to choices ``(rule, rank, norm)``. The ranks are chosen from
-the measured curves in ``benchmarks/RESULTS.md``: behind a nearest upsample a rank costs a quarter,
+the measured curves in ``benchmarks/results/rank_curve.md``: behind a nearest upsample a rank costs a quarter,
 and the layers nearest to the image need it most (their loss is texture, which nothing behind them
 can put back).
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from math import prod
 from typing import Any, Literal
 
 from dsconvert.errors import PlanError
@@ -19,7 +18,8 @@ from dsconvert.records import PRESETS, Decision, Plan, Site, Trace
 from dsconvert.rules import Rule, rule_named
 
 BALANCED_RATIO = 5.03
-"""``balanced`` spends what a five-fold reduction of the MACs leaves, with a small margin."""
+"""``balanced`` spends what a five-fold reduction of the model's MACs leaves, with a margin for what
+a rewrite changes beside its convolution."""
 _IMAGE_CHANNELS = 4
 
 
@@ -29,6 +29,15 @@ class _Choice:
     rank: int | None
     reason: str
     norm: Literal["keep", "fold"] = "fold"
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a preset is asked for: one rank for all, or its own choice beside a fixed cost."""
+
+    rank: int | None
+    rest: int
+    """MACs that the model spends outside its convolutions, whatever becomes of these."""
 
 
 def _keep(reason: str, norm: Literal["keep", "fold"] = "fold") -> _Choice:
@@ -63,8 +72,8 @@ def _block(site: Site) -> str | None:
     return None
 
 
-def _exact(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
-    if rank is not None:
+def _exact(sites: Sequence[Site], request: _Request) -> dict[str, _Choice]:
+    if request.rank is not None:
         raise PlanError("preset 'exact' has no rank to choose: it changes no image. Leave it out.")
     merge = rule_named("up-merge")
     return {
@@ -75,7 +84,7 @@ def _exact(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
     }
 
 
-def _paper(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
+def _paper(sites: Sequence[Site], request: _Request) -> dict[str, _Choice]:
     rule = rule_named("dw-pw")
     choices: dict[str, _Choice] = {}
     for s in sites:
@@ -87,7 +96,7 @@ def _paper(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
         norm: Literal["keep", "fold"] = "keep" if spectral and s.absorbs_scale else "fold"
         if spectral and norm == "fold":
             reason += "; spectral norm folded: nothing behind it of its own undoes the scale"
-        choices[s.name] = _Choice(rule, _clip(rule, s, rank or 1), reason, norm)
+        choices[s.name] = _Choice(rule, _clip(rule, s, request.rank or 1), reason, norm)
     return choices
 
 
@@ -107,7 +116,7 @@ def _grows(site: Site) -> bool:
     return site.kind == "transposed" and max(site.stride) > 1
 
 
-def _balanced(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
+def _balanced(sites: Sequence[Site], request: _Request) -> dict[str, _Choice]:
     choices: dict[str, _Choice] = {}
     ranks: dict[str, int] = {}
     block = [s for s in sites if _block(s) is None]
@@ -116,9 +125,9 @@ def _balanced(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
             choices[s.name] = _keep(why)
     for s in block:
         rule = _separable(s)
-        ranks[s.name] = _clip(rule, s, rank or (4 if rule.absorbs_upsample or _grows(s) else 2))
-    if rank is None and all(s.macs is not None for s in sites):
-        _spend(sites, block, ranks)
+        ranks[s.name] = _clip(rule, s, request.rank or (4 if rule.absorbs_upsample or _grows(s) else 2))
+    if request.rank is None and all(s.macs is not None for s in sites):
+        _spend(sites, block, ranks, request.rest)
     for s in block:
         rule = _separable(s)
         low = rule.absorbs_upsample or _grows(s)
@@ -140,13 +149,13 @@ def _cheaper(site: Site, rule: Rule, rank: int) -> str | None:
     return None if after < before else f"{rule.name} at rank {rank} would cost as much"
 
 
-def _spend(sites: Sequence[Site], block: Sequence[Site], ranks: dict[str, int]) -> None:
+def _spend(
+    sites: Sequence[Site], block: Sequence[Site], ranks: dict[str, int], rest: int
+) -> None:
     """Fit the ranks to the budget: cut from the input side, spend from the image side."""
     total = sum(s.macs or 0 for s in sites)
     fixed = total - sum(s.macs or 0 for s in block)
-    # Normalisations (two MACs an element, as fvcore counts them) stay, whatever the ranks.
-    norms = sum(2 * prod(s.output_shape[1:]) for s in sites if s.batchnorm and s.output_shape)
-    budget = (total + norms) / BALANCED_RATIO - fixed - norms
+    budget = (total + rest) / BALANCED_RATIO - fixed - rest
 
     def spent() -> int:
         return sum(_separable(s).macs(s, ranks[s.name]) or 0 for s in block)
@@ -174,7 +183,7 @@ def _spend(sites: Sequence[Site], block: Sequence[Site], ranks: dict[str, int]) 
                 raised = True
 
 
-def _fast(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
+def _fast(sites: Sequence[Site], request: _Request) -> dict[str, _Choice]:
     choices: dict[str, _Choice] = {}
     for s in sites:
         if (why := structural(s)) is not None:
@@ -183,7 +192,7 @@ def _fast(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
         # The first layer and the excitation branches are parameters more than MACs: there the
         # fewer channels get the spatial filters, and a white latent is kept best by pw -> dw.
         rule = rule_named("pw-dw") if _one_pixel(s) else _separable(s)
-        r = _clip(rule, s, rank or 1)
+        r = _clip(rule, s, request.rank or 1)
         smaller = _one_pixel(s) and rule.params(s, r) < s.params
         gain = None if smaller else _cheaper(s, rule, r)
         choices[s.name] = (
@@ -192,7 +201,7 @@ def _fast(sites: Sequence[Site], rank: int | None) -> dict[str, _Choice]:
     return choices
 
 
-_PRESETS: dict[str, Callable[[Sequence[Site], int | None], dict[str, _Choice]]] = {
+_PRESETS: dict[str, Callable[[Sequence[Site], _Request], dict[str, _Choice]]] = {
     "exact": _exact,
     "paper": _paper,
     "balanced": _balanced,
@@ -206,6 +215,7 @@ def make_plan(
     preset: str = "balanced",
     rank: int | None = None,
     keep: Sequence[str] = (),
+    total_macs: int | None = None,
 ) -> Plan:
     """Decide for every convolution of ``trace``.
 
@@ -214,6 +224,8 @@ def make_plan(
         preset: ``exact``, ``paper``, ``balanced`` or ``fast``.
         rank: the rank of every rewrite (clipped to what is exact) instead of the preset's own.
         keep: globs of module names that stay as they are.
+        total_macs: what the whole model costs; ``balanced`` reckons with what is not a convolution
+            (normalisations, resampling filters, linear layers). None: nothing else counts.
 
     Raises:
         PlanError: unknown preset, a rank below 1, or a glob that matches no convolution.
@@ -231,7 +243,9 @@ def make_plan(
         )
     dead = {s.name for s in trace.sites if s.calls == 0}
     live = [s for s in trace.sites if s.name not in dead]
-    choices = _PRESETS[preset]([s for s in live if not _kept(s.name, keep)], rank)
+    rest = max(0, (total_macs or 0) - sum(s.macs or 0 for s in live))
+    request = _Request(rank, rest)
+    choices = _PRESETS[preset]([s for s in live if not _kept(s.name, keep)], request)
     removed = trace.dead if preset != "paper" else ()
     decisions = tuple(_decide(s, choices, removed, keep, preset) for s in trace.sites)
     return Plan(

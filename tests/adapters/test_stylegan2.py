@@ -189,6 +189,18 @@ def test_default_256_px_costs_five_times_less_at_rank_one() -> None:
     assert before > 8 * after
 
 
+@pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
+def test_balanced_reckons_with_filters_and_linear_layers(architecture: str) -> None:
+    """Five times fewer MACs of the whole model, as fvcore counts it, not of its convolutions."""
+    g = Generator(
+        img_resolution=64, channel_base=8192, channel_max=256, architecture=architecture
+    ).eval()  # fmt: skip
+    done = apply(g, plan_of(g, preset="balanced"), init="svd", calibrate=0)
+    ratio = (done.before.macs or 0) / (done.after.macs or 1)
+    # Not far beyond either: what is left over is spent on quality.
+    assert 5.0 <= ratio < 5.3
+
+
 def test_macs_are_those_that_run() -> None:
     """A layer's MACs by hand: affine, energy, two factors, merged FIR."""
     g = made()
