@@ -76,24 +76,6 @@ class Exported(nn.Module):
         return self._run(*args)
 
 
-class Deployed(nn.Module):
-    """``dsconvert.deploy`` of a generator, made at the first call: its graph can't travel."""
-
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__()
-        self.source = source
-        self._made: Any = None
-
-    def forward(self, *args: torch.Tensor) -> torch.Tensor:
-        """What the deployed form computes."""
-        if self._made is None:
-            from dsconvert.export import deploy
-
-            # Outside the module tree: it has modes and parameters of its own.
-            self._made = [deploy(self.source)]
-        return self._made[0](*args)
-
-
 def official(options: Options) -> Generator:
     """The official architecture, random weights, nothing left at its initial value.
 
@@ -163,8 +145,10 @@ def _compiled(original: nn.Module, options: Options) -> Built:
 
 
 def _deployed(original: nn.Module, options: Options) -> Built:
+    from dsconvert.export import deploy
+
     fast = _fast(original, options)
-    return Built(model=Deployed(fast), inputs=sampler_of(original), counted=fast, trains=False)
+    return Built(model=deploy(fast), inputs=sampler_of(original), counted=fast, trains=False)
 
 
 def _lean(original: nn.Module, options: Options) -> Built:

@@ -1,9 +1,9 @@
 """Trace -> Plan: what happens to each convolution, and why. Touches no weight.
 
 A preset is a function from the sites to choices ``(rule, rank, norm)``. The ranks are chosen from
-the measured curves in ``benchmarks/results/rank_curve.md``: behind a nearest upsample a rank costs a quarter,
-and the layers nearest to the image need it most (their loss is texture, which nothing behind them
-can put back).
+the curves measured in ``benchmarks/results/rank_curve.md``: behind a nearest upsample a rank costs
+a quarter, and the layers nearest to the image need it most (their loss is texture, which nothing
+behind them can put back).
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def _balanced(sites: Sequence[Site], request: _Request) -> dict[str, _Choice]:
             choices[s.name] = _keep(why)
     for s in block:
         rule = _separable(s)
-        ranks[s.name] = _clip(rule, s, request.rank or (4 if rule.absorbs_upsample or _grows(s) else 2))
+        start = 4 if rule.absorbs_upsample or _grows(s) else 2
+        ranks[s.name] = _clip(rule, s, request.rank or start)
     if request.rank is None and all(s.macs is not None for s in sites):
         _spend(sites, block, ranks, request.rest)
     for s in block:
@@ -149,9 +150,7 @@ def _cheaper(site: Site, rule: Rule, rank: int) -> str | None:
     return None if after < before else f"{rule.name} at rank {rank} would cost as much"
 
 
-def _spend(
-    sites: Sequence[Site], block: Sequence[Site], ranks: dict[str, int], rest: int
-) -> None:
+def _spend(sites: Sequence[Site], block: Sequence[Site], ranks: dict[str, int], rest: int) -> None:
     """Fit the ranks to the budget: cut from the input side, spend from the image side."""
     total = sum(s.macs or 0 for s in sites)
     fixed = total - sum(s.macs or 0 for s in block)

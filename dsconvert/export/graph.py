@@ -145,6 +145,8 @@ def flatten(
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
+    # Ours wants to be told what a leaf is; when unpickled, every module is one.
+    module._tracer_cls = None  # pyright: ignore[reportPrivateUsage]
     inputs = tuple(n.name for n in module.graph.nodes if n.op == "placeholder")
     return Core(
         module=module, inputs=inputs, arguments=names, planes=planes, noise=noise, seed=seed

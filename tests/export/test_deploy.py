@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import TYPE_CHECKING
 
 import pytest
@@ -81,6 +82,15 @@ def test_it_is_called_like_the_original(fast: nn.Module) -> None:
     assert torch.allclose(got, want, atol=1e-5)
     assert not made.training
     assert not any(p.requires_grad for p in made.parameters())
+
+
+@pytest.mark.parametrize("noise", ["random", "zero"])
+def test_it_can_be_pickled_and_copied(fast: nn.Module, noise: str) -> None:
+    made = deploy(fast, noise=noise)
+    args = inputs_of(fast, 2)
+    want = image(made, args)
+    for again in (pickle.loads(pickle.dumps(made)), copy.deepcopy(made)):
+        assert torch.equal(image(again, args), want)
 
 
 def test_batch_normalisation_and_norms_are_gone(fast: nn.Module) -> None:
