@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsconvert import apply, cost, load_snapshot, plan
+from dsconvert.allocator import keep_freed_memory
 from dsconvert.images import save_png, side_by_side
 from dsconvert.inputs import sampler_of
 from dsconvert.metrics import LiteFeatures, compare_sets, sample_images
@@ -289,6 +290,7 @@ def main() -> None:
     parser.add_argument("--runs", default="out/distillation")
     parser.add_argument("--out", default="benchmarks/results")
     options = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     out, runs = Path(options.out), Path(options.runs)
     out.mkdir(parents=True, exist_ok=True)
     state = out / "distillation.json"

@@ -6,7 +6,7 @@ import copy
 import io
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class Built:
     """What parameters, MACs and image error are taken from, where ``model`` can't be counted."""
     trains: bool = True
     compile: bool = False
+    keep_freed: bool = False
+    """Whether its process keeps freed memory (``dsconvert.allocator``)."""
     bytes: int | None = None
     notes: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
@@ -296,6 +298,17 @@ def traffic(model: nn.Module, example: tuple[Any, ...]) -> tuple[float, float]:
     return moved, macs
 
 
+def _kept(
+    row: Callable[[nn.Module, Options], Built],
+) -> Callable[[nn.Module, Options], Built]:
+    """The same in a process that keeps the memory it frees."""
+
+    def build(original: nn.Module, options: Options) -> Built:
+        return replace(row(original, options), keep_freed=True)
+
+    return build
+
+
 def _no_costs() -> Any:
     from dsconvert.records import Cost
 
@@ -313,6 +326,9 @@ ROWS: dict[str, Callable[[nn.Module, Options], Built]] = {
     "fast": _preset("fast"),
     "fast, deployed": _deployed,
     "fast, lean": _lean,
+    "official, freed memory kept": _kept(_official),
+    "fast, deployed, freed memory kept": _kept(_deployed),
+    "fast, lean, freed memory kept": _kept(_lean),
     "fast, onnxruntime": _export("onnx", ".onnx"),
     "fast, OpenVINO": _export("openvino", ".xml"),
     "BSConv": _bsconv,

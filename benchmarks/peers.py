@@ -204,6 +204,7 @@ def _start(
         threads=settings.threads,
         channels_last=args.channels_last,
         compile=built.compile,
+        keep_freed=built.keep_freed,
     )
     subject = RemoteSubject(name, built.model, built.inputs, how)
     todo = operations(built, args.forward_only)

@@ -21,6 +21,8 @@ class Settings:
     """Through ``torch.compile``; compilation is not timed with the runs."""
     threads: int | None = None
     """CPU threads of torch; None: as many as torch would take."""
+    keep_freed: bool = False
+    """A process that serves a model keeps the memory it frees; see :mod:`dsconvert.allocator`."""
 
 
 @dataclass(frozen=True, order=True, kw_only=True)

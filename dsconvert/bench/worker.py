@@ -15,10 +15,11 @@ from typing import Any, TextIO
 
 import torch
 
+from dsconvert.allocator import keep_freed_memory
 from dsconvert.bench.memory import resident
 from dsconvert.bench.records import Operation, Settings
 from dsconvert.bench.subject import LocalSubject
-from dsconvert.errors import DsconvertError
+from dsconvert.errors import DsconvertError, MeasureError
 
 
 class _Server:
@@ -28,6 +29,8 @@ class _Server:
 
     def load(self, name: str, settings: Settings) -> int:
         """The model itself follows on stdin: it is read here, once memory has been looked at."""
+        if settings.keep_freed and not keep_freed_memory():
+            raise MeasureError("this C library can't be told to keep freed memory (only glibc can)")
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         cpu = torch.device(settings.device).type == "cpu"

@@ -10,17 +10,22 @@ import os
 import sys
 from collections.abc import Sequence
 
+from dsconvert.allocator import keep_freed_memory
 from dsconvert.cli.parser import parse
 from dsconvert.errors import DsconvertError
 
 USAGE = 2
 INTERRUPTED = 130
+_RUNNING = frozenset({"train", "finetune", "distill", "eval", "generate", "compare"})
+"""Commands that run networks many times over, for which freed memory is worth keeping."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 with one sentence for bad input, 130 when interrupted."""
     try:
         options = parse(list(sys.argv[1:] if argv is None else argv))
+        if options.command in _RUNNING:
+            keep_freed_memory()
         name = options.command.replace("-", "_")
         importlib.import_module(f"dsconvert.cli.commands.{name}").run(options)
         sys.stdout.flush()

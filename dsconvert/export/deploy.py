@@ -29,7 +29,8 @@ _CHUNK = 24 << 20
 """Bytes of the largest map of a chunk. Above 32 MiB the C library maps each block anew, so larger
 batches are slower an image, not faster (measured: 1.9 times at batch 8, 256 px, ngf 128)."""
 _FEW = 64
-"""Pixels below which a map is left to the plain operators."""
+"""Pixels below which a map is left to the plain operators, but for matrix products: those of few
+rows gain most from a packed matrix."""
 
 
 def fuse(core: Core) -> None:
@@ -38,7 +39,10 @@ def fuse(core: Core) -> None:
     for count, node in enumerate(list(graph.nodes)):
         conv: Any = module_of(module, node)
         shape = sized(node)
-        if conv is None or shape is None or len(shape) != 4 or shape[2] * shape[3] < _FEW:
+        if conv is None or shape is None or len(shape) != 4:
+            continue
+        few = shape[2] * shape[3] < _FEW
+        if few and not GatedPointwise.fits(conv):
             continue
         if FewChannels.fits(conv):
             module.set_submodule(str(node.target), FewChannels(conv))

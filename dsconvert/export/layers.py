@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dsconvert.export.packed import PackedLinear
+
 TILE = 4 << 20
 """Bytes of the part of a map that is worked on at a time; well inside a second-level cache slice
 plus a share of the third level, and far under the 32 MiB above which memory is mapped anew."""
@@ -193,12 +195,8 @@ class GatedPointwise(nn.Module):
     def __init__(self, conv: nn.Conv2d, noise: Tensor | None, *, gate: bool) -> None:
         super().__init__()
         self.gate = gate
-        self.linear = nn.Linear(conv.in_channels, conv.out_channels, bias=conv.bias is not None)
-        self.linear.weight = nn.Parameter(
-            conv.weight.detach().flatten(1).contiguous(), requires_grad=False
-        )
-        if conv.bias is not None:
-            self.linear.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
+        bias = None if conv.bias is None else conv.bias.detach().clone()
+        self.linear = PackedLinear(conv.weight.detach().flatten(1).clone(), bias)
         self.weight = None if noise is None else nn.Parameter(noise, requires_grad=False)
 
     @staticmethod

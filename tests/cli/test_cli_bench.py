@@ -35,6 +35,12 @@ def test_json(snapshot_file: Path, fast_file: Path, capsys: pytest.CaptureFixtur
     assert data["limits"]["gmac_per_s"] > 0
 
 
+def test_freed_memory_can_be_kept(snapshot_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["bench", str(snapshot_file), *QUICK, "--keep-freed"]) == 0
+    assert "memory kept" in " ".join(capsys.readouterr().out.split())
+
+
 def test_table(snapshot_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["bench", str(snapshot_file), *QUICK, "--train-batch", "0"]) == 0

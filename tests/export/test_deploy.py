@@ -17,6 +17,7 @@ from dsconvert.export import deploy
 from dsconvert.export.graph import absorb, affine_of, flatten, is_gate
 from dsconvert.export.inputs import examples_of
 from dsconvert.export.layers import FewChannels, GatedPointwise, GatedUpsample
+from dsconvert.export.packed import PackedLinear
 from dsconvert.snapshot import load_snapshot
 from tests.export.conftest import image, inputs_of
 from tests.models import Gate, Noise, decoder, latents
@@ -195,6 +196,30 @@ def test_the_pointwise_part(
     want = F.glu(want, 1) if gate else want
     got = GatedPointwise(conv, weight, gate=gate)(x, plane if noise else None)
     assert torch.allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_packed_matrix(dtype: torch.dtype, bias: bool) -> None:
+    torch.manual_seed(5)
+    linear = nn.Linear(33, 17, bias=bias).to(dtype)
+    packed = PackedLinear(linear.weight, linear.bias)
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    for shape in ((33,), (1, 33), (2, 3, 33), (2, 5, 4, 33)):
+        x = torch.randn(shape, dtype=dtype)
+        with torch.no_grad():
+            assert torch.allclose(packed(x), linear(x), atol=tolerance)
+    x = torch.randn(2, 33, dtype=dtype, requires_grad=True)
+    packed(x).sum().backward()
+    assert x.grad is not None
+    # What was packed follows the weight, and is not carried along.
+    other = nn.Linear(33, 17, bias=bias).to(dtype)
+    packed.load_state_dict(other.state_dict())
+    with torch.no_grad():
+        for now in (packed, copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+            assert torch.allclose(now(x), other(x), atol=tolerance)
+        twice = packed.double()(x.double())
+    assert torch.allclose(twice, other.double()(x.double()), atol=tolerance)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -24,6 +24,7 @@ def settings_of(options: Namespace) -> Settings:
             channels_last=getattr(options, "channels_last", False),
             compile=getattr(options, "compile", False),
             threads=options.threads,
+            keep_freed=getattr(options, "keep_freed", False),
         )
     )
 
@@ -81,6 +82,7 @@ def run(options: Namespace) -> None:
     how = [machine["machine"], f"{machine['threads']} threads", settings.dtype]
     how += ["channels_last"] if settings.channels_last else []
     how += ["compiled"] if settings.compile else []
+    how += ["freed memory kept"] if settings.keep_freed else []
     load = machine["load_average"]
     say(
         measurement_table(

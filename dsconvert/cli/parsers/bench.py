@@ -44,6 +44,11 @@ def add(command: argparse.ArgumentParser) -> None:
     device_options(command)
     command.add_argument("--channels-last", action="store_true", help="run in that memory layout")
     command.add_argument("--compile", action="store_true", help="through torch.compile")
+    command.add_argument(
+        "--keep-freed",
+        action="store_true",
+        help="keep freed memory instead of giving it back to the system, as training here does",
+    )
     arguments.quiet(command)
     arguments.json(command)
     arguments.module(command)
