@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,12 @@ Progress = Callable[[int], None]
 
 
 def images_of(
-    file: Opened, seeds: tuple[int, ...], label: int | None, progress: Progress
+    file: Opened,
+    seeds: tuple[int, ...],
+    label: int | None,
+    progress: Progress,
+    *,
+    trunc: float = 1.0,
 ) -> Tensor:
     """One image a seed, in [-1, 1].
 
@@ -29,7 +35,8 @@ def images_of(
     own noise is seeded too, so that two models see the same draws.
 
     Raises:
-        UsageError: a class where there is none, or the other way round; unknown inputs.
+        UsageError: a class where there is none, or the other way round; truncation of a generator
+            that can't; unknown inputs.
     """
     model = file.generator
     official = isinstance(file, Snapshot) or (
@@ -37,13 +44,14 @@ def images_of(
     )
     draw = _official(model, label) if official else _drawn(file, label)
     picture = picture_of(file)
+    more = _truncated(file, trunc)
     images: list[Tensor] = []
     model.eval()
     with torch.no_grad(), torch.random.fork_rng():
         for seed in seeds:
             arguments = draw(seed)
             torch.manual_seed(seed)
-            images.append(picture(*arguments).float())
+            images.append(picture(*arguments, **more).float())
             progress(len(images))
     return torch.cat(images)
 
@@ -63,6 +71,24 @@ def _official(model: nn.Module, label: int | None) -> Callable[[int], tuple[Any,
         torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).float(),
         condition,
     )
+
+
+def _truncated(file: Opened, psi: float) -> dict[str, float]:
+    """The keyword that truncates; none at psi 1 (Karras et al. 2019, section B)."""
+    if psi == 1:
+        return {}
+    model = file.generator
+    # A generator without a mapping takes the word and does nothing about it.
+    if "truncation_psi" not in inspect.signature(model.forward).parameters:
+        raise UsageError(
+            f"--trunc {psi:g}: the {type(model).__name__} of {file.path} has no mapping network, "
+            "whose mean latents could be pulled towards; leave it out."
+        )
+    if getattr(getattr(model, "mapping", None), "w_avg_beta", 0) is None:
+        raise UsageError(
+            f"--trunc {psi:g}: {file.path} does not hold the mean of its latents; leave it out."
+        )
+    return {"truncation_psi": psi}
 
 
 def _drawn(file: Opened, label: int | None) -> Callable[[int], tuple[Any, ...]]:

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from dsconvert_adapters.stylegan2 import ADAPTER, Generator, network
+from PIL import Image
 from stylegan2_files import LAYOUTS, made, official, official_file
 from stylegan2_reference import image
 from torch import nn
@@ -238,6 +240,28 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["compare", str(path), str(out), "--seeds", "0", "--out", sheet, "--quiet"]) == 0
     images = str(tmp_path / "images.png")
     assert main(["generate", str(out), "--seeds", "0-1", "--out", images, "--quiet"]) == 0
+
+
+def test_latents_are_truncated_as_the_official_script_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], snapshot_file: Path
+) -> None:
+    g = made()
+    path = official_file(tmp_path / "sg2.pkl", g)
+    z = torch.from_numpy(np.random.RandomState(5).randn(1, g.z_dim)).float()
+    for psi in (1.0, 0.5, 0.0):
+        out = tmp_path / f"{psi}.png"
+        words = ["generate", str(path), "--seeds", "5", "--out", str(out), "--quiet"]
+        assert main([*words, "--trunc", str(psi)]) == 0
+        torch.manual_seed(5)
+        want = g(z, torch.zeros(1, 0), truncation_psi=psi)
+        shown = torch.from_numpy(np.array(Image.open(out).convert("RGB"))).permute(2, 0, 1)
+        pixels = ((want[0].clamp(-1, 1) + 1) * 127.5).round()
+        assert (shown.float() - pixels).abs().max() <= 1
+    capsys.readouterr()
+    words = ["generate", str(snapshot_file), "--seeds", "0", "--out", str(tmp_path / "no.png")]
+    assert main([*words, "--trunc", "0.7"]) == 2
+    assert "no mapping network" in capsys.readouterr().err
+    assert not (tmp_path / "no.png").exists()
 
 
 def test_a_generator_of_ours_has_a_file_format(tmp_path: Path) -> None:

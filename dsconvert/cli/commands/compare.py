@@ -29,8 +29,12 @@ def run(options: Namespace) -> None:
     first, second = opened(options.snapshot, options), opened(options.other, options)
     one, two = _labels(options.snapshot, options.other)
     with Bars(hidden=options.quiet) as bars:
-        a = images_of(first, options.seeds, options.label, stage(bars, one, options))
-        b = images_of(second, options.seeds, options.label, stage(bars, two, options))
+        a, b = (
+            images_of(
+                file, options.seeds, options.label, stage(bars, name, options), trunc=options.trunc
+            )
+            for file, name in ((first, one), (second, two))
+        )
     if a.shape != b.shape:
         raise UsageError(
             f"{options.snapshot} makes {list(a.shape[1:])} images and {options.other} "

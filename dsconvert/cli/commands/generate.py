@@ -15,7 +15,8 @@ def run(options: Namespace) -> None:
     check_target(options.out, overwrite=options.overwrite)
     file = opened(options.snapshot, options)
     with Bars(hidden=options.quiet) as bars:
-        images = images_of(file, options.seeds, options.label, stage(bars, "images", options))
+        progress = stage(bars, "images", options)
+        images = images_of(file, options.seeds, options.label, progress, trunc=options.trunc)
     save_png(grid(images), options.out, overwrite=options.overwrite)
     if options.json:
         emit({"snapshot": options.snapshot, "out": options.out, "seeds": options.seeds})

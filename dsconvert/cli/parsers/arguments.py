@@ -77,6 +77,17 @@ def label(command: argparse.ArgumentParser) -> None:
     command.add_argument("--class", dest="label", type=whole, metavar="N", help="class index")
 
 
+def truncation(command: argparse.ArgumentParser) -> None:
+    """How far latents are pulled towards their mean, as the official ``gen_images.py`` calls it."""
+    command.add_argument(
+        "--trunc",
+        type=float,
+        default=1.0,
+        metavar="PSI",
+        help="truncation psi of a StyleGAN2 generator (default 1: none)",
+    )
+
+
 def count(text: str) -> int:
     """A whole number of 1 or more."""
     value = whole(text)

@@ -15,6 +15,7 @@ def add(command: argparse.ArgumentParser) -> None:
     command.add_argument("other")
     command.add_argument("--seeds", type=arguments.seeds, default=tuple(range(8)), metavar="0-7")
     arguments.label(command)
+    arguments.truncation(command)
     command.add_argument(
         "--distance",
         type=arguments.samples,

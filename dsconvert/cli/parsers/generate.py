@@ -14,6 +14,7 @@ def add(command: argparse.ArgumentParser) -> None:
     command.add_argument("snapshot")
     command.add_argument("--seeds", type=arguments.seeds, default=tuple(range(16)), metavar="0-15")
     arguments.label(command)
+    arguments.truncation(command)
     arguments.output(command, required=True)
     arguments.quiet(command)
     arguments.json(command)
