@@ -6,8 +6,9 @@ r"""The official generator, its conversions and its peers beside each other, in 
     python benchmarks/peers.py --device cuda --dtype amp --out benchmarks/results/gpu-amp
 
 The official architecture (random weights, ngf 128) and what is made of it, one process each. Every
-row is timed once as soon as it is there; then further rounds go through all rows in turn. Results
-are written after each row and each round: a run can be cut short at any time, and started again
+row is timed once as soon as it is there; then further rounds go through the rows in turn, some
+(``--beside``) at a time, each time with the official one, which their ratios are to. Results are
+written after each row and each round: a run can be cut short at any time, and started again
 (rows that have all their rounds are kept; the official one runs along again, since ratios are only
 taken within one run). Writes ``peers.json``, ``peers.md`` and ``peers.png`` into ``--out``.
 
@@ -133,12 +134,19 @@ def describe(
 
 
 def run_size(size: str, args: argparse.Namespace, settings: Settings, results: Results) -> None:
-    """All rows of one architecture."""
+    """All rows of one architecture, some at a time: each process holds gigabytes."""
     wanted = [n for n in ROWS if n in args.rows]
     missing = [n for n in wanted if not _complete(results.find(size, n), args.repeats)]
-    if not missing:
-        return
-    names = list(dict.fromkeys(["official", *missing]))
+    others = [n for n in missing if n != "official"]
+    groups = [others[i : i + args.beside] for i in range(0, len(others), args.beside)]
+    for group in groups or ([[]] if missing else []):
+        _run_group(size, ["official", *group], args, settings, results)
+
+
+def _run_group(
+    size: str, names: list[str], args: argparse.Namespace, settings: Settings, results: Results
+) -> None:
+    """Rows in turn, the official one first: the others' ratios are to its times here."""
     options = Options(
         config=size,
         ngf=args.ngf,
@@ -247,6 +255,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sizes", default=",".join(CONFIGS), help="of " + ", ".join(CONFIGS))
     parser.add_argument("--rows", default=";".join(ROWS), help="names, separated by ; (or ,)")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
+    parser.add_argument("--beside", type=int, default=2, metavar="N",
+                        help="rows alive beside the official one (each holds gigabytes)")  # fmt: skip
     parser.add_argument("--ngf", type=int, help="default 128, and 8 with --quick")
     parser.add_argument("--quick", action="store_true", help="small, two rounds: only a trial")
     parser.add_argument("--forward-only", action="store_true", help="no forward + backward")
