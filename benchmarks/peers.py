@@ -256,7 +256,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", default=";".join(ROWS), help="names, separated by ; (or ,)")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
     parser.add_argument("--beside", type=int, default=2, metavar="N",
-                        help="rows alive beside the official one (each holds gigabytes)")  # fmt: skip
+                        help="rows alive beside the official one: gigabytes each")  # fmt: skip
     parser.add_argument("--ngf", type=int, help="default 128, and 8 with --quick")
     parser.add_argument("--quick", action="store_true", help="small, two rounds: only a trial")
     parser.add_argument("--forward-only", action="store_true", help="no forward + backward")
