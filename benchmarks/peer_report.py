@@ -119,22 +119,28 @@ def plot(data: dict[str, Any], path: Path) -> None:
         return
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     rows = [r for r in data["rows"] if "skipped" not in r and r.get("macs")]
     sizes = list(dict.fromkeys(r["size"] for r in rows))
     if not sizes:
         return
+    # One look a row, in every panel: not all rows can do everything.
+    names = list(dict.fromkeys(r["name"] for r in rows))
+    colours = plt.get_cmap("tab10").colors
+    look = {
+        n: {"marker": "osD^vPX*<>hp"[i % 12], "color": colours[i % 10]} for i, n in enumerate(names)
+    }
     figure, axes = plt.subplots(
-        len(sizes), len(_TIMES), figsize=(5.2 * len(_TIMES), 4.2 * len(sizes)), squeeze=False
+        len(sizes), len(_TIMES), figsize=(4.6 * len(_TIMES) + 2.6, 4.2 * len(sizes)), squeeze=False
     )
     for line, size in zip(axes, sizes, strict=True):
         here = [r for r in rows if r["size"] == size]
         for axis, (name, heading, samples, passes) in zip(line, _TIMES, strict=True):
             points = [(r, t) for r in here if (t := _median(r, name)) is not None]
             base = next(((r["macs"], t) for r, t in points if r["name"] == "official"), None)
-            for i, (r, t) in enumerate(points):
-                x = r["macs"] / 1e9
-                axis.plot(x, t, marker="osD^vPX*<>hp"[i % 12], label=r["name"], linestyle="none")
+            for r, t in points:
+                axis.plot(r["macs"] / 1e9, t, label=r["name"], linestyle="none", **look[r["name"]])
             if points and base:
                 low = min(r["macs"] for r, _ in points)
                 ends = [low, base[0]]
@@ -153,8 +159,13 @@ def plot(data: dict[str, Any], path: Path) -> None:
                 xscale="log", yscale="log", xlabel="GMAC a sample", ylabel="seconds",
                 title=f"{size} px: {heading}",
             )  # fmt: skip
+            for each in (axis.xaxis, axis.yaxis):
+                each.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                each.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+                each.set_minor_formatter(NullFormatter())
             axis.grid(True, which="both", alpha=0.2)
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="center right")
+    figure.tight_layout(rect=(0, 0, 1 - 2.6 / figure.get_figwidth(), 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
