@@ -11,18 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsconvert.export.graph import (
-    Core,
-    draw,
-    flatten,
-    largest_map,
-    module_of,
-    only_user,
-    replace_node,
-    sized,
-)
+from dsconvert.export.graph import Core, draw, flatten, largest_map
 from dsconvert.export.inputs import Inputs, examples_of
 from dsconvert.export.layers import AddNoise, FewChannels, GatedPointwise, GatedUpsample
+from dsconvert.export.nodes import module_of, only_user, replace_node, sized
 from dsconvert.records import Noise
 
 _CHUNK = 24 << 20

@@ -14,18 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from dsconvert.adapter import adapter_for
 from dsconvert.errors import ExportError, UsageError
+from dsconvert.export.batchnorm import fold_batch_norms
+from dsconvert.export.gates import unify_gates
 from dsconvert.export.layers import AddNoise
+from dsconvert.export.nodes import module_of, replace_node, sized
 from dsconvert.norms import fold, norm_kind
 from dsconvert.observe import evaluating
 from dsconvert.records import NOISES, Noise
 from dsconvert.rewrite import copied
-from dsconvert.trace import ConvTypes, trace
+from dsconvert.trace import trace
 
 NOISE_INPUT = "noise"
 
@@ -140,8 +142,8 @@ def flatten(
     with evaluating(module):
         ShapeProp(module).propagate(*used)
     planes = _take_noise_out(module, types, noise, seed)
-    _gates(module)
-    _fold_batch_norms(module)
+    unify_gates(module)
+    fold_batch_norms(module)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
@@ -188,20 +190,6 @@ def _image_only(module: fx.GraphModule) -> None:
                 found = found[0]
             node.args = (found,)
     module.graph.eliminate_dead_code()
-
-
-def sized(node: Any) -> tuple[int, ...] | None:
-    """The shape of a node's value in the example run."""
-    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
-    shape = getattr(meta, "shape", None)
-    return None if shape is None else tuple(shape)
-
-
-def module_of(module: fx.GraphModule, node: Any) -> nn.Module | None:
-    """The module that ``node`` calls, if it calls one."""
-    if isinstance(node, fx.Node) and node.op == "call_module":
-        return module.get_submodule(str(node.target))
-    return None
 
 
 def _take_noise_out(
@@ -256,149 +244,6 @@ def _take_noise_out(
         replace_node(graph, node, new)
         offset += size
     return planes
-
-
-def replace_node(graph: fx.Graph, node: fx.Node, by: Any) -> None:
-    """Let ``by`` stand for ``node`` everywhere, and take ``node`` out."""
-    node.replace_all_uses_with(by)
-    graph.erase_node(node)
-
-
-def only_user(node: fx.Node) -> fx.Node | None:
-    """The one node that reads ``node``, if it is one."""
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _gates(module: fx.GraphModule) -> None:
-    """Gated linear units, however they are spelt, become ``F.glu``: one operator, one kernel."""
-    graph = module.graph
-    for node in list(graph.nodes):
-        kind = module_of(module, node)
-        source: Any = None
-        if kind is not None and len(node.args) == 1 and is_gate(kind):
-            source = node.args[0]
-        elif node.target in (operator.mul, torch.mul) or (
-            node.op == "call_method" and node.target == "mul"
-        ):
-            source = _gated(node)
-        if not isinstance(source, fx.Node):
-            continue
-        with graph.inserting_before(node):
-            new = graph.call_function(F.glu, (source, 1))
-        new.meta = dict(node.meta)
-        replace_node(graph, node, new)
-    graph.eliminate_dead_code()
-
-
-def _gated(node: fx.Node) -> fx.Node | None:
-    """``x`` of ``x.chunk(2, 1)[0] * sigmoid(x.chunk(2, 1)[1])``, if that is what ``node`` is."""
-    if len(node.args) != 2:
-        return None
-    for value, gate in (node.args, node.args[::-1]):
-        if not isinstance(value, fx.Node) or not isinstance(gate, fx.Node):
-            continue
-        if gate.target not in (torch.sigmoid, F.sigmoid, "sigmoid") or len(gate.args) != 1:
-            continue
-        second = gate.args[0]
-        if not isinstance(second, fx.Node) or second.target is not operator.getitem:
-            continue
-        if value.target is not operator.getitem:
-            continue
-        (halves, one), (other, two) = value.args, second.args
-        if halves is other and (one, two) == (0, 1) and _is_halving(halves):
-            return halves.args[0]  # type: ignore[union-attr]
-    return None
-
-
-def _is_halving(node: Any) -> bool:
-    if not isinstance(node, fx.Node) or node.target not in (torch.chunk, "chunk"):
-        return False
-    options = [*node.args[1:], *node.kwargs.values()]
-    return options == [2, 1]
-
-
-def is_gate(module: nn.Module) -> bool:
-    """Whether ``module`` computes a gated linear unit over channels.
-
-    A module that can't be looked into (the official GLU asserts on a shape) is known by what it
-    does: without state, and equal to ``F.glu`` on random numbers.
-    """
-    if isinstance(module, nn.GLU):
-        return module.dim == 1
-    state = (*module.parameters(), *module.buffers(), *module.children())
-    if state or type(module).__module__.startswith("torch."):
-        return False
-    probe = torch.randn(2, 6, 3, 5, generator=torch.Generator().manual_seed(0))
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            found: Any = module(probe.clone())
-            return (
-                isinstance(found, Tensor)
-                and torch.equal(found, module(probe.clone()))
-                and (
-                    found.shape == (2, 3, 3, 5)
-                    and torch.allclose(found, F.glu(probe, 1), rtol=1e-5, atol=1e-6)
-                )
-            )
-    except Exception:  # it wants something else: no gate
-        return False
-
-
-def _fold_batch_norms(module: fx.GraphModule) -> None:
-    """Batch normalisation into the convolution in front, through a noise injection in between."""
-    graph = module.graph
-    calls: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
-    for node in list(graph.nodes):
-        norm = module_of(module, node)
-        if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
-            continue
-        before: Any = node.args[0]
-        injection = module_of(module, before)
-        if isinstance(injection, AddNoise):
-            if len(before.users) != 1 or calls[str(before.target)] != 1:
-                continue
-            site: Any = before.args[0]
-        else:
-            injection, site = None, before
-        conv = module_of(module, site)
-        if not isinstance(conv, ConvTypes) or len(site.users) != 1 or calls[str(site.target)] != 1:
-            continue
-        scale, shift = affine_of(norm)
-        absorb(conv, scale, shift)
-        if injection is not None:
-            injection.scale(scale)
-        replace_node(graph, node, before)
-
-
-def affine_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift (C,) of a batch normalisation in eval mode, in float64."""
-    mean, var = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert var is not None
-    scale = (var.double() + norm.eps).rsqrt()
-    if norm.affine:
-        scale = scale * norm.weight.detach().double()
-    shift = -mean.double() * scale
-    return scale, shift + norm.bias.detach().double() if norm.affine else shift
-
-
-def absorb(conv: nn.Conv2d | nn.ConvTranspose2d, scale: Tensor, shift: Tensor) -> None:
-    """Make ``conv`` compute ``scale * conv(x) + shift``, channel by channel."""
-    weight = conv.weight.detach().double()
-    if isinstance(conv, nn.ConvTranspose2d):
-        # (I, O / groups, kh, kw): the outputs of a group lie together.
-        per_group = scale.reshape(conv.groups, 1, -1, 1, 1)
-        wide = weight.reshape(conv.groups, -1, *weight.shape[1:]) * per_group
-        weight = wide.reshape(weight.shape)
-    else:
-        weight = weight * scale.reshape(-1, 1, 1, 1)
-    bias = shift if conv.bias is None else conv.bias.detach().double() * scale + shift
-    kind, device = conv.weight.dtype, conv.weight.device
-    conv.weight = nn.Parameter(weight.to(device, kind), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(device, kind), requires_grad=False)
 
 
 def largest_map(core: Core) -> int:

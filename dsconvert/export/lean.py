@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dsconvert.adapter import Adapter, ConditionalNorms, adapter_for
-from dsconvert.export.graph import is_gate
+from dsconvert.export.gates import is_gate
 from dsconvert.export.inputs import Inputs, examples_of
 from dsconvert.export.layers import is_depthwise_upsample, upsample_depthwise
 from dsconvert.export.recompute import NormGate, Spatial

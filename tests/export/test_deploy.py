@@ -14,7 +14,9 @@ from torch import nn
 
 from dsconvert.errors import UsageError
 from dsconvert.export import deploy
-from dsconvert.export.graph import absorb, affine_of, flatten, is_gate
+from dsconvert.export.batchnorm import absorb, affine_of
+from dsconvert.export.gates import is_gate
+from dsconvert.export.graph import flatten
 from dsconvert.export.inputs import examples_of
 from dsconvert.export.layers import FewChannels, GatedPointwise, GatedUpsample
 from dsconvert.export.packed import PackedLinear
