@@ -14,20 +14,36 @@ _TIMES = (
 """Key, heading, samples, and how many times the forward pass's work (a backward pass is two)."""
 
 
-def _median(row: dict[str, Any], name: str, of: str = "seconds") -> float | None:
-    runs = row.get(of, {}).get(name)
+UNSTEADY = 0.1
+"""Half the range of the official one's rounds, as a share, beyond which no ratio to it is given."""
+
+
+def _spread(runs: list[float]) -> float:
+    """Half the range, as a share of the median."""
+    return (max(runs) - min(runs)) / 2 / statistics.median(runs)
+
+
+def _ratio(row: dict[str, Any], name: str) -> str:
+    """How many times faster than the official one in the same rounds, where those were steady."""
+    reference = row.get("reference_seconds", {}).get(name)
+    if not reference or row["name"] == "official":
+        return ""
+    if _spread(reference) > UNSTEADY:
+        return ", official unsteady"
+    return f", **{statistics.median(reference) / statistics.median(row['seconds'][name]):.1f}x**"
+
+
+def _median(row: dict[str, Any], name: str) -> float | None:
+    runs = row.get("seconds", {}).get(name)
     return statistics.median(runs) if runs else None
 
 
 def _time(row: dict[str, Any], name: str) -> str:
-    value, reference = _median(row, name), _median(row, name, "reference_seconds")
+    value = _median(row, name)
     if value is None:
         return "-"
     shown = f"{value:.2f} s" if value >= 1 else f"{1000 * value:.0f} ms"
-    runs = sorted(row["seconds"][name])
-    spread = 50 * (runs[-1] - runs[0]) / value
-    ratio = f", **{reference / value:.1f}x**" if reference and row["name"] != "official" else ""
-    return f"{shown} ±{spread:.0f} %{ratio}"
+    return f"{shown} ±{100 * _spread(row['seconds'][name]):.0f} %{_ratio(row, name)}"
 
 
 def floor(row: dict[str, Any], meta: dict[str, Any], samples: int, passes: int) -> float:
@@ -98,7 +114,8 @@ def markdown(data: dict[str, Any]) -> str:
         "1 / batch 8 / forward + backward).",
         "",
         "One process a row, runs interleaved, medians, ± half the range; bold: how many times "
-        "faster than the official one in the same run. Load average while measuring (this run "
+        "faster than the official one in the same rounds, left out where that one's own were "
+        f"unsteady (more than ±{100 * UNSTEADY:.0f} %). Load average while measuring (this run "
         f"alone is about {meta['threads']}): "
         + (f"{min(loads):.1f} to {max(loads):.1f}." if loads else "unknown."),
         "Image error is to the original with the same latents and noise, on random weights, "
