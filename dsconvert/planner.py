@@ -152,9 +152,9 @@ def _cheaper(site: Site, rule: Rule, rank: int) -> str | None:
 
 def _spend(sites: Sequence[Site], block: Sequence[Site], ranks: dict[str, int], rest: int) -> None:
     """Fit the ranks to the budget: cut from the input side, spend from the image side."""
-    total = sum(s.macs or 0 for s in sites)
-    fixed = total - sum(s.macs or 0 for s in block)
-    budget = (total + rest) / BALANCED_RATIO - fixed - rest
+    whole = rest + sum(s.macs or 0 for s in sites)
+    fixed = whole - sum(s.macs or 0 for s in block)
+    budget = whole / BALANCED_RATIO - fixed
 
     def spent() -> int:
         return sum(_separable(s).macs(s, ranks[s.name]) or 0 for s in block)
@@ -242,8 +242,7 @@ def make_plan(
         )
     dead = {s.name for s in trace.sites if s.calls == 0}
     live = [s for s in trace.sites if s.name not in dead]
-    rest = max(0, (total_macs or 0) - sum(s.macs or 0 for s in live))
-    request = _Request(rank, rest)
+    request = _Request(rank, max(0, (total_macs or 0) - sum(s.macs or 0 for s in live)))
     choices = _PRESETS[preset]([s for s in live if not _kept(s.name, keep)], request)
     removed = trace.dead if preset != "paper" else ()
     decisions = tuple(_decide(s, choices, removed, keep, preset) for s in trace.sites)

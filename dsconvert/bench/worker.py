@@ -30,7 +30,10 @@ class _Server:
     def load(self, name: str, settings: Settings) -> int:
         """The model itself follows on stdin: it is read here, once memory has been looked at."""
         if settings.keep_freed and not keep_freed_memory():
-            raise MeasureError("this C library can't be told to keep freed memory (only glibc can)")
+            raise MeasureError(
+                "this C library can't be told to keep freed memory (only glibc can); leave "
+                "--keep-freed out."
+            )
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         cpu = torch.device(settings.device).type == "cpu"

@@ -33,8 +33,7 @@ def fuse(core: Core) -> None:
         shape = sized(node)
         if conv is None or shape is None or len(shape) != 4:
             continue
-        few = shape[2] * shape[3] < _FEW
-        if few and not GatedPointwise.fits(conv):
+        if shape[2] * shape[3] < _FEW and not GatedPointwise.fits(conv):
             continue
         if FewChannels.fits(conv):
             module.set_submodule(str(node.target), FewChannels(conv))

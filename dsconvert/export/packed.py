@@ -8,6 +8,7 @@ EPYC, 2 threads, torch 2.14). ``torch.compile`` uses the same operator for froze
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+@functools.cache
 def _operators() -> tuple[Any, Any] | None:
     """The packing and the product of oneDNN, where this build of torch has them."""
     if not torch.backends.mkldnn.is_available():
@@ -55,8 +57,8 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         found = _operators()
-        plain = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
-        if found is None or not plain or (torch.is_grad_enabled() and x.requires_grad):
+        fits = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
+        if found is None or not fits or (torch.is_grad_enabled() and x.requires_grad):
             return F.linear(x, self.weight, self.bias)
         pack, product = found
         if self._packed is None:

@@ -30,10 +30,11 @@ def run(options: Namespace) -> None:
     one, two = _labels(options.snapshot, options.other)
     with Bars(hidden=options.quiet) as bars:
         a, b = (
-            images_of(
-                file, options.seeds, options.label, stage(bars, name, options), trunc=options.trunc
+            images_of(file, options.seeds, options.label, progress, trunc=options.trunc)
+            for file, progress in (
+                (first, stage(bars, one, options)),
+                (second, stage(bars, two, options)),
             )
-            for file, name in ((first, one), (second, two))
         )
     if a.shape != b.shape:
         raise UsageError(
