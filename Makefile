@@ -16,7 +16,7 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.user: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable .
+	$(PIP) --editable ".[safetensors]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
@@ -28,8 +28,10 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 demo: $(VENV)/.user
 	mkdir -p $(OUT)
 	$(BIN)/python examples/make_demo_snapshot.py $(OUT)/demo.pkl
-	$(BIN)/dsconvert $(OUT)/demo.pkl --out $(OUT)/demo-fast.pkl --calibrate 128 --overwrite
-	$(BIN)/dsconvert compare $(OUT)/demo.pkl $(OUT)/demo-fast.pkl --seeds 0-5 --out $(OUT)/side_by_side.png --overwrite
+	$(BIN)/dsconvert $(OUT)/demo.pkl --out $(OUT)/demo-fast.pkl --overwrite
+	rm -rf $(OUT)/demo-distilled-run
+	$(BIN)/dsconvert distill $(OUT)/demo.pkl $(OUT)/demo-fast.pkl --minutes 1 --features 0 --out $(OUT)/demo-distilled.pkl --overwrite
+	$(BIN)/dsconvert compare $(OUT)/demo.pkl $(OUT)/demo-distilled.pkl --seeds 0-5 --out $(OUT)/side_by_side.png --overwrite
 
 test: $(VENV)/.dev
 	$(MAKE) check

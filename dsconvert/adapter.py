@@ -101,6 +101,19 @@ class Rebuilds(Protocol):
 
 
 @runtime_checkable
+class Truncates(Protocol):
+    """What an adapter may also do: pull latents towards their mean (Karras et al. 2019, sec. B)."""
+
+    def truncation(self, generator: nn.Module, psi: float) -> Mapping[str, Any]:
+        """The keywords of a forward call that truncates; psi 1 changes nothing, 0 gives the mean.
+
+        Raises:
+            AdapterError: ``generator`` does not hold the mean of its latents.
+        """
+        ...
+
+
+@runtime_checkable
 class PersistentAdapter(Adapter, Protocol):
     """An adapter of a codebase whose files bring the source of their classes along.
 

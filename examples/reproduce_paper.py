@@ -11,7 +11,7 @@ with ``--table``) it prints the table, with the paper's figures beside ours.
 
 ``--scale small`` is a small CPU run (128 px, ngf 32, 400 images an arm) and says nothing about
 final quality: after so few images no generator makes pictures. ``--scale paper`` is the official
-recipe (256 px, ngf 128, batch 64).
+recipe (256 px, ngf 128, batch 64). ``--evaluate 0`` judges nothing and only times.
 
 Data sets. Each is a folder or zip of images; sizes are brought to the resolution by the centre
 square and Lanczos, so no other preparation is needed:
@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -81,7 +82,11 @@ class Arm:
 
     def images(self) -> int:
         """How far it is."""
-        return max((r["images"] for r in self.rows() if "fd_lite0" in r), default=0)
+        return max((r["images"] for r in self.rows()), default=0)
+
+    def judged(self) -> list[tuple[int, float]]:
+        """Images seen, and FD-lite0 then."""
+        return [(r["images"], r["fd_lite0"]) for r in self.rows() if "fd_lite0" in r]
 
 
 def turn(arm: Arm, data: Path, options: argparse.Namespace, kimg: float) -> None:
@@ -108,12 +113,12 @@ def figures(arm: Arm) -> dict[str, float]:
     """What the table needs of one run."""
     rows = arm.rows()
     ticks = [r for r in rows if r.get("sec_per_kimg")]
-    judged = [r for r in rows if "fd_lite0" in r]
+    judged = arm.judged()
     settings = json.loads((arm.folder / "settings.json").read_text())
-    return {
+    fd = {"fd": judged[-1][1]} if judged else {}
+    return fd | {
         "sec_per_kimg": statistics.median(r["sec_per_kimg"] for r in ticks),
         "memory": max(r["peak_memory_bytes"] for r in ticks),
-        "fd": judged[-1]["fd_lite0"],
         "parameters": settings["cost"]["parameters"],
         "macs": settings["cost"]["macs"],
     }
@@ -122,7 +127,9 @@ def figures(arm: Arm) -> dict[str, float]:
 def at_time(arm: Arm, seconds: float) -> float:
     """FD of an arm after so many seconds of training, between the turns' values."""
     pace = figures(arm)["sec_per_kimg"] / 1000
-    curve = [(r["images"] * pace, r["fd_lite0"]) for r in arm.rows() if "fd_lite0" in r]
+    curve = [(images * pace, value) for images, value in arm.judged()]
+    if not curve:
+        return math.nan
     before = [p for p in curve if p[0] <= seconds] or curve[:1]
     after = [p for p in curve if p[0] >= seconds] or curve[-1:]
     (t0, v0), (t1, v1) = before[-1], after[0]
@@ -132,6 +139,8 @@ def at_time(arm: Arm, seconds: float) -> float:
 def change(ours: Sequence[float], dense: Sequence[float]) -> str:
     """Mean change over the seeds, in percent, with the smallest and largest."""
     values = [100 * (o / d - 1) for o, d in zip(ours, dense, strict=True)]
+    if any(map(math.isnan, values)):
+        return ""
     text = f"{statistics.mean(values):+.1f} %"
     return text if len(values) < 2 else f"{text} ({min(values):+.1f} to {max(values):+.1f})"
 
@@ -160,7 +169,9 @@ def table(arms: Sequence[Arm], presets: Sequence[str]) -> tuple[Table, list[dict
                 for key, name in (
                     ("sec_per_kimg", "time"), ("memory", "memory"), ("fd", "images"),
                 ):  # fmt: skip
-                    columns[name] = change([f[key] for f in ours], [f[key] for f in dense])
+                    columns[name] = change(
+                        [f.get(key, math.nan) for f in ours], [f.get(key, math.nan) for f in dense]
+                    )
                 spent = [a.images() * f["sec_per_kimg"] / 1000 for a, f in
                          zip(runs[preset], ours, strict=True)]  # fmt: skip
                 columns["equal_time"] = change(
@@ -168,10 +179,11 @@ def table(arms: Sequence[Arm], presets: Sequence[str]) -> tuple[Table, list[dict
                      in zip(runs[preset], spent, runs[presets[0]], dense, strict=True)],
                     [at_time(a, s) for a, s in zip(runs[presets[0]], spent, strict=True)],
                 )  # fmt: skip
+            fd = f"{mean['fd']:.0f}" if "fd" in mean else ""
             made.add_row(
                 data, preset, f"{mean['parameters'] / 1e6:.2f} M", f"{mean['macs'] / 1e9:.2f}",
                 f"{mean['sec_per_kimg']:.0f}", columns["time"], f"{mean['memory'] / 2**30:.2f}",
-                columns["memory"], f"{mean['fd']:.0f}", columns["images"], columns["equal_time"],
+                columns["memory"], fd, columns["images"], columns["equal_time"],
                 PAPER.get(data, "") if preset == "paper" else "",
             )  # fmt: skip
             rows.append({"data": data, "preset": preset, "runs": ours, "changes": columns})

@@ -1,6 +1,7 @@
-"""Make the weights of the demo's generator, examples/demo.safetensors.
+r"""Make the weights of the demo's generator, examples/demo.safetensors.
 
-    python examples/train_demo.py --teacher stamps-128-ngf32.pkl --data stamps128.zip --out demo.safetensors
+    python examples/train_demo.py --teacher stamps-128-ngf32.pkl --data stamps128.zip \
+        --out examples/demo.safetensors
 
 A dense FastGAN of the official architecture, narrower than its teacher (ngf 12 of 32), in two
 stages, both by dsconvert's own loops:
@@ -13,8 +14,8 @@ FD-lite0 to the images is printed after each stage, and the better one is writte
 each weight once (the official file holds a spectrally normalised one twice).
 
 The images are those of Debian's package tuxpaint-stamps-default (objects on white, 473 of them);
-the package's licence, the GPL-2, allows training on them. The teacher was trained on the same images
-with the official code. A run that was cut short goes on from its checkpoints: run it again.
+the package's licence, the GPL-2, allows training on them. The teacher was trained on the same
+images with the official code. A run that was cut short goes on from its checkpoints: run it again.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from dsconvert.train.stream import to_range
 CPU = torch.device("cpu")
 
 
-def students_weights(generator: nn.Module) -> dict[str, torch.Tensor]:
+def stored(generator: nn.Module) -> dict[str, torch.Tensor]:
     """What the file holds: the state without what spectral normalisation computes from the rest."""
     state = generator.state_dict()
     return {
@@ -64,7 +65,9 @@ def distilled(options: argparse.Namespace) -> Path:
         student,
         sampler_of(teacher),
         # A new generator has no statistics worth keeping, and far to go: they follow the batches.
-        config=DistillConfig(minutes=options.minutes, statistics="batch", seed=options.seed),
+        config=DistillConfig(
+            minutes=options.minutes, clock="cpu", statistics="batch", seed=options.seed
+        ),
         folder=folder,
         resume=bool(checkpoints(folder)),
     )
@@ -91,11 +94,11 @@ def trained_on(start: Path, options: argparse.Namespace) -> Path:
     return max((folder / "snapshots").glob("*.pkl"))
 
 
-def distance_to(images: ImageSet, generator: nn.Module) -> float:
-    """FD-lite0 between all the images and as many of the generator's."""
+def distance_to(images: ImageSet, count: int, generator: nn.Module) -> float:
+    """FD-lite0 between ``count`` of the images and as many of the generator's."""
     net = LiteFeatures()
-    reals = torch.stack([images.image(i)[0] for i in range(len(images))])
-    made = sample_images(generator, sampler_of(generator), samples=len(images), seed=1)
+    reals = torch.stack([images.image(i)[0] for i in range(count)])
+    made = sample_images(generator, sampler_of(generator), samples=count, seed=1)
     return frechet_distance(net(made), net(to_range(reals, CPU)))
 
 
@@ -110,19 +113,21 @@ def main() -> None:
     add("--ngf", type=int, default=12)
     add("--minutes", type=float, default=20.0, help="of distillation")
     add("--kimg", type=float, default=0.4, help="of adversarial training")
+    add("--samples", type=int, help="images a side of FD-lite0 (all)")
     add("--seed", type=int, default=0)
     options = parser.parse_args()
     keep_freed_memory()  # as the command line does
     options.run.mkdir(parents=True, exist_ok=True)
     images = open_images(options.data, resolution=128)
-    teacher = distance_to(images, load_snapshot(options.teacher).generator)
-    print(f"FD-lite0 to the {len(images)} images: teacher {teacher:.1f}")
+    count = options.samples or len(images)
+    teacher = distance_to(images, count, load_snapshot(options.teacher).generator)
+    print(f"FD-lite0 to {count} images: teacher {teacher:.1f}")
     first = distilled(options)
     found: dict[str, tuple[float, Generator]] = {}
     for stage, path in (("distilled", first), ("trained on", trained_on(first, options))):
         generator = load_snapshot(path).generator
-        found[stage] = distance_to(images, generator), generator
-        print(f"FD-lite0 to the {len(images)} images: {stage} {found[stage][0]:.1f}")
+        found[stage] = distance_to(images, count, generator), generator
+        print(f"FD-lite0 to {count} images: {stage} {found[stage][0]:.1f}")
     stage, (distance, generator) = min(found.items(), key=lambda item: item[1][0])
     facts = {
         "ngf": str(options.ngf),
@@ -133,7 +138,7 @@ def main() -> None:
             f"FD-lite0 to the images {distance:.1f} (teacher {teacher:.1f})"
         ),
     }
-    save_file(students_weights(generator), options.out, facts)
+    save_file(stored(generator), options.out, facts)
     print(f"wrote {options.out} ({options.out.stat().st_size / 1e6:.1f} MB): {facts['made']}")
 
 

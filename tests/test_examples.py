@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from dsconvert.inputs import sampler_of
+from dsconvert.metrics import sample_images
 from dsconvert.snapshot import load_snapshot
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -38,16 +41,45 @@ def test_custom_adapter() -> None:
 
 def test_demo_snapshot(tmp_path: Path) -> None:
     path = tmp_path / "demo.pkl"
-    text = run("make_demo_snapshot.py", path, "--ngf", "4")
-    assert "UNTRAINED" in text
+    assert "distilled" in run("make_demo_snapshot.py", path)
     snap = load_snapshot(path)
     assert snap.config["resolution"] == 128
     # As in a real file, each network has its own tensors: a conversion makes the file smaller.
     own = sum(p.nbytes for key in ("G", "G_ema") for p in snap.module(key).parameters())
     assert path.stat().st_size > own
     again = tmp_path / "again.pkl"
-    run("make_demo_snapshot.py", again, "--ngf", "4")
+    run("make_demo_snapshot.py", again)
     assert again.read_bytes() == path.read_bytes()
+
+
+def test_demo_has_learned_its_pictures(tmp_path: Path) -> None:
+    """Objects on white, each another one: not what random weights would make."""
+    path = tmp_path / "demo.pkl"
+    run("make_demo_snapshot.py", path)
+    generator = load_snapshot(path).generator
+    images = sample_images(generator, sampler_of(generator), samples=32, seed=0)
+    edge = torch.cat([images[..., :4, :].flatten(1), images[..., -4:, :].flatten(1)], 1)
+    middle = images[..., 48:80, 48:80].flatten(1)
+    assert edge.mean() > 0.8
+    assert middle.mean() < 0.5
+    assert middle.std(0).mean() > 0.25
+
+
+def test_demo_training(tmp_path: Path, shared_snapshots: Path, stamps: Path) -> None:
+    """The script that made the weights, for a few steps."""
+    pytest.importorskip("timm")
+    out = tmp_path / "demo.safetensors"
+    words = (
+        "--teacher", shared_snapshots / "stamps-128-ngf32.pkl", "--data", stamps, "--out", out,
+        "--run", tmp_path / "run",
+        "--ngf", "4", "--minutes", "0.02", "--kimg", "0.008", "--samples", "8",
+    )  # fmt: skip
+    text = run("train_demo.py", *words)
+    assert "distilled: " in text
+    assert "trained on: 8 images" in text
+    path = tmp_path / "demo.pkl"
+    assert "distilled for 0.02 minutes" in run("make_demo_snapshot.py", path, "--weights", out)
+    assert load_snapshot(path).config["ngf"] == 4
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in EXAMPLES.glob("*.py")))

@@ -104,6 +104,16 @@ class StyleGan2:
         g = self._require(model)
         return latents_and_classes(int(g.z_dim), int(g.c_dim))
 
+    def truncation(self, generator: nn.Module, psi: float) -> Mapping[str, float]:
+        """The keyword of a truncated call.
+
+        Raises:
+            AdapterError: ``generator`` is none of ours, or holds no mean of its latents.
+        """
+        if self._require(generator).mapping.w_avg_beta is None:
+            raise AdapterError("the file does not hold the mean of its latents")
+        return {"truncation_psi": psi}
+
     def leaves(self) -> tuple[type[nn.Module], ...]:
         """The demodulation, whose kernel is a site of its own."""
         return (network.Demodulation,)

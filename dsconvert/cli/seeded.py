@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dsconvert.adapter import Truncates
 from dsconvert.cli.output import Bars
-from dsconvert.errors import UsageError
+from dsconvert.errors import AdapterError, UsageError
 from dsconvert.export.plain import PlainFile
 from dsconvert.kinds import Opened, inputs_of, picture_of
 from dsconvert.snapshot import Snapshot
@@ -73,22 +73,21 @@ def _official(model: nn.Module, label: int | None) -> Callable[[int], tuple[Any,
     )
 
 
-def _truncated(file: Opened, psi: float) -> dict[str, float]:
-    """The keyword that truncates; none at psi 1 (Karras et al. 2019, section B)."""
+def _truncated(file: Opened, psi: float) -> Mapping[str, Any]:
+    """The keywords of a call that truncates; none at psi 1."""
     if psi == 1:
         return {}
     model = file.generator
-    # A generator without a mapping takes the word and does nothing about it.
-    if "truncation_psi" not in inspect.signature(model.forward).parameters:
+    adapter = getattr(file, "adapter", None)
+    if not isinstance(adapter, Truncates):
         raise UsageError(
             f"--trunc {psi:g}: the {type(model).__name__} of {file.path} has no mapping network, "
             "whose mean latents could be pulled towards; leave it out."
         )
-    if getattr(getattr(model, "mapping", None), "w_avg_beta", 0) is None:
-        raise UsageError(
-            f"--trunc {psi:g}: {file.path} does not hold the mean of its latents; leave it out."
-        )
-    return {"truncation_psi": psi}
+    try:
+        return adapter.truncation(model, psi)
+    except AdapterError as error:
+        raise UsageError(f"--trunc {psi:g}: {file.path}: {error}; leave it out.") from None
 
 
 def _drawn(file: Opened, label: int | None) -> Callable[[int], tuple[Any, ...]]:

@@ -21,6 +21,7 @@ from torch import nn
 from dsconvert.adapter import PERSISTENCE
 from dsconvert.cli import main
 from dsconvert.errors import (
+    AdapterError,
     CorruptSnapshotError,
     UnsafeSnapshotError,
     UnsupportedSnapshotError,
@@ -262,6 +263,14 @@ def test_latents_are_truncated_as_the_official_script_does(
     assert main([*words, "--trunc", "0.7"]) == 2
     assert "no mapping network" in capsys.readouterr().err
     assert not (tmp_path / "no.png").exists()
+
+
+def test_there_is_no_truncation_without_a_mean() -> None:
+    g = made()
+    assert ADAPTER.truncation(g, 0.5) == {"truncation_psi": 0.5}
+    g.mapping.w_avg_beta = None
+    with pytest.raises(AdapterError, match="mean of its latents"):
+        ADAPTER.truncation(g, 0.5)
 
 
 def test_a_generator_of_ours_has_a_file_format(tmp_path: Path) -> None:
