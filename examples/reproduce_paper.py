@@ -7,7 +7,8 @@ Every arm (a preset: ``none`` is the dense generator) is trained in short turns,
 other, each turn in a process of its own: what else the machine does falls on all of them, and peak
 memory is each arm's own (on a CPU: of the whole process; the judging comes after the last reading).
 A turn that was cut short goes on from its checkpoint: run the same command again. At the end (or
-with ``--table``) it prints the table, with the paper's figures beside ours.
+with ``--table``) it prints the table, with the paper's figures beside ours, and writes it to the
+folder (table.md, table.json).
 
 ``--scale small`` is a small CPU run (128 px, ngf 32, 400 images an arm) and says nothing about
 final quality: after so few images no generator makes pictures. ``--scale paper`` is the official
@@ -30,13 +31,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -190,6 +194,21 @@ def table(arms: Sequence[Arm], presets: Sequence[str]) -> tuple[Table, list[dict
     return made, rows
 
 
+def markdown(made: Table, options: argparse.Namespace) -> str:
+    """The table for a page, with what it is of."""
+    header = [str(c.header) for c in made.columns]
+    cells = list(zip(*(map(str, c.cells) for c in made.columns), strict=True))
+    lines = [" | ".join(line) for line in (header, ["---"] * len(header), *cells)]
+    judged = f", judged by {options.evaluate} images a side" if options.evaluate != "0" else ""
+    return (
+        f"{options.cfg}, {options.resolution} px, ngf {options.ngf}, batch {options.batch}, "
+        f"{float(options.kimg) * 1000:g} images a run, seeds {options.seeds}{judged}; "
+        f"{os.cpu_count()} CPU cores, torch {version('torch')}, {time.strftime('%Y-%m-%d')}. "
+        "Changes are to the first row of each data set: mean over the seeds (smallest to "
+        "largest).\n\n" + "".join(f"| {line} |\n" for line in lines)
+    )
+
+
 def prepare_landscape(target: Path, *, side: int = 256, per_photo: int = 24) -> None:
     """Squares from Debian's photo packages, in the official zip layout."""
     from PIL import Image
@@ -276,6 +295,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Console(width=None if sys.stdout.isatty() else 180).print(made)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "table.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (options.out / "table.md").write_text(markdown(made, options))
 
 
 if __name__ == "__main__":

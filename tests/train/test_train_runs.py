@@ -292,3 +292,6 @@ def test_the_papers_experiment_can_time_alone(tiny: Path, tmp_path: Path) -> Non
     assert rows[1]["changes"]["time"].endswith("%")
     assert rows[1]["changes"]["images"] == ""
     assert "fd" not in rows[1]["runs"][0]
+    page = (tmp_path / "table.md").read_text()
+    assert "judged" not in page
+    assert page.count("\n| tiny | ") == 2
