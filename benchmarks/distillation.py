@@ -46,7 +46,7 @@ from dsconvert.records import Plan
 from dsconvert.report.curves import curve
 from dsconvert.report.html import page
 from dsconvert.rewrite import copied
-from dsconvert.train.checkpoint import checkpoints
+from dsconvert.train.checkpoint import checkpoints, newest
 from dsconvert.train.distill import distill
 from dsconvert.train.distill_config import DistillConfig
 
@@ -237,6 +237,13 @@ class Lite1:
         return torch.cat(parts)
 
 
+def learned(folder: Path) -> nn.Module:
+    """The student of a finished run, as its newest checkpoint has it."""
+    student = torch.load(folder / "start.pt", weights_only=False)["student"]  # our own file
+    student.load_state_dict(newest(checkpoints(folder))["best_state"])
+    return student.eval()
+
+
 def table(rows: list[dict], meta: dict) -> str:
     """The rows as markdown."""
     floors = ", ".join(f"{k} {v:.1f}" for k, v in meta["floors"].items())
@@ -289,6 +296,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--runs", default="out/distillation")
     parser.add_argument("--out", default="benchmarks/results")
+    parser.add_argument(
+        "--merge", nargs="*", default=[], metavar="OUT", help="take rows of calls with other --out"
+    )
+    parser.add_argument("--at-once", type=int, default=1, help="calls side by side (for the page)")
     options = parser.parse_args()
     keep_freed_memory()  # as the command line does
     out, runs = Path(options.out), Path(options.runs)
@@ -312,9 +323,33 @@ def main() -> None:
             found |= {k: c.value, f"{k}_floor": c.floor, f"{k}_excess": c.interval}
         return found, images[:8]
 
-    rows: list[dict] = json.loads(state.read_text())["rows"] if state.exists() else []
+    def write(rows: list[dict]) -> None:
+        rows.sort(key=lambda r: METHODS.index(r["name"]))
+        meta = {
+            "snapshot": Path(options.snapshot).name,
+            "minutes": options.minutes,
+            "samples": options.samples,
+            "floors": {k: rows[-1]["after"][f"{k}_floor"] for k in nets},
+            "machine": (
+                f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s), "
+                f"{options.at_once} run(s) at once"
+            ),
+            "torch": torch.__version__,
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        state.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1))
+        (out / "distillation.md").write_text(table(rows, meta))
+        (out / "distillation.html").write_text(page("Distillation", curves(rows)))
+
+    rows: list[dict] = []
+    for path in (state, *(Path(m) / state.name for m in options.merge)):
+        more = json.loads(path.read_text())["rows"] if path.exists() else []
+        names = {r["name"] for r in more}
+        rows = [r for r in rows if r["name"] not in names] + more
+    if rows:
+        write(rows)
     before = cost(teacher)
-    for name in options.only.split(","):
+    for name in filter(None, options.only.split(",")):
         if any(r["name"] == name and r["minutes"] == options.minutes for r in rows):
             continue
         folder = runs / f"{name}-{options.minutes:g}"
@@ -367,16 +402,7 @@ def main() -> None:
                 "notes": list(done.notes),
             }
         )
-        rows.sort(key=lambda r: METHODS.index(r["name"]))
-        meta = {
-            "snapshot": Path(options.snapshot).name,
-            "minutes": options.minutes,
-            "samples": options.samples,
-            "floors": {k: last[f"{k}_floor"] for k in nets},
-            "machine": f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s)",
-            "torch": torch.__version__,
-            "date": time.strftime("%Y-%m-%d"),
-        }
+        write(rows)
         save_png(
             side_by_side(
                 {"teacher": ours[:8], "before": pictures_before, name: pictures}, with_psnr=True
@@ -384,10 +410,13 @@ def main() -> None:
             out / f"distillation-{name}.png",
             overwrite=True,
         )
-        state.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1))
-        (out / "distillation.md").write_text(table(rows, meta))
-        (out / "distillation.html").write_text(page("Distillation", curves(rows)))
-        print({k: v for k, v in rows[-1].items() if k not in ("curve", "settings")}, flush=True)
+        told = next(r for r in rows if r["name"] == name)
+        print({k: v for k, v in told.items() if k not in ("curve", "settings")}, flush=True)
+    finished = {r["name"]: runs / f"{r['name']}-{options.minutes:g}" for r in rows}
+    pictures = {n: sample(learned(f))[:8] for n, f in finished.items() if checkpoints(f)}
+    if pictures:
+        sheet = side_by_side({"teacher": ours[:8], **pictures}, with_psnr=True)
+        save_png(sheet, out / "distillation.png", overwrite=True)
 
 
 if __name__ == "__main__":
