@@ -60,8 +60,8 @@ def test_demo_has_learned_its_pictures(tmp_path: Path) -> None:
     images = sample_images(generator, sampler_of(generator), samples=32, seed=0)
     edge = torch.cat([images[..., :4, :].flatten(1), images[..., -4:, :].flatten(1)], 1)
     middle = images[..., 48:80, 48:80].flatten(1)
-    assert edge.mean() > 0.8
-    assert middle.mean() < 0.5
+    assert edge.mean() > 0.7  # white is 1; random weights give grey, 0
+    assert middle.mean() < edge.mean() - 0.4
     assert middle.std(0).mean() > 0.25
 
 
