@@ -14,16 +14,11 @@ from typing import Any
 import torch
 
 from dsconvert.bench.records import Limits, Settings
+from dsconvert.devices import accelerator, usable
 from dsconvert.errors import UsageError
 from dsconvert.records import DTYPES
 
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def _accelerator() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def settle(settings: Settings) -> Settings:
@@ -32,18 +27,8 @@ def settle(settings: Settings) -> Settings:
     Raises:
         UsageError: no such device or type, or a number of threads below 1.
     """
-    name = _accelerator() if settings.device == "auto" else settings.device
-    try:
-        device = torch.device(name)
-        if device.type == "meta":
-            raise RuntimeError("it holds no data")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise UsageError(
-            f"device {name!r} can't be used here: {reason}. This torch {torch.__version__} offers "
-            f"{', '.join(dict.fromkeys((_accelerator(), 'cpu')))}; give --device one of these."
-        ) from None
+    name = accelerator() if settings.device == "auto" else settings.device
+    usable(name)
     if settings.dtype not in DTYPES:
         raise UsageError(f"no dtype is called {settings.dtype!r}; choose {', '.join(DTYPES)}.")
     if settings.threads is not None and settings.threads < 1:

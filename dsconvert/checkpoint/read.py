@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -61,13 +62,22 @@ def read(path: Path, form: str) -> dict[str, Any]:
     return dict(content)
 
 
-def _torch(path: Path, form: str) -> Any:
+def refuse_old_torch(path: str | os.PathLike[str]) -> None:
+    """Stop before ``path`` is read by a torch whose ``weights_only`` can be tricked.
+
+    Raises:
+        UnsupportedSnapshotError: this torch is older than 2.6.
+    """
     version = tuple(int(x) for x in torch.__version__.split("+")[0].split(".")[:2])
     if version < _OLDEST:
         raise UnsupportedSnapshotError(
             f"{path} is a torch.save checkpoint, which torch {torch.__version__} can't read "
             "without a risk (CVE-2025-32434). Install torch 2.6 or newer."
         )
+
+
+def _torch(path: Path, form: str) -> Any:
+    refuse_old_torch(path)
     if form == "zip":
         _check_zip(path)
     try:

@@ -21,6 +21,9 @@ def changes(options: Namespace) -> dict[str, Any]:
         "checkpoint_minutes": options.checkpoint_minutes,
         "keep_last": options.keep_last,
         "evaluate": options.evaluate,
+        "workers": options.workers,
+        "recompute": options.recompute,
+        "compile": options.compile or None,
     }
     return {k: v for k, v in names.items() if v is not None}
 
@@ -28,22 +31,16 @@ def changes(options: Namespace) -> dict[str, Any]:
 def config_of(options: Namespace, **more: Any) -> TrainConfig:
     """The recipe that was typed."""
     typed: dict[str, Any] = changes(options)
+    for name in ("batch", "micro_batch", "seed", "precision", "ema_kimg"):
+        if getattr(options, name) is not None:
+            typed[name] = getattr(options, name)
     if options.lr is not None:
         typed |= {"lr_generator": options.lr, "lr_discriminator": options.lr}
     if options.blur_sigma is not None:
         typed |= {"blur_init_sigma": options.blur_sigma, "blur_fade_kimg": options.blur_kimg}
-    if options.ema_kimg is not None:
-        typed["ema_kimg"] = options.ema_kimg
     return TrainConfig(
-        batch=options.batch,
-        micro_batch=options.micro_batch,
         mirror=options.mirror,
-        seed=options.seed,
-        precision=options.precision,
         channels_last=options.channels_last,
-        recompute=options.recompute,
-        compile=options.compile,
-        workers=options.workers,
         deterministic=options.deterministic,
         **typed,
         **more,

@@ -6,7 +6,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -311,14 +311,7 @@ def whole(
     name: str, model: nn.Module, inputs: Any, probe: Probe, *, copy_it: bool = True
 ) -> LocalSubject:
     """A model under the probe's settings and layout."""
-    s = probe.settings
-    settings = Settings(
-        device=s.device,
-        dtype=s.dtype,
-        channels_last=probe.channels_last,
-        compile=s.compile,
-        threads=s.threads,
-    )
+    settings = replace(probe.settings, channels_last=probe.channels_last)
     return LocalSubject(name, model, inputs, settings, copy=copy_it)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsconvert.adapter import image_tensor
 from dsconvert.errors import UsageError
 from dsconvert.metrics.features import LiteFeatures
 from dsconvert.metrics.frechet import Interval, compare_sets, frechet_distance
@@ -105,7 +106,7 @@ def image_batches(
         with evaluating(model):
             torch.set_rng_state(state)
             args = inputs(min(batch, samples - start), generator)
-            made = model(*(_like(a, like) for a in args)).float().clamp(-1, 1).cpu()
+            made = image_tensor(model(*(_like(a, like) for a in args))).float().clamp(-1, 1).cpu()
             state = torch.get_rng_state()
         if progress is not None:
             progress(start + len(made))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dsconvert.checkpoint.read import refuse_old_torch
 from dsconvert.errors import OutputError, TrainingError
 
 VERSION = 1
@@ -61,7 +62,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         TrainingError: it is missing, damaged, or from another version.
+        UnsupportedSnapshotError: this torch is too old to read it safely.
     """
+    refuse_old_torch(path)
     try:
         data: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds on a damaged file

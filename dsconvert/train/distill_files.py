@@ -1,7 +1,8 @@
-"""Distillation of a file: its main generator learns, everything else in it stays as it was."""
+"""Distillation of a file: its generators become what was learnt; all else stays as it was."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ import torch
 from torch import nn
 
 from dsconvert.checkpoint import ModuleSource
+from dsconvert.devices import for_training
 from dsconvert.errors import UsageError
 from dsconvert.images import check_target, save_png, side_by_side, whole_file
-from dsconvert.kinds import inputs_of, open_file, picture_of, save_file
+from dsconvert.kinds import Opened, inputs_of, open_file, picture_of, save_file
 from dsconvert.lite0 import Weights
 from dsconvert.metrics import sample_images
 from dsconvert.pipeline import cost
@@ -24,6 +26,7 @@ from dsconvert.report.jsonable import finite, layer_rows
 from dsconvert.train.distill import Distilled, distill
 from dsconvert.train.distill_config import DistillConfig
 from dsconvert.train.distill_loop import Progress
+from dsconvert.train.ema import same_structure
 
 _SHOWN = 8
 
@@ -46,11 +49,6 @@ def run_folder(out: str | os.PathLike[str]) -> Path:
     return path.with_name(f"{path.stem}-run")
 
 
-def best_device() -> torch.device:
-    """The GPU, where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def distill_snapshot(
     teacher: str | os.PathLike[str],
     student: str | os.PathLike[str],
@@ -69,7 +67,9 @@ def distill_snapshot(
 
     Args:
         teacher: a file of any known kind, with the original.
-        student: its conversion; every other entry of it is written to ``out`` unchanged.
+        student: its conversion. In ``out`` the generators that are built alike (``G`` beside
+            ``G_ema``) hold what was learnt, so that training goes on from there; every other
+            entry is written unchanged.
         out: the file to write, whole or not at all.
         config: how long, how fast, and what the student is held to.
         folder: of the run (statistics, grids, checkpoints, report); None: see :func:`run_folder`.
@@ -81,8 +81,8 @@ def distill_snapshot(
         progress: see :data:`dsconvert.train.distill_loop.Progress`.
 
     Raises:
-        UsageError: the two generators do not fit each other, nobody knows their inputs, or the
-            folder holds another run.
+        UsageError: the two generators do not fit each other, nobody knows their inputs, torch
+            can't use the device, or the folder holds another run.
         OutputError: ``out`` or ``folder`` can't be written.
         DsconvertError: see :func:`dsconvert.train.distill.distill`.
     """
@@ -109,12 +109,12 @@ def distill_snapshot(
         folder=place,
         resume=resume,
         weights=weights,
-        device=device or best_device(),
+        device=for_training(device),
         settings={"teacher": str(teacher), "student": str(student), "out": str(out)},
         progress=progress,
     )
     learnt = done.student.get_submodule(place_of_it)
-    save_file(snap, {snap.generators[0]: learnt}, out, overwrite=overwrite)
+    save_file(snap, _learnt_by(snap, learnt), out, overwrite=overwrite)
     example = inputs(1, torch.Generator().manual_seed(0))
     before, after = cost(original, example), cost(learnt, example)
     rows = {
@@ -132,6 +132,20 @@ def distill_snapshot(
         folder=place,
         report=write_report(place),
     )
+
+
+def _learnt_by(snap: Opened, learnt: nn.Module) -> dict[str, nn.Module]:
+    """``learnt`` for the main generator, and a copy for each that is built like it.
+
+    ``finetune`` and the official trainer go on with ``G`` and average it into ``G_ema``: an old
+    ``G`` would take the lessons away again.
+    """
+    main, *others = snap.generators
+    models = {main: learnt}
+    for key in others:
+        if same_structure(snap.module(key), learnt):
+            models[key] = copy.deepcopy(learnt)
+    return models
 
 
 def _shape(model: nn.Module) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsconvert.adapter import image_tensor
 from dsconvert.lite0 import Weights
 from dsconvert.train.projector import Projector, three_channels
 
@@ -182,7 +183,7 @@ class Objective:
     def teach(self, args: Args, seed: int, *, maps: bool = True) -> Target:
         """The teacher's side of one batch."""
         with seeded(seed), self._teach.listening():
-            image = self.teacher(*args)
+            image = image_tensor(self.teacher(*args))
         return Target(
             args=args,
             image=image,
@@ -201,7 +202,7 @@ class Objective:
         """
         self._learn.replace = target.inputs if alone else None
         with seeded(target.seed), self._learn.listening():
-            image = self.student(*target.args)
+            image = image_tensor(self.student(*target.args))
         return image, dict(self._learn.outputs)
 
     def compatible(self, target: Target) -> tuple[str, ...]:

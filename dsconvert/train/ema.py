@@ -28,3 +28,12 @@ def update_ema(average: nn.Module, model: nn.Module, beta: float) -> None:
         cast("Any", torch)._foreach_lerp_(mine, theirs, 1 - beta)
     for old, new in zip(average.buffers(), model.buffers(), strict=True):
         old.copy_(new)
+
+
+def same_structure(one: nn.Module, other: nn.Module) -> bool:
+    """Whether one can be the moving average of the other: the same tensors, by name and shape."""
+
+    def shapes(model: nn.Module) -> list[tuple[str, torch.Size]]:
+        return [(n, t.shape) for n, t in (*model.named_parameters(), *model.named_buffers())]
+
+    return shapes(one) == shapes(other)

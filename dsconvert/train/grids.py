@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsconvert.adapter import image_tensor
 from dsconvert.images import grid, save_png
 from dsconvert.observe import evaluating
 
@@ -21,7 +22,7 @@ def sample_grid(model: nn.Module, inputs: Sequence[tuple[Any, ...]]) -> Tensor:
     """Images of ``inputs`` (a list of forward arguments), on the CPU; noise is fixed too."""
     with evaluating(model), torch.random.fork_rng():
         torch.manual_seed(NOISE_SEED)
-        return torch.cat([model(*args).float().cpu() for args in inputs])
+        return torch.cat([image_tensor(model(*args)).float().cpu() for args in inputs])
 
 
 def save_grid(images: Tensor, path: str | os.PathLike[str]) -> Path:

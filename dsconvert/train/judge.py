@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsconvert.adapter import image_tensor
 from dsconvert.metrics import LiteFeatures, frechet_distance
 from dsconvert.observe import evaluating
 from dsconvert.train.data import ImageSet
@@ -52,7 +53,7 @@ class Judge:
             for rows in self._chosen.split(_BATCH):
                 args: tuple[Any, ...] = latents(self._data.label(rows), random)
                 moved = (a.to(self._device) if isinstance(a, Tensor) else a for a in args)
-                made.append(self._features(model(*moved).float().cpu()))
+                made.append(self._features(image_tensor(model(*moved)).float().cpu()))
         return frechet_distance(torch.cat(made), self._reals)
 
 

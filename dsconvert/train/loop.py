@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsconvert.errors import OutputError, TrainingError
+from dsconvert.errors import OutputError, TrainingError, UsageError
 from dsconvert.inputs import sampler_of
 from dsconvert.train.checkpoint import checkpoints
 from dsconvert.train.config import TrainConfig
@@ -41,6 +41,8 @@ class TrainResult:
     snapshot: Path | None
     best: float | None
     """The lowest FD-lite0 to the data, where the run was judged."""
+    ema: nn.Module
+    """The moving average: the generator to keep, in eval mode."""
     unreadable: tuple[str, ...] = field(default=())
 
 
@@ -78,19 +80,28 @@ def train(
 ) -> TrainResult:
     """Train ``generator`` against ``discriminator`` on ``data``, by the official recipe.
 
+    The recipe is fixed: hinge losses, Adam, one step of each network a batch, no gradient penalty
+    (Projected GAN, Sauer et al. 2021). Networks may be of any codebase.
+
     A run is a folder: ``stats.jsonl``, ``grids/`` and ``snapshots/`` (named by the images
     seen), ``checkpoints/``. Killed at any moment, it can be resumed and ends with the same weights.
 
     Args:
-        generator: any module that makes images (N, C, R, R) in [-1, 1]; trained in place.
-        discriminator: ``discriminator(images, labels)`` returns logits; trained in place. Of a
-            child ``feature_network`` nothing is trained.
-        data: see :func:`dsconvert.train.data.open_images`.
+        generator: any module that makes images (N, C, R, R) in [-1, 1], or a list or tuple whose
+            first is that; trained in place.
+        discriminator: ``discriminator(images, labels)`` returns logits of any shape, for labels
+            float32 (N, classes) ((N, 0) where the data has none); trained in place. Of a child
+            ``feature_network`` nothing is trained.
+        data: an :class:`ImageSet`; see :func:`dsconvert.train.data.open_images`.
         config: see :class:`TrainConfig`.
-        out: the run's folder; made if it is missing.
-        latents: the generator's arguments for given labels; its adapter's by default.
+        out: the run's folder; made if it is missing. One that holds a run is continued
+            (``resume``) or refused.
+        latents: ``latents(labels, random)`` draws the generator's arguments for labels (N,
+            classes) on the CPU, with the :class:`torch.Generator` it is given; its adapter's by
+            default.
         ema: a moving average to go on with; a copy of ``generator`` by default.
-        save: writes snapshots; by default none are written (checkpoints are).
+        save: ``save(networks, path)`` writes a snapshot (``networks.ema``, ``.generator``,
+            ``.discriminator``); by default none are written (checkpoints are).
         resume: go on from the newest checkpoint in ``out`` that can be read.
         procs: the processes that train together; found by themselves.
         progress: called after each step.
@@ -98,7 +109,7 @@ def train(
 
     Raises:
         TrainingError: the loss is no longer finite, or there is nothing (sensible) to resume.
-        UsageError: the batch can't be cut as asked.
+        UsageError: the batch can't be cut as asked, or ``out`` holds a run already.
         AdapterError: no ``latents``, and no adapter knows the generator.
         OutputError: the disk refuses.
     """
@@ -131,6 +142,11 @@ class _Run:
     ) -> TrainResult:
         keeper = self.keeper
         config, data, procs = keeper.config, keeper.data, keeper.procs
+        if not resume and checkpoints(keeper.out / "checkpoints"):
+            raise UsageError(
+                f"{keeper.out} holds a run already: continue it (resume), or name another folder."
+            )
+        procs.wait()  # all have looked before the first one writes
         try:
             for name in FOLDERS:
                 (keeper.out / name).mkdir(parents=True, exist_ok=True)
@@ -172,6 +188,7 @@ class _Run:
             stats=keeper.out / "stats.jsonl",
             snapshot=keeper.snapshot,
             best=nets.best,
+            ema=nets.ema,
             unreadable=(*data.skipped, *sorted(stream.unreadable)),
         )
 

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dsconvert.errors import MissingExtraError
+from dsconvert.devices import for_training
+from dsconvert.errors import MissingExtraError, UsageError
 
 
 class Processes(Protocol):
@@ -43,8 +44,7 @@ class Alone:
     rank, world = 0, 1
 
     def __init__(self, device: torch.device | str | None = None) -> None:
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device if device is not None else found)
+        self.device = for_training(device)
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Nothing to do."""
@@ -107,5 +107,13 @@ def processes(device: str | None = None) -> Processes:
 
     Raises:
         MissingExtraError: several processes without accelerate.
+        UsageError: torch can't use the device, or one is named for several processes.
     """
-    return Together() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Alone(device)
+    if device is not None:
+        raise UsageError(
+            f"several processes can't share the device {device!r}: leave it out, and give "
+            "accelerate launch the devices (--gpu_ids, --cpu)."
+        )
+    return Together()

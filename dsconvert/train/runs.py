@@ -22,6 +22,7 @@ from dsconvert.pipeline import cost
 from dsconvert.snapshot import load_snapshot, new_snapshot, save_snapshot
 from dsconvert.train.config import TrainConfig
 from dsconvert.train.data import ImageSet, open_images
+from dsconvert.train.ema import same_structure
 from dsconvert.train.loop import Progress, TrainResult, train
 from dsconvert.train.processes import Processes, processes
 from dsconvert.train.setup import (
@@ -154,7 +155,8 @@ def finetune(
     """Go on training a file's generator, converted or not, with the file's discriminator if any.
 
     Args:
-        snapshot: an official snapshot, or one that dsconvert wrote.
+        snapshot: an official snapshot, or one that dsconvert wrote. Training goes on with its
+            ``G``, or with a copy of ``G_ema`` where that is built differently or missing.
         config: the recipe; ``ema_rampup`` is best None here, as official training resumes.
         data: a folder or zip; its images are brought to the generator's resolution.
         out: where runs are kept.
@@ -185,9 +187,8 @@ def finetune(
         images = replace(images, classes=classes)
     ema = snap.generator
     generator = snap.module("G") if snap.has_module("G") else None
-    if generator is None or not any(True for _ in generator.parameters()):
-        generator = snap.module("G_ema") if snap.source is not None else ema
-    if generator is ema:
+    own_generator = generator is not None and same_structure(generator, ema)
+    if generator is None or not own_generator:  # G_ema alone was converted, or G is an empty module
         generator = copy.deepcopy(ema)
     judge = None if new_heads else discriminator_of(snap)
     own = judge is not None
@@ -199,6 +200,7 @@ def finetune(
         "command": "finetune",
         "snapshot": str(snapshot),
         "generator": {k: v for k, v in facts.items() if isinstance(v, str | int | float | bool)},
+        "starts_from": "G" if own_generator else "G_ema",
         "discriminator_from_file": own,
     }
     default = f"finetune-{Path(snapshot).stem}-{Path(data).stem}-{images.resolution}"

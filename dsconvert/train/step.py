@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dsconvert.adapter import image_tensor
 from dsconvert.errors import UsageError
 from dsconvert.export import lean
 from dsconvert.train.config import TrainConfig
@@ -62,7 +63,11 @@ def networks(
     *,
     ema: nn.Module | None = None,
 ) -> Networks:
-    """Put both networks on the device, in train mode, with their optimisers."""
+    """Put both networks on the device, in train mode, with their optimisers.
+
+    Raises:
+        DsconvertError: ``recompute="lean"``, and the generator can't be traced.
+    """
     for model in (generator, discriminator):
         model.to(device).train().requires_grad_(False)
         if config.channels_last:
@@ -174,7 +179,7 @@ class Stepper:
                 self._enter(stack, nets, first=i == 0)
                 if config.recompute == "blocks":
                     stack.enter_context(recomputing(blocks(nets.generator)))
-                logits = self._judge(nets, nets.run_g(*args), wanted, sigma)
+                logits = self._judge(nets, image_tensor(nets.run_g(*args)), wanted, sigma)
                 loss = generator_loss(logits)
                 # Inside: a recomputed block runs again during the backward pass.
                 nets.scaler.scale(loss / count).backward()
@@ -193,7 +198,7 @@ class Stepper:
             with ExitStack() as stack:
                 self._enter(stack, nets, first=i == 0)
                 with torch.no_grad():
-                    made = nets.run_g(*args)
+                    made = image_tensor(nets.run_g(*args))
                 fake = self._judge(nets, made, wanted, sigma)
                 loss_fake = fake_loss(fake)
                 nets.scaler.scale(loss_fake / count).backward()

@@ -335,8 +335,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, data: ImageSet)
 
 
 def test_another_codebase_and_the_best_snapshot(tmp_path: Path, data: ImageSet) -> None:
-    """No adapter: the latents and the snapshot are the caller's."""
-    generator = nn.Sequential(nn.Linear(4, 3 * 16), nn.Unflatten(1, (3, 4, 4)), nn.Upsample(128))
+    """No adapter: the latents and the snapshot are the caller's; two sizes, as FastGAN makes."""
+
+    class Two(nn.Sequential):
+        def forward(self, z: Tensor) -> list[Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+            image = super().forward(z)
+            return [image, image[..., ::2, ::2]]
+
+    generator = Two(nn.Linear(4, 3 * 16), nn.Unflatten(1, (3, 4, 4)), nn.Upsample(128))
     _, judge = plain_pair()
     written: list[Path] = []
 
@@ -355,6 +361,10 @@ def test_another_codebase_and_the_best_snapshot(tmp_path: Path, data: ImageSet) 
     assert names == ["best.pkl", "network-000000008.pkl"]
     assert result.snapshot is not None
     assert result.snapshot.name == "network-000000008.pkl"
+    saved = torch.load(result.snapshot)
+    assert all(saved[k].equal(v) for k, v in result.ema.state_dict().items())
+    with pytest.raises(UsageError, match="holds a run already"):
+        train_networks(generator, judge, data, config(4), out=tmp_path, latents=lambda *_: ())
 
 
 def test_what_can_not_be_resumed(tmp_path: Path, data: ImageSet) -> None:

@@ -18,6 +18,7 @@ from training_parts import encoded, picture, small_generator, tiny_zip, zipped
 from dsconvert.cli import main
 from dsconvert.errors import AdapterError, UsageError
 from dsconvert.files import convert_snapshot
+from dsconvert.pipeline import apply, plan
 from dsconvert.snapshot import load_snapshot, new_snapshot, save_snapshot
 from dsconvert.train import NewGenerator, new_generator, read_stats
 
@@ -104,6 +105,21 @@ def test_finetune_of_a_converted_file_without_one(tiny: Path, tmp_path: Path) ->
     assert json.loads((folder / "settings.json").read_text())["discriminator_from_file"] is False
 
 
+def test_finetune_where_g_is_built_differently(tiny: Path, tmp_path: Path) -> None:
+    """G_ema alone was converted: G can't be averaged into it."""
+    dense = new_snapshot(small_generator())
+    save_snapshot(dense, dense.generator, tmp_path / "dense.pkl")
+    snap = load_snapshot(tmp_path / "dense.pkl")
+    made = apply(snap.generator, plan(snap.generator, preset="paper"), init="svd", calibrate=0)
+    file = tmp_path / "half.pkl"
+    save_snapshot(snap, made.model, file)
+    words = ["--data", str(tiny), "--kimg", "0.002", "--out", str(tmp_path)]
+    assert main(["finetune", str(file), *words, "--name", "run", *SMALL]) == 0
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["starts_from"] == "G_ema"
+    snap = load_snapshot(next((tmp_path / "run" / "snapshots").glob("*.pkl")))
+    assert snap.module("G").state_dict().keys() == made.model.state_dict().keys()
+
+
 def test_a_64_px_file_of_four_channels(tmp_path: Path) -> None:
     """Below what the official code runs; ours converts, writes and reads it."""
     made, plan = new_generator(
@@ -162,7 +178,10 @@ def test_a_new_generator_follows_the_seed() -> None:
         (("train",), "needs --data"),
         (("train", "--data", "x", "--cfg", "fastgan"), "there is no data at x"),
         (("train", "--resume", "nowhere"), "no run that can be continued"),
-        (("train", "--resume", "nowhere", "--data", "x"), "knows its data"),
+        (("train", "--resume", "nowhere", "--data", "x"), "drop --data"),
+        (("train", "--resume", "nowhere", "--batch", "8", "--lr", "1"), "drop --batch, --lr"),
+        (("train", "--data", "x", "--cfg", "fastgan", "--device", "magic"), "device 'magic'"),
+        (("finetune", "nothing.pkl", "--data", "x", "--device", "magic"), "device 'magic'"),
         (("train", "--data", "x", "--cfg", "fastgan", "--batch", "0"), "0 is not 1 or more"),
         (("train", "--data", "x", "--cfg", "fastgan", "--blur-sigma", "2"), "go together"),
         (("train", "--data", "TINY", "--cfg", "gan9"), "gan9"),

@@ -6,11 +6,8 @@ from argparse import Namespace
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from dsconvert.cli.opening import source_of
 from dsconvert.cli.output import Bars, emit, say
-from dsconvert.errors import UsageError
 from dsconvert.train.distill_config import DistillConfig
 from dsconvert.train.distill_files import distill_snapshot
 
@@ -20,26 +17,10 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-def device_of(name: str | None) -> torch.device | None:
-    """The device of that name.
-
-    Raises:
-        UsageError: torch knows no such device, or can't use it.
-    """
-    if name is None:
-        return None
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise UsageError(f"--device {name}: torch can't use it ({reason}).") from None
-
-
 def run(options: Namespace) -> None:
     """Distil, write the file, and say how far it got."""
     given = {n: getattr(options, n) for n in _SETTINGS}
     config = DistillConfig(**{n: v for n, v in given.items() if v is not None})
-    device = device_of(options.device)
     with Bars(hidden=options.quiet) as bars:
         done = distill_snapshot(
             options.snapshot,
@@ -49,7 +30,7 @@ def run(options: Namespace) -> None:
             folder=options.run,
             resume=options.resume,
             overwrite=options.overwrite,
-            device=device,
+            device=options.device,
             module=source_of(options),
             progress=bars,
         )

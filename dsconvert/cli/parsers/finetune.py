@@ -27,6 +27,4 @@ def check(options: argparse.Namespace) -> None:
     """Refuse what does not go together."""
     if not options.data:
         raise UsageError("finetune needs --data DIR|ZIP.")
-    if (options.blur_sigma is None) != (options.blur_kimg is None):
-        raise UsageError("--blur-sigma and --blur-kimg go together.")
-    options.kimg = options.kimg or _KIMG
+    training.fill(options, {"kimg": _KIMG})
