@@ -1,8 +1,13 @@
-"""The results of ``peers.py`` as a table for the README and a plot."""
+"""The results of ``peers.py`` as a table for the README and a plot.
+
+python benchmarks/peer_report.py [benchmarks/results/peers.json]    # both anew, nothing measured
+"""
 
 from __future__ import annotations
 
+import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,8 @@ _TIMES = (
 
 
 UNSTEADY = 0.1
-"""Half the range of the official one's rounds, as a share, beyond which no ratio to it is given."""
+"""Half the range of a row's rounds, as a share of their median, beyond which they are unsteady: no
+ratio is given where that is so of the official one's, and a ratio is marked where of the row's."""
 
 
 def _spread(runs: list[float]) -> float:
@@ -24,13 +30,18 @@ def _spread(runs: list[float]) -> float:
 
 
 def _ratio(row: dict[str, Any], name: str) -> str:
-    """How many times faster than the official one in the same rounds, where those were steady."""
+    """How many times faster than the official one in the same rounds, where those were steady.
+
+    ``~`` stands before it where the row's own were not.
+    """
     reference = row.get("reference_seconds", {}).get(name)
     if not reference or row["name"] == "official":
         return ""
     if _spread(reference) > UNSTEADY:
         return ", official unsteady"
-    return f", **{statistics.median(reference) / statistics.median(row['seconds'][name]):.1f}x**"
+    own = row["seconds"][name]
+    mark = "~" if _spread(own) > UNSTEADY else ""
+    return f", **{mark}{statistics.median(reference) / statistics.median(own):.1f}x**"
 
 
 def _median(row: dict[str, Any], name: str) -> float | None:
@@ -115,8 +126,8 @@ def markdown(data: dict[str, Any]) -> str:
         "",
         "One process a row, runs interleaved, medians, ± half the range; bold: how many times "
         "faster than the official one in the same rounds, left out where that one's own were "
-        f"unsteady (more than ±{100 * UNSTEADY:.0f} %). Load average while measuring (this run "
-        f"alone is about {meta['threads']}): "
+        f"unsteady (more than ±{100 * UNSTEADY:.0f} %), and with a ~ where the row's own were. "
+        f"Load average while measuring (this run alone is about {meta['threads']}): "
         + (f"{min(loads):.1f} to {max(loads):.1f}." if loads else "unknown."),
         "Image error is to the original with the same latents and noise, on random weights, "
         "untrained and unfitted unless said otherwise: it shows which rows are exact, not quality.",
@@ -186,3 +197,16 @@ def plot(data: dict[str, Any], path: Path) -> None:
     figure.tight_layout(rect=(0, 0, 1 - 2.6 / figure.get_figwidth(), 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def main() -> None:
+    """Write ``peers.md`` and ``peers.png`` beside the measured ``peers.json``."""
+    default = Path(__file__).parent / "results" / "peers.json"
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else default
+    data = json.loads(path.read_text(encoding="utf-8"))
+    path.with_suffix(".md").write_text(markdown(data), encoding="utf-8")
+    plot(data, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

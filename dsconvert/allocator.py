@@ -2,7 +2,7 @@
 
 glibc gives a large block back to the system as soon as it is freed, and asks for a new one at the
 next request: every map of every layer is then cleared by the kernel, page by page, before it is
-written. With generators on a CPU that takes about 30 % of the time; what it saves, and how much
+written. With generators on a CPU that takes 22 to 30 % of the time; what it saves, and how much
 higher the peak becomes, is in ``benchmarks/results/peers.md``. In the environment of any program
 ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647`` does the same.
 """
