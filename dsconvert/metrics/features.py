@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsconvert.errors import UsageError
-from dsconvert.lite0 import lite0
+from dsconvert.lite0 import lite0, three_channels
 
 _SIZE = 224
 
@@ -48,7 +48,7 @@ class LiteFeatures:
         parts: Sequence[Tensor] = [
             self._net.forward_features(
                 F.interpolate(
-                    self._three(chunk.float().clamp(-1, 1)),
+                    three_channels(chunk.float().clamp(-1, 1)),
                     size=(_SIZE, _SIZE),
                     mode="bilinear",
                     align_corners=False,
@@ -58,7 +58,3 @@ class LiteFeatures:
             for chunk in images.split(batch)
         ]
         return torch.cat(list(parts))
-
-    @staticmethod
-    def _three(images: Tensor) -> Tensor:
-        return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]

@@ -50,8 +50,11 @@ def inception_file(*, timeout: float = _TIMEOUT) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(URL, timeout=timeout) as response, beside.open("wb") as out:
+            announced = response.headers.get("Content-Length")
             while piece := response.read(1 << 20):
                 out.write(piece)
+            if announced is not None and out.tell() != int(announced):
+                raise OSError(f"it broke off after {out.tell()} of {announced} bytes")
         beside.replace(target)
     except OSError as error:  # no name, no route, refused, a full disk
         raise MissingExtraError(

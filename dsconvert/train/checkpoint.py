@@ -104,7 +104,9 @@ def checkpoint_name(images: int) -> str:
 
 
 def prune(folder: str | os.PathLike[str], keep: int) -> None:
-    """Delete all but the newest ``keep`` (at least one)."""
+    """Delete all but the newest ``keep`` (at least one), and what a killed writer left."""
+    for part in Path(folder).glob(".images-*.part"):
+        part.unlink(missing_ok=True)
     for old in checkpoints(folder)[: -max(keep, 1)]:
         old.unlink(missing_ok=True)
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
 from dsconvert.errors import TrainingError
-from dsconvert.lite0 import Weights
+from dsconvert.lite0 import Weights, three_channels
 from dsconvert.train.augment import POLICIES, diffaugment
-from dsconvert.train.projector import RESOLUTIONS, Projector, three_channels
+from dsconvert.train.projector import RESOLUTIONS, Projector
 
 HEAD_CHANNELS = {8: 512, 16: 256, 32: 128, 64: 64, 128: 64}
 """Map size in a head to its channels; the first map of a head has those of the projector."""

@@ -137,7 +137,10 @@ def distill(
         folder=kept,
         settings=settings or {},
         progress=progress,
+        weights=weights,
     )
+    if kept is not None:
+        kept.make()
     result = loop.run()
     notes: list[str] = []
     lost = [n for n in names if n not in objective.blocks]

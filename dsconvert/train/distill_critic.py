@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsconvert.lite0 import Weights
 from dsconvert.train.discriminator import ProjectedDiscriminator
 from dsconvert.train.distill_loss import Target, seeded
 from dsconvert.train.losses import fake_loss, generator_loss, real_loss
@@ -19,13 +20,16 @@ class Critic:
     Args:
         example: one batch, for the images' size and the classes.
         lr: its rate (Adam, the official betas).
+        weights: of the backbone.
     """
 
-    def __init__(self, example: Target, *, lr: float) -> None:
+    def __init__(self, example: Target, *, lr: float, weights: Weights = "auto") -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.net = ProjectedDiscriminator(
-                resolution=example.image.shape[-1], classes=_classes(example).shape[1]
+                resolution=example.image.shape[-1],
+                classes=_classes(example).shape[1],
+                weights=weights,
             )
         self.net.to(example.image.device)
         self.net.train()

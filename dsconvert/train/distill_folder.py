@@ -12,7 +12,7 @@ from dsconvert.images import whole_file
 from dsconvert.train.checkpoint import (
     checkpoint_name,
     checkpoints,
-    load_checkpoint,
+    newest,
     prune,
     save_checkpoint,
 )
@@ -25,14 +25,14 @@ class Folder:
     """Where a run keeps what it needs to be continued, and what a report is made from.
 
     Args:
-        path: of the folder; made where it is missing.
+        path: of the folder; :meth:`make` makes it.
         config: of the run.
         resume: whether the run is to be continued.
 
     Raises:
         UsageError: it holds a run although none is to be continued, or none although one is, or
             one with other settings.
-        TrainingError: its newest checkpoint can't be read.
+        TrainingError: none of its checkpoints can be read.
     """
 
     def __init__(self, path: Path, config: DistillConfig, *, resume: bool) -> None:
@@ -45,14 +45,21 @@ class Folder:
             )
         if resume and not found:
             raise UsageError(f"{path} holds no checkpoint to resume from; leave --resume out.")
-        self.found: dict[str, Any] | None = load_checkpoint(found[-1]) if found else None
+        self.found: dict[str, Any] | None = newest(found) if found else None
         if self.found is not None:
             self._same_run(self.found)
+
+    def make(self) -> None:
+        """Make it, once nothing else can be refused.
+
+        Raises:
+            UsageError: the disk refuses.
+        """
         try:
-            (path / "grids").mkdir(parents=True, exist_ok=True)
+            (self.path / "grids").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(
-                f"the run's folder {path} can't be made ({error}); name another (--run)."
+                f"the run's folder {self.path} can't be made ({error}); name another (--run)."
             ) from error
 
     def _same_run(self, data: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dsconvert.errors import TrainingError, UsageError
 from dsconvert.images import save_png, side_by_side
+from dsconvert.lite0 import Weights
 from dsconvert.train.distill_config import DistillConfig
 from dsconvert.train.distill_critic import Critic
 from dsconvert.train.distill_folder import Folder
@@ -59,6 +60,7 @@ class Loop:
         folder: Folder | None,
         settings: dict[str, Any],
         progress: Progress | None,
+        weights: Weights = "auto",
     ) -> None:
         self._clock, self._began = clock(config), began
         self.lessons, self.objective, self.config = lessons, lessons.objective, config
@@ -75,7 +77,9 @@ class Loop:
         self._rate = 0.0
         self.critic: Critic | None = None
         if config.adversarial:
-            self.critic = Critic(lessons.target(SCALES), lr=config.lr_discriminator)
+            self.critic = Critic(
+                lessons.target(SCALES), lr=config.lr_discriminator, weights=weights
+            )
         self.best = math.inf
         self.best_state: dict[str, Tensor] = {}
         self.before: Held | None = None

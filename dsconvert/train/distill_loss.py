@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsconvert.adapter import image_tensor
-from dsconvert.lite0 import Weights
-from dsconvert.train.projector import Projector, three_channels
+from dsconvert.lite0 import Weights, three_channels
+from dsconvert.train.projector import Projector
 
 Args = tuple[Any, ...]
 FLOOR = 1e-3

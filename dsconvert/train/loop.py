@@ -108,7 +108,9 @@ def train(
         report: called with each line of statistics.
 
     Raises:
-        TrainingError: the loss is no longer finite, or there is nothing (sensible) to resume.
+        TrainingError: the loss is no longer finite, the device's memory is full, or there is
+            nothing (sensible) to resume.
+        DataError: a hundred images in a row can't be read.
         UsageError: the batch can't be cut as asked, or ``out`` holds a run already.
         AdapterError: no ``latents``, and no adapter knows the generator.
         OutputError: the disk refuses.
@@ -124,6 +126,9 @@ def train(
     parts_of(config, keeper.procs.world)
     if config.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
+    if keeper.procs.device.type == "cuda":  # as official
+        torch.backends.cudnn.benchmark = not config.deterministic
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     run = _Run(keeper=keeper, progress=progress, report=report)
     return run.go(generator, discriminator, ema, resume=resume)
 
@@ -178,6 +183,11 @@ class _Run:
         try:
             with Interrupts() as interrupts:
                 stopped = self._loop(nets, stepper, stream, interrupts)
+        except torch.cuda.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the device's memory is full ({str(error).splitlines()[0][:200]}). Resume with "
+                "recompute ('lean' or 'blocks'), or begin with a smaller micro_batch, or bf16."
+            ) from error
         finally:
             if self.stats is not None:
                 self.stats.close()
@@ -204,15 +214,28 @@ class _Run:
         pending: Tensor | None = None
         self.tick_began, self.tick_images = time.monotonic(), nets.images  # set-up is not training
         while nets.images < config.images:
-            sums = stepper.run(nets, *next(stream))
+            try:
+                batch = next(stream)
+            except (RuntimeError, OSError):
+                # A scheduler's SIGTERM ends the processes that read as well.
+                if not interrupts.caught:
+                    raise
+                self._count(nets, pending)
+                keeper.checkpoint(nets)
+                return True
+            sums = stepper.run(nets, *batch)
             # One step late, so that a GPU is never waited for in the middle of its work.
             self._count(nets, pending)
             pending = sums
             tick = round(config.tick_kimg * 1000)
-            ticked = nets.images // tick > (nets.images - config.batch) // tick
+
+            def crossed(every: int) -> bool:
+                return nets.images // every > (nets.images - config.batch) // every
+
+            ticked = crossed(tick)
             done = nets.images >= config.images
             stop = procs.any(interrupts.caught)
-            due = ticked and (nets.images // tick) % config.snapshot_ticks == 0
+            due = crossed(tick * config.snapshot_ticks)
             late = procs.any(time.monotonic() - keeper.saved_at > 60 * config.checkpoint_minutes)
             if ticked or done or stop or late:
                 self._count(nets, pending)
@@ -243,8 +266,8 @@ class _Run:
             raise TrainingError(
                 f"the training broke down at {nets.images / 1000:.2f} kimg: "
                 + ", ".join(f"{k} is {v}" for k, v in values.items() if not math.isfinite(v))
-                + f". Nothing of it was saved; {last}. Resume from there with a smaller learning "
-                "rate, or without fp16."
+                + f". Nothing of it was saved; {last}. Resume from there, or begin a new run "
+                "from a snapshot (finetune) with a smaller learning rate, or without fp16."
             )
         for name, value in values.items():
             nets.sums[name] += value

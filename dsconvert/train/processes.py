@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dsconvert.devices import for_training
-from dsconvert.errors import MissingExtraError, UsageError
+from dsconvert.errors import MissingExtraError, TrainingError, UsageError
 
 
 class Processes(Protocol):
@@ -62,7 +62,12 @@ class Alone:
 
 
 class Together:
-    """The processes that ``accelerate launch`` started."""
+    """The processes that ``accelerate launch`` or ``torchrun`` started.
+
+    Raises:
+        MissingExtraError: accelerate is not installed.
+        TrainingError: they did not find each other; each would train a run of its own.
+    """
 
     def __init__(self) -> None:
         try:
@@ -72,11 +77,18 @@ class Together:
                 "training with several processes needs accelerate, which is not installed: "
                 'pip install "dsconvert[train]".'
             ) from error
-        self._accelerator: Any = module.Accelerator()
+        # Without a GPU accelerate joins processes only where it is told that the CPU is meant.
+        self._accelerator: Any = module.Accelerator(cpu=not torch.cuda.is_available())
         self._utils: Any = import_module("accelerate.utils")
         self.rank: int = self._accelerator.process_index
         self.world: int = self._accelerator.num_processes
         self.device: torch.device = self._accelerator.device
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.world != started:
+            raise TrainingError(
+                f"{started} processes were started, and accelerate joins {self.world}: check its "
+                "configuration (accelerate env), or start them with torchrun."
+            )
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """One message for all of them."""
@@ -113,7 +125,7 @@ def processes(device: str | None = None) -> Processes:
         return Alone(device)
     if device is not None:
         raise UsageError(
-            f"several processes can't share the device {device!r}: leave it out, and give "
-            "accelerate launch the devices (--gpu_ids, --cpu)."
+            f"several processes can't share the device {device!r}: leave it out; the launcher "
+            "gives each its own."
         )
     return Together()

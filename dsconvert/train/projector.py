@@ -8,7 +8,6 @@ upsampling). Nothing in it is ever trained. Child names are those of the officia
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -96,13 +95,3 @@ class Projector(nn.Module):
             y = scratch.get_submodule(f"layer{i}_csm")(y, mixed[i])
             maps.append(y)
         return maps[::-1]
-
-
-def three_channels(images: Tensor) -> Tensor:
-    """What the backbone takes: grey is repeated, an alpha channel is composited on white."""
-    if images.shape[1] == 1:
-        return images.expand(-1, 3, -1, -1)
-    if images.shape[1] == 4:
-        alpha = (images[:, 3:] + 1) / 2
-        return torch.lerp(torch.ones_like(alpha), images[:, :3], alpha)
-    return images

@@ -76,7 +76,9 @@ def _board(folder: Path, resume_images: int | None) -> Any:
         writer: Any = import_module("torch.utils.tensorboard").SummaryWriter
     except ImportError:
         return None
-    return writer(str(folder / "tensorboard"), purge_step=resume_images)
+    # The line at that very image stays, as it does in the statistics.
+    purge = None if resume_images is None else resume_images + 1
+    return writer(str(folder / "tensorboard"), purge_step=purge)
 
 
 def read_stats(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -9,7 +9,10 @@ costs no more an image than one of a million.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -70,6 +73,28 @@ def _collate(items: list[Item]) -> tuple[Tensor, Tensor, list[str]]:
     return images, torch.tensor([n for _, n, _ in items]), problems
 
 
+def _leave_ctrl_c_to_the_run(_worker: int) -> None:
+    """A terminal sends it to every process; the run still needs its batch to save and end.
+
+    Not so SIGTERM, by which torch itself ends the readers.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _no_errors_from_anywhere() -> Generator[None, None, None]:
+    """Take back the handler by which torch raises when a reader has died, wherever the run is.
+
+    Within a step that would leave networks that are half changed. A dead reader is still found, and
+    raised, where the next batch is waited for.
+    """
+    inside = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if inside:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+
+
 class Stream:
     """Batches ``(images uint8 (n, C, R, R), labels float32 (n, classes))`` of one process.
 
@@ -115,15 +140,22 @@ class Stream:
                 num_workers=workers,
                 collate_fn=_collate,
                 pin_memory=torch.cuda.is_available(),
+                worker_init_fn=_leave_ctrl_c_to_the_run,
                 generator=torch.Generator().manual_seed(seed),
             )
-            self._batches = iter(loader)
+            with _no_errors_from_anywhere():
+                self._batches = iter(loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
-        images, indices, problems = next(self._batches)
+        try:
+            images, indices, problems = next(self._batches)
+        except DataError as error:
+            # A worker's error comes with its traceback as text; the last line is what it said.
+            said = str(error).strip().splitlines()[-1].partition("DataError: ")
+            raise DataError(said[2] or said[0]) from None
         for problem in problems:
             if problem not in self.unreadable:
                 self.unreadable.add(problem)

@@ -63,6 +63,7 @@ def test_preprocessing(lite):
         lite(picture("ramp", 64))
         lite(picture("ramp", 448).half())
         lite(picture("ramp")[:, :1])
+        lite(torch.cat([picture("ramp"), torch.ones(1, 1, 224, 224)], 1))
         lite(torch.cat([picture("ramp"), -torch.ones(1, 1, 224, 224)], 1))
     finally:
         handle.remove()
@@ -70,8 +71,9 @@ def test_preprocessing(lite):
     assert torch.equal(seen[0], picture("checks"))
     for x in seen[1:3]:
         assert (x - picture("ramp")).abs().max() < 0.02
-    for x in seen[3:]:
+    for x in seen[3:5]:
         assert torch.equal(x, picture("ramp"))
+    assert torch.equal(seen[5], torch.ones_like(seen[5]))  # transparent: on white, as the data is
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 8, 8), (3, 8, 8), (0, 3, 8, 8)])

