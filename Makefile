@@ -20,7 +20,7 @@ $(VENV)/.user: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable ".[dev,docs,metrics,measured]"
+	$(PIP) --editable ".[dev,docs,metrics,measured,train]"
 	# Trained weights that ship in a package, for tests/test_zoo.py; its metadata pins an old torch.
 	$(PIP) --no-deps facenet-pytorch
 	touch $@ $(VENV)/.user

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import peers  # noqa: E402
-from peer_report import floor, markdown  # noqa: E402
+from peer_report import _ratio, floor, markdown  # noqa: E402
 from peer_rows import CONFIGS, ROWS, Options, SkippedError, build, official, traffic  # noqa: E402
 
 from dsconvert.bench import Limits  # noqa: E402
@@ -114,3 +114,14 @@ def test_a_missing_tool_is_a_row_with_its_reason() -> None:
 def test_the_first_rows_are_the_important_ones() -> None:
     assert list(ROWS)[:5] == ["official", "exact", "paper", "balanced", "fast"]
     assert next(iter(CONFIGS)) == "256"
+
+
+def test_a_ratio_of_unsteady_rounds_is_marked_or_left_out() -> None:
+    def ratio(own: list[float], reference: list[float]) -> str:
+        row = {"name": "x", "seconds": {"a": own}, "reference_seconds": {"a": reference}}
+        return _ratio(row, "a")
+
+    steady, wild = [1.0, 1.05, 1.1], [1.0, 1.05, 1.6]
+    assert ratio(steady, [4.2, 4.2, 4.3]) == ", **4.0x**"
+    assert ratio(wild, [4.2, 4.2, 4.3]) == ", **~4.0x**"
+    assert ratio(steady, [3.0, 4.2, 5.0]) == ", official unsteady"
