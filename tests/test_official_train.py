@@ -66,6 +66,9 @@ class _CpuTorch:
         reset_peak_memory_stats=lambda *_: None,
     )
     device = staticmethod(lambda *_: torch.device("cpu"))
+    # The loop shows its networks uninitialised latents to print their shapes, in train mode: what
+    # the memory held before goes into batch statistics, now and then NaN, which they never forget.
+    empty = staticmethod(torch.zeros)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
