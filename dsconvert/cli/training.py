@@ -92,7 +92,8 @@ def finish(done: RunResult, options: Namespace) -> None:
                     "images": result.images,
                     "seconds": result.seconds,
                     "interrupted": result.interrupted,
-                    "snapshot": None if result.snapshot is None else str(result.snapshot),
+                    "snapshot": None if done.snapshot is None else str(done.snapshot),
+                    "report": None if done.report is None else str(done.report),
                     "best_fd_lite0": result.best,
                     "unreadable": list(result.unreadable),
                 }
@@ -110,7 +111,11 @@ def finish(done: RunResult, options: Namespace) -> None:
                     f"stopped at {kimg:.2f} kimg, saved; go on with: "
                     f"dsconvert train --resume {done.folder}"
                 )
+            elif result.snapshot is None:  # a finished run was resumed
+                say(f"it had its {kimg:.2f} kimg already; the newest snapshot is {done.snapshot}")
             else:
                 say(f"{kimg:.2f} kimg in {result.seconds:.0f} s; wrote {result.snapshot}")
+            if done.report is not None:
+                say(f"report: {done.report}")
     if result.interrupted:
         raise KeyboardInterrupt

@@ -2,7 +2,8 @@
 
 What is there is shown and what is not is left out: ``settings.json`` (or what the caller gives),
 ``stats.jsonl``, ``grids/*.png`` (in order of their names), ``side_by_side.png``, ``layers.json``
-(rows of module, parameters and MACs before and after) and ``results.json`` (final figures).
+(rows of module, parameters and MACs before and after; one pair of columns where nothing differs)
+and ``results.json`` (final figures).
 """
 
 from __future__ import annotations
@@ -22,13 +23,28 @@ from dsconvert.images import whole_file
 from dsconvert.report.curves import curve, number
 
 NAME = "report.html"
-_BOOKKEEPING = frozenset({"images", "kimg", "step", "steps", "tick", "stage"})
-_LAST = frozenset({"seconds", "memory", "rate", "sec_per_kimg", "lr"})
+_BOOKKEEPING = frozenset(
+    {"images", "kimg", "step", "steps", "tick", "stage", "processes", "fd_images"}
+)
+_LAST = frozenset({"seconds", "memory", "peak_memory_bytes", "rate", "sec_per_kimg", "lr"})
 """What matters least is drawn last."""
+_TOGETHER = {
+    "loss": {"loss_g": "generator", "loss_d": "discriminator"},
+    "score": {"score_real": "real", "score_fake": "generated"},
+    "sign of the score": {"sign_real": "real", "sign_fake": "generated"},
+}
+"""Charts of several quantities, which are read against each other."""
+_TITLES = {
+    "fd_lite0": "FD-lite0",
+    "sec_per_kimg": "seconds per kimg",
+    "peak_memory_bytes": "peak memory, bytes",
+}
 _HELD = "held_"
 _ON = "on"
 _FRAMES = 16
 _WIDEST = 1600
+_HEAVY = 250_000
+"""Pictures of more pixels are embedded as JPEG: sixteen PNGs of this size can't be mailed."""
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1c20; --soft: #5b616b; --line: #dfe2e7; --page: #fff;
@@ -183,15 +199,19 @@ def _text(value: Any) -> str:
 
 
 def _picture(path: Path) -> str:
-    """The PNG as a data URI, never wider than a screen."""
+    """The PNG as a data URI, never wider than a screen; a large one as JPEG."""
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
         if picture.width > _WIDEST:
             height = round(picture.height * _WIDEST / picture.width)
             picture = picture.resize((_WIDEST, height), Image.Resampling.LANCZOS)
         out = BytesIO()
-        picture.save(out, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+        kind = "jpeg" if picture.width * picture.height > _HEAVY else "png"
+        if kind == "jpeg":  # no halved colours: fine patterns would blur
+            picture.save(out, format=kind, quality=90, subsampling=0)
+        else:
+            picture.save(out, format=kind, optimize=True)
+    return f"data:image/{kind};base64," + base64.b64encode(out.getvalue()).decode("ascii")
 
 
 def _pictures(folder: Path) -> str:
@@ -200,7 +220,7 @@ def _pictures(folder: Path) -> str:
         return ""
     return (
         "<h2>Side by side</h2>"
-        f'<img class="side" src="{_picture(path)}" alt="the same latents, row by row">'
+        f'<img class="side" src="{_picture(path)}" alt="images of each kind, row by row">'
     )
 
 
@@ -238,19 +258,23 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
         if isinstance(v, int | float) and not isinstance(v, bool) and k not in _BOOKKEEPING
     )
     charts: list[str] = []
-    for name in sorted(names, key=lambda n: n in _LAST):
+    for title, members in _TOGETHER.items():
+        series = {label: _series(rows, name) for name, label in members.items() if name in names}
+        charts.append(curve(title, series, x_label="images"))
+    grouped = {name for members in _TOGETHER.values() for name in members}
+    for name in sorted((n for n in names if n not in grouped), key=lambda n: n in _LAST):
         if name.startswith(_HELD) and name.removeprefix(_HELD) in names:
             continue
+        title = _TITLES.get(name, name.replace("_", " "))
         series = {"training": _series(rows, name)}
         if name.startswith(_HELD):
             series = {"held out": _series(rows, name)}
         elif _HELD + name in names:
             series["held out"] = _series(rows, _HELD + name)
         elif len(rows) > 1:
-            series = {name.replace("_", " "): series["training"]}
-        title = name.replace("_", " ")
+            series = {title: series["training"]}
         charts.append(curve(title, series, x_label="images"))
-    return f'<h2>Curves</h2><div class="charts">{"".join(charts)}</div>' if charts else ""
+    return f'<h2>Curves</h2><div class="charts">{"".join(charts)}</div>' if any(charts) else ""
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
@@ -266,21 +290,29 @@ def _layers(layers: Any) -> str:
     """Rows as :func:`dsconvert.report.jsonable.layer_rows` makes them."""
     if not isinstance(layers, list) or not layers:
         return ""
+    table = cast("list[dict[str, Any]]", layers)
+    kinds = {"params": "parameters", "macs": "MACs"}
+    # Where nothing was converted, "before" and "after" would be the same column twice.
+    changed = any(row.get(f"{k}_before") != row.get(f"{k}_after") for row in table for k in kinds)
+    sides = ("before", "after") if changed else ("after",)
+    head = "".join(
+        f'<th class="n">{name}{", " + side if changed else ""}</th>'
+        for name in kinds.values()
+        for side in sides
+    )
     lines: list[str] = []
-    for row in cast("list[dict[str, Any]]", layers):
+    for row in table:
         cells = [f"<td>{escape(str(row.get('name', '')))}</td>"]
-        for kind in ("params", "macs"):
-            for side in ("before", "after"):
+        for kind in kinds:
+            for side in sides:
                 value = row.get(f"{kind}_{side}")
                 text = number(value) if isinstance(value, int | float) else ""
                 cells.append(f'<td class="n">{text}</td>')
         total = ' class="total"' if row.get("total") else ""
         lines.append(f"<tr{total}>{''.join(cells)}</tr>")
     return (
-        '<h2>Layers</h2><div class="scroll"><table><tr><th>module</th>'
-        '<th class="n">parameters, before</th><th class="n">after</th>'
-        f'<th class="n">MACs, before</th><th class="n">after</th></tr>{"".join(lines)}'
-        "</table></div>"
+        f'<h2>Layers</h2><div class="scroll"><table class="layers"><tr><th>module</th>{head}</tr>'
+        f"{''.join(lines)}</table></div>"
     )
 
 
@@ -298,6 +330,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, dict):
             found += _flat(cast("dict[str, Any]", value), f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(v, dict) for v in cast("Any", value)):
+            # A plan's decisions: what they came to is in the table of layers.
+            found.append((prefix + key, f"{len(cast('list[Any]', value))} entries"))
         else:
             found.append((prefix + key, value))
     return found

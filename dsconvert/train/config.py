@@ -65,6 +65,9 @@ class TrainConfig:
         for name in ("kimg", "batch", "lr_generator", "lr_discriminator", "tick_kimg", "grid"):
             if not getattr(self, name) > 0:
                 wrong.append(f"{name} is {getattr(self, name)}, not above 0")
+        for name in ("kimg", "tick_kimg"):
+            if 0 < getattr(self, name) * 1000 <= 0.5:
+                wrong.append(f"{name} is {getattr(self, name)}, less than one image")
         if self.micro_batch is not None and self.micro_batch < 1:
             wrong.append(f"micro_batch is {self.micro_batch}, not 1 or more")
         for name in ("keep_last", "evaluate", "workers", "blur_init_sigma", "blur_fade_kimg"):

@@ -8,6 +8,7 @@ What can't be read is left out and named.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -29,6 +30,8 @@ from torch import Tensor
 from dsconvert.errors import DataError
 
 LABELS = "dataset.json"
+_CLASSES = 1 << 16
+"""A one-hot vector of more would be a typing error in the labels, and take the memory."""
 CACHE_BYTES = 1 << 30
 """Decoded sets up to this size are kept in memory; no worker is then needed."""
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -72,6 +75,12 @@ class Files:
         if self.path.is_dir():
             return (self.path / name).read_bytes()
         return self._archive().read(name)
+
+    def size(self, name: str) -> int:
+        """Its length in bytes, without reading it."""
+        if self.path.is_dir():
+            return (self.path / name).stat().st_size
+        return self._archive().getinfo(name).file_size
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_zip": None}
@@ -133,6 +142,12 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the images' names and the sizes of their files: other data have another."""
+        lines = (f"{name}\0{self.files.size(name)}\n" for name in self.names)
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
     def image(self, index: int) -> tuple[Tensor, int, str | None]:
         """Image ``index`` as uint8 (C, R, R), the index it was taken from, and what was wrong.
@@ -262,10 +277,10 @@ def _labels(files: Files, names: Sequence[str]) -> Tensor:
     try:
         pairs = json.loads(files.read(LABELS))["labels"]
         table: dict[str, Any] = {str(k): v for k, v in pairs}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{LABELS} in {files.path} has no labels (a list of [name, class] pairs under "
-            f"'labels'): {error!r}. Train without --cond, or write them."
+            f"'labels'): {error!r}. Write them, or train a generator without classes."
         ) from None
     missing = [n for n in names if n not in table]
     if missing:
@@ -275,6 +290,11 @@ def _labels(files: Files, names: Sequence[str]) -> Tensor:
         )
     values = [table[n] for n in names]
     if all(type(v) is int and v >= 0 for v in values):
+        if max(values) >= _CLASSES:
+            raise DataError(
+                f"{LABELS} in {files.path} has class {max(values)}; classes are counted from 0, "
+                f"and {_CLASSES} are the most."
+            )
         return torch.tensor(values, dtype=torch.int64)
     try:
         vectors = torch.tensor(values, dtype=torch.float32)
@@ -294,7 +314,7 @@ def _folder_labels(files: Files, names: Sequence[str]) -> Tensor:
     if "" in known or len(known) < 2:
         raise DataError(
             f"{files.path} has no {LABELS}, and its images are not in one folder a class: there is "
-            "nothing to condition on. Train without --cond, or give labels."
+            "nothing to condition on. Give labels, or train a generator without classes."
         )
     place = {name: i for i, name in enumerate(known)}
     return torch.tensor([place[f] for f in folders], dtype=torch.int64)

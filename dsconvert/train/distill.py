@@ -139,8 +139,6 @@ def distill(
         progress=progress,
         weights=weights,
     )
-    if kept is not None:
-        kept.make()
     result = loop.run()
     notes: list[str] = []
     lost = [n for n in names if n not in objective.blocks]

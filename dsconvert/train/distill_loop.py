@@ -92,6 +92,7 @@ class Loop:
             self._restore(found)
         self._writer = None
         if folder is not None:
+            folder.make()
             folder.describe(
                 {
                     "blocks": list(lessons.objective.blocks),

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import copy
 import json
-import platform
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from dsconvert.errors import OutputError, TrainingError, UsageError
-from dsconvert.images import whole_file
+from dsconvert.errors import TrainingError, UsageError
 from dsconvert.lite0 import Weights
-from dsconvert.pipeline import cost
 from dsconvert.snapshot import load_snapshot, new_snapshot, save_snapshot
+from dsconvert.train.closing import close_run, count_layers
 from dsconvert.train.config import TrainConfig
 from dsconvert.train.data import ImageSet, open_images
 from dsconvert.train.ema import same_structure
 from dsconvert.train.loop import Progress, TrainResult, train
 from dsconvert.train.processes import Processes, processes
+from dsconvert.train.run_folder import (
+    START,
+    environment,
+    new_folder,
+    newest_snapshot,
+    read_settings,
+    write_settings,
+)
 from dsconvert.train.setup import (
     DiscriminatorFacts,
     NewGenerator,
@@ -34,9 +39,8 @@ from dsconvert.train.setup import (
     new_generator,
     official_saver,
 )
+from dsconvert.train.step import parts_of
 
-SETTINGS = "settings.json"
-START = "start.pkl"
 Report = Callable[[Mapping[str, Any]], None]
 
 
@@ -48,49 +52,13 @@ class RunResult:
     result: TrainResult
     processes: int
     rank: int
+    report: Path | None = None
+    """The HTML report; None where it could not be written, and in all but the first process."""
 
-
-def _folder(out: str | Path, name: str | None, default: str, procs: Processes) -> Path:
-    """``OUT/NAME``, or the next number with what the run is, as the official code names runs."""
-    found: Path | str | None = None
-    if procs.rank == 0:
-        base = Path(out)
-        if name is None:
-            taken = [
-                int(m[1])
-                for p in (base.iterdir() if base.is_dir() else ())
-                if (m := re.match(r"(\d{5})-", p.name))
-            ]
-            found = base / f"{max(taken, default=-1) + 1:05d}-{default}"
-        else:
-            found = base / name
-        if found.exists() and (not found.is_dir() or any(found.iterdir())):
-            found = f"{found} exists; continue it with --resume {found}, or give another --name."
-        else:
-            try:
-                found.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                found = f"the run's folder {found} can't be made: {error}."
-    shared = procs.share(found)
-    if isinstance(shared, str):
-        raise OutputError(shared)
-    return Path(shared)
-
-
-def _write(folder: Path, settings: Mapping[str, Any]) -> None:
-    with whole_file(folder / SETTINGS, overwrite=True) as beside:
-        beside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def _environment(procs: Processes) -> dict[str, Any]:
-    device = procs.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    return {
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "device": f"{device} {name}".strip(),
-        "processes": procs.world,
-    }
+    @property
+    def snapshot(self) -> Path | None:
+        """The newest one of the run, perhaps of an earlier call."""
+        return self.result.snapshot or newest_snapshot(self.folder)
 
 
 def train_new(
@@ -113,18 +81,21 @@ def train_new(
     :func:`dsconvert.train.train` for what a run leaves behind and for errors.
     """
     procs = processes(device)
-    images = open_images(
+    parts_of(config, procs.world)
+    images_of = partial(
+        open_images,
         data,
         resolution=wanted.resolution,
         channels=wanted.img_channels,
         conditional=conditional,
-        progress=progress,
     )
-    wanted = replace(wanted, classes=images.classes)
+    # A look at names and labels: what can't be built need not wait until all is decoded.
+    wanted = replace(wanted, classes=images_of(cache="never").classes)
     generator, plan = new_generator(wanted, seed=config.seed)
     facts = discriminator or DiscriminatorFacts(resolution=wanted.resolution)
-    facts = replace(facts, resolution=wanted.resolution, classes=images.classes)
+    facts = replace(facts, resolution=wanted.resolution, classes=wanted.classes)
     judge = new_discriminator(facts, weights=backbone, seed=config.seed)
+    images = images_of(progress=progress)
     kind = wanted.cfg if wanted.preset == "none" else f"{wanted.cfg}-{wanted.preset}"
     default = f"{kind}-{Path(data).stem}-{wanted.resolution}-batch{config.batch}"
     about = {
@@ -133,8 +104,8 @@ def train_new(
         "plan": None if plan is None else json.loads(plan.to_json()),
     }
     return _begin(
-        generator, None, judge, images, config, procs, about,
-        folder=_folder(out, name, default, procs), data=data, progress=progress, report=report,
+        generator, None, judge, images, config, procs, about, wanted=wanted,
+        folder=new_folder(out, name, default, procs), progress=progress, report=report,
     )  # fmt: skip
 
 
@@ -163,39 +134,42 @@ def finetune(
         name: of this one.
         new_heads: start with a new discriminator even where the file has one.
         backbone: weights of a new discriminator's backbone.
-        discriminator: structure of a new one.
+        discriminator: structure of a new one; of the file's own only ``augment`` is taken.
         device: for example ``cuda:0``; found by itself.
         progress: see :func:`dsconvert.train.train`.
         report: likewise.
+
+    Raises:
+        UsageError: the data have more classes than the generator, or the batch can't be cut.
+        DsconvertError: see :func:`dsconvert.train.train`.
     """
     procs = processes(device)
+    parts_of(config, procs.world)
     snap = load_snapshot(snapshot)
     facts = snap.config
-    classes = int(facts["classes"])
-    images = open_images(
+    classes, resolution = int(facts["classes"]), int(facts["resolution"])
+    images_of = partial(
+        open_images,
         data,
-        resolution=int(facts["resolution"]),
+        resolution=resolution,
         channels=int(facts["img_channels"]),
         conditional=classes > 0,
-        progress=progress,
     )
-    if images.classes > classes:
-        raise UsageError(
-            f"{data} has {images.classes} classes, and the generator of {snapshot} {classes}."
-        )
-    if images.classes < classes:
-        images = replace(images, classes=classes)
+    found = images_of(cache="never").classes
+    if found > classes:
+        raise UsageError(f"{data} has {found} classes, and the generator of {snapshot} {classes}.")
     ema = snap.generator
     generator = snap.module("G") if snap.has_module("G") else None
     own_generator = generator is not None and same_structure(generator, ema)
     if generator is None or not own_generator:  # G_ema alone was converted, or G is an empty module
         generator = copy.deepcopy(ema)
-    judge = None if new_heads else discriminator_of(snap)
+    wanted = discriminator or DiscriminatorFacts(resolution=resolution)
+    judge = None if new_heads else discriminator_of(snap, augment=wanted.augment)
     own = judge is not None
     if judge is None:
-        wanted = discriminator or DiscriminatorFacts(resolution=images.resolution)
-        wanted = replace(wanted, resolution=images.resolution, classes=classes)
+        wanted = replace(wanted, resolution=resolution, classes=classes)
         judge = new_discriminator(wanted, weights=backbone, seed=config.seed)
+    images = replace(images_of(progress=progress), classes=classes)
     about = {
         "command": "finetune",
         "snapshot": str(snapshot),
@@ -203,10 +177,10 @@ def finetune(
         "starts_from": "G" if own_generator else "G_ema",
         "discriminator_from_file": own,
     }
-    default = f"finetune-{Path(snapshot).stem}-{Path(data).stem}-{images.resolution}"
+    default = f"finetune-{Path(snapshot).stem}-{Path(data).stem}-{resolution}"
     return _begin(
-        generator, ema, judge, images, config, procs, about,
-        folder=_folder(out, name, default, procs), data=data, progress=progress, report=report,
+        generator, ema, judge, images, config, procs, about, wanted=None,
+        folder=new_folder(out, name, default, procs), progress=progress, report=report,
     )  # fmt: skip
 
 
@@ -219,21 +193,22 @@ def _begin(
     procs: Processes,
     about: Mapping[str, Any],
     *,
+    wanted: NewGenerator | None,
     folder: Path,
-    data: str | Path,
     progress: Progress | None,
     report: Report | None,
 ) -> RunResult:
     if procs.rank == 0:
-        spent = cost(generator)
-        _write(
+        spent = count_layers(folder, generator, wanted=wanted)
+        write_settings(
             folder,
             {
                 "dsconvert_run": 1,
                 **about,
                 "data": {
-                    "path": str(Path(data).resolve()),
+                    "path": str(images.path.resolve()),
                     "images": len(images),
+                    "fingerprint": images.fingerprint,
                     "resolution": images.resolution,
                     "channels": images.channels,
                     "conditional": images.labels is not None,
@@ -243,11 +218,30 @@ def _begin(
                 "discriminator": asdict(facts_of(judge)),
                 "config": config.to_dict(),
                 "cost": {"parameters": spent.params, "macs": spent.macs},
-                "environment": _environment(procs),
+                "environment": environment(procs),
             },
         )
         # The structure that checkpoints are loaded into, whatever made it.
         save_snapshot(new_snapshot(generator), generator, folder / START, overwrite=True)
+    return _train(
+        generator, judge, images, config, procs,
+        folder=folder, ema=ema, again=False, progress=progress, report=report,
+    )  # fmt: skip
+
+
+def _train(
+    generator: nn.Module,
+    judge: nn.Module,
+    images: ImageSet,
+    config: TrainConfig,
+    procs: Processes,
+    *,
+    folder: Path,
+    ema: nn.Module | None,
+    again: bool,
+    progress: Progress | None,
+    report: Report | None,
+) -> RunResult:
     result = train(
         generator,
         judge,
@@ -256,29 +250,18 @@ def _begin(
         out=folder,
         ema=ema,
         save=official_saver(images, mirror=config.mirror),
+        resume=again,
         procs=procs,
         progress=progress,
         report=report,
     )
-    return RunResult(folder=folder, result=result, processes=procs.world, rank=procs.rank)
-
-
-def read_settings(folder: str | Path) -> dict[str, Any]:
-    """A run's ``settings.json``.
-
-    Raises:
-        TrainingError: there is no run in ``folder``.
-    """
-    try:
-        settings: Any = json.loads((Path(folder) / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TrainingError(
-            f"{folder} is no run that can be continued ({error}); name a folder that holds "
-            f"{SETTINGS}."
-        ) from error
-    if not isinstance(settings, dict) or settings.get("dsconvert_run") != 1:
-        raise TrainingError(f"{Path(folder) / SETTINGS} is not of a run of this dsconvert.")
-    return settings
+    return RunResult(
+        folder=folder,
+        result=result,
+        processes=procs.world,
+        rank=procs.rank,
+        report=close_run(folder, result, images, config, procs),
+    )
 
 
 def resume(
@@ -311,6 +294,11 @@ def resume(
             "began: it can't be continued exactly. Put them back, or start from its snapshot "
             "(finetune)."
         )
+    if about.get("fingerprint", images.fingerprint) != images.fingerprint:  # older runs have none
+        raise TrainingError(
+            f"the images of {about['path']} have other names or sizes than when the run began: it "
+            "can't be continued exactly. Put them back, or start from its snapshot (finetune)."
+        )
     images = replace(images, classes=about["classes"])
     config = TrainConfig.from_dict({**settings["config"], **changes})
     facts = settings["discriminator"]
@@ -322,18 +310,8 @@ def resume(
         warnings.simplefilter("ignore")  # the backbone comes from the checkpoint, like all else
         judge = new_discriminator(DiscriminatorFacts(**kept), weights="random")
     if procs.rank == 0:
-        _write(folder, {**settings, "config": config.to_dict()})
-    result = train(
-        generator,
-        judge,
-        images,
-        config,
-        out=folder,
-        ema=ema,
-        save=official_saver(images, mirror=config.mirror),
-        resume=True,
-        procs=procs,
-        progress=progress,
-        report=report,
-    )
-    return RunResult(folder=folder, result=result, processes=procs.world, rank=procs.rank)
+        write_settings(folder, {**settings, "config": config.to_dict()})
+    return _train(
+        generator, judge, images, config, procs,
+        folder=folder, ema=ema, again=True, progress=progress, report=report,
+    )  # fmt: skip

