@@ -47,8 +47,7 @@ from dsconvert.report.curves import curve
 from dsconvert.report.html import page
 from dsconvert.rewrite import copied
 from dsconvert.train.checkpoint import checkpoints, newest
-from dsconvert.train.distill import distill
-from dsconvert.train.distill_config import DistillConfig
+from dsconvert.train.distill import DistillConfig, distill
 
 RATIO = 12.0
 METHODS = ("ours", "svd", "random", "bsconv-u", "bsconv-s", "pruned")

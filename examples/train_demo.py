@@ -37,8 +37,7 @@ from dsconvert.inputs import sampler_of
 from dsconvert.metrics import LiteFeatures, frechet_distance, sample_images
 from dsconvert.train import ImageSet, TrainConfig, finetune, open_images, resume
 from dsconvert.train.checkpoint import checkpoints
-from dsconvert.train.distill import distill
-from dsconvert.train.distill_config import DistillConfig
+from dsconvert.train.distill import DistillConfig, distill
 from dsconvert.train.stream import to_range
 
 CPU = torch.device("cpu")

@@ -12,9 +12,9 @@ from torch import nn
 
 from dsconvert import apply, plan
 from dsconvert.errors import TrainingError, UsageError
-from dsconvert.train.distill import distill, fast_teacher
-from dsconvert.train.distill_config import DistillConfig
-from dsconvert.train.distill_loss import Objective, trunk_blocks
+from dsconvert.train.distill import DistillConfig, distill
+from dsconvert.train.distill.api import fast_teacher
+from dsconvert.train.distill.loss import Objective, trunk_blocks
 
 QUICK = {"features": 0.0, "batch": 8, "held_out": 16, "evaluations": 2, "hold": 0.5}
 

@@ -16,9 +16,8 @@ from dsconvert.inputs import sampler_of
 from dsconvert.metrics import sample_images
 from dsconvert.pipeline import apply, plan
 from dsconvert.snapshot import new_snapshot
-from dsconvert.train.distill import distill
-from dsconvert.train.distill_config import DistillConfig
-from dsconvert.train.distill_loss import ProjectedMaps
+from dsconvert.train.distill import DistillConfig, distill
+from dsconvert.train.distill.loss import ProjectedMaps
 
 NO_BACKBONE = ["--features", "0", "--batch", "2"]
 

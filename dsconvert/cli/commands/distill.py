@@ -8,8 +8,8 @@ from typing import Any
 
 from dsconvert.cli.opening import source_of
 from dsconvert.cli.output import Bars, emit, say
-from dsconvert.train.distill_config import DistillConfig
-from dsconvert.train.distill_files import distill_snapshot
+from dsconvert.train.distill.config import DistillConfig
+from dsconvert.train.distill.files import distill_snapshot
 
 _SETTINGS = (
     "minutes", "steps", "patience", "clock", "batch", "lr", "optimiser", "statistics", "blockwise",

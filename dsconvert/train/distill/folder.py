@@ -16,7 +16,7 @@ from dsconvert.train.checkpoint import (
     prune,
     save_checkpoint,
 )
-from dsconvert.train.distill_config import SAFE_TO_CHANGE, DistillConfig
+from dsconvert.train.distill.config import SAFE_TO_CHANGE, DistillConfig
 
 _KIND = "distill"
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from dsconvert.errors import TrainingError, UsageError
 from dsconvert.images import save_png, side_by_side
 from dsconvert.lite0 import Weights
-from dsconvert.train.distill_config import DistillConfig
-from dsconvert.train.distill_critic import Critic
-from dsconvert.train.distill_folder import Folder
-from dsconvert.train.distill_judge import SCALES, TRAINING, Held, Lessons
-from dsconvert.train.distill_loss import Scales
-from dsconvert.train.distill_optim import Optimiser
+from dsconvert.train.distill.config import DistillConfig
+from dsconvert.train.distill.critic import Critic
+from dsconvert.train.distill.folder import Folder
+from dsconvert.train.distill.judge import SCALES, TRAINING, Held, Lessons
+from dsconvert.train.distill.loss import Scales
+from dsconvert.train.distill.optim import Optimiser
 from dsconvert.train.interrupts import Interrupts
 from dsconvert.train.stats import StatsWriter, peak_memory
 
@@ -49,7 +49,7 @@ def clock(config: DistillConfig) -> Callable[[], float]:
 
 
 class Loop:
-    """See :func:`dsconvert.train.distill.distill`, which makes one and runs it once."""
+    """See :func:`dsconvert.train.distill.api.distill`, which makes one and runs it once."""
 
     def __init__(
         self,

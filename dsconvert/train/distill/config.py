@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from dsconvert.errors import UsageError
 from dsconvert.train.config import known_settings
-from dsconvert.train.distill_optim import has_muon
+from dsconvert.train.distill.optim import has_muon
 
 Clock = Literal["wall", "cpu"]
 Statistics = Literal["frozen", "batch"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dsconvert.lite0 import Weights
 from dsconvert.train.discriminator import ProjectedDiscriminator
-from dsconvert.train.distill_loss import Target, seeded
+from dsconvert.train.distill.loss import Target, seeded
 from dsconvert.train.losses import fake_loss, generator_loss, real_loss
 
 

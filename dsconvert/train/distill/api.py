@@ -24,11 +24,11 @@ from dsconvert.norms import fold, norm_kind
 from dsconvert.pipeline import apply, plan
 from dsconvert.rewrite import copied
 from dsconvert.trace import ConvTypes
-from dsconvert.train.distill_config import DistillConfig
-from dsconvert.train.distill_folder import Folder
-from dsconvert.train.distill_judge import Held, Lessons
-from dsconvert.train.distill_loop import Loop, Progress, Reason, clock
-from dsconvert.train.distill_loss import Objective, ProjectedMaps, trunk_blocks
+from dsconvert.train.distill.config import DistillConfig
+from dsconvert.train.distill.folder import Folder
+from dsconvert.train.distill.judge import Held, Lessons
+from dsconvert.train.distill.loop import Loop, Progress, Reason, clock
+from dsconvert.train.distill.loss import Objective, ProjectedMaps, trunk_blocks
 
 Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
 
@@ -98,7 +98,7 @@ def distill(
         weights: of the backbone, see :func:`dsconvert.lite0.lite0`.
         device: where to work; None: where the teacher is.
         settings: further facts for ``settings.json`` (the files' names, say).
-        progress: see :data:`dsconvert.train.distill_loop.Progress`.
+        progress: see :data:`dsconvert.train.distill.loop.Progress`.
 
     Raises:
         UsageError: the two do not fit each other, or the folder holds another run.

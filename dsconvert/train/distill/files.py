@@ -23,9 +23,9 @@ from dsconvert.pipeline import cost
 from dsconvert.records import Cost
 from dsconvert.report.html import write_report
 from dsconvert.report.jsonable import finite, layer_rows
-from dsconvert.train.distill import Distilled, distill
-from dsconvert.train.distill_config import DistillConfig
-from dsconvert.train.distill_loop import Progress
+from dsconvert.train.distill.api import Distilled, distill
+from dsconvert.train.distill.config import DistillConfig
+from dsconvert.train.distill.loop import Progress
 from dsconvert.train.ema import same_structure
 
 _SHOWN = 8
@@ -78,13 +78,13 @@ def distill_snapshot(
         weights: of the backbone.
         device: where to work; None: a GPU where there is one.
         module: how to build the generator of a codebase that no adapter knows.
-        progress: see :data:`dsconvert.train.distill_loop.Progress`.
+        progress: see :data:`dsconvert.train.distill.loop.Progress`.
 
     Raises:
         UsageError: the two generators do not fit each other, nobody knows their inputs, torch
             can't use the device, or the folder holds another run.
         OutputError: ``out`` or ``folder`` can't be written.
-        DsconvertError: see :func:`dsconvert.train.distill.distill`.
+        DsconvertError: see :func:`dsconvert.train.distill.api.distill`.
     """
     check_target(out, overwrite=overwrite)
     place = run_folder(out) if folder is None else Path(folder)

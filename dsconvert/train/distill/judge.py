@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dsconvert.errors import UsageError
 from dsconvert.images import psnr
-from dsconvert.train.distill_config import DistillConfig
-from dsconvert.train.distill_loss import Objective, Scales, Target
+from dsconvert.train.distill.config import DistillConfig
+from dsconvert.train.distill.loss import Objective, Scales, Target
 
 HELD, SCALES, TRAINING = 0, 100_000, 1_000_000
 """The first number of each purpose."""
