@@ -83,6 +83,33 @@ def image_tensor(output: Any) -> torch.Tensor:
 
 
 @runtime_checkable
+class GeneratorBuilder(Protocol):
+    """What an adapter may also do: build new generators, for training from scratch."""
+
+    @property
+    def configurations(self) -> tuple[str, ...]:
+        """The names of its configurations (``--cfg``)."""
+        ...
+
+    def new_generator(
+        self,
+        *,
+        cfg: str,
+        resolution: int,
+        ngf: int,
+        classes: int,
+        img_channels: int,
+        z_dim: int,
+    ) -> nn.Module:
+        """A new generator with random weights, from torch's global random state.
+
+        Raises:
+            AdapterError: a configuration or resolution that it does not have.
+        """
+        ...
+
+
+@runtime_checkable
 class Rebuilds(Protocol):
     """What an adapter may also do: build a generator from its own description.
 

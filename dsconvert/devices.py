@@ -35,7 +35,7 @@ def usable(name: torch.device | str) -> torch.device:
     return device
 
 
-def for_training(name: torch.device | str | None) -> torch.device:
+def for_work(name: torch.device | str | None) -> torch.device:
     """The device of that name; None: CUDA where it is, else the CPU (MPS has not been tried).
 
     Raises:

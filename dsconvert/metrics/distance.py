@@ -100,17 +100,31 @@ def image_batches(
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model):
         torch.manual_seed(seed)
-        state = torch.get_rng_state()
+        state = _noise_state(like.device)
     for start in range(0, samples, batch):
         # The noise goes on where the last batch left it, whatever the caller draws in between.
         with evaluating(model):
-            torch.set_rng_state(state)
+            _set_noise_state(like.device, state)
             args = inputs(min(batch, samples - start), generator)
             made = image_tensor(model(*(_like(a, like) for a in args))).float().clamp(-1, 1).cpu()
-            state = torch.get_rng_state()
+            state = _noise_state(like.device)
         if progress is not None:
             progress(start + len(made))
         yield made
+
+
+def _noise_state(device: torch.device) -> Tensor:
+    """Of the generator that a network on ``device`` draws its noise from."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.get_rng_state()
+
+
+def _set_noise_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
 
 
 def _like(value: Any, like: Tensor) -> Any:

@@ -82,7 +82,9 @@ class Evaluation:
     warnings: tuple[str, ...]
 
 
-def extractors(metrics: Sequence[Metric]) -> dict[str, Extractor]:
+def extractors(
+    metrics: Sequence[Metric], *, device: torch.device | str = "cpu"
+) -> dict[str, Extractor]:
     """The networks that the metrics need, loaded; what is missing is missed here, before any work.
 
     Raises:
@@ -96,9 +98,9 @@ def extractors(metrics: Sequence[Metric]) -> dict[str, Extractor]:
         )
     found: dict[str, Extractor] = {}
     if "fid" in metrics or "kid" in metrics:
-        found["inception"] = InceptionFeatures()
+        found["inception"] = InceptionFeatures(device)
     if "fd-lite0" in metrics:
-        found["lite0"] = LiteFeatures()
+        found["lite0"] = LiteFeatures(device)
     return found
 
 

@@ -25,18 +25,22 @@ class LiteFeatures:
     Images are clamped and resized (bilinear, antialiased) to 224 px; [-1, 1] is what the network
     was trained on (mean and deviation 0.5).
 
+    Args:
+        device: where the network works; images and features may be, and are, on the CPU.
+
     Raises:
         MissingExtraError: timm or the weights are not installed.
     """
 
-    def __init__(self) -> None:
-        self._net: Any = lite0()
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._device = torch.device(device)
+        self._net: Any = lite0().to(self._device)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, *, batch: int = 50) -> Tensor:
         """Features of ``images``, in chunks of ``batch``.
 
-        Grey images are repeated in three channels; of four channels the last (alpha) is left out.
+        Grey images are repeated in three channels; of four channels the last is alpha, on white.
 
         Raises:
             UsageError: no images, or not 1, 3 or 4 channels.
@@ -48,13 +52,15 @@ class LiteFeatures:
         parts: Sequence[Tensor] = [
             self._net.forward_features(
                 F.interpolate(
-                    three_channels(chunk.float().clamp(-1, 1)),
+                    three_channels(chunk.to(self._device).float().clamp(-1, 1)),
                     size=(_SIZE, _SIZE),
                     mode="bilinear",
                     align_corners=False,
                     antialias=True,
                 )
-            ).mean((2, 3))
+            )
+            .mean((2, 3))
+            .cpu()
             for chunk in images.split(batch)
         ]
         return torch.cat(list(parts))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dsconvert.errors import MissingExtraError, UsageError
+from dsconvert.lite0 import three_channels
 
 FILE = "inception-2015-12-05.pt"
 URL = (
@@ -71,11 +72,15 @@ class InceptionFeatures:
 
     Levels are cut to 8 bit, as in a PNG, and resized by clean-fid's own antialiased bicubic filter.
 
+    Args:
+        device: where the network works; images and features are on the CPU.
+
     Raises:
         MissingExtraError: clean-fid is not installed, or the weights can't be had.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._device = torch.device(device)
         try:
             resize: Any = import_module("cleanfid.resize")
             network: Any = import_module("cleanfid.inception_torchscript")
@@ -88,7 +93,9 @@ class InceptionFeatures:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # TorchScript is the file's format
-                self._net: Any = network.InceptionV3W(str(path.parent), download=False)
+                self._net: Any = network.InceptionV3W(str(path.parent), download=False).to(
+                    self._device
+                )
         except RuntimeError as error:
             raise MissingExtraError(
                 f"{path} is no TorchScript network ({str(error).splitlines()[0][:120]}); delete it "
@@ -97,7 +104,7 @@ class InceptionFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, *, batch: int = 25) -> Tensor:
-        """Features of ``images``, in chunks of ``batch``; grey is repeated, alpha left out.
+        """Features of ``images``, in chunks of ``batch``; grey is repeated, alpha put on white.
 
         Raises:
             UsageError: no images, or not 1, 3 or 4 channels.
@@ -109,10 +116,9 @@ class InceptionFeatures:
         return torch.cat([self._chunk(chunk) for chunk in images.split(batch)])
 
     def _chunk(self, images: Tensor) -> Tensor:
-        three = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
-        levels = as_bytes(three).permute(0, 2, 3, 1).numpy()
+        levels = as_bytes(three_channels(images.float())).permute(0, 2, 3, 1).numpy()
         resized = [np.asarray(self._resize(picture)).transpose(2, 0, 1) for picture in levels]
-        return self._net(torch.from_numpy(np.stack(resized))).float()
+        return self._net(torch.from_numpy(np.stack(resized)).to(self._device)).float().cpu()
 
 
 def as_bytes(images: Tensor) -> Tensor:

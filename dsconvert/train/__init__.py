@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from dsconvert.train.loop import TrainResult, train
     from dsconvert.train.projector import Projector
     from dsconvert.train.runs import RunResult, finetune, resume, train_new
-    from dsconvert.train.setup import NewGenerator, new_discriminator, new_generator
+    from dsconvert.train.setup import (
+        DiscriminatorFacts,
+        NewGenerator,
+        new_discriminator,
+        new_generator,
+    )
     from dsconvert.train.stats import StatsWriter, read_stats
     from dsconvert.train.stream import Stream
 
@@ -28,13 +33,19 @@ _HOMES = {
     "dsconvert.train.loop": ("TrainResult", "train"),
     "dsconvert.train.projector": ("Projector",),
     "dsconvert.train.runs": ("RunResult", "finetune", "resume", "train_new"),
-    "dsconvert.train.setup": ("NewGenerator", "new_discriminator", "new_generator"),
+    "dsconvert.train.setup": (
+        "DiscriminatorFacts",
+        "NewGenerator",
+        "new_discriminator",
+        "new_generator",
+    ),
     "dsconvert.train.stats": ("StatsWriter", "read_stats"),
     "dsconvert.train.stream": ("Stream",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "DiscriminatorFacts",
     "ImageSet",
     "NewGenerator",
     "ProjectedDiscriminator",

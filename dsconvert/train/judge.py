@@ -31,7 +31,7 @@ class Judge:
 
     def __init__(self, data: ImageSet, *, count: int, device: torch.device) -> None:
         self.count, self._data, self._device = min(count, len(data)), data, device
-        self._features = LiteFeatures()
+        self._features = LiteFeatures(device)
         random = torch.Generator().manual_seed(_SEED)
         self._chosen = torch.randperm(len(data), generator=random)[: self.count]
         self._reals: Tensor | None = None

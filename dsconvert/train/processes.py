@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dsconvert.devices import for_training
+from dsconvert.devices import for_work
 from dsconvert.errors import MissingExtraError, TrainingError, UsageError
 
 
@@ -44,7 +44,7 @@ class Alone:
     rank, world = 0, 1
 
     def __init__(self, device: torch.device | str | None = None) -> None:
-        self.device = for_training(device)
+        self.device = for_work(device)
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Nothing to do."""

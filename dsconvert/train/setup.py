@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from dsconvert.errors import UsageError
+from dsconvert.adapter import GeneratorBuilder, adapters
+from dsconvert.errors import AdapterError, UsageError
 from dsconvert.lite0 import Weights
 from dsconvert.pipeline import apply, plan
 from dsconvert.records import PRESETS, Plan
 from dsconvert.snapshot import Snapshot, new_snapshot, save_snapshot
-from dsconvert.train.builder import builder_of
 from dsconvert.train.data import ImageSet
 from dsconvert.train.discriminator import ProjectedDiscriminator
 from dsconvert.train.keeper import Save
@@ -23,6 +23,23 @@ from dsconvert.train.official import FOREIGN, official_form
 from dsconvert.train.step import Networks
 
 Spectral = Literal["keep", "fold"]
+
+
+def builder_of(cfg: str) -> GeneratorBuilder:
+    """The installed adapter that builds generators of configuration ``cfg``.
+
+    Raises:
+        AdapterError: none does.
+    """
+    found = [a for a in adapters() if isinstance(a, GeneratorBuilder)]
+    for adapter in found:
+        if cfg in adapter.configurations:
+            return adapter
+    known = sorted(c for a in found for c in a.configurations)
+    raise AdapterError(
+        f"no installed adapter builds a generator of cfg {cfg!r}; there are "
+        f"{', '.join(known) or 'none'}."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

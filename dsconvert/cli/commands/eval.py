@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
+from dsconvert.devices import for_work
 from dsconvert.errors import UsageError
 from dsconvert.kinds import inputs_of, picture_of
 from dsconvert.metrics.distance import Inputs, sample_images
@@ -40,12 +41,13 @@ def _halves(images: ImageSet, samples: int, seed: int) -> tuple[Iterator[Tensor]
 def run(options: Namespace) -> None:
     """Measure, and say what it means."""
     # What is missing (Inception, say) is missed now, not after minutes of sampling.
-    nets = extractors(options.metrics)
+    device = for_work(options.device)
+    nets = extractors(options.metrics, device=device)
     file = opened(options.snapshot, options)
-    student, inputs = picture_of(file), inputs_of(file)
+    student, inputs = picture_of(file).to(device), inputs_of(file)
     if inputs is None:
         raise UsageError(f"nobody knows what the generator of {options.snapshot} takes: --input.")
-    teacher = picture_of(opened(options.against, options)) if options.against else None
+    teacher = picture_of(opened(options.against, options)).to(device) if options.against else None
     channels, side = _image(student, inputs)
     if teacher is not None and (channels, side) != _image(teacher, inputs):
         raise UsageError(

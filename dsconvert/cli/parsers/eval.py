@@ -56,6 +56,9 @@ def add(command: argparse.ArgumentParser) -> None:
         "--bootstrap", type=_resamples, default=100, metavar="N", help="resamples (100)"
     )
     command.add_argument("--seed", type=arguments.seed, default=1)
+    command.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda, ... (a GPU where there is one)"
+    )
     arguments.quiet(command)
     arguments.json(command)
     arguments.module(command)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dsconvert.checkpoint import ModuleSource
-from dsconvert.devices import for_training
+from dsconvert.devices import for_work
 from dsconvert.errors import UsageError
 from dsconvert.images import check_target, save_png, side_by_side, whole_file
 from dsconvert.kinds import Opened, inputs_of, open_file, picture_of, save_file
@@ -109,7 +109,7 @@ def distill_snapshot(
         folder=place,
         resume=resume,
         weights=weights,
-        device=for_training(device),
+        device=for_work(device),
         settings={"teacher": str(teacher), "student": str(student), "out": str(out)},
         progress=progress,
     )
