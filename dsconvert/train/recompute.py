@@ -70,13 +70,14 @@ def _nothing() -> Generator[None, None, None]:
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The modules that are recomputed: the first level with several convolutional parts."""
-    parts = [c for c in model.children() if _convolutional(c)]
+    parts = [c for c in model.children() if convolutional(c)]
     if len(parts) >= 3:
         return [p for p in parts if next(p.children(), None) is not None]
     return [block for part in parts for block in blocks(part)]
 
 
-def _convolutional(module: nn.Module) -> bool:
+def convolutional(module: nn.Module) -> bool:
+    """Whether there is a 2-D convolution in it."""
     return any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in module.modules())
 
 

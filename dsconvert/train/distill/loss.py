@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dsconvert.adapter import image_tensor
 from dsconvert.lite0 import Weights, three_channels
 from dsconvert.train.projector import Projector
+from dsconvert.train.recompute import convolutional
 
 Args = tuple[Any, ...]
 FLOOR = 1e-3
@@ -42,15 +43,11 @@ def trunk_blocks(model: nn.Module) -> tuple[str, ...]:
     """
     prefix, here = "", model
     while True:
-        inside = [(n, c) for n, c in here.named_children() if _convolves(c)]
+        inside = [(n, c) for n, c in here.named_children() if convolutional(c)]
         if len(inside) != 1:
             return tuple(prefix + n for n, _ in inside)
         name, here = inside[0]
         prefix += f"{name}."
-
-
-def _convolves(module: nn.Module) -> bool:
-    return any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in module.modules())
 
 
 @dataclass
