@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import os
 import time
@@ -115,6 +116,7 @@ def bsconv_s(teacher: nn.Module, macs: int) -> nn.Module:
         torch.manual_seed(0)
         made = BSConvS_Replacer(p=percent / 100).apply(folded(teacher))
         if cost(made).macs <= macs:
+            made.__dict__.pop("reg_loss", None)  # a method of the instance, which no pickle holds
             return made
     raise SystemExit("no subspace of bsconv is as cheap as ours")
 
@@ -306,19 +308,23 @@ def main() -> None:
     state = out / "distillation.json"
     teacher = load_snapshot(options.snapshot).generator
     sampler = sampler_of(teacher)
-    nets = {"lite0": LiteFeatures(), "lite1": Lite1()}
 
-    def sample(model: nn.Module, seed: int = 1) -> Tensor:
-        return sample_images(model, sampler, samples=options.samples, seed=seed)
+    def sample(model: nn.Module, seed: int = 1, count: int = options.samples) -> Tensor:
+        return sample_images(model, sampler, samples=count, seed=seed)
 
-    ours, other = sample(teacher), sample(teacher, 2)
-    features = {k: (net(ours), net(other)) for k, net in nets.items()}
+    @functools.cache
+    def reference() -> tuple[Tensor, dict]:
+        """The teacher's images, and by network: the network, its features of them and of others."""
+        ours, other = sample(teacher), sample(teacher, 2)
+        nets = {"lite0": LiteFeatures(), "lite1": Lite1()}
+        return ours, {k: (net, net(ours), net(other)) for k, net in nets.items()}
 
     def judged(model: nn.Module) -> tuple[dict, Tensor]:
+        ours, features = reference()
         images = sample(model)
         found: dict = {"psnr": float(10 * torch.log10(4 / (images - ours).square().mean()))}
-        for k, net in nets.items():
-            c = compare_sets(net(images), *features[k], bootstrap=50)
+        for k, (net, *theirs) in features.items():
+            c = compare_sets(net(images), *theirs, bootstrap=50)
             found |= {k: c.value, f"{k}_floor": c.floor, f"{k}_excess": c.interval}
         return found, images[:8]
 
@@ -328,7 +334,7 @@ def main() -> None:
             "snapshot": Path(options.snapshot).name,
             "minutes": options.minutes,
             "samples": options.samples,
-            "floors": {k: rows[-1]["after"][f"{k}_floor"] for k in nets},
+            "floors": {k: rows[-1]["after"][f"{k}_floor"] for k in ("lite0", "lite1")},
             "machine": (
                 f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} thread(s), "
                 f"{options.at_once} run(s) at once"
@@ -404,7 +410,8 @@ def main() -> None:
         write(rows)
         save_png(
             side_by_side(
-                {"teacher": ours[:8], "before": pictures_before, name: pictures}, with_psnr=True
+                {"teacher": reference()[0][:8], "before": pictures_before, name: pictures},
+                with_psnr=True,
             ),
             out / f"distillation-{name}.png",
             overwrite=True,
@@ -412,9 +419,11 @@ def main() -> None:
         told = next(r for r in rows if r["name"] == name)
         print({k: v for k, v in told.items() if k not in ("curve", "settings")}, flush=True)
     finished = {r["name"]: runs / f"{r['name']}-{options.minutes:g}" for r in rows}
-    pictures = {n: sample(learned(f))[:8] for n, f in finished.items() if checkpoints(f)}
-    if pictures:
-        sheet = side_by_side({"teacher": ours[:8], **pictures}, with_psnr=True)
+    shown = {n: learned(f) for n, f in finished.items() if checkpoints(f)}
+    if shown:
+        # A whole batch: the noise of eight alone would be other noise.
+        rows_of = {n: sample(m, count=25)[:8] for n, m in {"teacher": teacher, **shown}.items()}
+        sheet = side_by_side(rows_of, with_psnr=True)
         save_png(sheet, out / "distillation.png", overwrite=True)
 
 
