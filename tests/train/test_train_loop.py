@@ -416,6 +416,25 @@ def test_the_lean_form_trains_the_very_same_generator(
             assert torch.allclose(ends[0][name], ends[1][name], rtol=2e-2, atol=1e-4), name
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_follows_the_full_one(
+    tmp_path: Path, data: ImageSet, precision: str
+) -> None:
+    """Weights and statistics stay fp32; the losses are those of fp32 but for rounding."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name in ("fp32", precision):
+        result, tensors, _ = trained(
+            tmp_path / name, data, config(2, precision=name, tick_kimg=0.002)
+        )
+        rows[name] = read_stats(result.stats)
+        assert {v.dtype for k, v in tensors.items() if k.startswith("/generator/")} <= {
+            torch.float32, torch.int64,
+        }  # fmt: skip
+    for full, half in zip(rows["fp32"], rows[precision], strict=True):
+        assert half["loss_d"] == pytest.approx(full["loss_d"], abs=0.05)
+        assert half["loss_d"] != full["loss_d"]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, data: ImageSet) -> None:
     class Breaks(nn.Module):
         def __init__(self) -> None:
