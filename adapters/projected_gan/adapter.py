@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,8 +63,14 @@ class ProjectedGan:
         """A new generator, from torch's global random state.
 
         Raises:
-            AdapterError: an unknown configuration or resolution.
+            AdapterError: an unknown configuration or resolution, or too small an ``ngf`` for it.
         """
+        share = architecture.CHANNELS.get(resolution, 1)
+        if int(share * ngf) < 1:
+            raise AdapterError(
+                f"ngf {ngf} leaves no channels at {resolution} px; give {math.ceil(1 / share)} or "
+                "more."
+            )
         try:
             return architecture.Generator.from_config(
                 cfg=cfg,

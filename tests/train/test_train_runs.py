@@ -236,6 +236,8 @@ def test_a_new_generator_follows_the_seed() -> None:
         new_generator(NewGenerator(cfg="stylegan9"))
     with pytest.raises(AdapterError, match="img_resolution"):
         new_generator(NewGenerator(resolution=96))
+    with pytest.raises(AdapterError, match="ngf 2 leaves no channels at 1024 px; give 8 or more"):
+        new_generator(NewGenerator(resolution=1024, ngf=2))
     with pytest.raises(UsageError, match="balanced"):
         new_generator(NewGenerator(preset="fastest", resolution=128, ngf=2))
 
