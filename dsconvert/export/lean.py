@@ -16,8 +16,9 @@ from dsconvert.export.gates import is_gate
 from dsconvert.export.inputs import Inputs, examples_of
 from dsconvert.export.layers import is_depthwise_upsample, upsample_depthwise
 from dsconvert.export.recompute import NormGate, Spatial
+from dsconvert.graph import ConvTypes
 from dsconvert.rewrite import copied, replace
-from dsconvert.trace import ConvTypes, trace
+from dsconvert.trace import trace
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
