@@ -5,15 +5,11 @@ It is made once, and carried through planning, rewriting, fitting and reporting.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from dsconvert.adapter import Adapter, KnowsUnused, adapter_for
@@ -76,21 +72,6 @@ class Analysis:
         return next(model.children()) if self.bare else model
 
 
-@contextmanager
-def undisturbed() -> Generator[None, None, None]:
-    """Put the random states of torch, NumPy and Python back at the end.
-
-    A sampler or a ``forward`` may draw from any of them.
-    """
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
 def _also_theirs(
     model: nn.Module, types: tuple[type[nn.Module], ...]
 ) -> tuple[type[nn.Module], ...]:
@@ -106,7 +87,6 @@ def analyse(
     example_inputs: Sequence[Any] | None = None,
     inputs: Inputs | None = None,
     leaves: Sequence[str] = (),
-    find_adapter: Callable[[nn.Module], Adapter | None] = adapter_for,
     owned: bool = False,
 ) -> Analysis:
     """Look at ``model``, which is left as it was.
@@ -118,7 +98,6 @@ def analyse(
             them otherwise. Without any, shapes, MACs and dead modules are unknown.
         inputs: ``inputs(n, generator)`` returns the arguments of a call with batch n.
         leaves: names of modules that torch.fx must not look into.
-        find_adapter: finds the adapter that knows a model.
         owned: the model is the library's own and may be run as it is.
 
     Raises:
@@ -129,7 +108,7 @@ def analyse(
     bare = isinstance(model, ConvTypes)
     if bare:
         model = nn.Sequential(model).train(model.training)
-    adapter = find_adapter(model)
+    adapter = adapter_for(model)
     examples = examples_for(model, example_inputs, inputs, adapter)
     sampler = resolved_sampler(model, inputs, adapter)
     if adapter is None:

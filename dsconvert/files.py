@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from dsconvert.analysis import Analysis, analyse_alike, undisturbed
+from dsconvert.analysis import Analysis, analyse_alike
 from dsconvert.checkpoint import Checkpoint
 from dsconvert.fit import Progress
 from dsconvert.kinds import Opened, inputs_of
+from dsconvert.observe import undisturbed
 from dsconvert.pipeline import apply_to, costed_plan, plan_for
 from dsconvert.pipeline import plan as plan_model
 from dsconvert.records import Conversion, Plan

@@ -404,8 +404,8 @@ def _sentence(model: nn.Module, error: Exception) -> str:
     text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return (
         f"{type(model).__name__}.forward can't be traced{where}: {text}. Move the part that "
-        "depends on the data into a child module without convolutions (it then becomes a leaf by itself), "
-        "or convert the child that holds the convolutions."
+        "depends on the data into a child module without convolutions (it then becomes a leaf by "
+        "itself), or convert the child that holds the convolutions."
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,6 +17,21 @@ from dsconvert.copying import isolate_hooks, isolated_copy, owned_copy
 from dsconvert.errors import TraceError
 from dsconvert.inputs import map_tensors
 from dsconvert.records import Shape
+
+
+@contextmanager
+def undisturbed() -> Generator[None, None, None]:
+    """Put the random states of torch, NumPy and Python back at the end.
+
+    A sampler or a ``forward`` may draw from any of them.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 @contextmanager
@@ -29,7 +46,7 @@ def evaluating(model: nn.Module) -> Generator[None, None, None]:
     weights = {m: m.__dict__["weight"] for m in modes if "weight" in m.__dict__}
     model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), undisturbed():
             yield
     finally:
         for module, mode in modes.items():

@@ -9,14 +9,14 @@ from typing import Any
 from torch import nn
 
 from dsconvert.adapter import adapter_for
-from dsconvert.analysis import Analysis, analyse, undisturbed
+from dsconvert.analysis import Analysis, analyse
 from dsconvert.copying import isolated_copy
 from dsconvert.errors import ConversionError, UsageError
 from dsconvert.fit import DEFAULT_LATENTS, Progress, fit_to_original
 from dsconvert.initialise import finish, randomise
 from dsconvert.inputs import Inputs, sampler_of
 from dsconvert.merging import merge
-from dsconvert.observe import first_failure
+from dsconvert.observe import first_failure, undisturbed
 from dsconvert.planner import make_plan
 from dsconvert.records import INITS, Conversion, Cost, Fit, Plan
 from dsconvert.rewrite import check_finite, costed, rewrite
@@ -261,7 +261,7 @@ def apply_to(
     finish(student, trace, plan)
 
     began = time.perf_counter()
-    after = costs[1] if costs else analysis.count(student, own=True)
+    after = costs[1] if costs else analysis.count(student, own=analysis.owned)
     if after.macs is None:
         _check_runs(analysis, student, plan)
     seconds["count"] += time.perf_counter() - began

@@ -249,11 +249,12 @@ def trace(
         raise TraceError(f"no such module to keep as a leaf: {', '.join(unknown)}.")
     leaf_types = (*leaf_types, *noise_types, *norm_types)
     examples = None if example_inputs is None else tuple(example_inputs)
+    # First: a model that does not run on its inputs is to be told so, and not how it is traced.
+    watch = observe(model, examples) if examples is not None else None
     recorded = trace_graph(
         model, examples=examples, leaf_types=leaf_types, leaf_names=frozenset(leaves)
     )
     graph, opaque = recorded.graph, recorded.opaque
-    watch = observe(model, examples) if examples is not None else None
     around = _Surroundings(model, graph, noise_types, norm_types)
     locked = _locked(model, graph, watch, leaf_types)
     sites = tuple(

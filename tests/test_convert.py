@@ -241,7 +241,7 @@ def test_a_plan_survives_json_and_an_edit():
 
 def test_leaves_and_keep():
     plan = dsconvert.plan(decoder(), keep=["block1"], inputs=latents, preset="paper")
-    kept = [d.site for d in plan.decisions if "--keep" in d.reason]
+    kept = [d.site for d in plan.decisions if d.requested]
     assert kept == ["block1.1", "block1.5"]
 
 
