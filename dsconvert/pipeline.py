@@ -19,7 +19,7 @@ from dsconvert.merging import merge
 from dsconvert.observe import first_failure, undisturbed
 from dsconvert.planner import make_plan
 from dsconvert.records import INITS, Conversion, Cost, Fit, Plan
-from dsconvert.rewrite import check_finite, costed, rewrite
+from dsconvert.rewrite import check, check_finite, costed, rewrite
 
 __all__ = [
     "Analysis",
@@ -180,9 +180,9 @@ def apply(
 
 def _check_options(init: str, calibrate: int | None) -> None:
     if init not in INITS:
-        raise UsageError(f"init {init!r} is unknown; choose {', '.join(INITS)}.")
+        raise UsageError(f"no init is called {init!r}; choose {', '.join(INITS)}.")
     if calibrate is not None and calibrate < 0:
-        raise UsageError(f"calibrate {calibrate} is negative; 0 turns the fit off.")
+        raise UsageError(f"--calibrate {calibrate} is negative; 0 turns it off.")
 
 
 def apply_to(
@@ -211,6 +211,8 @@ def apply_to(
     """
     _check_options(init, calibrate)
     model, trace = analysis.model, analysis.trace.holding(plan.keep)
+    matched = check(trace, plan)
+    plan = costed(trace, plan, matched)
     check_finite(model, plan)
     notes: list[str] = []
     seconds: dict[str, float] = {"trace": traced}
@@ -222,7 +224,8 @@ def apply_to(
     sampler = analysis.sampler
     needed = init != "random" and latents and sampler is not None
     began = time.perf_counter()
-    rewritten = rewrite(model, trace, plan, consume=analysis.owned and not needed)
+    consume = analysis.owned and not needed
+    rewritten = rewrite(model, trace, plan, matched=matched, consume=consume)
     student = rewritten.model
     seconds["factorise"] = time.perf_counter() - began
 

@@ -35,7 +35,11 @@ def kernel_of(conv: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
     return weight.transpose(0, 1) if isinstance(conv, nn.ConvTranspose2d) else weight
 
 
-def check(trace: Trace, plan: Plan) -> list[tuple[Site, Decision, Rule]]:
+Matched = list[tuple[Site, Decision, Rule]]
+"""What is rewritten, by which decision and rule."""
+
+
+def check(trace: Trace, plan: Plan) -> Matched:
     """Match a plan to a model.
 
     Raises:
@@ -44,7 +48,7 @@ def check(trace: Trace, plan: Plan) -> list[tuple[Site, Decision, Rule]]:
     """
     sites = {s.name: s for s in trace.holding(plan.keep).sites}
     problems: list[str] = []
-    rewrites: list[tuple[Site, Decision, Rule]] = []
+    rewrites: Matched = []
     unknown = [d.site for d in plan.decisions if d.site not in sites]
     if unknown:
         problems.append(f"the model has no convolution called {', '.join(unknown)}")
@@ -86,13 +90,16 @@ def check(trace: Trace, plan: Plan) -> list[tuple[Site, Decision, Rule]]:
     return rewrites
 
 
-def costed(trace: Trace, plan: Plan) -> Plan:
+def costed(trace: Trace, plan: Plan, matched: Matched | None = None) -> Plan:
     """``plan`` with the costs of this model: a person who edits a rank does not edit those.
+
+    ``matched`` is what :func:`check` returns, where that was called already.
 
     Raises:
         PlanError: see :func:`check`.
     """
-    rules = {decision.site: rule for _, decision, rule in check(trace, plan)}
+    matched = check(trace, plan) if matched is None else matched
+    rules = {decision.site: rule for _, decision, rule in matched}
     sites = {s.name: s for s in trace.sites}
     decisions: list[Decision] = []
     for d in plan.decisions:
@@ -158,17 +165,25 @@ def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
             model.set_submodule(name, new)
 
 
-def rewrite(model: nn.Module, trace: Trace, plan: Plan, *, consume: bool = False) -> Rewritten:
+def rewrite(
+    model: nn.Module,
+    trace: Trace,
+    plan: Plan,
+    *,
+    matched: Matched | None = None,
+    consume: bool = False,
+) -> Rewritten:
     """Apply ``plan`` to a copy of ``model``; each factor starts from the SVD of its own kernel.
 
     Norms are folded here; where a decision says ``norm="keep"`` they come back after the fit
     (:func:`dsconvert.initialise.finish`). With ``consume`` the model itself is rewritten, and each
-    kernel freed once its factors are there: of a large model one copy is enough.
+    kernel freed once its factors are there: of a large model one copy is enough. ``matched`` is
+    what :func:`check` returns, where that was called already.
 
     Raises:
         PlanError: the plan does not fit the model.
     """
-    rewrites = check(trace, plan)
+    rewrites = check(trace, plan) if matched is None else matched
     locked = {s.name for s in trace.holding(plan.keep).sites if s.locked is not None}
     result = model if consume else copied(model, frozenset(s.name for s, _, _ in rewrites))
     residuals: dict[str, float] = {}
