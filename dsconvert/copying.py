@@ -96,10 +96,9 @@ def _isolated(hook: Any, memo: dict[int, Any]) -> Any:
     """``hook`` with a closure and defaults of its own, where these can be copied."""
     if not isinstance(hook, types.FunctionType) or not (hook.__closure__ or hook.__defaults__):
         return hook
+    cell: Any = types.CellType
     try:
-        cells = tuple(
-            types.CellType(copy.deepcopy(c.cell_contents, memo)) for c in hook.__closure__ or ()
-        )
+        cells = tuple(cell(copy.deepcopy(c.cell_contents, memo)) for c in hook.__closure__ or ())
         defaults = copy.deepcopy(hook.__defaults__, memo)
     except (TypeError, ValueError, RuntimeError):
         return hook

@@ -14,7 +14,7 @@ import inspect
 import operator
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,7 +129,6 @@ def evaluate(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
 class _Concrete:
     """A proxy that may be used as a number where its shadow is one."""
 
-    node: fx.Node
     tracer: Any
 
     def __len__(self) -> int:
@@ -353,7 +352,8 @@ class Tracer(fx.Tracer):
         """Unpack by ``*`` and in loops, where the shadow has a length."""
         if not self._may_branch():
             return super().iter(obj)
-        return iter([obj[i] for i in range(self.number(obj, len))])
+        unpacked: Any = obj
+        return iter([unpacked[i] for i in range(self.number(obj, len))])
 
     def _may_branch(self) -> bool:
         if self._examples is None:
@@ -381,7 +381,7 @@ class Tracer(fx.Tracer):
         return found
 
     @contextmanager
-    def _quietly(self) -> Iterator[None]:
+    def _quietly(self) -> Generator[None, None, None]:
         self.shadowing, was = True, self.shadowing
         try:
             yield
