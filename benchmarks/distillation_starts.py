@@ -23,7 +23,7 @@ KEPT = ("synthesis.init.*", "synthesis.se_*")
 
 def twelvefold(teacher: nn.Module) -> Plan:
     """Rank 1 in every block, and a rank more behind the first upsamples while the MACs last."""
-    decided = plan(teacher, preset="fast", keep=KEPT)
+    decided = plan(teacher, preset="fast", refit=KEPT)
     before = cost(teacher).macs
     spare = [d.site for d in decided.decisions if d.rule == "up-pw-dw"]
     for site in spare:
