@@ -17,6 +17,7 @@ from dsconvert.merging import merge
 from dsconvert.planner import make_plan
 from dsconvert.records import INITS, Conversion, Cost, Fit, Plan
 from dsconvert.report.counts import count
+from dsconvert.report.quality import held_out_psnr
 from dsconvert.rewrite import check_finite, costed, rewrite
 from dsconvert.trace import Traced, trace
 
@@ -212,6 +213,7 @@ def apply(
         for d in plan.decisions
         if d.action == "rewrite"
     )
+    quality: float | None = None
     if init == "random":
         randomise(student, plan, seed=seed)
     elif sampler is None and fits and latents:
@@ -227,6 +229,7 @@ def apply(
         )  # fmt: skip
         fits = _merged(fits, outcome.fits)
         notes += outcome.notes
+        quality = held_out_psnr(outcome.held_out, adapter)
         if outcome.refitted:
             notes.append("kept, but refitted to their new inputs: " + ", ".join(outcome.refitted))
         seconds["fit" if init == "fit" else "statistics"] = time.perf_counter() - began
@@ -243,6 +246,7 @@ def apply(
         after=after,
         notes=tuple(notes),
         seconds=seconds,
+        psnr=quality,
     )
 
 

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from dsconvert.errors import OutputError
 from dsconvert.report.jsonable import finite
-
-_WIDE = 150
+from dsconvert.report.layout import WIDTH, folded
+from dsconvert.report.text import plain
 
 
 class _Console(Console):
@@ -43,19 +43,30 @@ def _stdout() -> Generator[None, None, None]:
         raise OutputError(f"can't write to standard output: {error}; send it elsewhere.") from error
 
 
-def say(*things: Table | str) -> None:
-    """Print tables and lines.
+def say(*things: Table | str, quiet: bool = False) -> None:
+    """Print tables and lines, folded to the terminal's width; 80 columns where there is none.
+
+    Args:
+        things: in this order; an empty text is an empty line, and two of them are one.
+        quiet: print the last one only.
 
     Raises:
         OutputError: stdout refuses.
     """
-    # A pipe has no width of its own; a table folded to 80 columns helps nobody. No markup: file and
-    # module names may have brackets in them.
-    width = None if sys.stdout.isatty() else _WIDE
-    console = _Console(width=width, markup=False, highlight=False, soft_wrap=False)
+    # No markup: file and module names may have brackets in them.
+    console = _Console(markup=False, highlight=False)
+    console.width = max(WIDTH, console.width)
+    gap = False
     with _stdout():
-        for thing in things:
-            console.print(thing)
+        for thing in things[-1:] if quiet else things:
+            if isinstance(thing, str):
+                if thing or not gap:
+                    text = folded(plain(thing).plain, console.width)
+                    console.print(text, soft_wrap=True)  # folded already: a path stays whole
+                gap = not thing
+            else:
+                console.print(thing)
+                gap = False
 
 
 def emit(data: dict[str, Any]) -> None:

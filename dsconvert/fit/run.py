@@ -36,6 +36,8 @@ class Outcome:
     restated: int = 0
     refitted: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    held_out: tuple[Any, Any] | None = None
+    """What student and teacher return for the held-out batch."""
 
 
 class _Visitor:
@@ -181,7 +183,7 @@ def run(
     name = "fit" if factors else "statistics"
     try:
         with torch.no_grad(), torch.random.fork_rng():
-            Stream(
+            stream = Stream(
                 graph,
                 teacher,
                 student,
@@ -192,7 +194,9 @@ def run(
                 budget=_BUDGET,
                 seed=seed,
                 progress=(lambda i, n, d: progress(name, i, n, d)) if progress else None,
-            ).run()
+            )
+            stream.run()
+            visitor.outcome.held_out = stream.held_out
     finally:
         for module, mode in modes.items():
             module.training = mode
