@@ -16,6 +16,7 @@ from dsconvert.fit import Progress
 from dsconvert.kinds import Opened, inputs_of
 from dsconvert.pipeline import apply, costed_plan
 from dsconvert.pipeline import plan as plan_model
+from dsconvert.progress import reports_progress
 from dsconvert.records import Conversion, Plan
 from dsconvert.snapshot import Snapshot
 
@@ -55,6 +56,7 @@ def plan_snapshot(
     return plan_model(snap.generator, preset=preset, rank=rank, keep=keep, inputs=inputs)
 
 
+@reports_progress
 def convert_snapshot(
     snap: Opened,
     *,
@@ -65,7 +67,7 @@ def convert_snapshot(
     init: str = "fit",
     calibrate: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> SnapshotConversion:
     """Convert every generator of a file (``G_ema``, ``G``): one plan, each its own weights."""
     decided = plan
@@ -85,7 +87,7 @@ def convert_snapshot(
                 continue
 
         def report(stage: str, done: int, total: int, detail: str, key: str = key) -> None:
-            if progress is not None:
+            if callable(progress):
                 progress(f"{key}: {stage}", done, total, detail)
 
         first = next(iter(conversions.values()), None)

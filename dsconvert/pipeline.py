@@ -15,6 +15,7 @@ from dsconvert.initialise import finish, randomise
 from dsconvert.inputs import Inputs, examples_for, resolved_sampler, sampler_of
 from dsconvert.merging import merge
 from dsconvert.planner import make_plan
+from dsconvert.progress import reports_progress
 from dsconvert.records import INITS, Conversion, Cost, Fit, Plan
 from dsconvert.report.counts import count
 from dsconvert.report.quality import held_out_psnr
@@ -138,6 +139,7 @@ def cost(
     return count(model, examples, leaves=adapter.leaves() if adapter is not None else ())
 
 
+@reports_progress
 def apply(
     model: nn.Module,
     plan: Plan,
@@ -148,7 +150,7 @@ def apply(
     leaves: Sequence[str] = (),
     calibrate: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     costs: tuple[Cost, Cost] | None = None,
     consume: bool = False,
 ) -> Conversion:
@@ -165,7 +167,8 @@ def apply(
         leaves: as for :func:`plan`.
         calibrate: how many samples the fit and the statistics use; None: enough; 0: neither.
         seed: of the samples and every other draw.
-        progress: called with ``(stage, done, total, detail)``.
+        progress: called with ``(stage, done, total, detail)``; True: a line on stderr every half
+            minute (see :mod:`dsconvert.progress`).
         costs: before and after, where they are known from a model of the same architecture.
         consume: ``model`` is not needed any more and may be taken apart, which saves the memory of
             a copy where nothing is fitted.
@@ -225,7 +228,8 @@ def apply(
         began = time.perf_counter()
         outcome = fit_to_original(
             student, model, traced, plan, rewritten.residuals, sampler,
-            latents=latents, factors=init == "fit", seed=seed, progress=progress,
+            latents=latents, factors=init == "fit", seed=seed,
+            progress=progress if callable(progress) else None,
         )  # fmt: skip
         fits = _merged(fits, outcome.fits)
         notes += outcome.notes
@@ -267,7 +271,7 @@ def convert(
     init: str = "fit",
     calibrate: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> nn.Module:
     """A faster copy of ``model``: its own class, with ``torch.nn`` children in place of some.
 

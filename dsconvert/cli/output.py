@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from dsconvert.errors import OutputError
+from dsconvert.progress import Heartbeat, to_stderr
 from dsconvert.report.jsonable import finite
 from dsconvert.report.layout import WIDTH, folded
 from dsconvert.report.text import plain
@@ -80,13 +81,14 @@ def emit(data: dict[str, Any]) -> None:
 
 
 class Bars:
-    """A progress bar a stage, on stderr, with the time that is left; a terminal only."""
+    """How long work goes on, on stderr: a bar a stage in a terminal, else a line every 30 s."""
 
     def __init__(self, *, hidden: bool) -> None:
         console = Console(stderr=True)
+        self._lines = None if hidden or console.is_terminal else Heartbeat(to_stderr)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=16),
             TextColumn("{task.completed}/{task.total}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
@@ -98,13 +100,20 @@ class Bars:
         self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Bars:  # noqa: PYI034 - typing.Self is younger than 3.10
-        return self  # the display starts with the first report, after the plan has been checked
+        if self._lines is not None:
+            self._lines.__enter__()
+        return self  # a bar starts with the first report, after the plan has been checked
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        if self._lines is not None:
+            self._lines.close()
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
         """What the library calls as its work goes on."""
+        if self._lines is not None:
+            self._lines(stage, done, total, detail)
+            return
         self._progress.start()
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, detail=detail)

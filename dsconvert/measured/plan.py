@@ -28,6 +28,7 @@ from dsconvert.measured.targets import parse_targets
 from dsconvert.measured.units import figure
 from dsconvert.pipeline import traced
 from dsconvert.planner import make_plan, structural
+from dsconvert.progress import reports_progress
 from dsconvert.records import Plan
 from dsconvert.trace import ConvTypes
 
@@ -61,6 +62,7 @@ class MeasuredPlan:
         return "\n".join(lines)
 
 
+@reports_progress
 def plan_measured(
     model: nn.Module,
     targets: Sequence[str | Target],

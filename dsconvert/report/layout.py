@@ -58,6 +58,7 @@ def compact(name: str, texts: Sequence[str] = (), numbers: Sequence[str] = ()) -
         padding=(0, 1),
         collapse_padding=True,
         header_style="bold",
+        show_header=any((name, *texts, *numbers)),
     )
     table.add_column(name)
     for text in texts:

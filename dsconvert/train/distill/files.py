@@ -20,6 +20,7 @@ from dsconvert.kinds import Opened, inputs_of, open_file, picture_of, save_file
 from dsconvert.lite0 import Weights
 from dsconvert.metrics import sample_images
 from dsconvert.pipeline import cost
+from dsconvert.progress import reports_progress
 from dsconvert.records import Cost
 from dsconvert.report.html import write_report
 from dsconvert.report.jsonable import finite, layer_rows
@@ -49,6 +50,7 @@ def run_folder(out: str | os.PathLike[str]) -> Path:
     return path.with_name(f"{path.stem}-run")
 
 
+@reports_progress
 def distill_snapshot(
     teacher: str | os.PathLike[str],
     student: str | os.PathLike[str],
