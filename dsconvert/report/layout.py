@@ -69,22 +69,30 @@ def compact(name: str, texts: Sequence[str] = (), numbers: Sequence[str] = ()) -
 
 
 def pairs(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of columns: the first is a heading, what follows is aligned at the left."""
+    """Lines of columns, each aligned at the left; the last column is folded within itself."""
     cells = [[plain(c).plain for c in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
+    *widths, _ = (max(map(len, column)) for column in zip(*cells, strict=True))
+    lines: list[str] = []
+    for *first, last in cells:
+        head = "  " + "".join(f"{c.ljust(w)}  " for c, w in zip(first, widths, strict=True))
+        lines.append(folded(head + last, margin=len(head)).rstrip())
+    return lines
 
 
-def folded(text: str, width: int = WIDTH) -> str:
-    """``text`` with each line folded at blanks; a word (a path) is never taken apart."""
+def folded(text: str, width: int = WIDTH, *, margin: int | None = None) -> str:
+    """``text`` with each line folded at blanks; a word (a path) is never taken apart.
+
+    What is folded is indented by ``margin`` blanks, or by two more than its line.
+    """
     lines: list[str] = []
     for line in text.split("\n"):
-        margin = " " * (len(line) - len(line.lstrip(" ")) + 2)
+        blanks = len(line) - len(line.lstrip(" ")) + 2 if margin is None else margin
         lines += textwrap.wrap(
-            line, width, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
+            line,
+            width,
+            subsequent_indent=" " * blanks,
+            break_long_words=False,
+            break_on_hyphens=False,
         ) or [""]
     return "\n".join(lines)
 
