@@ -42,20 +42,21 @@ class _Request:
     rest: int
     """MACs that the model spends outside its convolutions, whatever becomes of these."""
     first: str | None = None
-    last: str | None = None
-    """The convolutions that run first and last."""
+    """The convolution that runs first."""
+    image: str | None = None
+    """The one whose output is the image, as far as one can tell."""
 
 
 def _keep(reason: str, norm: Literal["keep", "fold"] = "fold") -> _Choice:
     return _Choice(None, None, reason, norm)
 
 
-def structural(site: Site, *, last: bool = False) -> str | None:
-    """Why no preset would touch this convolution, or None; ``last`` says that none runs after."""
+def structural(site: Site, *, image: bool = False) -> str | None:
+    """Why no preset would touch this convolution, or None; ``image``: its output is the image."""
     if (why := rule_named("dw-pw").refuses(site)) is not None:
         return why
     if site.out_channels <= _IMAGE_CHANNELS and site.batchnorm is None:
-        if last and not _one_pixel(site):
+        if image:
             return (
                 f"makes the image ({site.out_channels} channels): little cost, all of the quality"
             )
@@ -73,7 +74,7 @@ def _one_pixel(site: Site) -> bool:
 
 def _block(site: Site, request: _Request) -> str | None:
     """Why a site is not one of the generator's spatial block convolutions, or None."""
-    if (why := structural(site, last=site.name == request.last)) is not None:
+    if (why := structural(site, image=site.name == request.image)) is not None:
         return why
     if site.kind == "transposed" and site.input_shape is None:
         return "transposed, of an unknown size (no example inputs); only 'fast' separates it"
@@ -204,7 +205,7 @@ def _spend(sites: Sequence[Site], block: Sequence[Site], ranks: dict[str, int], 
 def _fast(sites: Sequence[Site], request: _Request) -> dict[str, _Choice]:
     choices: dict[str, _Choice] = {}
     for s in sites:
-        if (why := structural(s, last=s.name == request.last)) is not None:
+        if (why := structural(s, image=s.name == request.image)) is not None:
             choices[s.name] = _keep(why)
             continue
         # The first layer and the excitation branches are parameters more than MACs: there the
@@ -265,7 +266,7 @@ def make_plan(
         rank,
         max(0, (total_macs or 0) - sum(s.macs or 0 for s in live)),
         first=trace.order[0] if trace.order else None,
-        last=trace.order[-1] if trace.order else None,
+        image=_image(trace),
     )
     choices = _PRESETS[preset]([s for s in live if not _kept(s.name, keep)], request)
     removed = trace.dead if preset != "paper" else ()
@@ -280,6 +281,19 @@ def make_plan(
         remove=removed,
         note="; ".join(notes) or None,
     )
+
+
+def _image(trace: Trace) -> str | None:
+    """The last convolution to run with an image's channels and the largest map of all."""
+    sites = {s.name: s for s in trace.sites}
+    order = [sites[name] for name in trace.order]
+    sizes = [0 if s.output_shape is None else s.output_shape[-1] for s in order]
+    found = [
+        s.name
+        for s, size in zip(order, sizes, strict=True)
+        if s.out_channels <= _IMAGE_CHANNELS and size == max(sizes) and not _one_pixel(s)
+    ]
+    return found[-1] if found else None
 
 
 def _missed(decisions: Sequence[Decision], rest: int) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsconvert.report.layout import listed, pairs
 from dsconvert.report.text import amount
 
+_OWN = "module"
+"""The codebase of a user's own module."""
 _FEW = 8
 """Problems that are listed one by one."""
 
@@ -21,19 +23,21 @@ def inspection(facts: Mapping[str, Any], *, verbose: bool = False) -> list[str]:
     """
     config: Mapping[str, Any] = facts.get("config") or {}
     adapter = facts.get("adapter")
-    what = f"a generator of {adapter}" if adapter else "no generator that dsconvert knows"
+    what = "no generator that dsconvert knows"
+    if adapter:
+        what = "a generator of --module" if adapter == _OWN else f"a generator of {adapter}"
     cfg = f", cfg {config['cfg']}" if config.get("cfg") else ""
     rows: list[list[str]] = []
     if adapter:
         rows += _images(config)
     rows += _structure(facts)
     rows.append(["written by", _writer(facts)])
-    entries = [_entry(e) for e in facts.get("entries") or ()]
+    entries = _entries(facts.get("entries") or ())
     if not entries:
         entries = [str(g) for g in facts.get("generators") or ()]
     rows += [["holds" if not i else "", text] for i, text in enumerate(entries)]
     if facts.get("size") is not None:
-        rows.append(["size", f"{facts['size'] / 1e6:.1f} MB"])
+        rows.append(["size", amount(facts["size"], "B")])
     rows.append(["safe", _safety(facts)])
     lines = [f"{facts.get('path', 'file')}: {what}{cfg}", *pairs(rows)]
     if facts.get("note"):
@@ -59,8 +63,9 @@ def _images(config: Mapping[str, Any]) -> list[list[str]]:
     classes = _first(config, "classes", "c_dim")
     parts = [f"{size} x {size} px"] if size is not None else []
     parts += [f"{channels} channels"] if channels is not None else []
-    parts.append(f"{classes} classes" if classes else "no classes")
-    rows = [["images", ", ".join(parts)]]
+    if parts:
+        parts.append(f"{classes} classes" if classes else "no classes")
+    rows = [["images", ", ".join(parts)]] if parts else []
     latent = _first(config, "z_dim", "latent_dim", "nz")
     if latent is not None:
         rows.append(["latents", f"{latent} numbers"])
@@ -91,8 +96,19 @@ def _writer(facts: Mapping[str, Any]) -> str:
     source = (facts.get("config") or {}).get("source")
     whose = f"; the source inside is {source}" if source else ""
     codebase = facts.get("adapter")
-    code = f"the code of {codebase}" if codebase else "other code"
+    code = f"the code of {codebase}" if codebase and codebase != _OWN else "other code"
     return f"{code}, by {writer}{whose}"
+
+
+def _entries(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line each; the tensors of a bare state dict have one line together."""
+    tensors = [e for e in entries if e["type"] == "Tensor"]
+    lines = [_entry(e) for e in entries if e["type"] != "Tensor"]
+    if tensors:
+        total = amount(sum(int(e["elements"]) for e in tensors))
+        names = listed([str(e["key"]) for e in tensors])
+        lines.append(f"{len(tensors)} tensors, {total} numbers: {names}")
+    return lines
 
 
 def _entry(entry: Mapping[str, Any]) -> str:

@@ -172,7 +172,7 @@ def cost_report(
             # What a conversion puts in place of a convolution is a Sequential: that says nothing.
             Name(layer.type if new is None or new.type == "Sequential" else new.type),
             change(layer.params, new.params if new else 0),
-            change(layer.macs, new.macs if new else 0),
+            change(layer.macs, _after(layer, new)),
         )
     _added(table, after, shown)
     totals = _totals((before.params, after.params), (before.macs, after.macs))
@@ -187,6 +187,13 @@ def _leaves(cost: Cost) -> list[LayerCost]:
     """The layers whose parameters are their own."""
     parents = {layer.name.rpartition(".")[0] for layer in cost.layers}
     return [c for c in cost.layers if c.name not in parents and c.params]
+
+
+def _after(layer: LayerCost, new: LayerCost | None) -> int | None:
+    """MACs of what replaced ``layer``; None where a parent that uses its weights is counted."""
+    if new is None:
+        return 0
+    return None if not new.macs and layer.macs and new.params else new.macs
 
 
 def _added(table: Table, after: Cost, shown: set[str]) -> None:
