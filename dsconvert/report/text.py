@@ -49,6 +49,13 @@ def factor(
     return "the same" if times < 1.005 else f"{times:.2f}x {less if smaller else more}"
 
 
+def times_fewer(before: int, after: int, what: str) -> dict[str, float]:
+    """``{"times fewer MACs": 5.1}``, or ``{"times more MACs": 1.25}``: a factor of 1 or more."""
+    if after <= before:
+        return {f"times fewer {what}": before / after}
+    return {f"times more {what}": after / before}
+
+
 def percent(value: float | None) -> str:
     """An error share as a percentage; a dash for None."""
     if value is None:

@@ -24,6 +24,7 @@ from dsconvert.progress import reports_progress
 from dsconvert.records import Cost
 from dsconvert.report.html import write_report
 from dsconvert.report.jsonable import finite, layer_rows
+from dsconvert.report.text import times_fewer
 from dsconvert.train.distill.api import Distilled, distill
 from dsconvert.train.distill.config import DistillConfig
 from dsconvert.train.distill.loop import Progress
@@ -169,7 +170,7 @@ def _results(done: Distilled, before: Cost, after: Cost) -> dict[str, Any]:
     }
     if before.macs and after.macs:
         found["MACs"] = after.macs
-        found["times fewer MACs"] = before.macs / after.macs
+        found |= times_fewer(before.macs, after.macs, "MACs")
     return found
 
 
