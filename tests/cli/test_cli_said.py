@@ -187,7 +187,7 @@ def test_inspect_of_a_stylegan(tmp_path: Path, capsys: pytest.CaptureFixture[str
     path = tmp_path / "sg.pkl"
     save_snapshot(new_snapshot(model), model, path)
     lines = told(capsys, "inspect", path)
-    assert "a generator of stylegan2, cfg stylegan2" in " ".join(lines)
+    assert "a generator of stylegan2, cfg stylegan2" in " ".join(" ".join(lines).split())
     assert "2 classes" in cells(lines, "images")
 
 
