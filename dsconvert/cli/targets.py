@@ -86,7 +86,7 @@ def show(measured: MeasuredPlan | None) -> None:
     table = compact("target", [], ["original", "allowed", "promised", "measured", "ratio"])
     table.add_column("", no_wrap=True)
     for p in measured.promises:
-        verdict = {None: "open", True: "met", False: "missed"}[p.met]
+        verdict = {None: "not measured yet", True: "met", False: "missed"}[p.met]
         final = p.promised if p.measured is None else p.measured
         table.add_row(
             p.target.text,
