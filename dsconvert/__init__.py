@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dsconvert.version import VERSION
+
 if TYPE_CHECKING:
     from dsconvert.checkpoint import ModuleSource
     from dsconvert.errors import DsconvertError
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
         save_snapshot,
     )
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _HOMES = {
     "dsconvert.errors": ("DsconvertError",),

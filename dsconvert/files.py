@@ -19,6 +19,7 @@ from dsconvert.kinds import Opened, inputs_of
 from dsconvert.observe import undisturbed
 from dsconvert.pipeline import apply_to, costed_plan, plan_for
 from dsconvert.pipeline import plan as plan_model
+from dsconvert.progress import reports_progress
 from dsconvert.records import Conversion, Plan
 from dsconvert.snapshot import Snapshot
 
@@ -68,6 +69,7 @@ def plan_snapshot(
     )
 
 
+@reports_progress
 def convert_snapshot(
     snap: Opened,
     *,
@@ -80,7 +82,7 @@ def convert_snapshot(
     init: str = "fit",
     calibrate: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> SnapshotConversion:
     """Convert every generator of a file (``G_ema``, ``G``): one plan, each its own weights."""
     decided = plan
@@ -100,7 +102,7 @@ def convert_snapshot(
                 continue
 
         def report(stage: str, done: int, total: int, detail: str, key: str = key) -> None:
-            if progress is not None:
+            if callable(progress):
                 progress(f"{key}: {stage}", done, total, detail)
 
         began = time.perf_counter()

@@ -25,6 +25,7 @@ from dsconvert.checkpoint import (
 from dsconvert.errors import UsageError
 from dsconvert.export.api import export_model
 from dsconvert.export.plain import PlainFile, is_plain, open_plain
+from dsconvert.export.plain_info import inspect_plain
 from dsconvert.snapshot import Snapshot, inspect_snapshot, load_snapshot, save_snapshot
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _load_plain(path: Path, drop: Collection[str], module: ModuleSource | None) 
 
 def _inspect_plain(path: Path, module: ModuleSource | None) -> Facts:
     _no_module(path, module)
-    return open_plain(path)
+    return inspect_plain(path)
 
 
 def _save_plain(

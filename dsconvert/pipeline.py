@@ -14,12 +14,16 @@ from dsconvert.copying import isolated_copy
 from dsconvert.errors import ConversionError, UsageError
 from dsconvert.fit import DEFAULT_LATENTS, Progress, fit_to_original
 from dsconvert.initialise import finish, randomise
-from dsconvert.inputs import Inputs, sampler_of
+from dsconvert.inputs import Inputs, examples_for, sampler_of
 from dsconvert.merging import merge
 from dsconvert.observe import first_failure, undisturbed
 from dsconvert.planner import make_plan
+from dsconvert.progress import reports_progress
 from dsconvert.records import INITS, Conversion, Cost, Fit, Plan
+from dsconvert.report.counts import count
+from dsconvert.report.quality import held_out_psnr
 from dsconvert.rewrite import check, check_finite, costed, rewrite
+from dsconvert.wrappers import unwrapped
 
 __all__ = [
     "Analysis",
@@ -121,10 +125,6 @@ def cost(
 
     ``example_inputs`` and ``inputs`` are as for :func:`plan`.
     """
-    from dsconvert.inputs import examples_for
-    from dsconvert.report.counts import count
-    from dsconvert.wrappers import unwrapped
-
     model = unwrapped(model)
     with undisturbed():
         adapter = adapter_for(model)
@@ -132,6 +132,7 @@ def cost(
         return count(model, examples, leaves=adapter.leaves() if adapter is not None else ())
 
 
+@reports_progress
 def apply(
     model: nn.Module,
     plan: Plan,
@@ -142,7 +143,7 @@ def apply(
     leaves: Sequence[str] = (),
     calibrate: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Conversion:
     """Carry out ``plan`` on a copy of ``model``.
 
@@ -157,7 +158,8 @@ def apply(
         leaves: as for :func:`plan`.
         calibrate: how many samples the fit and the statistics use; None: enough; 0: neither.
         seed: of the samples and every other draw.
-        progress: called with ``(stage, done, total, detail)``.
+        progress: called with ``(stage, done, total, detail)``; True: a line on stderr every half
+            minute (see :mod:`dsconvert.progress`).
 
     Raises:
         DsconvertError: the plan does not fit the model, an option makes no sense, or the result
@@ -173,7 +175,7 @@ def apply(
             init=init,
             calibrate=calibrate,
             seed=seed,
-            progress=progress,
+            progress=progress if callable(progress) else None,
             traced=time.perf_counter() - began,
         )
 
@@ -241,6 +243,7 @@ def apply_to(
         for d in plan.decisions
         if d.action == "rewrite"
     )
+    quality: float | None = None
     if init == "random":
         randomise(student, plan, seed=seed)
     elif sampler is None and fits and latents:
@@ -252,10 +255,12 @@ def apply_to(
         began = time.perf_counter()
         outcome = fit_to_original(
             student, model, analysis.traced, plan, rewritten.residuals, sampler,
-            latents=latents, factors=init == "fit", seed=seed, progress=progress,
+            latents=latents, factors=init == "fit", seed=seed,
+            progress=progress,
         )  # fmt: skip
         fits = _merged(fits, outcome.fits)
         notes += outcome.notes
+        quality = held_out_psnr(outcome.held_out, analysis.adapter)
         if outcome.refitted:
             notes.append("kept, but refitted to their new inputs: " + ", ".join(outcome.refitted))
         if outcome.restated:
@@ -276,6 +281,7 @@ def apply_to(
         after=after,
         notes=tuple(notes),
         seconds=seconds,
+        psnr=quality,
     )
 
 
@@ -308,6 +314,7 @@ def _merged(plain: tuple[Fit, ...], fitted: Sequence[Fit]) -> tuple[Fit, ...]:
     return tuple(by_name.get(f.site, f) for f in plain)
 
 
+@reports_progress
 def convert(
     model: nn.Module,
     *,
@@ -322,7 +329,7 @@ def convert(
     init: str = "fit",
     calibrate: int | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> nn.Module:
     """A faster copy of ``model``: its own class, with ``torch.nn`` children in place of some.
 
@@ -335,5 +342,10 @@ def convert(
             analysis, preset=preset, rank=rank, keep=keep, refit=refit, remove=remove
         )  # fmt: skip
         return apply_to(
-            analysis, decided, init=init, calibrate=calibrate, seed=seed, progress=progress
+            analysis,
+            decided,
+            init=init,
+            calibrate=calibrate,
+            seed=seed,
+            progress=progress if callable(progress) else None,
         ).model

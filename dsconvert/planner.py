@@ -20,6 +20,9 @@ from dsconvert.rules import Rule, rule_named
 BALANCED_RATIO = 5.03
 """``balanced`` spends what a five-fold reduction of the model's MACs leaves, with a margin for what
 a rewrite changes beside its convolution."""
+PROMISED_RATIO = 5.0
+"""How many times fewer MACs ``balanced`` promises."""
+_REST = "what is no convolution"
 _IMAGE_CHANNELS = 4
 _IDLE = "not called by forward; kept, since something else may use it (--remove takes it out)"
 
@@ -39,18 +42,26 @@ class _Request:
     rank: int | None
     rest: int
     """MACs that the model spends outside its convolutions, whatever becomes of these."""
+    first: str | None = None
+    """The convolution that runs first."""
+    image: str | None = None
+    """The one whose output is the image, as far as one can tell."""
 
 
 def _keep(reason: str, norm: Literal["keep", "fold"] = "fold") -> _Choice:
     return _Choice(None, None, reason, norm)
 
 
-def structural(site: Site) -> str | None:
-    """Why no preset but ``fast`` would touch this convolution, or None."""
+def structural(site: Site, *, image: bool = False) -> str | None:
+    """Why no preset would touch this convolution, or None; ``image``: its output is the image."""
     if (why := rule_named("dw-pw").refuses(site)) is not None:
         return why
     if site.out_channels <= _IMAGE_CHANNELS and site.batchnorm is None:
-        return f"makes the image ({site.out_channels} channels): little cost, all of the quality"
+        if image:
+            return (
+                f"makes the image ({site.out_channels} channels): little cost, all of the quality"
+            )
+        return f"writes {site.out_channels} channels: little to gain"
     if site.in_channels <= _IMAGE_CHANNELS:
         return f"reads {site.in_channels} channels: little to gain"
     return None
@@ -62,14 +73,23 @@ def _one_pixel(site: Site) -> bool:
     return shape is not None and shape[-1] == shape[-2] == 1
 
 
-def _block(site: Site) -> str | None:
+def _block(site: Site, request: _Request) -> str | None:
     """Why a site is not one of the generator's spatial block convolutions, or None."""
-    if (why := structural(site)) is not None:
+    if (why := structural(site, image=site.name == request.image)) is not None:
         return why
-    if site.kind == "transposed" and (site.input_shape is None or _one_pixel(site)):
-        return "turns the latent into the first map; only 'fast' separates it"
+    if site.kind == "transposed" and site.input_shape is None:
+        return "transposed, of an unknown size (no example inputs); only 'fast' separates it"
+    if site.kind == "transposed" and _one_pixel(site):
+        what = (
+            "turns the latent into the first map"
+            if site.name == request.first
+            else ("reads a single pixel")
+        )
+        return f"{what}; only 'fast' separates it"
     if _one_pixel(site):
-        return "an excitation branch (1x1 output): few MACs; only 'fast' separates it"
+        return (
+            "writes a single pixel (as in an excitation branch): few MACs; only 'fast' separates it"
+        )
     return None
 
 
@@ -89,7 +109,7 @@ def _paper(sites: Sequence[Site], request: _Request) -> dict[str, _Choice]:
     rule = rule_named("dw-pw")
     choices: dict[str, _Choice] = {}
     for s in sites:
-        if (why := _block(s)) is not None:
+        if (why := _block(s, request)) is not None:
             choices[s.name] = _keep(why, norm="keep")
             continue
         spectral = s.norm.startswith("spectral")
@@ -120,9 +140,9 @@ def _grows(site: Site) -> bool:
 def _balanced(sites: Sequence[Site], request: _Request) -> dict[str, _Choice]:
     choices: dict[str, _Choice] = {}
     ranks: dict[str, int] = {}
-    block = [s for s in sites if _block(s) is None]
+    block = [s for s in sites if _block(s, request) is None]
     for s in sites:
-        if (why := _block(s)) is not None:
+        if (why := _block(s, request)) is not None:
             choices[s.name] = _keep(why)
     for s in block:
         rule = _separable(s)
@@ -186,7 +206,7 @@ def _spend(sites: Sequence[Site], block: Sequence[Site], ranks: dict[str, int], 
 def _fast(sites: Sequence[Site], request: _Request) -> dict[str, _Choice]:
     choices: dict[str, _Choice] = {}
     for s in sites:
-        if (why := structural(s)) is not None:
+        if (why := structural(s, image=s.name == request.image)) is not None:
             choices[s.name] = _keep(why)
             continue
         # The first layer and the excitation branches are parameters more than MACs: there the
@@ -246,19 +266,57 @@ def make_plan(
     removed = _removed(trace, remove, by_itself=preset != "paper", pinned=pinned)
     dead = {s.name for s in trace.sites if s.calls == 0}
     live = [s for s in trace.sites if s.name not in dead]
-    request = _Request(rank, max(0, (total_macs or 0) - sum(s.macs or 0 for s in live)))
+    request = _Request(
+        rank,
+        max(0, (total_macs or 0) - sum(s.macs or 0 for s in live)),
+        first=trace.order[0] if trace.order else None,
+        image=_image(trace),
+    )
     free = [s for s in live if s.name not in held and s.locked is None]
     choices = _PRESETS[preset](free, request)
     norm: Literal["keep", "fold"] = "keep" if preset == "paper" else "fold"
     decisions = tuple(_decide(s, choices, removed, held, norm, trace.unused) for s in trace.sites)
+    notes = [trace.note] if trace.note else []
+    if preset == "balanced" and rank is None and total_macs is not None:
+        notes += _missed(decisions, request.rest)
     return Plan(
         model=trace.model,
         preset=preset,
         decisions=decisions,
         remove=removed,
         keep=pinned,
-        note=trace.note,
+        note="; ".join(notes) or None,
     )
+
+
+def _image(trace: Trace) -> str | None:
+    """The last convolution to run with an image's channels and the largest map of all."""
+    sites = {s.name: s for s in trace.sites}
+    order = [sites[name] for name in trace.order]
+    sizes = [0 if s.output_shape is None else s.output_shape[-1] for s in order]
+    found = [
+        s.name
+        for s, size in zip(order, sizes, strict=True)
+        if s.out_channels <= _IMAGE_CHANNELS and size == max(sizes) and not _one_pixel(s)
+    ]
+    return found[-1] if found else None
+
+
+def _missed(decisions: Sequence[Decision], rest: int) -> list[str]:
+    """A sentence where ``balanced`` can't reach what it promises, and which layers are why."""
+    before = rest + sum(d.macs_before or 0 for d in decisions)
+    after = rest + sum(d.macs_after or 0 for d in decisions)
+    if not after or before / after >= PROMISED_RATIO:
+        return []
+    parts = {d.site: d.macs_after or 0 for d in decisions} | {_REST: rest}
+    largest = sorted(parts, key=lambda name: -parts[name])[:3]
+    shares = ", ".join(f"{name} ({100 * parts[name] / after:.0f} %)" for name in largest)
+    most = 2 * sum(parts[name] for name in largest) > after
+    where = "most of the MACs that remain are" if most else "the largest shares that remain are"
+    return [
+        f"balanced aims at {PROMISED_RATIO:g}x fewer MACs and reaches about "
+        f"{before / after:.1f}x here: {where} in {shares}"
+    ]
 
 
 def _matches(name: str, globs: Sequence[str]) -> bool:

@@ -277,6 +277,9 @@ class Conversion:
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall-clock seconds by stage (trace, factorise, fit, statistics)."""
+    psnr: float | None = None
+    """Mean PSNR, dB, of the converted model's images to the original's on latents that were held
+    out of the fit; None where nothing was fitted, or the output is no image."""
 
 
 @dataclass(frozen=True, kw_only=True)

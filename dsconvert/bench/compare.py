@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dsconvert.bench.records import Measurement, Operation, Timing
 from dsconvert.bench.subject import Subject
 from dsconvert.errors import UsageError
+from dsconvert.progress import reports_progress
 
 Progress = Callable[[str, int, int, str], None]
 """``progress(stage, done, total, detail)``."""
@@ -16,6 +17,7 @@ MINIMUM = 3
 """Runs of everything, however long they take."""
 
 
+@reports_progress
 def compare(
     subjects: Sequence[Subject],
     operations: Sequence[Operation],

@@ -26,6 +26,7 @@ from dsconvert.errors import (
 )
 from dsconvert.images import whole_file
 from dsconvert.restructure import describe_changes, restructure
+from dsconvert.version import VERSION
 
 if TYPE_CHECKING:
     import os
@@ -308,6 +309,7 @@ def save_checkpoint(
         _built(Path(path), checkpoint.adapter, checkpoint.config, recipes[key], states[key])
     mark: dict[str, Any] = {
         "version": 1,
+        "dsconvert": VERSION,
         "adapter": checkpoint.adapter.name,
         "config": dict(checkpoint.config),
         "recipe": recipes.get(main),

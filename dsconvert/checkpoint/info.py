@@ -12,6 +12,7 @@ import torch
 from dsconvert.checkpoint.api import load_checkpoint
 from dsconvert.checkpoint.read import ENTRY, check_exists, is_checkpoint, read
 from dsconvert.errors import ForeignFileError, SnapshotError
+from dsconvert.rules.recognise import Structure, structure_of
 
 if TYPE_CHECKING:
     import os
@@ -46,6 +47,10 @@ class CheckpointInfo:
     """It was read, so it holds tensors and plain values only."""
     note: str | None = None
     """Why there is no config, where there is none."""
+    version: str | None = None
+    """The version of dsconvert that converted it, where it says so."""
+    structure: Structure | None = None
+    """The generator's convolutions, and by which rules they were rewritten."""
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain data for JSON."""
@@ -99,10 +104,11 @@ def inspect_checkpoint(
                 nbytes=sum(t.numel() * t.element_size() for t in tensors),
             )
         )
-    adapter, config, generators, note = None, {}, (), None
+    adapter, config, generators, note, structure = None, {}, (), None, None
     try:
         found = load_checkpoint(where, module=module)
         adapter, config, generators = found.adapter.name, dict(found.config), found.generators
+        structure = structure_of(found.generator)
     except SnapshotError as error:
         note = str(error)
     return CheckpointInfo(
@@ -115,4 +121,12 @@ def inspect_checkpoint(
         converted=ENTRY in content,
         entries=tuple(entries),
         note=note,
+        version=_version(content.get(ENTRY)),
+        structure=structure,
     )
+
+
+def _version(mark: Any) -> str | None:
+    """What the entry of a converted file says; it comes from a file and may be anything."""
+    found = mark.get("dsconvert") if isinstance(mark, Mapping) else None
+    return found if isinstance(found, str) else None

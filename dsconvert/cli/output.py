@@ -14,9 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from dsconvert.errors import OutputError
+from dsconvert.progress import Heartbeat, to_stderr
 from dsconvert.report.jsonable import finite
-
-_WIDE = 150
+from dsconvert.report.layout import WIDTH, folded
+from dsconvert.report.text import plain
 
 
 class _Console(Console):
@@ -43,19 +44,30 @@ def _stdout() -> Generator[None, None, None]:
         raise OutputError(f"can't write to standard output: {error}; send it elsewhere.") from error
 
 
-def say(*things: Table | str) -> None:
-    """Print tables and lines.
+def say(*things: Table | str, quiet: bool = False) -> None:
+    """Print tables and lines, folded to the terminal's width; 80 columns where there is none.
+
+    Args:
+        things: in this order; an empty text is an empty line, and two of them are one.
+        quiet: print the last one only.
 
     Raises:
         OutputError: stdout refuses.
     """
-    # A pipe has no width of its own; a table folded to 80 columns helps nobody. No markup: file and
-    # module names may have brackets in them.
-    width = None if sys.stdout.isatty() else _WIDE
-    console = _Console(width=width, markup=False, highlight=False, soft_wrap=False)
+    # No markup: file and module names may have brackets in them.
+    console = _Console(markup=False, highlight=False)
+    console.width = max(WIDTH, console.width)
+    gap = False
     with _stdout():
-        for thing in things:
-            console.print(thing)
+        for thing in things[-1:] if quiet else things:
+            if isinstance(thing, str):
+                if thing or not gap:
+                    text = folded(plain(thing).plain, console.width)
+                    console.print(text, soft_wrap=True)  # folded already: a path stays whole
+                gap = not thing
+            else:
+                console.print(thing)
+                gap = False
 
 
 def emit(data: dict[str, Any]) -> None:
@@ -69,13 +81,14 @@ def emit(data: dict[str, Any]) -> None:
 
 
 class Bars:
-    """A progress bar a stage, on stderr, with the time that is left; a terminal only."""
+    """How long work goes on, on stderr: a bar a stage in a terminal, else a line every 30 s."""
 
     def __init__(self, *, hidden: bool) -> None:
         console = Console(stderr=True)
+        self._lines = None if hidden or console.is_terminal else Heartbeat(to_stderr)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=16),
             TextColumn("{task.completed}/{task.total}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
@@ -87,13 +100,20 @@ class Bars:
         self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Bars:  # noqa: PYI034 - typing.Self is younger than 3.10
-        return self  # the display starts with the first report, after the plan has been checked
+        if self._lines is not None:
+            self._lines.__enter__()
+        return self  # a bar starts with the first report, after the plan has been checked
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        if self._lines is not None:
+            self._lines.close()
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
         """What the library calls as its work goes on."""
+        if self._lines is not None:
+            self._lines(stage, done, total, detail)
+            return
         self._progress.start()
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, detail=detail)

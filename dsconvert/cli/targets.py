@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
 from torch import nn
 
 from dsconvert.bench import Settings
@@ -15,6 +14,7 @@ from dsconvert.cli.output import Bars, say
 from dsconvert.kinds import Opened, inputs_of
 from dsconvert.measured import MeasuredPlan, plan_measured, verify
 from dsconvert.measured.units import figure
+from dsconvert.report.layout import compact
 
 
 def planned(file: Opened, options: Namespace, bars: Bars) -> MeasuredPlan:
@@ -79,15 +79,12 @@ def show(measured: MeasuredPlan | None) -> None:
         return
     probe = measured.probe
     layout = "channels_last" if measured.channels_last else "contiguous"
-    table = Table(
-        title=f"Targets on {probe.settings.device}, {probe.settings.dtype}, {layout}",
-        caption=f"{measured.measured} times measured now; profile: {measured.profile}",
-        title_justify="left",
-        caption_justify="left",
+    say(
+        f"targets on {probe.settings.device}, {probe.settings.dtype}, {layout}; "
+        f"{measured.measured} times measured now; profile: {measured.profile}"
     )
-    for name in ("target", "original", "allowed", "promised", "measured", "of the original"):
-        table.add_column(name, justify="left" if name == "target" else "right")
-    table.add_column("")
+    table = compact("target", [], ["original", "allowed", "promised", "measured", "ratio"])
+    table.add_column("", no_wrap=True)
     for p in measured.promises:
         verdict = {None: "not measured yet", True: "met", False: "missed"}[p.met]
         final = p.promised if p.measured is None else p.measured

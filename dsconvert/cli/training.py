@@ -99,7 +99,7 @@ def finish(done: RunResult, options: Namespace) -> None:
                 }
             )
         else:
-            if result.unreadable:
+            if result.unreadable and not options.quiet:
                 say(
                     f"{len(result.unreadable)} images could not be read and were left out: "
                     + "; ".join(result.unreadable[:10])
@@ -115,7 +115,7 @@ def finish(done: RunResult, options: Namespace) -> None:
                 say(f"it had its {kimg:.2f} kimg already; the newest snapshot is {done.snapshot}")
             else:
                 say(f"{kimg:.2f} kimg in {result.seconds:.0f} s; wrote {result.snapshot}")
-            if done.report is not None:
+            if done.report is not None and not options.quiet:
                 say(f"report: {done.report}")
     if result.interrupted:
         raise KeyboardInterrupt

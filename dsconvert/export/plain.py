@@ -36,6 +36,7 @@ from dsconvert.norms import fold, norm_kind
 from dsconvert.observe import evaluating
 from dsconvert.records import Export, Noise
 from dsconvert.rewrite import copied
+from dsconvert.version import VERSION
 
 if TYPE_CHECKING:
     import os
@@ -141,6 +142,7 @@ def save_plain(
     config = dict(adapter.describe(twin))
     header = {
         "version": _VERSION,
+        "dsconvert": VERSION,
         "adapter": adapter.name,
         "config": config,
         "changes": changes(twin, _rebuild(adapter, config), adapter),

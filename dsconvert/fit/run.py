@@ -37,6 +37,8 @@ class Outcome:
     restated: list[str] = field(default_factory=list)
     refitted: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    held_out: tuple[Any, Any] | None = None
+    """What student and teacher return for the held-out batch."""
 
 
 class _Visitor:
@@ -187,7 +189,7 @@ def run(
     name = "fit" if factors else "statistics"
     try:
         with torch.no_grad(), torch.random.fork_rng():
-            Stream(
+            stream = Stream(
                 recorded,
                 teacher,
                 student,
@@ -198,7 +200,9 @@ def run(
                 budget=_BUDGET,
                 seed=seed,
                 progress=(lambda i, n, d: progress(name, i, n, d)) if progress else None,
-            ).run()
+            )
+            stream.run()
+            visitor.outcome.held_out = stream.held_out
     finally:
         for module, mode in modes.items():
             module.training = mode

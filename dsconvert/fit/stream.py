@@ -38,6 +38,11 @@ class Front:
 Visitor = Callable[[Front], None]
 
 
+def _called(node: fx.Node) -> str:
+    """What a node calls, as a person names it."""
+    return str(getattr(node.target, "__name__", node.target))
+
+
 def _bytes(value: Any) -> int:
     return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
 
@@ -86,6 +91,8 @@ class Stream:
         self._batches = [tensors_of(batch) for batch in batches]
         self._calls: dict[str, int] = {}
         self._diverged: set[fx.Node] = set()
+        self.held_out: tuple[Any, Any] | None = None
+        """What student and teacher return for the first batch, once the pass is over."""
 
     def run(self) -> None:
         """Run the whole graph."""
@@ -97,9 +104,14 @@ class Stream:
         placeholder = 0
         for done, node in enumerate(nodes):
             if node.op == "output":
+                teacher, student = self._envs[0]
+                self.held_out = (
+                    map_arg(node.args[0], student.__getitem__),
+                    map_arg(node.args[0], teacher.__getitem__),
+                )
                 break
             if self._progress is not None:
-                self._progress(done, len(nodes), str(node.target))
+                self._progress(done, len(nodes), _called(node))
             if node.op == "placeholder":
                 self._place(node, placeholder)
                 placeholder += 1

@@ -29,6 +29,7 @@ from dsconvert.measured.targets import parse_targets
 from dsconvert.measured.units import figure
 from dsconvert.pipeline import analyse
 from dsconvert.planner import make_plan, structural
+from dsconvert.progress import reports_progress
 from dsconvert.records import Plan
 
 _LAYOUT = "measured in channels_last: run it after .to(memory_format=torch.channels_last)"
@@ -61,6 +62,7 @@ class MeasuredPlan:
         return "\n".join(lines)
 
 
+@reports_progress
 def plan_measured(
     model: nn.Module,
     targets: Sequence[str | Target],

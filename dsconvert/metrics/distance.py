@@ -14,6 +14,7 @@ from dsconvert.errors import UsageError
 from dsconvert.metrics.features import LiteFeatures
 from dsconvert.metrics.frechet import Interval, compare_sets, frechet_distance
 from dsconvert.observe import evaluating
+from dsconvert.progress import reports_progress
 
 Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
 Progress = Callable[[str, int, int], None]
@@ -133,6 +134,7 @@ def _like(value: Any, like: Tensor) -> Any:
     return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
 
 
+@reports_progress
 def feature_distance(
     student: nn.Module,
     teacher: nn.Module,

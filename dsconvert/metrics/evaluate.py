@@ -21,6 +21,7 @@ from dsconvert.metrics.features import LiteFeatures
 from dsconvert.metrics.frechet import Comparison, compare_sets, frechet
 from dsconvert.metrics.inception import InceptionFeatures, as_bytes
 from dsconvert.metrics.kernel import kernel
+from dsconvert.progress import reports_progress
 
 Metric = Literal["fid", "kid", "fd-lite0"]
 METRICS: tuple[Metric, ...] = ("fid", "kid", "fd-lite0")
@@ -121,6 +122,7 @@ def features_of(batches: Iterable[Tensor], nets: Mapping[str, Extractor]) -> dic
     return {name: torch.cat(rows) for name, rows in parts.items()}
 
 
+@reports_progress
 def evaluate(
     student: nn.Module,
     inputs: Inputs,

@@ -74,6 +74,7 @@ def conversion_dict(conversion: Conversion) -> dict[str, Any]:
             "after": _total(conversion.after),
             "notes": list(conversion.notes),
             "seconds": conversion.seconds,
+            "psnr_db": conversion.psnr,
         }
     )
     return result

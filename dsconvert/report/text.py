@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.text import Text
 
 from dsconvert.records import Cost
@@ -31,11 +33,27 @@ def three_digits(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def ratio(before: int | None, after: int | None) -> str:
-    """``5.10x`` (fewer), or a dash where there is nothing to divide."""
+def factor(
+    before: float | None, after: float | None, *, less: str = "fewer", more: str = "more"
+) -> str:
+    """``5.10x fewer`` or ``1.25x more``, always a factor above 1; empty where one is unknown.
+
+    ``less`` and ``more`` are the words for it (``faster``, ``slower``, ...).
+    """
+    if before is not None and before == after:
+        return "the same"
     if not before or not after:
-        return "-"
-    return f"{before / after:.2f}x"
+        return ""
+    smaller = after < before
+    times = before / after if smaller else after / before
+    return "the same" if times < 1.005 else f"{times:.2f}x {less if smaller else more}"
+
+
+def times_fewer(before: int, after: int, what: str) -> dict[str, float]:
+    """``{"times fewer MACs": 5.1}``, or ``{"times more MACs": 1.25}``: a factor of 1 or more."""
+    if after <= before:
+        return {f"times fewer {what}": before / after}
+    return {f"times more {what}": after / before}
 
 
 def percent(value: float | None) -> str:
@@ -65,8 +83,11 @@ def plain(value: object, style: str = "") -> Text:
     return Text(shown, style=style)
 
 
-def uncounted(*costs: Cost | None) -> list[str]:
-    """Sentences about what the MACs leave out, over all given costs."""
+def uncounted(*costs: Cost | None, verbose: bool = True) -> list[str]:
+    """Sentences about what the MACs leave out, over all given costs.
+
+    Without ``verbose`` the operators are counted, not named.
+    """
     notes: list[str] = []
     operators: dict[str, int] = {}
     dead: dict[str, None] = {}
@@ -75,17 +96,32 @@ def uncounted(*costs: Cost | None) -> list[str]:
             continue
         if cost.note and cost.note not in notes:
             notes.append(cost.note)
-        for name, calls in cost.unsupported.items():
+        for operator, calls in cost.unsupported.items():
+            name = _operator(operator)
             operators[name] = max(calls, operators.get(name, 0))
         dead.update(dict.fromkeys(_roots(cost.uncalled)))
-    if operators:
-        listed = ", ".join(
-            f"{name.removeprefix('aten::')} x{calls}" for name, calls in operators.items()
+    if operators and verbose:
+        shown = ", ".join(f"{name} x{calls}" for name, calls in operators.items())
+        notes.append(f"not counted by fvcore: {shown}")
+    elif operators:
+        notes.append(
+            f"MACs leave out {len(operators)} kinds of operators without convolutions or matrix "
+            "products (--verbose names them)"
         )
-        notes.append(f"not counted by fvcore: {listed}")
     if dead:
-        notes.append(f"never runs: {', '.join(dead)}")
+        # A hook sees calls of modules only; a layer used through its forward() or its weight is
+        # counted with the module around it.
+        notes.append(f"no call of these modules was seen: {', '.join(dead)}")
     return notes
+
+
+_BUILT_IN = re.compile(r"<(?:built-in )?(?:function|method) ([\w.]+).*>")
+
+
+def _operator(name: str) -> str:
+    """An operator as a person calls it: no name space of torch, no ``repr`` of a function."""
+    found = _BUILT_IN.fullmatch(name)
+    return found[1] if found else name.removeprefix("aten::").removeprefix("prim::")
 
 
 def _roots(names: tuple[str, ...]) -> list[str]:

@@ -8,9 +8,10 @@ from typing import Any
 from rich.table import Table
 
 from dsconvert.bench import Limits, Measurement, Operation, Timing
-from dsconvert.report.text import amount, plain, three_digits
+from dsconvert.report.layout import Name, compact
+from dsconvert.report.text import amount, factor, plain, three_digits
 
-__all__ = ["bytes_text", "measurement_dict", "measurement_table", "seconds_text"]
+__all__ = ["bytes_text", "headline", "measurement_dict", "measurement_report", "seconds_text"]
 
 
 def seconds_text(value: float | None) -> str:
@@ -31,10 +32,6 @@ def bytes_text(value: float | None) -> str:
     return f"{three_digits(mebi)} MiB" if mebi < 9999.5 else f"{three_digits(mebi / 1024)} GiB"
 
 
-def _times(before: float | None, after: float | None) -> str:
-    return f"{before / after:.2f}x" if before and after else "-"
-
-
 def _spread(timing: Timing) -> str:
     low, high = timing.quartiles
     return f"{seconds_text(timing.median)} ({_half_range(low, high, timing.median)})"
@@ -44,49 +41,74 @@ def _half_range(low: float, high: float, median: float) -> str:
     return f"±{50 * (high - low) / median:.0f} %" if median else "±0 %"
 
 
-def measurement_table(
-    measurements: Sequence[Measurement], *, title: str = "Measured", notes: Sequence[str] = ()
-) -> Table:
-    """One block a model; the ratios are to the first one (how many times less)."""
-    every = [*notes, *(n for m in measurements for n in m.notes)]
-    table = Table(
-        title=plain(title, "table.title"),
-        caption=plain("; ".join(dict.fromkeys(every)), "table.caption") if every else None,
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("", overflow="fold")
+def measurement_report(
+    measurements: Sequence[Measurement], *, title: str = "measured", notes: Sequence[str] = ()
+) -> list[Table | str]:
+    """One block a quantity, one line a model in it; the factors are to the first model."""
+    table = compact("", [], ["", "", ""])
     reference = measurements[0]
-    for index, m in enumerate(measurements):
-        table.add_column(plain(m.name), justify="right")
-        if index:
-            table.add_column("less", justify="right")
-    _row(table, "parameters", [(float(m.params), amount(m.params)) for m in measurements])
+    _block(table, "parameters", [(m.name, float(m.params), amount(m.params)) for m in measurements])
     for operation in sorted(reference.times):
-        _row(
+        _block(
             table,
             str(operation),
-            [(m.times[operation].median, _spread(m.times[operation])) for m in measurements],
+            [
+                (m.name, m.times[operation].median, _spread(m.times[operation]))
+                for m in measurements
+            ],
+            words=("faster", "slower"),
         )
     for operation in sorted(reference.peaks):
-        peaks = [m.peaks.get(operation) for m in measurements]
-        _row(table, f"peak memory, {operation}", [(p, bytes_text(p)) for p in peaks])
+        peaks = [(m.name, m.peaks.get(operation)) for m in measurements]
+        _block(table, f"peak memory, {operation}", _memory(peaks), words=("less", "more"))
     for operation in sorted(reference.kept):
-        kept = [m.kept.get(operation) for m in measurements]
-        _row(
-            table,
-            f"activations kept for backward, batch {operation.batch}",
-            [(k, bytes_text(k)) for k in kept],
-        )
-    return table
+        kept = [(m.name, m.kept.get(operation)) for m in measurements]
+        what = f"activations kept for backward, batch {operation.batch}"
+        _block(table, what, _memory(kept), words=("less", "more"))
+    every = [*notes, *(n for m in measurements for n in m.notes)]
+    return [title, *(headline(measurements)), "", table, "", *dict.fromkeys(every)]
 
 
-def _row(table: Table, what: str, cells: Sequence[tuple[float | None, str]]) -> None:
-    first, text = cells[0]
-    row = [what, text]
-    for value, shown in cells[1:]:
-        row += [shown, _times(first, value)]
-    table.add_row(*row)
+def headline(measurements: Sequence[Measurement]) -> list[str]:
+    """The factors in time of each further model, one line each."""
+    reference, *others = measurements
+    lines: list[str] = []
+    for m in others:
+        parts = [
+            f"{factor(reference.times[o].median, m.times[o].median, less='faster', more='slower')}"
+            f" ({o})"
+            for o in sorted(reference.times)
+        ]
+        lines.append(f"{m.name}: {', '.join(parts)}")
+    return lines
+
+
+_Cell = tuple[str, float | None, str]
+"""A model's name, what was measured of it, and how that is shown."""
+
+
+def _memory(values: Sequence[tuple[str, float | None]]) -> list[_Cell]:
+    return [(name, value, bytes_text(value)) for name, value in values]
+
+
+def _block(
+    table: Table, what: str, cells: Sequence[_Cell], *, words: tuple[str, str] = ("fewer", "more")
+) -> None:
+    """A heading and a line a model; one line alone where there is one model."""
+    first = cells[0][1]
+    if len(cells) == 1:
+        table.add_row(what, *_columns(cells[0][2]), "")
+        return
+    table.add_row(plain(what, "bold"), "", "", "")
+    for index, (name, value, shown) in enumerate(cells):
+        times = factor(first, value, less=words[0], more=words[1]) if index else ""
+        table.add_row(Name(f"  {name}"), *_columns(shown), times)
+
+
+def _columns(shown: str) -> tuple[str, str]:
+    """A value and its spread, so that each is aligned."""
+    value, mark, spread = shown.partition(" (")
+    return value, f"{mark}{spread}".strip()
 
 
 def _key(operation: Operation) -> str:

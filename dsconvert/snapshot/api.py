@@ -104,13 +104,18 @@ class Snapshot:
         return key in self.live or is_module(self.entries.get(key))
 
 
-def describe(source: Source, adapter: Adapter, node: Node) -> Mapping[str, Any]:
+def describe(
+    source: Source, adapter: Adapter, node: Node, shapes: nn.Module | None = None
+) -> Mapping[str, Any]:
     """What the adapter says of a generator in a file, from shapes alone.
+
+    ``shapes`` is the generator without data, where somebody has built it already.
 
     Raises:
         CorruptSnapshotError: its parts do not fit together.
     """
-    shapes = Builder(source, adapter, meta=True).module(node, GENERATOR)
+    if shapes is None:
+        shapes = Builder(source, adapter, meta=True).module(node, GENERATOR)
     try:
         facts = adapter.describe(shapes)
         if (instance := persistent(node)) is not None:

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsconvert.errors import CorruptSnapshotError, SnapshotError
+from dsconvert.rules.recognise import Structure, structure_of
 from dsconvert.snapshot.api import describe
+from dsconvert.snapshot.build import Builder
 from dsconvert.snapshot.nodes import Global, Node, Record, clean
 from dsconvert.snapshot.parse import GENERATOR, Parsed, find_adapter, is_module, parse
 from dsconvert.snapshot.persistence import persistent
@@ -16,6 +18,10 @@ from dsconvert.snapshot.storage import Storages, is_parameter, is_storage, is_te
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
+
+
+_OURS = 4
+_FRAME = b"\x95"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,7 @@ class SnapshotInfo:
     protocol: int
     opcodes: int
     writer: str
-    """``pickle`` or ``dill``, as far as one can tell."""
+    """``pickle``, ``dill`` or ``dsconvert``, as far as one can tell."""
     adapter: str | None
     config: Mapping[str, Any]
     entries: tuple[EntryInfo, ...]
@@ -48,6 +54,8 @@ class SnapshotInfo:
     safe: bool
     note: str | None = None
     """Why there is no config, where there is none."""
+    structure: Structure | None = None
+    """The generator's convolutions, and by which rules they were rewritten."""
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain data for JSON."""
@@ -81,6 +89,10 @@ def _entry(parsed: Parsed, key: str, node: Node, storages: Storages) -> EntryInf
 
 
 def _writer(parsed: Parsed) -> str:
+    # Python's pickler puts protocol 4 and younger into frames, at once; our writer does not.
+    head = parsed.source.read_at(0, 3)
+    if parsed.machine.protocol == _OURS and head[2:] != _FRAME:
+        return "dsconvert"
     # dill writes the same opcodes; it differs only where it has a reconstructor of its own.
     if any(g.module.startswith("dill") for g in parsed.machine.globals):
         return "dill"
@@ -100,7 +112,7 @@ def inspect_snapshot(path: str | os.PathLike[str]) -> SnapshotInfo:
     offences, storages = examine(parsed.source, parsed.machine, parsed.root)
     entries = tuple(_entry(parsed, k, v, storages) for k, v in parsed.root.items)
     node = dict(parsed.root.items).get(GENERATOR)
-    adapter, config, note = None, {}, None
+    adapter, config, note, structure = None, {}, None, None
     if not is_module(node):
         note = f"there is no module {GENERATOR}"
     elif offences:
@@ -108,7 +120,10 @@ def inspect_snapshot(path: str | os.PathLike[str]) -> SnapshotInfo:
     else:
         try:
             found = find_adapter(parsed.source, node)
-            adapter, config = found.name, dict(describe(parsed.source, found, node))
+            shapes = Builder(parsed.source, found, meta=True).module(node, GENERATOR)
+            adapter = found.name
+            config = dict(describe(parsed.source, found, node, shapes))
+            structure = structure_of(shapes)
         except CorruptSnapshotError:
             raise
         except SnapshotError as error:
@@ -125,4 +140,5 @@ def inspect_snapshot(path: str | os.PathLike[str]) -> SnapshotInfo:
         problems=tuple(offences),
         safe=not offences,
         note=note,
+        structure=structure,
     )

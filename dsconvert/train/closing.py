@@ -23,6 +23,7 @@ from dsconvert.pipeline import cost
 from dsconvert.records import Cost
 from dsconvert.report.html import write_report
 from dsconvert.report.jsonable import finite, layer_rows
+from dsconvert.report.text import times_fewer
 from dsconvert.train.config import TrainConfig
 from dsconvert.train.data import ImageSet
 from dsconvert.train.grids import sample_grid
@@ -149,5 +150,5 @@ def _results(folder: Path, result: TrainResult) -> dict[str, Any]:
         if total["macs_after"]:
             found["MACs"] = total["macs_after"]
             if total["macs_before"] != total["macs_after"]:
-                found["times fewer MACs"] = total["macs_before"] / total["macs_after"]
+                found |= times_fewer(total["macs_before"], total["macs_after"], "MACs")
     return found

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dsconvert.errors import OutputError, TrainingError, UsageError
 from dsconvert.inputs import sampler_of
+from dsconvert.progress import reports_progress
 from dsconvert.train.checkpoint import checkpoints
 from dsconvert.train.config import TrainConfig
 from dsconvert.train.data import ImageSet
@@ -63,6 +64,7 @@ def latents_of(generator: nn.Module) -> Latents:
     return draw
 
 
+@reports_progress
 def train(
     generator: nn.Module,
     discriminator: nn.Module,
@@ -141,6 +143,8 @@ class _Run:
     stats: StatsWriter | None = None
     tick_began: float = 0.0
     tick_images: int = 0
+    losses: str = ""
+    """The means since the last line of statistics, for the progress bar."""
 
     def go(
         self, generator: nn.Module, discriminator: nn.Module, ema: nn.Module | None, *, resume: bool
@@ -300,4 +304,9 @@ class _Run:
         spent = time.monotonic() - self.tick_began
         pace = f"{spent / shown * 1000:.1f} s/kimg, " if shown else ""
         memory = peak_memory(self.keeper.procs.device) / 2**30
-        return f"{nets.images / 1000:.2f} kimg, {pace}{memory:.1f} GiB"
+        if nets.steps:  # between two lines of statistics; before the next one the last are shown
+            self.losses = (
+                f"G {nets.sums['loss_g'] / nets.steps:+.3f}, "
+                f"D {nets.sums['loss_d'] / nets.steps:.3f}, "
+            )
+        return f"{self.losses}{pace}{memory:.1f} GiB, {nets.images / 1000:.2f} kimg"

@@ -15,6 +15,7 @@ from torch import nn
 
 from dsconvert.errors import TrainingError, UsageError
 from dsconvert.lite0 import Weights
+from dsconvert.progress import reports_progress
 from dsconvert.snapshot import load_snapshot, new_snapshot, save_snapshot
 from dsconvert.train.closing import close_run, count_layers
 from dsconvert.train.config import TrainConfig
@@ -61,6 +62,7 @@ class RunResult:
         return self.result.snapshot or newest_snapshot(self.folder)
 
 
+@reports_progress
 def train_new(
     wanted: NewGenerator,
     config: TrainConfig,
@@ -109,6 +111,7 @@ def train_new(
     )  # fmt: skip
 
 
+@reports_progress
 def finetune(
     snapshot: str | Path,
     config: TrainConfig,
@@ -264,6 +267,7 @@ def _train(
     )
 
 
+@reports_progress
 def resume(
     folder: str | Path,
     *,

@@ -12,7 +12,7 @@ from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.errors import UsageError
 from dsconvert.kinds import Opened, inputs_of
-from dsconvert.report.timings import limits_dict, measurement_dict, measurement_table
+from dsconvert.report.timings import headline, limits_dict, measurement_dict, measurement_report
 
 
 def settings_of(options: Namespace) -> Settings:
@@ -84,12 +84,15 @@ def run(options: Namespace) -> None:
     how += ["compiled"] if settings.compile else []
     how += ["freed memory kept"] if settings.keep_freed else []
     load = machine["load_average"]
+    if options.quiet:
+        say(*headline(found), quiet=len(found) == 1)
+        return
     say(
-        measurement_table(
+        *measurement_report(
             found,
-            title=f"Generators on {', '.join(str(x) for x in how)}, torch {machine['torch']}",
+            title=f"on {', '.join(str(x) for x in how)}, torch {machine['torch']}",
             notes=[
-                "medians of interleaved runs (± half the interquartile range)",
+                "times are medians of interleaved runs (± half the interquartile range)",
                 f"this machine's best: {best.macs_per_second / 1e9:.0f} GMAC/s in a matrix product,"
                 f" {best.bytes_per_second / 1e9:.0f} GB/s in a copy",
                 *([f"load average {load[0]} at the start"] if load else []),

@@ -73,4 +73,4 @@ def run(options: Namespace) -> None:
     if options.json:
         emit(data)
     else:
-        say(f"{text}\nwrote {options.out}")
+        say(text, f"wrote {options.out}", quiet=options.quiet)

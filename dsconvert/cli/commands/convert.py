@@ -9,12 +9,12 @@ from dsconvert.cli import targets
 from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.errors import PlanError
-from dsconvert.files import convert_snapshot, plan_snapshot
+from dsconvert.files import SnapshotConversion, convert_snapshot, plan_snapshot
 from dsconvert.images import check_target, whole_file
 from dsconvert.kinds import save_file
 from dsconvert.records import Plan
 from dsconvert.report.jsonable import conversion_dict, plan_dict
-from dsconvert.report.tables import conversion_table, plan_table
+from dsconvert.report.tables import conversion_report, plan_report
 
 
 def _write_text(text: str, path: str, *, overwrite: bool) -> None:
@@ -55,7 +55,7 @@ def run(options: Namespace) -> None:
         if options.json:
             emit(plan_dict(plan) | targets.as_dict(measured))
         elif not options.out:
-            say(plan_table(plan))
+            say(*plan_report(plan, verbose=options.verbose))
             targets.show(measured)
         return
     with Bars(hidden=options.quiet) as bars:
@@ -83,8 +83,20 @@ def run(options: Namespace) -> None:
         emit({**files, "converted": entries, **targets.as_dict(measured)})
         return
     name, main = result.main
-    say(conversion_table(main, f"{name} of {options.snapshot}, preset {main.plan.preset}"))
-    for key, c in result.conversions.items():
-        say(f"{key}: " + ", ".join(f"{k} {v:.1f} s" for k, v in c.seconds.items()))
-    targets.show(measured)
+    if not options.quiet:
+        title = f"{name} of {options.snapshot}, preset {main.plan.preset}"
+        say(*conversion_report(main, title, verbose=options.verbose))
+        say(*_others(result))
+        targets.show(measured)
     say(f"wrote {options.out}")
+
+
+def _others(result: SnapshotConversion) -> list[str]:
+    """A line for each generator of the file beside the main one."""
+    lines: list[str] = []
+    for key, conversion in list(result.conversions.items())[1:]:
+        quality = "" if conversion.psnr is None else f", PSNR {conversion.psnr:.1f} dB"
+        seconds = sum(conversion.seconds.values())
+        same = "" if conversion.seconds else " (the same weights: fitted once)"
+        lines.append(f"{key}: by the same plan{same}{quality}, {seconds:.1f} s")
+    return lines

@@ -69,4 +69,4 @@ def run(options: Namespace) -> None:
     lines.append(f"{'PSNR, dB':<18} {result.before.psnr:>11.2f} {result.after.psnr:>9.2f}")
     lines += result.notes
     lines.append(f"wrote {done.out}; curves and pictures: {done.report}")
-    say("\n".join(lines))
+    say(*lines, quiet=options.quiet)

@@ -19,6 +19,7 @@ from dsconvert.kinds import inputs_of, picture_of
 from dsconvert.metrics.distance import Inputs, sample_images
 from dsconvert.metrics.evaluate import FEW, Contest, Evaluation, Score, evaluate, extractors
 from dsconvert.metrics.frechet import Comparison
+from dsconvert.report.layout import compact
 from dsconvert.train.data import ImageSet, open_images
 from dsconvert.train.stream import to_range
 
@@ -82,7 +83,12 @@ def run(options: Namespace) -> None:
     if options.json:
         emit(_data(options, found, notes))
         return
-    say(_table(options, found), *_verdicts(found), *(f"note: {n}." for n in notes))
+    verdicts = _verdicts(found)
+    if options.quiet:
+        say(*verdicts)
+        return
+    title = f"{options.snapshot}, {found.scores[0].samples} images a side"
+    say(title, *verdicts, "", _table(found), "", *(f"note: {n}." for n in notes))
 
 
 def _image(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
@@ -123,6 +129,7 @@ def _value(value: float, metric: str) -> str:
     return f"{value:.5f}" if metric == "kid" else f"{value:.2f}"
 
 
+_NAMES = {"fid": "FID", "kid": "KID", "fd-lite0": "FD-lite0"}
 _WHAT = {
     "student": "file to real images",
     "teacher": "original to real images",
@@ -130,24 +137,18 @@ _WHAT = {
 }
 
 
-def _table(options: Namespace, found: Evaluation) -> Table:
-    title = f"{options.snapshot}, {found.scores[0].samples} images a side"
-    table = Table(title=title, title_justify="left")
-    for name in ("metric", "from, to"):
-        table.add_column(name)
-    for name in ("distance", "95 %", "noise floor", "95 %", "above the floor, 95 %"):
-        table.add_column(name, justify="right")
+def _table(found: Evaluation) -> Table:
+    """Three lines a score: what it is, the floor under it, and what is between them."""
+    table = compact("", [], ["distance", "95 % interval"])
     for s in found.scores:
         c: Comparison = s.comparison
-        table.add_row(
-            s.metric.upper(),
-            _WHAT[s.what],
-            _value(c.value, s.metric),
-            _interval(c.value_interval, s.metric),
-            _value(c.floor, s.metric),
-            _interval(c.floor_interval, s.metric),
-            _interval(c.interval, s.metric),
+        rows = (
+            (f"{name_of(s.metric)}, {_WHAT[s.what]}", _value(c.value, s.metric), c.value_interval),
+            ("  noise floor", _value(c.floor, s.metric), c.floor_interval),
+            ("  above the floor", _value(c.value - c.floor, s.metric), c.interval),
         )
+        for what, value, interval in rows:
+            table.add_row(what, value, _interval(interval, s.metric))
     return table
 
 
@@ -156,9 +157,14 @@ def _verdicts(found: Evaluation) -> list[str]:
     for s in found.scores:
         verdict = "distinguishable" if s.distinguishable else "not distinguishable"
         whom = "the original" if s.what == "to teacher" else "real images"
-        lines.append(f"{s.metric.upper()}, {_WHAT[s.what]}: {verdict} from {whom}")
+        lines.append(f"{name_of(s.metric)}, {_WHAT[s.what]}: {verdict} from {whom}")
     lines += [_contest(c) for c in found.contests]
     return lines
+
+
+def name_of(metric: str) -> str:
+    """A metric as it is spelled."""
+    return _NAMES.get(metric, metric)
 
 
 def _contest(contest: Contest) -> str:
@@ -169,7 +175,8 @@ def _contest(contest: Contest) -> str:
     else:
         verdict = "farther than the original" if low > 0 else "nearer than the original"
     return (
-        f"{contest.metric.upper()} to real images, file minus original: {between} (95 %): {verdict}"
+        f"{name_of(contest.metric)} to real images, file minus original: {between} (95 %): "
+        f"{verdict}"
     )
 
 

@@ -7,7 +7,7 @@ from argparse import Namespace
 from dsconvert.cli.opening import source_of
 from dsconvert.cli.output import emit, say
 from dsconvert.kinds import inspect_file
-from dsconvert.report.tables import snapshot_table
+from dsconvert.report.inspection import inspection
 
 
 def run(options: Namespace) -> None:
@@ -16,4 +16,4 @@ def run(options: Namespace) -> None:
     if options.json:
         emit(info.as_dict())
     else:
-        say(snapshot_table(info))
+        say(*inspection(info.as_dict(), verbose=options.verbose))

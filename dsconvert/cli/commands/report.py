@@ -13,7 +13,7 @@ from dsconvert.pipeline import cost
 from dsconvert.ranks import rank_costs
 from dsconvert.records import Cost
 from dsconvert.report.jsonable import cost_dict
-from dsconvert.report.tables import cost_table, rank_table
+from dsconvert.report.tables import cost_report, rank_report
 
 
 def _counted(file: Opened) -> Cost:
@@ -37,7 +37,8 @@ def run(options: Namespace) -> None:
         emit(data)
         return
     names = options.snapshot + (f" > {options.other}" if options.other else "")
-    say(cost_table(before, after, title=f"{file.generators[0]} of {names}"))
+    title = f"{file.generators[0]} of {names}"
+    say(*cost_report(before, after, title=title, verbose=options.verbose))
     if ranks:
         rows = [(r.rank, r.params, r.macs, r.rewritten) for r in ranks]
-        say(rank_table(before, rows, title="The whole generator, by rank"))
+        say("", *rank_report(before, rows, title="the whole generator, by rank"))

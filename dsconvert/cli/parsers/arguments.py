@@ -63,8 +63,15 @@ def output(command: argparse.ArgumentParser, *, required: bool) -> None:
 
 
 def quiet(command: argparse.ArgumentParser) -> None:
-    """No progress bar."""
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    """No progress, and of what is said the last line only."""
+    command.add_argument(
+        "--quiet", action="store_true", help="print errors and the last line, nothing else"
+    )
+
+
+def verbose(command: argparse.ArgumentParser) -> None:
+    """Details that the tables leave out."""
+    command.add_argument("--verbose", action="store_true", help="every detail and every reason")
 
 
 def json(command: argparse.ArgumentParser) -> None:

@@ -69,6 +69,7 @@ def add(command: argparse.ArgumentParser) -> None:
     )
     _targets(command)
     arguments.quiet(command)
+    arguments.verbose(command)
     arguments.json(command)
     arguments.module(command)
 

@@ -12,5 +12,6 @@ HELP = "what is in a file"
 def add(command: argparse.ArgumentParser) -> None:
     """Declare its options."""
     command.add_argument("snapshot")
+    arguments.verbose(command)
     arguments.json(command)
     arguments.module(command)

@@ -19,5 +19,6 @@ def add(command: argparse.ArgumentParser) -> None:
         metavar="1-9",
         help="what the whole generator would cost at each rank (preset fast)",
     )
+    arguments.verbose(command)
     arguments.json(command)
     arguments.module(command)

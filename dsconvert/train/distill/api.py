@@ -23,6 +23,7 @@ from dsconvert.inputs import sampler_of
 from dsconvert.lite0 import Weights
 from dsconvert.norms import fold, norm_kind
 from dsconvert.pipeline import apply, plan
+from dsconvert.progress import reports_progress
 from dsconvert.rewrite import copied
 from dsconvert.train.distill.config import DistillConfig
 from dsconvert.train.distill.folder import Folder
@@ -68,6 +69,7 @@ def fast_teacher(model: nn.Module, *, inputs: Inputs | None = None) -> nn.Module
     return made
 
 
+@reports_progress
 def distill(
     teacher: nn.Module,
     student: nn.Module,

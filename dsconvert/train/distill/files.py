@@ -20,9 +20,11 @@ from dsconvert.kinds import Opened, inputs_of, open_file, picture_of, save_file
 from dsconvert.lite0 import Weights
 from dsconvert.metrics import sample_images
 from dsconvert.pipeline import cost
+from dsconvert.progress import reports_progress
 from dsconvert.records import Cost
 from dsconvert.report.html import write_report
 from dsconvert.report.jsonable import finite, layer_rows
+from dsconvert.report.text import times_fewer
 from dsconvert.train.distill.api import Distilled, distill
 from dsconvert.train.distill.config import DistillConfig
 from dsconvert.train.distill.loop import Progress
@@ -49,6 +51,7 @@ def run_folder(out: str | os.PathLike[str]) -> Path:
     return path.with_name(f"{path.stem}-run")
 
 
+@reports_progress
 def distill_snapshot(
     teacher: str | os.PathLike[str],
     student: str | os.PathLike[str],
@@ -167,7 +170,7 @@ def _results(done: Distilled, before: Cost, after: Cost) -> dict[str, Any]:
     }
     if before.macs and after.macs:
         found["MACs"] = after.macs
-        found["times fewer MACs"] = before.macs / after.macs
+        found |= times_fewer(before.macs, after.macs, "MACs")
     return found
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from dsconvert.errors import TrainingError, UsageError
 from dsconvert.images import save_png, side_by_side
 from dsconvert.lite0 import Weights
+from dsconvert.train.distill.bar import detail, position
 from dsconvert.train.distill.config import DistillConfig
 from dsconvert.train.distill.critic import Critic
 from dsconvert.train.distill.folder import Folder
@@ -24,7 +25,7 @@ from dsconvert.train.interrupts import Interrupts
 from dsconvert.train.stats import StatsWriter, peak_memory
 
 Progress = Callable[[str, int, int, str], None]
-"""``progress(stage, done, total, detail)``: thousandths of the run, and how it goes."""
+"""``progress(stage, done, total, detail)``: steps or seconds until the end, and how it goes."""
 Reason = Literal["steps", "minutes", "patience"]
 _ROWS = 20
 """Steps between two lines of statistics."""
@@ -207,10 +208,12 @@ class Loop:
 
     def _report(self, progress: float) -> None:
         if self._progress is not None:
-            detail = f"step {self.steps}"
-            if self.after is not None:
-                detail += f", held-out distance {self.after.distance:.4f}"
-            self._progress("distil", round(1000 * progress), 1000, detail)
+            held = None if self.after is None else self.after.distance
+            loss = self._sums["loss"] / self._count if self._count else None
+            self._progress(
+                *position(self.config, self.steps, self.seconds),
+                detail(self.config, self.steps, loss=loss, held=held),
+            )
         if self.steps % _ROWS == 0:
             self._row(stage="blocks" if progress < self.config.blockwise else "whole")
 

@@ -1,0 +1,125 @@
+"""Signs of life of long work: a line every half minute where there is no progress bar.
+
+The library is quiet by default. Lines appear, under the logger ``dsconvert`` at level INFO, where
+
+- that logger is enabled for INFO (``logging.basicConfig(level=logging.INFO)``),
+- the environment variable ``DSCONVERT_PROGRESS`` is set (to anything but ``0``), or
+- a function with a ``progress`` argument gets ``progress=True``.
+
+In the last two cases they go to stderr where logging is not configured at all.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+LOGGER = logging.getLogger("dsconvert")
+EVERY = 30.0
+"""Seconds between two lines."""
+VARIABLE = "DSCONVERT_PROGRESS"
+Progress = Callable[[str, int, int, str], None]
+"""``progress(stage, done, total, detail)``, called as work goes on."""
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def clock_text(seconds: float) -> str:
+    """``3725.4`` -> ``1:02:05``."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+class Heartbeat:
+    """Writes a line every :data:`EVERY` seconds while it is entered as a context.
+
+    It has a thread of its own: a single step may take longer than that.
+    """
+
+    def __init__(self, write: Callable[[str], None], *, every: float | None = None) -> None:
+        self._write, self._every = write, EVERY if every is None else every
+        self._began = time.monotonic()
+        self._state: tuple[str, int, int, str] | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
+        """Note how far the work has got."""
+        self._state = (stage, done, total, detail)
+
+    def __enter__(self) -> Heartbeat:  # noqa: PYI034 - typing.Self is younger than 3.10
+        self._thread = threading.Thread(target=self._run, name="dsconvert", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread; nothing is written afterwards."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every):
+            text = "at work"  # nothing has been reported yet: it loads, or makes itself ready
+            if self._state is not None:
+                stage, done, total, detail = self._state
+                text = f"{stage}: {done} of {total}" + (f", {detail}" if detail else "")
+            self._write(f"{text}, after {clock_text(time.monotonic() - self._began)}")
+
+
+def to_stderr(text: str) -> None:
+    """Write one line; a closed or broken stderr must not end the work."""
+    try:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return
+
+
+def _asked(text: str) -> None:
+    """Log a line that was asked for, whatever the logger's level."""
+    if not LOGGER.hasHandlers():
+        to_stderr(f"dsconvert: {text}")
+        return
+    LOGGER.handle(LOGGER.makeRecord(LOGGER.name, logging.INFO, __file__, 0, text, (), None))
+
+
+def _writer(given: Any) -> Callable[[str], None] | None:
+    """Where lines go, None where nobody wants them."""
+    if given is False:
+        return None
+    if given is True or os.environ.get(VARIABLE, "0") not in ("", "0"):
+        return _asked
+    return LOGGER.info if LOGGER.isEnabledFor(logging.INFO) else None
+
+
+def reports_progress(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a function with a ``progress`` keyword take True, and obey the variable and the logger.
+
+    The function itself gets a callable or None.
+    """
+
+    @functools.wraps(function)
+    def heard(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        options: Any = kwargs
+        if callable(options.get("progress")):
+            return function(*args, **kwargs)
+        write = _writer(options.get("progress"))
+        if write is None:
+            options["progress"] = None
+            return function(*args, **kwargs)
+        with Heartbeat(write) as beat:
+            options["progress"] = beat
+            return function(*args, **kwargs)
+
+    return heard
