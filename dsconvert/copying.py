@@ -104,6 +104,7 @@ def _isolated(hook: Any, memo: dict[int, Any]) -> Any:
         defaults = copy.deepcopy(hook.__defaults__, memo)
     except (TypeError, ValueError, RuntimeError):
         return hook
+    cells = tuple(cell(value) for value in held)
     made = types.FunctionType(hook.__code__, hook.__globals__, hook.__name__, defaults, cells)
     made.__kwdefaults__ = hook.__kwdefaults__
     return made
@@ -114,10 +115,11 @@ def own_classes(model: nn.Module) -> None:
     for module in model.modules():
         if not parametrize.is_parametrized(module):
             continue
-        kind = type(module)
+        kind: Any = type(module)
+        make: Any = type(kind)
         tables = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
         # The same bases: torch takes the first of them for the class without parametrizations.
-        module.__class__ = type(kind)(kind.__name__, kind.__bases__, tables)
+        module.__class__ = make(kind.__name__, kind.__bases__, tables)
 
 
 def _detach(value: Any, known: dict[int, Any], seen: set[int]) -> None:
