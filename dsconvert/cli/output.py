@@ -68,6 +68,16 @@ def emit(data: dict[str, Any]) -> None:
         sys.stdout.write(json.dumps(finite(data), default=str, allow_nan=False) + "\n")
 
 
+def say_whole(line: str) -> None:
+    """Print a line that must not be folded, such as a command to copy.
+
+    Raises:
+        OutputError: stdout refuses.
+    """
+    with _stdout():
+        sys.stdout.write(line + "\n")
+
+
 class Bars:
     """A progress bar a stage, on stderr, with the time that is left; a terminal only."""
 

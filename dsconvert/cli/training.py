@@ -7,7 +7,8 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from dsconvert.cli.output import Bars, emit, say
+from dsconvert.cli.output import Bars, emit, say, say_whole
+from dsconvert.cli.stopping import Stopped
 from dsconvert.train.config import TrainConfig
 from dsconvert.train.runs import RunResult
 
@@ -81,7 +82,7 @@ def finish(done: RunResult, options: Namespace) -> None:
     """Say how it ended; an interrupted run says how it goes on.
 
     Raises:
-        KeyboardInterrupt: it was interrupted (and saved).
+        Stopped: it was interrupted (and saved).
     """
     result = done.result
     if done.rank == 0:
@@ -107,7 +108,7 @@ def finish(done: RunResult, options: Namespace) -> None:
                 )
             kimg = result.images / 1000
             if result.interrupted:
-                say(
+                say_whole(
                     f"stopped at {kimg:.2f} kimg, saved; go on with: "
                     f"dsconvert train --resume {done.folder}"
                 )
@@ -118,4 +119,4 @@ def finish(done: RunResult, options: Namespace) -> None:
             if done.report is not None:
                 say(f"report: {done.report}")
     if result.interrupted:
-        raise KeyboardInterrupt
+        raise Stopped
