@@ -180,7 +180,7 @@ class _Run:
         if not resume or not nets.images:
             keeper.show_reals()
             keeper.show(nets)
-            if ema is not None:  # a trained one, which the run may make worse
+            if ema is not None and not resume:  # a trained one, which the run may make worse
                 keeper.judge_start(nets, self._note)
             keeper.checkpoint(nets)  # so that there is something to resume from at any moment
         try:
