@@ -87,7 +87,7 @@ def test_a_run_that_made_things_worse_gives_the_start_back(pair) -> None:
     for name, value in done.student.state_dict().items():
         assert torch.equal(value, student.state_dict()[name]), name
     (note,) = [n for n in done.notes if "unchanged" in n]
-    assert f"{done.end.distance:.4f}" in note
+    assert f"{done.end.distance:.4g}" in note
 
 
 def test_the_best_on_the_way_is_handed_back_also_after_a_kill(pair, tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def _verdict(result: Result) -> list[str]:
     if result.best_step == result.steps:
         return []
     end = (
-        f"after the last step the distance is {result.end.distance:.4f} and the PSNR "
+        f"after the last step the distance is {result.end.distance:.4g} and the PSNR "
         f"{result.end.psnr:.2f} dB"
     )
     if result.best_step:
