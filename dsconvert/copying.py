@@ -98,9 +98,7 @@ def _isolated(hook: Any, memo: dict[int, Any]) -> Any:
         return hook
     cell: Any = types.CellType
     try:
-        cells: Any = tuple(
-            cell(copy.deepcopy(c.cell_contents, memo)) for c in hook.__closure__ or ()
-        )
+        held = [copy.deepcopy(c.cell_contents, memo) for c in hook.__closure__ or ()]
         defaults = copy.deepcopy(hook.__defaults__, memo)
     except (TypeError, ValueError, RuntimeError):
         return hook

@@ -80,6 +80,16 @@ def emit(data: dict[str, Any]) -> None:
         sys.stdout.write(json.dumps(finite(data), default=str, allow_nan=False) + "\n")
 
 
+def say_whole(line: str) -> None:
+    """Print a line that must not be folded, such as a command to copy.
+
+    Raises:
+        OutputError: stdout refuses.
+    """
+    with _stdout():
+        sys.stdout.write(line + "\n")
+
+
 class Bars:
     """How long work goes on, on stderr: a bar a stage in a terminal, else a line every 30 s."""
 

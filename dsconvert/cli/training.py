@@ -7,9 +7,12 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
-from dsconvert.cli.output import Bars, emit, say
+from dsconvert.cli.output import Bars, emit, say, say_whole
+from dsconvert.cli.stopping import Stopped
 from dsconvert.train.config import TrainConfig
+from dsconvert.train.keeper import BEST
 from dsconvert.train.runs import RunResult
+from dsconvert.train.stats import read_stats
 
 
 def changes(options: Namespace) -> dict[str, Any]:
@@ -69,7 +72,9 @@ def line(row: Mapping[str, Any]) -> str:
     """One line of a log."""
     text = f"kimg {row['kimg']:<8.2f}"
     if "fd_lite0" in row:
-        return f"{text} FD-lite0 {row['fd_lite0']:.1f} over {row['fd_images']} images"
+        floor = row.get("fd_floor")
+        known = "" if floor is None else f" (real to other real images {floor:.1f})"
+        return f"{text} FD-lite0 {row['fd_lite0']:.1f} over {row['fd_images']} images{known}"
     pace, memory = row["sec_per_kimg"], row["peak_memory_bytes"] / 2**30
     return (
         f"{text} G {row['loss_g']:+.3f}  D {row['loss_d']:.3f}  "
@@ -81,7 +86,7 @@ def finish(done: RunResult, options: Namespace) -> None:
     """Say how it ended; an interrupted run says how it goes on.
 
     Raises:
-        KeyboardInterrupt: it was interrupted (and saved).
+        Stopped: it was interrupted (and saved).
     """
     result = done.result
     if done.rank == 0:
@@ -96,6 +101,7 @@ def finish(done: RunResult, options: Namespace) -> None:
                     "report": None if done.report is None else str(done.report),
                     "best_fd_lite0": result.best,
                     "unreadable": list(result.unreadable),
+                    "notes": list(done.notes),
                 }
             )
         else:
@@ -107,7 +113,7 @@ def finish(done: RunResult, options: Namespace) -> None:
                 )
             kimg = result.images / 1000
             if result.interrupted:
-                say(
+                say_whole(
                     f"stopped at {kimg:.2f} kimg, saved; go on with: "
                     f"dsconvert train --resume {done.folder}"
                 )
@@ -115,7 +121,23 @@ def finish(done: RunResult, options: Namespace) -> None:
                 say(f"it had its {kimg:.2f} kimg already; the newest snapshot is {done.snapshot}")
             else:
                 say(f"{kimg:.2f} kimg in {result.seconds:.0f} s; wrote {result.snapshot}")
+            if not options.quiet:
+                say(*_best(done), *(f"note: {n}." for n in done.notes))
             if done.report is not None and not options.quiet:
                 say(f"report: {done.report}")
     if result.interrupted:
-        raise KeyboardInterrupt
+        raise Stopped
+
+
+def _best(done: RunResult) -> list[str]:
+    """Which snapshot is the nearest to the data, where the run was judged."""
+    rows = [r for r in read_stats(done.result.stats) if r.get("fd_lite0") is not None]
+    if done.result.best is None or not rows:
+        return []
+    best = min(rows, key=lambda r: r["fd_lite0"])
+    text = f"lowest FD-lite0 {best['fd_lite0']:.1f} over {best['fd_images']} images"
+    if not best["images"]:
+        text += ", at the start: no snapshot is nearer to the data than what the run began with"
+    else:
+        text += f", at {best['kimg']:.2f} kimg"
+    return [f"{text} ({done.folder / 'snapshots' / BEST})"]

@@ -25,6 +25,8 @@ from dsconvert.progress import reports_progress
 
 Metric = Literal["fid", "kid", "fd-lite0"]
 METRICS: tuple[Metric, ...] = ("fid", "kid", "fd-lite0")
+NAMES: dict[Metric, str] = {"fid": "FID", "kid": "KID", "fd-lite0": "FD-lite0"}
+"""As people read them."""
 FEW = 2000
 """Below so many real images a FID says more about their number than about the generator."""
 
@@ -181,7 +183,7 @@ def evaluate(
         distance = kernel if metric == "kid" else frechet
         return compare_sets(
             a, b, o, bootstrap=bootstrap, seed=seed, paired=paired, distance=distance,
-            progress=tell(f"bootstrap of {metric}", bootstrap),
+            progress=tell(f"bootstrap of {NAMES[metric]}", bootstrap),
         )  # fmt: skip
 
     if real is not None:

@@ -32,10 +32,10 @@ _TOGETHER = {
     "loss": {"loss_g": "generator", "loss_d": "discriminator"},
     "score": {"score_real": "real", "score_fake": "generated"},
     "sign of the score": {"sign_real": "real", "sign_fake": "generated"},
+    "FD-lite0": {"fd_lite0": "G_ema to real images", "fd_floor": "real to other real images"},
 }
 """Charts of several quantities, which are read against each other."""
 _TITLES = {
-    "fd_lite0": "FD-lite0",
     "sec_per_kimg": "seconds per kimg",
     "peak_memory_bytes": "peak memory, bytes",
 }

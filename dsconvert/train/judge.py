@@ -33,19 +33,19 @@ class Judge:
         self.count, self._data, self._device = min(count, len(data)), data, device
         self._features = LiteFeatures(device)
         random = torch.Generator().manual_seed(_SEED)
-        self._chosen = torch.randperm(len(data), generator=random)[: self.count]
+        order = torch.randperm(len(data), generator=random)
+        self._chosen, rest = order[: self.count], order[self.count : 2 * self.count]
+        self._others = rest if len(rest) == self.count else None
         self._reals: Tensor | None = None
+        self.floor: float | None = None
+        """Real images against as many others, where the data has so many; known after a call."""
 
     def __call__(self, model: nn.Module, latents: Latents) -> float:
         """The distance; the model and the random state are left as they were."""
         if self._reals is None:
-            parts = [
-                self._features(
-                    to_range(torch.stack([self._data.image(int(i))[0] for i in rows]), _CPU)
-                )
-                for rows in self._chosen.split(_BATCH)
-            ]
-            self._reals = torch.cat(parts)
+            self._reals = self._real(self._chosen)
+            if self._others is not None:
+                self.floor = frechet_distance(self._real(self._others), self._reals)
         random = torch.Generator().manual_seed(_SEED)
         made: list[Tensor] = []
         with evaluating(model), torch.random.fork_rng():
@@ -55,6 +55,14 @@ class Judge:
                 moved = (a.to(self._device) if isinstance(a, Tensor) else a for a in args)
                 made.append(self._features(image_tensor(model(*moved)).float().cpu()))
         return frechet_distance(torch.cat(made), self._reals)
+
+    def _real(self, chosen: Tensor) -> Tensor:
+        """Features of real images."""
+        parts = [
+            self._features(to_range(torch.stack([self._data.image(int(i))[0] for i in rows]), _CPU))
+            for rows in chosen.split(_BATCH)
+        ]
+        return torch.cat(parts)
 
 
 _CPU = torch.device("cpu")

@@ -31,6 +31,7 @@ from dsconvert.train.stream import to_range
 
 Save = Callable[[Networks, Path], None]
 """Writes a snapshot of the networks to a path (which it may replace)."""
+BEST = "best.pkl"
 FOLDERS = ("checkpoints", "snapshots", "grids")
 
 
@@ -94,22 +95,39 @@ class Keeper:
             note: writes a line of statistics.
         """
         if self.first:
-            better = False
-            if self.judge is not None:
-                value = self.judge(nets.ema, self.latents)
-                better = nets.best is None or value < nets.best
-                nets.best = value if better else nets.best
-                note(nets.images, fd_lite0=value, fd_images=self.judge.count)
+            better = self._judged(nets, note)
             if self.save is not None:
                 folder = self.out / "snapshots"
                 self.snapshot = folder / f"network-{nets.images:09d}.pkl"
                 self.save(nets, self.snapshot)
                 if better:
-                    self.save(nets, folder / "best.pkl")
+                    self.save(nets, folder / BEST)
                 if self.config.keep_last:
                     for old in sorted(folder.glob("network-*.pkl"))[: -self.config.keep_last]:
                         old.unlink(missing_ok=True)
         self.procs.wait()
+
+    def judge_start(self, nets: Networks, note: Callable[..., Mapping[str, Any] | None]) -> None:
+        """Judge the average that a run starts from; until another is nearer, it is the best.
+
+        Args:
+            nets: before the first step.
+            note: writes a line of statistics.
+        """
+        if self.first and self._judged(nets, note) and self.save is not None:
+            self.save(nets, self.out / "snapshots" / BEST)
+        self.procs.wait()
+
+    def _judged(self, nets: Networks, note: Callable[..., Mapping[str, Any] | None]) -> bool:
+        """Whether the average is the nearest to the data so far; False where nobody judges."""
+        if self.judge is None:
+            return False
+        value = self.judge(nets.ema, self.latents)
+        better = nets.best is None or value < nets.best
+        nets.best = value if better else nets.best
+        floor = {} if self.judge.floor is None else {"fd_floor": self.judge.floor}
+        note(nets.images, fd_lite0=value, fd_images=self.judge.count, **floor)
+        return better
 
     def checkpoint(self, nets: Networks) -> None:
         """Save all that the run's next step depends on."""

@@ -101,7 +101,8 @@ def train(
         latents: ``latents(labels, random)`` draws the generator's arguments for labels (N,
             classes) on the CPU, with the :class:`torch.Generator` it is given; its adapter's by
             default.
-        ema: a moving average to go on with; a copy of ``generator`` by default.
+        ema: a moving average to go on with (where the run is judged, the start is judged too); a
+            copy of ``generator`` by default.
         save: ``save(networks, path)`` writes a snapshot (``networks.ema``, ``.generator``,
             ``.discriminator``); by default none are written (checkpoints are).
         resume: go on from the newest checkpoint in ``out`` that can be read.
@@ -183,6 +184,8 @@ class _Run:
         if not resume or not nets.images:
             keeper.show_reals()
             keeper.show(nets)
+            if ema is not None and not resume:  # a trained one, which the run may make worse
+                keeper.judge_start(nets, self._note)
             keeper.checkpoint(nets)  # so that there is something to resume from at any moment
         try:
             with Interrupts() as interrupts:

@@ -31,6 +31,7 @@ from dsconvert.train.run_folder import (
     read_settings,
     write_settings,
 )
+from dsconvert.train.schedule import fit_to_run
 from dsconvert.train.setup import (
     DiscriminatorFacts,
     NewGenerator,
@@ -55,6 +56,8 @@ class RunResult:
     rank: int
     report: Path | None = None
     """The HTML report; None where it could not be written, and in all but the first process."""
+    notes: tuple[str, ...] = ()
+    """What was changed to suit the run's length."""
 
     @property
     def snapshot(self) -> Path | None:
@@ -201,6 +204,7 @@ def _begin(
     progress: Progress | None,
     report: Report | None,
 ) -> RunResult:
+    config, notes = fit_to_run(config)
     if procs.rank == 0:
         spent = count_layers(folder, generator, wanted=wanted)
         write_settings(
@@ -228,7 +232,7 @@ def _begin(
         save_snapshot(new_snapshot(generator), generator, folder / START, overwrite=True)
     return _train(
         generator, judge, images, config, procs,
-        folder=folder, ema=ema, again=False, progress=progress, report=report,
+        folder=folder, ema=ema, again=False, notes=notes, progress=progress, report=report,
     )  # fmt: skip
 
 
@@ -242,6 +246,7 @@ def _train(
     folder: Path,
     ema: nn.Module | None,
     again: bool,
+    notes: tuple[str, ...] = (),
     progress: Progress | None,
     report: Report | None,
 ) -> RunResult:
@@ -264,6 +269,7 @@ def _train(
         processes=procs.world,
         rank=procs.rank,
         report=close_run(folder, result, images, config, procs),
+        notes=notes,
     )
 
 

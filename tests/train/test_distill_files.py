@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,15 @@ from models import decoder, output
 
 from dsconvert import ModuleSource, load_snapshot, open_file, save_snapshot
 from dsconvert.cli import main
+from dsconvert.cli.output import Bars
 from dsconvert.files import convert_snapshot
 from dsconvert.inputs import sampler_of
 from dsconvert.metrics import sample_images
 from dsconvert.pipeline import apply, plan
 from dsconvert.snapshot import new_snapshot
 from dsconvert.train.distill import DistillConfig, distill
-from dsconvert.train.distill.loss import ProjectedMaps
+from dsconvert.train.distill.judge import Lessons
+from dsconvert.train.distill.loss import ProjectedMaps, Scales
 
 NO_BACKBONE = ["--features", "0", "--batch", "2"]
 
@@ -67,6 +71,80 @@ def test_the_command_teaches_both_generators_and_keeps_the_rest(
     again[again.index("4")] = "5"
     assert main([*again, "--resume", "--quiet"]) == 0
     assert "5 steps of 2 latents" in capsys.readouterr().out
+
+
+def test_a_run_that_made_things_worse_writes_the_start_and_says_so(
+    snapshot_file: Path, fast_file: Path, tmp_path: Path, capsys
+) -> None:
+    """Both generators stay as they were: nothing was learnt that G could go on from."""
+    snap = load_snapshot(fast_file)
+    student, raw = snap.generator, load_snapshot(fast_file).generator
+    for parameter in raw.parameters():
+        parameter.data.mul_(1.1)
+    fast, out = tmp_path / "fast.pkl", tmp_path / "out.pkl"
+    save_snapshot(new_snapshot(student), {"G": raw, "G_ema": student}, fast)
+    words = ["distill", str(snapshot_file), str(fast), "--steps", "3", "--out", str(out)]
+    words += ["--lr", "3"]
+    assert main([*words, *NO_BACKBONE, "--quiet", "--optimiser", "adam"]) == 0
+    said = capsys.readouterr().out
+    assert "note: no evaluation was better than the start, so the student is unchanged" in said
+    before, after = load_snapshot(fast), load_snapshot(out)
+    for key in ("G", "G_ema"):
+        was, now = before.module(key).state_dict(), after.module(key).state_dict()
+        assert all(torch.equal(v, now[k]) for k, v in was.items())
+    results = json.loads((tmp_path / "out-run" / "results.json").read_text())
+    assert results["student of step"] == 0
+    assert results["distance after the last step"] > results["distance after"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_what_is_saved_and_how_it_goes_on(
+    snapshot_file: Path,
+    fast_file: Path,
+    tmp_path: Path,
+    monkeypatch,
+    capsys,
+    number: signal.Signals,
+) -> None:
+    out = tmp_path / "a name" / "out.pkl"
+    out.parent.mkdir()
+    words = ["distill", str(snapshot_file), str(fast_file), "--steps", "4", "--out", str(out)]
+    words += [*NO_BACKBONE, "--quiet"]
+    judge = Lessons.judge
+
+    def stopping(self: Lessons, scales: Scales):
+        signal.raise_signal(number)
+        return judge(self, scales)
+
+    # In the evaluation at the start there is nothing to lose, and the same words begin again.
+    with monkeypatch.context() as patch:
+        patch.setattr(Lessons, "judge", stopping)
+        assert main(words) == 130
+    said = capsys.readouterr()
+    assert said.out.startswith("stopped before the first step: nothing to save; start again with: ")
+    assert "Traceback" not in said.err
+
+    def bar(self: object, stage: str, done: int, total: int, detail: str = "") -> None:
+        if detail.startswith("step 2"):
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bars, "__call__", bar)
+        assert main(shlex.split(said.out.partition("again with: ")[2])[1:]) == 130
+    said = capsys.readouterr()
+    assert said.out.startswith(f"stopped after 2 steps, saved in {tmp_path / 'a name' / 'out-run'}")
+    assert said.err == "dsconvert: interrupted.\n"
+    assert not out.exists()
+    again = shlex.split(said.out.partition("go on with: ")[2])[1:]
+
+    # Before the first step of the rest: what was saved stays.
+    with monkeypatch.context() as patch:
+        patch.setattr(Lessons, "target", lambda *_, **__: signal.raise_signal(number))
+        assert main(again) == 130
+    assert capsys.readouterr().out.startswith("stopped after 2 steps")
+    assert main([*again, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 4
+    assert out.exists()
 
 
 def test_a_conditional_generator_learns(conditional_file: Path, tmp_path: Path) -> None:

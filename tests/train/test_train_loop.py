@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from training_parts import small_generator, tiny_zip
 
+from dsconvert.cli.training import line
 from dsconvert.errors import TrainingError, UsageError
 from dsconvert.train import (
     ImageSet,
@@ -36,6 +38,7 @@ from dsconvert.train.ema import ema_beta, update_ema
 from dsconvert.train.loop import TrainResult
 from dsconvert.train.processes import Alone, Together, processes
 from dsconvert.train.recompute import blocks, recomputing, still
+from dsconvert.train.schedule import fit_to_run
 from dsconvert.train.step import Stepper, networks, parts_of
 from dsconvert.train.stream import Stream
 
@@ -435,6 +438,44 @@ def test_half_precision_follows_the_full_one(
         assert half["loss_d"] != full["loss_d"]
 
 
+class Flat(nn.Sequential):
+    """A critic of a few weights; classes do not matter to it."""
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().forward(x)
+
+
+def test_compiled_networks_train_as_plain_ones(
+    tmp_path: Path, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and differentiated by torch.compile, and run by torch's own kernels.
+
+    Its code generator would take a minute of a C++ compiler here, and is not ours to test.
+    """
+    if sys.platform == "win32":
+        pytest.skip("torch.compile has no CPU backend here")
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
+    found: list[dict[str, Tensor]] = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        generator = nn.Sequential(
+            nn.Linear(4, 48), nn.Unflatten(1, (3, 4, 4)), nn.Upsample(scale_factor=32), nn.Tanh()
+        )
+        judge = Flat(nn.AvgPool2d(16), nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2), nn.Flatten())
+        out = tmp_path / str(compiled)
+        train_networks(
+            generator, judge, data, config(2, compile=compiled), out=out,
+            latents=lambda labels, random: (torch.randn(len(labels), 4, generator=random),),
+        )  # fmt: skip
+        found.append(flat(load_checkpoint(checkpoints(out / "checkpoints")[-1])))
+    plain, traced = found
+    assert plain.keys() == traced.keys()  # no prefix of torch.compile's wrapper
+    networks_only = [k for k in plain if k.startswith(("/generator", "/discriminator", "/ema"))]
+    assert len(networks_only) == 6
+    for name in networks_only:
+        torch.testing.assert_close(traced[name], plain[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, data: ImageSet) -> None:
     class Breaks(nn.Module):
         def __init__(self) -> None:
@@ -478,6 +519,10 @@ def test_another_codebase_and_the_best_snapshot(tmp_path: Path, data: ImageSet) 
     )  # fmt: skip
     rows = [r for r in read_stats(result.stats) if "fd_lite0" in r]
     assert [r["fd_images"] for r in rows] == [4, 4]
+    assert rows[0]["fd_floor"] == rows[1]["fd_floor"] > 0  # of the twelve images, four others
+    assert line(rows[0]).endswith(
+        f"over 4 images (real to other real images {rows[0]['fd_floor']:.1f})"
+    )
     assert result.best == min(r["fd_lite0"] for r in rows)
     names = sorted(p.name for p in (tmp_path / "snapshots").iterdir())
     assert names == ["best.pkl", "network-000000008.pkl"]
@@ -487,6 +532,46 @@ def test_another_codebase_and_the_best_snapshot(tmp_path: Path, data: ImageSet) 
     assert all(saved[k].equal(v) for k, v in result.ema.state_dict().items())
     with pytest.raises(UsageError, match="holds a run already"):
         train_networks(generator, judge, data, config(4), out=tmp_path, latents=lambda *_: ())
+
+
+def test_the_start_is_judged_where_it_was_trained_and_may_stay_the_best(
+    tmp_path: Path, data: ImageSet
+) -> None:
+    """A rate that wrecks the generator: the best snapshot is what the run began with."""
+    generator, judge = plain_pair()
+    start = small_generator().eval()
+    wanted = {k: v.clone() for k, v in start.state_dict().items()}
+
+    def save(nets: Any, path: Path) -> None:
+        torch.save(nets.ema.state_dict(), path)
+
+    settings = config(4, evaluate=7, ema_rampup=None, ema_kimg=1e-6, lr_generator=1.0)
+    result = train_networks(generator, judge, data, settings, out=tmp_path, save=save, ema=start)
+    rows = [r for r in read_stats(result.stats) if "fd_lite0" in r]
+    assert [r["images"] for r in rows] == [0, 4, 8]
+    assert "fd_floor" not in rows[0]  # twelve images have no seven others
+    assert line(rows[0]).endswith("over 7 images")
+    assert result.best == rows[0]["fd_lite0"] == min(r["fd_lite0"] for r in rows)
+    best = torch.load(tmp_path / "snapshots" / "best.pkl")
+    assert all(best[k].equal(v) for k, v in wanted.items())
+    assert any(not v.equal(wanted[k]) for k, v in result.ema.state_dict().items())
+
+
+def test_a_short_run_shortens_what_would_outlast_it() -> None:
+    official = TrainConfig(ema_rampup=None, kimg=100)
+    assert fit_to_run(official) == (official, ())
+    short, (note,) = fit_to_run(TrainConfig(ema_rampup=None, kimg=10))
+    assert short.ema_kimg == 2
+    assert "2 kimg, a fifth of this run, not 20" in note
+    assert fit_to_run(TrainConfig(kimg=1)) == (TrainConfig(kimg=1), ())  # it ramps up
+    typed = TrainConfig(ema_rampup=None, kimg=10, ema_kimg=30)
+    same, (note,) = fit_to_run(typed)
+    assert same == typed
+    assert "longer than the run" in note
+    blurred = TrainConfig(kimg=10, blur_init_sigma=2, blur_fade_kimg=200)
+    sharp, (note,) = fit_to_run(blurred)
+    assert sharp.blur_fade_kimg == 5
+    assert "not over 200" in note
 
 
 def test_what_can_not_be_resumed(tmp_path: Path, data: ImageSet) -> None:

@@ -135,10 +135,12 @@ def test_it_goes_on_by_its_name_alone(run: Path, capsys: pytest.CaptureFixture[s
     assert "None" not in said
 
 
-def test_finetune_takes_the_file_s_own_discriminator(tiny: Path, run: Path, tmp_path: Path) -> None:
+def test_finetune_takes_the_file_s_own_discriminator(
+    tiny: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     snapshot = sorted((run / "snapshots").glob("network-*.pkl"))[-1]
     words = ["finetune", snapshot, "--data", tiny, "--kimg", 0.002, "--out", tmp_path]
-    words += ["--name", "more", "--no-augment"]
+    words += ["--name", "more", "--no-augment", "--evaluate", 4]
     assert main([*(str(w) for w in words), *SMALL]) == 0
     settings = json.loads((tmp_path / "more" / "settings.json").read_text())
     assert settings["discriminator"]["augment"] == []
@@ -151,6 +153,15 @@ def test_finetune_takes_the_file_s_own_discriminator(tiny: Path, run: Path, tmp_
     assert (before != after).any()
     assert settings["discriminator_from_file"] is True
     assert settings["config"]["ema_rampup"] is None
+    # A run of one step: with the official half-life nothing of it would reach G_ema.
+    assert settings["config"]["ema_kimg"] == pytest.approx(0.2 * 0.002)
+    said = capsys.readouterr().out
+    assert "note: the half-life of G_ema" in said
+    assert "lowest FD-lite0" in said
+    changed = ["--kimg", "0.004", "--quiet"]
+    assert main(["train", "--resume", str(tmp_path / "more"), *changed]) == 0
+    settings = json.loads((tmp_path / "more" / "settings.json").read_text())
+    assert settings["config"]["ema_kimg"] == pytest.approx(0.2 * 0.002)  # as it began
     before = load_snapshot(snapshot).state("D")
     after = load_snapshot(tmp_path / "more" / "snapshots" / "network-000000002.pkl").state("D")
     moved = {k for k in before if not torch.equal(before[k], after[k])}

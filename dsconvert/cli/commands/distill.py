@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from dsconvert.cli.opening import source_of
-from dsconvert.cli.output import Bars, emit, say
+from dsconvert.cli.output import Bars, emit, say, say_whole
+from dsconvert.cli.stopping import Outcome, Stopped
+from dsconvert.train.checkpoint import checkpoints
 from dsconvert.train.distill.config import DistillConfig
-from dsconvert.train.distill.files import distill_snapshot
+from dsconvert.train.distill.files import distill_snapshot, run_folder
 
 _SETTINGS = (
     "minutes", "steps", "patience", "clock", "batch", "lr", "optimiser", "statistics", "blockwise",
@@ -21,7 +27,7 @@ def run(options: Namespace) -> None:
     """Distil, write the file, and say how far it got."""
     given = {n: getattr(options, n) for n in _SETTINGS}
     config = DistillConfig(**{n: v for n, v in given.items() if v is not None})
-    with Bars(hidden=options.quiet) as bars:
+    with _interruptible(options, config), Bars(hidden=options.quiet) as bars:
         done = distill_snapshot(
             options.snapshot,
             options.student,
@@ -48,6 +54,8 @@ def run(options: Namespace) -> None:
             "reason": result.reason,
             "before": asdict(result.before),
             "after": asdict(result.after),
+            "end": asdict(result.end),
+            "best_step": result.best_step,
             "blocks": list(result.blocks),
             "notes": list(result.notes),
             "macs": [done.before.macs, done.after.macs],
@@ -67,6 +75,40 @@ def run(options: Namespace) -> None:
         for name, value in result.before.terms.items()
     ]
     lines.append(f"{'PSNR, dB':<18} {result.before.psnr:>11.2f} {result.after.psnr:>9.2f}")
-    lines += result.notes
+    lines += [f"note: {n}." for n in result.notes]
     lines.append(f"wrote {done.out}; curves and pictures: {done.report}")
     say(*lines, quiet=options.quiet)
+
+
+@contextmanager
+def _interruptible(options: Namespace, config: DistillConfig) -> Generator[None, None, None]:
+    """Say what an interrupted run has saved, and how it goes on.
+
+    Raises:
+        Stopped: it was interrupted.
+    """
+    folder = Path(options.run) if options.run else run_folder(options.out)
+    outcome = Outcome(options)
+    try:
+        yield
+    except KeyboardInterrupt:
+        saved = checkpoints(folder)
+        steps = int(saved[-1].stem.rpartition("-")[2]) // config.batch if saved else 0
+        words = [w for w in options.words if w != "--resume"]
+        again = shlex.join(["dsconvert", *words, *(["--resume"] if saved else [])])
+        if options.json:
+            emit(
+                {
+                    "interrupted": True,
+                    "run": str(folder),
+                    "steps": steps,
+                    "go_on": again,
+                }
+            )
+        elif outcome.written:
+            say(f"{options.out} is written whole; its report in {folder} is not")
+        elif saved:
+            say_whole(f"stopped after {steps} steps, saved in {folder}; go on with: {again}")
+        else:
+            say_whole(f"stopped before the first step: nothing to save; start again with: {again}")
+        raise Stopped from None

@@ -17,10 +17,11 @@ from dsconvert.devices import for_work
 from dsconvert.errors import UsageError
 from dsconvert.kinds import inputs_of, picture_of
 from dsconvert.metrics.distance import Inputs, sample_images
-from dsconvert.metrics.evaluate import FEW, Contest, Evaluation, Score, evaluate, extractors
+from dsconvert.metrics.evaluate import FEW, NAMES, Contest, Evaluation, Score, evaluate, extractors
 from dsconvert.metrics.frechet import Comparison
 from dsconvert.report.layout import compact
-from dsconvert.train.data import ImageSet, open_images
+from dsconvert.train.classes import classes_of, open_labelled, with_classes_of
+from dsconvert.train.data import ImageSet
 from dsconvert.train.stream import to_range
 
 _BATCH = 25
@@ -58,15 +59,22 @@ def run(options: Namespace) -> None:
     notes: list[str] = []
     samples = options.samples or _DEFAULT
     images: ImageSet | None = None
+    classes, why = classes_of(inputs), "no data set was given that says how often each occurs"
     with Bars(hidden=options.quiet) as bars:
         if options.data:
-            images = open_images(
+            images, why = open_labelled(
                 options.data,
+                classes=classes,
                 resolution=side,
                 channels=channels,
                 progress=bars,
             )
             samples, notes = _count(images, options.samples, notes)
+        if classes and images is not None and why is None:
+            inputs = with_classes_of(inputs, images)
+            notes.append(f"classes are drawn as often as {options.data} has them (dataset.json)")
+        elif classes:
+            notes.append(f"classes are drawn uniformly: {why}")
         found = evaluate(
             student,
             inputs,
@@ -129,7 +137,6 @@ def _value(value: float, metric: str) -> str:
     return f"{value:.5f}" if metric == "kid" else f"{value:.2f}"
 
 
-_NAMES = {"fid": "FID", "kid": "KID", "fd-lite0": "FD-lite0"}
 _WHAT = {
     "student": "file to real images",
     "teacher": "original to real images",
@@ -143,7 +150,7 @@ def _table(found: Evaluation) -> Table:
     for s in found.scores:
         c: Comparison = s.comparison
         rows = (
-            (f"{name_of(s.metric)}, {_WHAT[s.what]}", _value(c.value, s.metric), c.value_interval),
+            (f"{NAMES[s.metric]}, {_WHAT[s.what]}", _value(c.value, s.metric), c.value_interval),
             ("  noise floor", _value(c.floor, s.metric), c.floor_interval),
             ("  above the floor", _value(c.value - c.floor, s.metric), c.interval),
         )
@@ -157,14 +164,9 @@ def _verdicts(found: Evaluation) -> list[str]:
     for s in found.scores:
         verdict = "distinguishable" if s.distinguishable else "not distinguishable"
         whom = "the original" if s.what == "to teacher" else "real images"
-        lines.append(f"{name_of(s.metric)}, {_WHAT[s.what]}: {verdict} from {whom}")
+        lines.append(f"{NAMES[s.metric]}, {_WHAT[s.what]}: {verdict} from {whom}")
     lines += [_contest(c) for c in found.contests]
     return lines
-
-
-def name_of(metric: str) -> str:
-    """A metric as it is spelled."""
-    return _NAMES.get(metric, metric)
 
 
 def _contest(contest: Contest) -> str:
@@ -175,8 +177,7 @@ def _contest(contest: Contest) -> str:
     else:
         verdict = "farther than the original" if low > 0 else "nearer than the original"
     return (
-        f"{name_of(contest.metric)} to real images, file minus original: {between} (95 %): "
-        f"{verdict}"
+        f"{NAMES[contest.metric]} to real images, file minus original: {between} (95 %): {verdict}"
     )
 
 

@@ -12,7 +12,7 @@ METRICS = ("fid", "kid", "fd-lite0")
 
 
 def _metrics(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(t.strip() for t in text.split(",") if t.strip()))
+    names = tuple(dict.fromkeys(t.strip().lower() for t in text.split(",") if t.strip()))
     unknown = [n for n in names if n not in METRICS]
     if unknown or not names:
         raise argparse.ArgumentTypeError(
@@ -44,7 +44,7 @@ def add(command: argparse.ArgumentParser) -> None:
         type=_metrics,
         default=("fd-lite0",),
         metavar="LIST",
-        help="of fid, kid (both download Inception once) and fd-lite0 (the default)",
+        help="of fid, kid (both download Inception once) and FD-lite0 (fd-lite0, the default)",
     )
     command.add_argument(
         "--samples",

@@ -28,7 +28,7 @@ from dsconvert.rewrite import copied
 from dsconvert.train.distill.config import DistillConfig
 from dsconvert.train.distill.folder import Folder
 from dsconvert.train.distill.judge import Held, Lessons
-from dsconvert.train.distill.loop import Loop, Progress, Reason, clock
+from dsconvert.train.distill.loop import Loop, Progress, Reason, Result, clock
 from dsconvert.train.distill.loss import Objective, ProjectedMaps, trunk_blocks
 
 Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
@@ -39,7 +39,9 @@ class Distilled:
     """A student after its lessons, and how they went.
 
     ``before`` and ``after`` are its distances to the teacher on latents that it was never trained
-    on; ``rows`` are the lines of ``stats.jsonl``; ``seconds`` are of ``config.clock``.
+    on. The student is that of the best evaluation, the start included, made after ``best_step``
+    steps; ``end`` is the distance after the last step; ``notes`` say so where the two differ.
+    ``rows`` are the lines of ``stats.jsonl``; ``seconds`` are of ``config.clock``.
     """
 
     student: nn.Module
@@ -48,6 +50,8 @@ class Distilled:
     reason: Reason
     before: Held
     after: Held
+    end: Held
+    best_step: int
     blocks: tuple[str, ...]
     rows: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
@@ -106,7 +110,8 @@ def distill(
         UsageError: the two do not fit each other, or the folder holds another run.
         MissingExtraError: the backbone's weights are not installed (``features=0`` needs none).
         TrainingError: the loss is no longer finite, or the checkpoint can't be read.
-        KeyboardInterrupt: the user stopped it; a checkpoint was written.
+        KeyboardInterrupt: the user stopped it. From the first step on, a checkpoint was written
+            (where there is a folder); before, there is nothing to keep.
     """
     if folder is None and resume:
         raise UsageError("a run is resumed from its folder; none was given.")
@@ -142,7 +147,7 @@ def distill(
         weights=weights,
     )
     result = loop.run()
-    notes: list[str] = []
+    notes = _verdict(result)
     lost = [n for n in names if n not in objective.blocks]
     if lost:
         notes.append(
@@ -155,10 +160,33 @@ def distill(
         reason=result.reason,
         before=result.before,
         after=result.after,
+        end=result.end,
+        best_step=result.best_step,
         blocks=objective.blocks,
         rows=tuple(result.rows),
         notes=tuple(notes),
     )
+
+
+def _verdict(result: Result) -> list[str]:
+    """Say which student is handed back, where it is not that of the last step."""
+    if not result.steps:
+        return [
+            "not one step was made: getting ready and judging the start took the whole time. The "
+            "student is unchanged; give it more --minutes"
+        ]
+    if result.best_step == result.steps:
+        return []
+    end = (
+        f"after the last step the distance is {result.end.distance:.4g} and the PSNR "
+        f"{result.end.psnr:.2f} dB"
+    )
+    if result.best_step:
+        return [f"the student is that of step {result.best_step}, the best that was judged: {end}"]
+    return [
+        f"no evaluation was better than the start, so the student is unchanged: {end}. Train for "
+        "longer, or with a lower rate (--lr)"
+    ]
 
 
 def _channels_last(module: nn.Module) -> Any:

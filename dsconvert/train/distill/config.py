@@ -15,6 +15,8 @@ Kind = Literal["muon", "adam"]
 KINDS: tuple[Kind, ...] = ("muon", "adam")
 CLOCKS: tuple[Clock, ...] = ("wall", "cpu")
 STATISTICS: tuple[Statistics, ...] = ("frozen", "batch")
+WARMUP_SHARE = 0.2
+"""The rate rises during at most this share of a run, however short the run is."""
 
 
 def default_optimiser() -> Kind:
@@ -47,11 +49,12 @@ class DistillConfig:
     optimiser: Kind = field(default_factory=default_optimiser)
     """``muon`` (torch 2.9 and newer): pointwise factors by Muon, the rest by Adam; or ``adam``."""
     warmup: int = 20
-    """Steps in which the rate rises to ``lr``."""
+    """Steps in which the rate rises to ``lr``; at most a fifth of the run (``WARMUP_SHARE``)."""
     hold: float = 0.0
     """Share of the run before the rate begins to fall."""
     blockwise: float = 0.0
-    """Share of the run in which each block learns alone, on the teacher's inputs."""
+    """Share of the run in which each block learns alone, on the teacher's inputs; below 1, at least
+    one step trains the whole network. Patience does not count the evaluations in it."""
     image: float = 1.0
     blocks: float = 1.0
     features: float = 1.0
@@ -97,6 +100,9 @@ class DistillConfig:
         for name in ("hold", "blockwise"):
             if not 0 <= getattr(self, name) <= 1:
                 wrong.append(f"{name} is {getattr(self, name)}, not a share between 0 and 1")
+        if self.blockwise and self.minutes is None and self.steps is None:
+            wrong.append("blockwise is a share of a run whose length nothing says (set minutes or "
+                         "steps beside patience)")  # fmt: skip
         if not (self.image or self.blocks or self.features):
             wrong.append("image, blocks and features are all 0: nothing ties it to the teacher")
         if self.clock not in CLOCKS:
@@ -117,12 +123,28 @@ class DistillConfig:
             shares.append(seconds / (60 * self.minutes))
         return min(1.0, max(shares))
 
-    def rate(self, steps: int, progress: float) -> float:
-        """The factor on ``lr``: a rise over ``warmup``, a plateau over ``hold``, a fall to zero."""
-        rise = min(1.0, (steps + 1) / self.warmup) if self.warmup else 1.0
+    def rate(self, steps: int, progress: float, *, began: float = 0.0) -> float:
+        """The factor on ``lr``: a rise over ``warmup``, a plateau over ``hold``, a fall to zero.
+
+        Args:
+            steps: made so far.
+            progress: see :meth:`progress`.
+            began: the progress at the first step, since the minutes count from before it.
+        """
+        rises = [(steps + 1) / self.warmup if self.warmup else 1.0]
+        if self.steps is not None:
+            rises.append((steps + 1) / (WARMUP_SHARE * self.steps))
+        if self.minutes is not None:
+            rises.append(_since(progress, began) / WARMUP_SHARE)
         left = 1.0 - self.hold
         fall = 1.0 if progress <= self.hold or not left else (1.0 - progress) / left
-        return rise * fall
+        return min(1.0, max(rises)) * fall
+
+    def alone(self, steps: int, progress: float, *, began: float = 0.0) -> bool:
+        """Whether the next step is of the blockwise stage; arguments as in :meth:`rate`."""
+        # A step that does not fit into its share as a whole is the whole network's.
+        fits = self.steps is None or (steps + 1) / self.steps <= self.blockwise + _TINY
+        return fits and _since(progress, began) < self.blockwise
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -138,6 +160,12 @@ class DistillConfig:
         return cls(**known_settings(cls, data))
 
 
+def _since(progress: float, began: float) -> float:
+    """How much of the training is behind, 0 to 1, where set-up took ``began`` of the run."""
+    return (progress - began) / (1.0 - began) if began < 1.0 else 1.0
+
+
+_TINY = 1e-9
 SAFE_TO_CHANGE = frozenset(
     {"minutes", "steps", "patience", "evaluations", "checkpoint_minutes", "keep_last", "clock"}
 )

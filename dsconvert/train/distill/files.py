@@ -117,7 +117,7 @@ def distill_snapshot(
         progress=progress,
     )
     learnt = done.student.get_submodule(place_of_it)
-    save_file(snap, _learnt_by(snap, learnt), out, overwrite=overwrite)
+    save_file(snap, _learnt_by(snap, learnt, moved=done.best_step > 0), out, overwrite=overwrite)
     example = inputs(1, torch.Generator().manual_seed(0))
     before, after = cost(original, example), cost(learnt, example)
     rows = {
@@ -137,8 +137,10 @@ def distill_snapshot(
     )
 
 
-def _learnt_by(snap: Opened, learnt: nn.Module) -> dict[str, nn.Module]:
+def _learnt_by(snap: Opened, learnt: nn.Module, *, moved: bool) -> dict[str, nn.Module]:
     """``learnt`` for the main generator, and a copy for each that is built like it.
+
+    Where the start was the best (not ``moved``), the others stay as they were, too.
 
     ``finetune`` and the official trainer go on with ``G`` and average it into ``G_ema``: an old
     ``G`` would take the lessons away again.
@@ -146,7 +148,7 @@ def _learnt_by(snap: Opened, learnt: nn.Module) -> dict[str, nn.Module]:
     main, *others = snap.generators
     models = {main: learnt}
     for key in others:
-        if same_structure(snap.module(key), learnt):
+        if moved and same_structure(snap.module(key), learnt):
             models[key] = copy.deepcopy(learnt)
     return models
 
@@ -168,6 +170,12 @@ def _results(done: Distilled, before: Cost, after: Cost) -> dict[str, Any]:
         "PSNR after, dB": done.after.psnr,
         "parameters": after.params,
     }
+    if done.best_step != done.steps:
+        found |= {
+            "student of step": done.best_step,
+            "distance after the last step": done.end.distance,
+            "PSNR after the last step, dB": done.end.psnr,
+        }
     if before.macs and after.macs:
         found["MACs"] = after.macs
         found |= times_fewer(before.macs, after.macs, "MACs")

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from dsconvert.errors import TrainingError, UsageError
 from dsconvert.images import save_png, side_by_side
 from dsconvert.lite0 import Weights
 from dsconvert.train.distill.bar import detail, position
+from dsconvert.train.distill.best import Best
 from dsconvert.train.distill.config import DistillConfig
 from dsconvert.train.distill.critic import Critic
 from dsconvert.train.distill.folder import Folder
@@ -29,18 +29,23 @@ Progress = Callable[[str, int, int, str], None]
 Reason = Literal["steps", "minutes", "patience"]
 _ROWS = 20
 """Steps between two lines of statistics."""
-_ONE_PERCENT = 0.99
 
 
 @dataclass(kw_only=True)
 class Result:
-    """What a finished loop hands back; the student itself was trained in place."""
+    """What a finished loop hands back; the student itself was trained in place.
+
+    It is the student of the best evaluation, made after ``best_step`` steps: ``after`` belongs to
+    it, and ``end`` to the student as the last step left it.
+    """
 
     steps: int
     seconds: float
     reason: Reason
     before: Held
     after: Held
+    end: Held
+    best_step: int
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -65,7 +70,7 @@ class Loop:
     ) -> None:
         self._clock, self._began = clock(config), began
         self.lessons, self.objective, self.config = lessons, lessons.objective, config
-        self.folder, self._progress = folder, progress
+        self.folder, self._tell = folder, progress
         self.student, self.device = lessons.objective.student, lessons.device
         self.steps, self._before_this = 0, 0.0
         self.rows: list[dict[str, Any]] = []
@@ -75,17 +80,16 @@ class Loop:
         self.optimiser = Optimiser(
             self.student, betas=config.betas, muon=config.optimiser == "muon"
         )
-        self._rate = 0.0
+        self._rate, self._alone = 0.0, False
         self.critic: Critic | None = None
         if config.adversarial:
             self.critic = Critic(
                 lessons.target(SCALES), lr=config.lr_discriminator, weights=weights
             )
-        self.best = math.inf
-        self.best_state: dict[str, Tensor] = {}
-        self.before: Held | None = None
-        self.after: Held | None = None
-        self.stale, self.evaluated = 0, 0
+        self.best = Best(config)
+        self.evaluated = 0
+        self.ready: float | None = None
+        """Seconds before the first step."""
         found = None if folder is None else folder.found
         if found is None:
             self.scales = lessons.scales()
@@ -124,42 +128,70 @@ class Loop:
         return self._before_this + self._clock() - self._began
 
     def run(self) -> Result:
-        """Train until one of the ends is reached."""
-        saved = self.seconds
+        """Train until one of the ends is reached.
+
+        Raises:
+            KeyboardInterrupt: the user stopped it. From the first step on, a checkpoint was
+                written; before, there is nothing to keep.
+            TrainingError: the loss is no longer finite.
+        """
         try:
+            self._learning()
+            if self.best.start is None:
+                self._evaluate(0.0)
             with Interrupts() as interrupts:
-                self._learning()
-                if self.before is None:
-                    self._evaluate(0.0)
-                while (reason := self._end()) is None:
-                    progress = self.config.progress(self.steps, self.seconds)
-                    self._step(progress)
-                    self._report(progress)
-                    if self._due():
-                        self._evaluate(self.config.progress(self.steps, self.seconds))
-                    if interrupts.caught:
-                        self._save()
-                        raise KeyboardInterrupt
-                    if self.seconds - saved > 60 * self.config.checkpoint_minutes:
-                        self._save()
-                        saved = self.seconds
-                self._evaluate(1.0)
+                reason = self._train(interrupts)
+                if self.best.judged != self.steps:
+                    self._evaluate(1.0)
                 self._save()
         finally:
             if self._writer is not None:
                 self._writer.close()
-        assert self.before is not None
-        assert self.after is not None
-        self.student.load_state_dict(self.best_state)
+        best = self.best
+        assert best.start is not None
+        assert best.held is not None
+        assert best.last is not None
+        self.student.load_state_dict(best.state)
         self.student.eval()
         return Result(
             steps=self.steps,
             seconds=self.seconds,
             reason=reason,
-            before=self.before,
-            after=self.after,
+            before=best.start,
+            after=best.held,
+            end=best.last,
+            best_step=best.step,
             rows=self.rows,
         )
+
+    def _train(self, interrupts: Interrupts) -> Reason:
+        saved = self.seconds
+        if self.ready is None:
+            self.ready = self.seconds
+        while (reason := self._end()) is None:
+            # Also of the step before an interruption, which was saved without its evaluation.
+            if self._due():
+                self._evaluate(self._progress())
+            if self._end() is not None:
+                continue
+            progress = self._progress()
+            self._step(progress)
+            self._report()
+            if interrupts.caught:
+                self._save()
+                raise KeyboardInterrupt
+            if self.seconds - saved > 60 * self.config.checkpoint_minutes:
+                self._save()
+                saved = self.seconds
+        return reason
+
+    def _progress(self) -> float:
+        return self.config.progress(self.steps, self.seconds)
+
+    @property
+    def _ready(self) -> float:
+        """The progress at the first step."""
+        return self.config.progress(0, self.ready or 0.0)
 
     def _end(self) -> Reason | None:
         c = self.config
@@ -167,18 +199,21 @@ class Loop:
             return "steps"
         if c.minutes is not None and self.seconds >= 60 * c.minutes:
             return "minutes"
-        return "patience" if c.patience and self.stale >= c.patience else None
+        return "patience" if c.patience and self.best.stale >= c.patience else None
 
     def _due(self) -> bool:
         c = self.config
+        if self.best.judged == self.steps:
+            return False
         if c.steps is None and c.minutes is None:
             return self.steps % 100 == 0
-        share = c.progress(self.steps, self.seconds)
+        share = self._progress()
         return share < 1 and share * c.evaluations >= self.evaluated
 
     def _step(self, progress: float) -> None:
-        alone = progress < self.config.blockwise
-        self._rate = self.config.lr * self.config.rate(self.steps, progress)
+        alone = self.config.alone(self.steps, progress, began=self._ready)
+        self._alone = alone
+        self._rate = self.config.lr * self.config.rate(self.steps, progress, began=self._ready)
         target = self.lessons.target(TRAINING + self.steps, maps=not alone)
         image, blocks = self.objective.learn(target, alone=alone)
         terms = self.objective.terms(target, image, blocks, self.scales)
@@ -194,7 +229,7 @@ class Loop:
         if not math.isfinite(values["loss"]):
             raise TrainingError(
                 f"the loss is {values['loss']} at step {self.steps}: nothing more can be learnt. "
-                "Lower the rate (--lr) and start again, or resume from an earlier checkpoint."
+                "Start again with a lower rate (--lr), in another folder (--run)."
             )
         self.optimiser.zero_grad()
         loss.backward()
@@ -206,16 +241,17 @@ class Loop:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
-    def _report(self, progress: float) -> None:
-        if self._progress is not None:
-            held = None if self.after is None else self.after.distance
+    def _report(self) -> None:
+        if self._tell is not None:
+            best = self.best.held
             loss = self._sums["loss"] / self._count if self._count else None
-            self._progress(
+            held = None if best is None else best.distance
+            self._tell(
                 *position(self.config, self.steps, self.seconds),
                 detail(self.config, self.steps, loss=loss, held=held),
             )
         if self.steps % _ROWS == 0:
-            self._row(stage="blocks" if progress < self.config.blockwise else "whole")
+            self._row(stage="blocks" if self._alone else "whole")
 
     def _row(self, **values: Any) -> None:
         means = {n: v / max(self._count, 1) for n, v in self._sums.items()}
@@ -230,14 +266,8 @@ class Loop:
     def _evaluate(self, progress: float) -> None:
         held, wanted, made = self.lessons.judge(self.scales)
         self._learning()
-        if self.before is None:
-            self.before = self.after = held
         self.evaluated = math.floor(progress * self.config.evaluations) + 1
-        self.stale = 0 if held.distance < _ONE_PERCENT * self.best else self.stale + 1
-        if held.distance < self.best:
-            self.best, self.after = held.distance, held
-            state = self.student.state_dict()
-            self.best_state = {k: v.detach().clone() for k, v in state.items()}
+        self.best.add(held, self.student, step=self.steps, counts=not self._alone)
         terms = {f"held_{n}": v for n, v in held.terms.items()}
         self._row(held_distance=held.distance, held_psnr=held.psnr, **terms)
         if self.folder is not None:
@@ -250,8 +280,6 @@ class Loop:
     def _save(self) -> None:
         if self.folder is None:
             return
-        assert self.before is not None
-        assert self.after is not None
         state: dict[str, Any] = {
             "steps": self.steps,
             "seconds": self.seconds,
@@ -259,11 +287,9 @@ class Loop:
             "optimiser": self.optimiser.state(),
             "critic": None if self.critic is None else self.critic.state(),
             "scales": self.scales.state(),
-            "best": self.best,
-            "best_state": self.best_state,
-            "before": vars(self.before),
-            "after": vars(self.after),
-            "stale": self.stale,
+            "ready": self.ready,
+            "alone": self._alone,
+            **self.best.checkpoint(),
             "evaluated": self.evaluated,
             "rows": self.rows,
         }
@@ -282,6 +308,9 @@ class Loop:
         self.scales = Scales(**data["scales"])
         self.steps, self._before_this = data["steps"], data["seconds"]
         self._began = self._clock()
-        self.best, self.best_state = data["best"], data["best_state"]
-        self.before, self.after = Held(**data["before"]), Held(**data["after"])
-        self.stale, self.evaluated, self.rows = data["stale"], data["evaluated"], data["rows"]
+        self.best.restore(data)
+        self.rows = data["rows"]
+        self.ready, self._alone = data.get("ready", 0.0), data.get("alone", False)
+        # A run that is made longer has fewer of its evaluations behind it than when it was saved.
+        passed = math.floor(self._progress() * self.config.evaluations) + 1
+        self.evaluated = min(data["evaluated"], passed)

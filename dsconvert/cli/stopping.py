@@ -1,0 +1,99 @@
+"""An interruption (Ctrl-C, or a scheduler's SIGTERM): what it leaves behind, in one line.
+
+Imports nothing but the standard library, as it is needed before any command is.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from argparse import Namespace
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+_RUNS = frozenset({"train", "finetune"})
+"""Commands whose ``--out`` is a folder of runs."""
+
+
+class Stopped(KeyboardInterrupt):
+    """An interruption after which the command itself has said what was saved."""
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def terminable() -> Generator[None, None, None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that temporary files and children go with it."""
+    mine = threading.current_thread() is threading.main_thread()
+    # Whoever has set a handler of his own (a launcher, a test) keeps it.
+    if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class Outcome:
+    """What a command has written since this was made.
+
+    Args:
+        options: of the command.
+    """
+
+    def __init__(self, options: Namespace) -> None:
+        self._command: str = options.command
+        given: str | None = getattr(options, "out", None)
+        self._out = None if given is None else Path(given)
+        self._resumed: str | None = (
+            getattr(options, "resume", None) if self._command in _RUNS else None
+        )
+        self._before = self._state()
+
+    def _state(self) -> frozenset[tuple[object, ...]]:
+        """The output as it is now: the names of the runs, or the file's identity and time."""
+        if self._out is None:
+            return frozenset()
+        try:
+            if self._command in _RUNS:
+                return frozenset((p.name,) for p in self._out.iterdir())
+            found = self._out.stat()
+        except OSError:
+            return frozenset()
+        return frozenset({(found.st_ino, found.st_size, found.st_mtime_ns)})
+
+    @property
+    def written(self) -> bool:
+        """Whether the output is new."""
+        return bool(self._state() - self._before)
+
+    def __str__(self) -> str:
+        """The end of a sentence that begins with "interrupted"."""
+        if self._command == "official-train":
+            return "what the official trainer saved is in its own run folder"
+        if self._resumed is not None:
+            return (
+                "its newest checkpoint is untouched; go on with: "
+                f"dsconvert train --resume {self._resumed}"
+            )
+        new = self._state() - self._before
+        if self._command in _RUNS and self._out is not None and new:
+            return "; ".join(_of_run(self._out / str(name)) for (name,) in sorted(new, key=str))
+        if new:
+            return f"{self._out} is written whole"
+        if self._out is not None and self._before and self._command not in _RUNS:
+            return f"nothing was written, {self._out} is as it was"
+        return "nothing was written"
+
+
+def _of_run(folder: Path) -> str:
+    if any((folder / "checkpoints").glob("images-*.pt")):
+        return f"saved; go on with: dsconvert train --resume {folder}"
+    return f"{folder} holds no checkpoint yet: delete it and start again"

