@@ -25,6 +25,7 @@ from dsconvert.errors import (
     UsageError,
 )
 from dsconvert.images import whole_file
+from dsconvert.precision import as_stored, widen
 from dsconvert.restructure import describe_changes, restructure
 
 if TYPE_CHECKING:
@@ -131,7 +132,10 @@ def _built(
     recipe: Any,
     state: Mapping[str, torch.Tensor],
 ) -> nn.Module:
-    """The architecture, with the tensors of a file in it; no memory is taken for others."""
+    """The architecture, with the tensors of a file in it; no memory is taken for others.
+
+    In float32, whatever type they have in the file.
+    """
     own = isinstance(adapter, ModuleCodebase)
     try:
         if own:  # a user's code may do anything when it builds
@@ -153,6 +157,7 @@ def _built(
         raise CorruptSnapshotError(
             f"{path} does not fit {adapter.name}'s generator ({said}). {remedy}"
         ) from error
+    widen(model)
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, SpectralNorm):
@@ -288,7 +293,7 @@ def save_checkpoint(
 
     Raises:
         UsageError: a generator that the file has not.
-        OutputError: the file can't be written.
+        OutputError: the file can't be written, or a weight overflows in the file's own type.
         SnapshotError: a model has changed by more than a recipe can say.
     """
     main = checkpoint.generators[0]
@@ -298,7 +303,8 @@ def save_checkpoint(
     states: dict[str, Mapping[str, torch.Tensor]] = dict(checkpoint.states)
     recipes: dict[str, Any] = {k: v for k, v in checkpoint.recipes.items() if k not in given}
     for key, model in given.items():
-        states[key] = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+        made = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+        states[key] = as_stored(made, checkpoint.states[key], f"{key} in {checkpoint.path}")
         base = _base(checkpoint)
         try:
             recipes[key] = describe_changes(base, model)
