@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from dsconvert.fit.run import BATCH, Outcome, Progress, run
-from dsconvert.inputs import Inputs, dtype_of, like
+from dsconvert.inputs import Inputs, like
 from dsconvert.norms import fold, norm_kind
+from dsconvert.precision import as_stored
 from dsconvert.records import Plan
 from dsconvert.rewrite import copied
 from dsconvert.trace import ConvTypes, Traced
@@ -42,13 +43,17 @@ def fit_to_original(
         factors: fit the factors and refit kept convolutions; False: statistics only.
         seed: of the samples and every other draw.
         progress: called with ``(stage, done, total, detail)``.
+
+    Raises:
+        OutputError: a fitted weight overflows in the model's own type.
     """
     teacher = copied(model)
     for module in teacher.modules():
         if isinstance(module, ConvTypes) and norm_kind(module) != "none":
             fold(module)
     # Half precision is for running, not for normal equations.
-    narrow = dtype_of(model) not in (torch.float32, torch.float64)
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    narrow = kinds not in ({torch.float32}, {torch.float64}, set())
     working = copy.deepcopy(student).float() if narrow else student
     if narrow:
         teacher.float()
@@ -69,5 +74,6 @@ def fit_to_original(
         progress=progress,
     )
     if narrow:
-        student.load_state_dict(working.state_dict())
+        where = f"the converted {type(model).__name__}"
+        student.load_state_dict(as_stored(working.state_dict(), student.state_dict(), where))
     return outcome
