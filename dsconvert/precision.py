@@ -113,8 +113,8 @@ def narrowed(value: Tensor, dtype: torch.dtype, name: str, where: str) -> Tensor
         if reached.numel():
             kind = str(dtype).removeprefix("torch.")
             raise OutputError(
-                f"{name} of {where} reaches {float(reached.abs().max()):.3g}, and {kind}, the type "
-                f"in which it is stored, ends at {torch.finfo(dtype).max:.3g}. Nothing was "
+                f"{name} of {where} reaches {float(reached.abs().max()):.6g}, and {kind}, the type "
+                f"in which it is stored, ends at {torch.finfo(dtype).max:.6g}. Nothing was "
                 "written. Save the original in float32 or bfloat16 and convert that."
             )
     return made
