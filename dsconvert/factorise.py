@@ -36,6 +36,13 @@ class Factors(NamedTuple):
     residual: float
 
 
+def _unit(rows: Tensor) -> float:
+    """What to divide a kernel by so that its squares are in range: 1 for a usual one."""
+    low, high = torch.aminmax(rows)
+    peak = max(-float(low), float(high))
+    return peak if peak and not 1e-12 < peak < 1e12 else 1.0
+
+
 def _leading(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Rank-R cut of a batch of ``(n, m, k)`` matrices: ``(n, m, R)`` and orthonormal ``(n, R, k)``.
 
@@ -63,11 +70,16 @@ def depthwise_pointwise(kernel: Tensor, rank: int) -> Factors:
     """Cut ``kernel (O, I, kh, kw)`` to depthwise ``(I, R, kh, kw)`` -> pointwise ``(O, I R)``."""
     out, inp, kh, kw = kernel.shape
     rows = kernel.reshape(out, inp, kh * kw).transpose(0, 1)
+    unit = _unit(rows)
+    rows = rows / unit if unit != 1.0 else rows
     left, right = _leading(rows, rank)
+    residual = _residual(rows, left, right)
+    if unit != 1.0:
+        left, right = left * unit**0.5, right * unit**0.5
     return Factors(
         depthwise=right.reshape(inp, rank, kh, kw).contiguous(),
         pointwise=left.transpose(1, 2).reshape(inp * rank, out).t().contiguous(),
-        residual=_residual(rows, left, right),
+        residual=residual,
     )
 
 
@@ -75,11 +87,16 @@ def pointwise_depthwise(kernel: Tensor, rank: int) -> Factors:
     """Cut ``kernel (O, I, kh, kw)`` to pointwise ``(O, R, I)`` -> depthwise ``(O, R, kh, kw)``."""
     out, inp, kh, kw = kernel.shape
     rows = kernel.reshape(out, inp, kh * kw)
+    unit = _unit(rows)
+    rows = rows / unit if unit != 1.0 else rows
     left, right = _leading(rows, rank)
+    residual = _residual(rows, left, right)
+    if unit != 1.0:
+        left, right = left * unit**0.5, right * unit**0.5
     return Factors(
         depthwise=right.reshape(out, rank, kh, kw).contiguous(),
         pointwise=left.transpose(1, 2).contiguous(),
-        residual=_residual(rows, left, right),
+        residual=residual,
     )
 
 

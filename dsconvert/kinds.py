@@ -23,8 +23,8 @@ from dsconvert.checkpoint import (
     save_checkpoint,
 )
 from dsconvert.errors import UsageError
-from dsconvert.export.api import export_model
-from dsconvert.export.plain import PlainFile, is_plain, open_plain
+from dsconvert.export.api import check_export
+from dsconvert.export.plain import PlainFile, is_plain, open_plain, save_plain
 from dsconvert.export.plain_info import inspect_plain
 from dsconvert.snapshot import Snapshot, inspect_snapshot, load_snapshot, save_snapshot
 
@@ -155,7 +155,9 @@ def _inspect_plain(path: Path, module: ModuleSource | None) -> Facts:
 def _save_plain(
     opened: Any, models: Mapping[str, nn.Module], path: str | os.PathLike[str], overwrite: bool
 ) -> None:
-    export_model(models[opened.keys[0]], path, format="safetensors", overwrite=overwrite)
+    check_export(path, "safetensors", noise="random", overwrite=overwrite)
+    model = models[opened.keys[0]]
+    save_plain(model, Path(path), noise="random", overwrite=overwrite, own=opened.own)
 
 
 _PLAIN = Kind(

@@ -193,6 +193,11 @@ def rewrite(
             if not isinstance(conv, ConvTypes):
                 raise PlanError(f"{site.name} is a {type(conv).__name__}, not a convolution.")
             kernel = kernel_of(conv)
+            if not bool(kernel.isfinite().all()):
+                raise UsageError(
+                    f"the kernel of {site.name} is not finite as it is applied (its weights are, "
+                    "so its norm divides by zero or overflows). Keep it: --keep " + site.name
+                )
             # Half precision has no eigen-decomposition and little range: factor in float32.
             exact = kernel if kernel.dtype in (torch.float32, torch.float64) else kernel.float()
             built = rule.build(site, exact, conv.bias, int(decision.rank or 1))

@@ -9,6 +9,7 @@ from models import SITES, decoder, latents, output
 from torch import nn
 
 import dsconvert
+from dsconvert.errors import UsageError
 from dsconvert.fit.moments import channel_mean, moments
 from dsconvert.fit.statistics import restate
 from dsconvert.fit.stream import Stream
@@ -158,3 +159,101 @@ def test_channel_mean():
     values = [torch.randn(2, 3, 4, 4), torch.randn(5, 3, 2, 2)]
     flat = torch.cat([v.permute(1, 0, 2, 3).flatten(1) for v in values], 1)
     assert torch.allclose(channel_mean(values), flat.mean(1), atol=1e-6)
+
+
+def blown_up(scale: float, kernel: float = 1.0) -> nn.Sequential:
+    """Finite weights and images, with activations of about ``scale`` inside."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.Conv2d(32, 3, 3, padding=1),
+        nn.Tanh(),
+    )
+    model[1].weight.data.mul_(scale)
+    model[1].bias.data.normal_().mul_(scale / 8)
+    model[5].weight.data.mul_(kernel)
+    return model.eval()
+
+
+def maps(n: int, generator: torch.Generator) -> tuple[torch.Tensor]:
+    return (torch.randn(n, 4, 8, 8, generator=generator),)
+
+
+@pytest.mark.parametrize("preset", ["paper", "fast"])
+@pytest.mark.parametrize(
+    ("scale", "kernel"), [(1e10, 1), (1e19, 1), (1e25, 1), (1e35, 1), (1, 1e25), (1e-20, 1)]
+)
+def test_extreme_activations_are_fitted_like_usual_ones(preset, scale, kernel):
+    def converted(*how):
+        model = blown_up(*how)
+        plan = dsconvert.plan(model, preset=preset, inputs=maps)
+        return dsconvert.apply(model, plan, inputs=maps, calibrate=16)
+
+    # Where the biases of what follows play no part either.
+    usual, extreme = converted(min(scale, 1e6), min(kernel, 1e6)), converted(scale, kernel)
+    assert all(v.isfinite().all() for v in extreme.model.state_dict().values())
+    assert output(extreme.model, *maps(2, torch.Generator())).isfinite().all()
+    assert not any("SVD of the kernel" in n for n in extreme.notes)
+    if scale >= 1:  # below, those biases are all there is
+        for a, b in zip(usual.fits, extreme.fits, strict=True):
+            assert (a.site, a.method) == (b.site, b.method)
+            assert b.fitted == pytest.approx(a.fitted, rel=0.3)
+
+
+@pytest.mark.parametrize("preset", ["paper", "fast"])
+def test_activations_that_are_not_finite_leave_the_svd_and_a_note(preset):
+    model = blown_up(3e38)
+    plan = dsconvert.plan(model, preset=preset, inputs=maps)
+    result = dsconvert.apply(model, plan, inputs=maps, calibrate=16)
+    start = dsconvert.apply(model, plan, inputs=maps, init="svd", calibrate=0).model
+    sites = [f.site for f in result.fits]
+    assert sites
+    assert [(f.method, f.svd, f.fitted) for f in result.fits] == [("SVD", None, None)] * len(sites)
+    for name, value in result.model.state_dict().items():
+        assert value.isfinite().all(), name
+        assert torch.equal(value, start.state_dict()[name]), name
+    (note,) = [n for n in result.notes if "SVD of the kernel" in n]
+    assert note.endswith(", ".join(sites))
+
+
+def test_a_fit_that_fails_leaves_its_start():
+    from dsconvert.fit.guard import attempt
+    from dsconvert.fit.least_squares import ridge_towards
+    from dsconvert.fit.sample import Sample
+
+    conv = nn.Conv2d(2, 2, 1)
+    x = torch.randn(2, 2, 4, 4)
+    sample = Sample(inputs=[x], wanted=[x], held_input=x, held_wanted=x, centred=False)
+    start = conv.weight.detach().clone()
+
+    def fails():
+        with torch.no_grad():
+            conv.weight.fill_(7)
+        ridge_towards(torch.zeros(2, 2), torch.full((2, 2), float("inf")), torch.ones(2, 2), 1e-2)
+
+    def not_finite():
+        with torch.no_grad():
+            conv.weight.fill_(float("nan"))
+
+    with torch.no_grad():
+        assert not attempt(fails, conv, sample)
+        assert torch.equal(conv.weight, start)
+        assert not attempt(not_finite, conv, sample)
+        assert torch.equal(conv.weight, start)
+        assert not attempt(lambda: conv.weight.fill_(1e200), conv, sample.double())
+        assert torch.equal(conv.weight, start)
+        assert conv.weight.dtype == torch.float32
+
+
+def test_a_kernel_that_is_not_finite_as_applied_is_refused():
+    model = blown_up(1)
+    model[2] = torch.nn.utils.spectral_norm(model[2]).eval()
+    with torch.no_grad():
+        model[2].weight_orig.zero_()
+    with pytest.raises(UsageError, match="kernel of 2 is not finite"):
+        dsconvert.convert(model, preset="paper", inputs=maps, calibrate=8)

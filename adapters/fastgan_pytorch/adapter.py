@@ -95,10 +95,14 @@ class FastganPytorch:
         self, checkpoint: Mapping[str, Any], states: Mapping[str, State]
     ) -> dict[str, Any]:
         """The file, without the optimisers' states: they belong to parameters that are gone."""
-        kept = {k: v for k, v in checkpoint.items() if k in ("d",)}
+        whole = "g" in checkpoint
+        kept = {k: v for k, v in checkpoint.items() if whole and not k.startswith("opt_")}
         kept["g"] = dict(states["g"])
         if "g_ema" in states:
             averaged = states["g_ema"]
+            if isinstance(checkpoint.get("g_ema"), Mapping):  # somebody's own train.py
+                kept["g_ema"] = dict(averaged)
+                return kept
             kept["g_ema"] = [v for k, v in averaged.items() if not k.endswith(_BUFFERS)]
             kept[_EMA_BUFFERS] = {k: v for k, v in averaged.items() if k.endswith(_BUFFERS)}
         return kept

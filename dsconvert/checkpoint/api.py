@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from dsconvert.adapter import CheckpointAdapter, adapters
 from dsconvert.checkpoint.module import ModuleCodebase, ModuleSource
+from dsconvert.checkpoint.placed import placed
+from dsconvert.checkpoint.places import Place, tidied, untidied
 from dsconvert.checkpoint.read import ENTRY, check_exists, is_checkpoint, read
 from dsconvert.errors import (
     CorruptSnapshotError,
@@ -25,6 +28,7 @@ from dsconvert.errors import (
     UsageError,
 )
 from dsconvert.images import whole_file
+from dsconvert.precision import as_stored, widen
 from dsconvert.restructure import describe_changes, restructure
 from dsconvert.version import VERSION
 
@@ -92,6 +96,8 @@ class Checkpoint:
     states: Mapping[str, Mapping[str, torch.Tensor]] = field(repr=False)
     recipes: Mapping[str, Any] = field(repr=False)
     live: dict[str, nn.Module] = field(repr=False, default_factory=dict[str, nn.Module])
+    spelled: tuple[Mapping[str, Any], tuple[Place, ...]] = field(repr=False, default=({}, ()))
+    """The entries before wrappers' names were taken off, and where they were."""
 
     @property
     def generator(self) -> nn.Module:
@@ -132,7 +138,10 @@ def _built(
     recipe: Any,
     state: Mapping[str, torch.Tensor],
 ) -> nn.Module:
-    """The architecture, with the tensors of a file in it; no memory is taken for others."""
+    """The architecture, with the tensors of a file in it; no memory is taken for others.
+
+    In float32, whatever type they have in the file.
+    """
     own = isinstance(adapter, ModuleCodebase)
     try:
         if own:  # a user's code may do anything when it builds
@@ -154,6 +163,7 @@ def _built(
         raise CorruptSnapshotError(
             f"{path} does not fit {adapter.name}'s generator ({said}). {remedy}"
         ) from error
+    widen(model)
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, SpectralNorm):
@@ -162,7 +172,7 @@ def _built(
     return model.eval()
 
 
-def _find(path: Path, content: Mapping[str, Any]) -> tuple[CheckpointAdapter, Mapping[str, Any]]:
+def _find(path: Path, content: Mapping[str, Any]) -> tuple[Codebase, Mapping[str, Any]]:
     known = [a for a in adapters() if isinstance(a, CheckpointAdapter)]
     stumbled = ""
     for adapter in known:
@@ -173,6 +183,10 @@ def _find(path: Path, content: Mapping[str, Any]) -> tuple[CheckpointAdapter, Ma
             continue
         if states:
             return adapter, states
+    for adapter in known if not stumbled else ():
+        with suppress(*_STRANGE):
+            if (elsewhere := placed(adapter, content)) is not None:
+                return elsewhere, elsewhere.states(content)
     entries = ", ".join(list(content)[:12]) or "none"
     raise UnsupportedSnapshotError(
         f"{path} is a checkpoint that no installed adapter knows (its entries: {entries}; known "
@@ -233,15 +247,17 @@ def load_checkpoint(
     for key in dropped:
         del content[key]
     adapter: Codebase
+    original, spelled = content, ()
     if module is not None:
-        adapter = ModuleCodebase(module)
-        states = adapter.states(content)
+        own = ModuleCodebase(module)
+        adapter, states = own, own.states(content, converted=tuple(mark["recipes"]) if mark else ())
         if not states:
             raise UsageError(
                 f"no state dict in {where} fits {module.factory} (its entries: "
                 f"{', '.join(list(content)[:10])}). Name the entry with --key, or mend the factory."
             )
     else:
+        content, spelled = tidied(content)
         adapter, states = _find(where, content)
     if mark is not None and mark.get("adapter") != adapter.name:
         hint = "; give the --module that it was converted with" if module is None else ""
@@ -257,6 +273,9 @@ def load_checkpoint(
         raise CorruptSnapshotError(
             f"{where} looks like a file of {adapter.name}, but its generator lacks parts ({error})."
         ) from error
+    recipes = dict(mark["recipes"]) if mark is not None else {}
+    if mark is not None and form == "safetensors":
+        recipes = {main: mark.get("recipe")}  # it holds one generator, under a name of its own
     return Checkpoint(
         path=where,
         adapter=adapter,
@@ -266,7 +285,8 @@ def load_checkpoint(
         converted=mark is not None,
         entries=content,
         states=states,
-        recipes=dict(mark["recipes"]) if mark is not None else {},
+        recipes=recipes,
+        spelled=(original, spelled),
     )
 
 
@@ -289,7 +309,7 @@ def save_checkpoint(
 
     Raises:
         UsageError: a generator that the file has not.
-        OutputError: the file can't be written.
+        OutputError: the file can't be written, or a weight overflows in the file's own type.
         SnapshotError: a model has changed by more than a recipe can say.
     """
     main = checkpoint.generators[0]
@@ -299,7 +319,8 @@ def save_checkpoint(
     states: dict[str, Mapping[str, torch.Tensor]] = dict(checkpoint.states)
     recipes: dict[str, Any] = {k: v for k, v in checkpoint.recipes.items() if k not in given}
     for key, model in given.items():
-        states[key] = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+        made = {k: v.detach().cpu() for k, v in model.state_dict().items()}
+        states[key] = as_stored(made, checkpoint.states[key], f"{key} in {checkpoint.path}")
         base = _base(checkpoint)
         try:
             recipes[key] = describe_changes(base, model)
@@ -319,6 +340,7 @@ def save_checkpoint(
         _write_safetensors(states[main], mark, path, overwrite=overwrite)
         return
     content = checkpoint.adapter.replaced(checkpoint.entries, states)
+    content = untidied(content, *checkpoint.spelled)
     content[ENTRY] = mark
     with whole_file(path, overwrite=overwrite) as beside:
         torch.save(content, beside)

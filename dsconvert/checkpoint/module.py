@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from dsconvert.adapter import image_tensor
+from dsconvert.checkpoint.places import ROOT, Place, alike, named, places
 from dsconvert.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ class ModuleSource:
     Attributes:
         factory: ``package.path:name`` of a callable without arguments (or a class) that returns the
             original architecture.
-        key: the entry of the file that holds its state dict (dots for nested ones); None: found.
+        key: the entry of the file that holds its state dict (dots for nested ones, and for a
+            prefix of its names); None: found.
         shapes: of one sample of each argument of a forward call, for normal latents.
     """
 
@@ -70,7 +73,8 @@ class ModuleCodebase:
         """
         self.source = source
         self._factory = _imported(source.factory)
-        self._names = set(self.make({}).state_dict())
+        self._shapes = {k: v.shape for k, v in self.make({}).state_dict().items()}
+        self._names = set(self._shapes)
 
     def make(self, config: Mapping[str, Any]) -> nn.Module:  # noqa: ARG002 - the protocol's
         """See :class:`dsconvert.adapter.CheckpointAdapter`."""
@@ -87,29 +91,52 @@ class ModuleCodebase:
             )
         return model
 
-    def states(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Mapping[str, torch.Tensor]]:
-        """The state dict that fits the module (or the one under the key that was named)."""
-        key = self.source.key
-        if key is not None:
-            found: Any = checkpoint
-            for part in key.split("."):
-                found = found.get(part) if isinstance(found, Mapping) else None
-            if not _is_state(found):
-                names = ", ".join(str(k) for k in list(checkpoint)[:10])
-                raise UsageError(f"--key {key}: no state dict is there; the file has {names}.")
-            return {key: _stripped(found)}
-        candidates: dict[str, Any] = {"": checkpoint}
-        candidates |= {n: checkpoint[n] for n in _NAMES if n in checkpoint}
-        candidates |= {k: v for k, v in checkpoint.items() if isinstance(v, Mapping)}
-        for name, value in candidates.items():
-            if _is_state(value) and self._fits(set(_stripped(value))):
-                return {name or "state_dict": _stripped(value)}
-        return {}
+    def states(
+        self, checkpoint: Mapping[str, Any], *, converted: Sequence[str] = ()
+    ) -> Mapping[str, Mapping[str, torch.Tensor]]:
+        """The state dicts that fit the module (or the one under the key that was named).
+
+        Args:
+            checkpoint: the file's content.
+            converted: names that :meth:`states` gave the generators when the file was converted.
+
+        Raises:
+            UsageError: nothing is under the key.
+        """
+        if self.source.key is not None and not _found(checkpoint, self.source.key):
+            names = ", ".join(str(k) for k in list(checkpoint)[:10])
+            raise UsageError(
+                f"--key {self.source.key}: no state dict is there; the file has {names}."
+            )
+        keys = (self.source.key,) if self.source.key is not None else tuple(converted)
+        if keys and (known := [self._place(checkpoint, k) for k in keys]) and all(known):
+            return {k: p.state(checkpoint) for k, p in zip(keys, known, strict=True) if p}
+        everywhere = list(places(checkpoint, _NAMES))
+        found = next((p for p in everywhere if self._exact(p, checkpoint)), None)
+        if found is not None:
+            # An average and what it is an average of: the code loads both into one structure.
+            others = [p for p in alike(checkpoint, found) if self._exact(p, checkpoint)]
+            return {p.key or ROOT: p.state(checkpoint) for p in (found, *others)}
+        loose = (p for p in everywhere if not p.prefix and self._fits(set(p.names)))
+        return {p.key or ROOT: p.state(checkpoint) for p in islice(loose, 1)}
+
+    def _exact(self, place: Place, checkpoint: Mapping[str, Any]) -> bool:
+        """All of the module's names; with a prefix, of the same shapes (it may be a part's)."""
+        if set(place.names) != self._names:
+            return False
+        return not place.prefix or all(
+            v.shape == self._shapes[k] for k, v in place.state(checkpoint).items()
+        )
+
+    def _place(self, checkpoint: Mapping[str, Any], key: str) -> Place | None:
+        """What ``key`` names, in the spelling that fits best."""
+        found = _found(checkpoint, key)
+        best = next((p for p in found if self._exact(p, checkpoint)), None)
+        best = best or next((p for p in found if self._fits(set(p.names))), None)
+        return best or (found[-1] if found else None)
 
     def _fits(self, names: set[str]) -> bool:
-        """All of the module's names, or (a converted file's) what stands below most of them."""
-        if names == self._names:
-            return True
+        """A converted file's names: what stands below most of the module's."""
         parents = {n.rpartition(".")[0] for n in self._names}
         covered = [n for n in names if any(n.startswith(f"{p}.") or not p for p in parents)]
         return bool(names & self._names) and len(covered) == len(names)
@@ -121,11 +148,18 @@ class ModuleCodebase:
     def replaced(
         self, checkpoint: Mapping[str, Any], states: Mapping[str, Mapping[str, torch.Tensor]]
     ) -> dict[str, Any]:
-        """The file with the state dict replaced; a bare state dict goes under ``state_dict``."""
-        (name, state), *_ = states.items()
-        if name not in checkpoint and "." not in name:
-            return {name: dict(state)}
-        return _put(checkpoint, name.split("."), dict(state))
+        """The file with the state dicts replaced, in its own layout and spelling.
+
+        A bare state dict goes under ``state_dict``, since the recipe has to stand beside it.
+        """
+        made, bare = dict(checkpoint), False
+        for name, state in states.items():
+            place = self._place(checkpoint, name)
+            if place is None:
+                raise UsageError(f"the file has no state dict {name}.")
+            made = place.put(made, state)
+            bare = not place.path
+        return {ROOT: made} if bare else made
 
     def picture(self, model: nn.Module) -> nn.Module:
         """The first tensor that it returns."""
@@ -149,24 +183,10 @@ class ModuleCodebase:
         return sample
 
 
-def _is_state(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items())
-    )
-
-
-def _stripped(state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Without the prefix of DataParallel."""
-    if all(k.startswith("module.") for k in state):
-        return {k.removeprefix("module."): v for k, v in state.items()}
-    return state
-
-
-def _put(tree: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
-    head, *rest = path
-    return {**tree, head: _put(tree[head], rest, value) if rest else value}
+def _found(checkpoint: Mapping[str, Any], key: str) -> list[Place]:
+    """What ``key`` names; a bare state dict may have been put under ``state_dict`` since."""
+    bare = key == ROOT and ROOT not in checkpoint
+    return named(checkpoint, "" if bare else key) or named(checkpoint, f"{ROOT}.{key}")
 
 
 def _imported(spec: str) -> Any:

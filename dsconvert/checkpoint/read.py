@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dsconvert.checkpoint import inert
 from dsconvert.errors import (
     CorruptSnapshotError,
     ForeignFileError,
@@ -81,7 +82,7 @@ def _torch(path: Path, form: str) -> Any:
     if form == "zip":
         _check_zip(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=form == "zip")
+        return inert.load(path, mmap=form == "zip")
     except pickle.UnpicklingError as error:
         said = str(error)
         named = said.split("GLOBAL ")[1].split(" ")[0] if "GLOBAL " in said else None

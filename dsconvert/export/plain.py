@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from dsconvert.export.verify import BATCHES
 from dsconvert.images import whole_file
 from dsconvert.norms import fold, norm_kind
 from dsconvert.observe import evaluating
+from dsconvert.precision import as_stored, widen
 from dsconvert.records import Export, Noise
 from dsconvert.rewrite import copied
 from dsconvert.version import VERSION
@@ -54,6 +55,9 @@ class PlainFile:
     config: Mapping[str, Any]
     """Facts about the generator, as its adapter tells them."""
     generator: nn.Module
+    """In float32, whatever type its tensors have in the file."""
+    own: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor], repr=False)
+    """The file's tensors, for their types."""
     keys: tuple[str, ...] = ("G_ema",)
     generators: tuple[str, ...] = ("G_ema",)
 
@@ -95,7 +99,8 @@ def open_plain(path: Path) -> PlainFile:
     model = load_plain(path)
     adapter = adapter_for(model)
     config = adapter.describe(model) if adapter is not None else {}
-    return PlainFile(path=path, adapter=adapter, config=config, generator=model)
+    own = model.state_dict()
+    return PlainFile(path=path, adapter=adapter, config=config, generator=widen(model), own=own)
 
 
 def _folded(model: nn.Module) -> nn.Module:
@@ -118,14 +123,29 @@ def _rebuild(adapter: Adapter, config: Any) -> nn.Module:
 
 
 def save_plain(
-    model: nn.Module, path: Path, *, noise: Noise, overwrite: bool, inputs: Inputs | None = None
+    model: nn.Module,
+    path: Path,
+    *,
+    noise: Noise,
+    overwrite: bool,
+    inputs: Inputs | None = None,
+    own: Mapping[str, Tensor] | None = None,
 ) -> Export:
     """Write ``model``, with its norms folded; load it again and compare.
+
+    Args:
+        model: left as it was.
+        path: the file.
+        noise: ``zero`` leaves the noise out; anything else keeps it.
+        overwrite: whether ``path`` may exist.
+        inputs: ``inputs(n, generator)`` returns the arguments of one call with batch n.
+        own: tensors whose types are written (see :func:`dsconvert.precision.as_stored`); None:
+            the model's own.
 
     Raises:
         AdapterError: no adapter knows the model, or it can't rebuild it.
         ExportError: the model holds what can't be described, or comes back different.
-        OutputError: the file can't be written.
+        OutputError: the file can't be written, or a weight overflows in its own type.
     """
     began = time.perf_counter()
     adapter = adapter_for(model)
@@ -134,7 +154,8 @@ def save_plain(
             f"no installed adapter knows {type(model).__name__}, so nobody could rebuild it from "
             "a safetensors file; export to torch or onnx, or write an adapter."
         )
-    twin = _folded(copied(model).eval().requires_grad_(False))
+    own = model.state_dict() if own is None else own
+    twin = _folded(widen(copied(model).eval().requires_grad_(False)))
     if noise == "zero":
         for module in twin.modules():
             if isinstance(module, adapter.noise_types()):
@@ -149,7 +170,9 @@ def save_plain(
     }
     seen: set[int] = set()
     tensors: dict[str, Tensor] = {}
-    for name, tensor in twin.state_dict().items():
+    stored = as_stored(twin.state_dict(), own, str(path))
+    twin.load_state_dict(stored)  # as rounded as the file
+    for name, tensor in stored.items():
         # The format refuses two names for one memory.
         shared = tensor.untyped_storage().data_ptr() in seen
         seen.add(tensor.untyped_storage().data_ptr())
@@ -158,7 +181,7 @@ def save_plain(
     with whole_file(path, overwrite=overwrite) as beside:
         # Not by save_file, which makes files that only their owner can read.
         beside.write_bytes(save(tensors, metadata={_KEY: json.dumps(header), "format": "pt"}))
-        error, reach = _compare(twin, load_plain(beside), path, inputs)
+        error, reach = _compare(twin, widen(load_plain(beside)), path, inputs)
         size = beside.stat().st_size
     shapes = {
         f"argument {i}": ("batch", *a.shape[1:])

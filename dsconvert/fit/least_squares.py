@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dsconvert.fit.guard import NotFiniteError
 from dsconvert.fit.moments import Conv, channel_mean, moments
 from dsconvert.fit.sample import Sample
 
@@ -20,10 +21,16 @@ def ridge_towards(start: Tensor, xx: Tensor, xy: Tensor, ridge: float) -> Tensor
     """The minimiser of ``E|y - W^T x|^2 + ridge * mean(xx) |W - start|^2``, all in double.
 
     ``start`` and the result are ``(inputs, outputs)``.
+
+    Raises:
+        NotFiniteError: the system is not finite.
     """
     system = xx.clone()
     system.diagonal().add_(ridge * float(xx.diagonal().mean()) + 1e-30)
     right = xy - xx @ start
+    # LAPACK fails with an internal error, or does not return, where its input is not finite.
+    if not bool(system.isfinite().all()) or not bool(right.isfinite().all()):
+        raise NotFiniteError("the normal equations are not finite")
     factor, info = torch.linalg.cholesky_ex(system)
     if int(info) != 0:
         return start + torch.linalg.lstsq(system, right).solution

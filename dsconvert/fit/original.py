@@ -8,8 +8,9 @@ from torch import nn
 from dsconvert.copying import isolated_copy
 from dsconvert.fit.run import BATCH, Outcome, Progress, run
 from dsconvert.graph import ConvTypes
-from dsconvert.inputs import Inputs, dtype_of, like
+from dsconvert.inputs import Inputs, like
 from dsconvert.norms import fold, norm_kind
+from dsconvert.precision import as_stored
 from dsconvert.records import Plan
 from dsconvert.trace import Traced
 
@@ -41,13 +42,17 @@ def fit_to_original(
         factors: fit the factors and refit kept convolutions; False: statistics only.
         seed: of the samples and every other draw.
         progress: called with ``(stage, done, total, detail)``.
+
+    Raises:
+        OutputError: a fitted weight overflows in the model's own type.
     """
     teacher = isolated_copy(model)
     for module in teacher.modules():
         if isinstance(module, ConvTypes) and norm_kind(module) != "none":
             fold(module)
     # Half precision is for running, not for normal equations.
-    narrow = dtype_of(model) not in (torch.float32, torch.float64)
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    narrow = kinds not in ({torch.float32}, {torch.float64}, set())
     # A forward may keep what it computes on its module: not on the one that is handed back.
     working = isolated_copy(student, share_parameters=not narrow)
     if narrow:
@@ -69,5 +74,9 @@ def fit_to_original(
         seed=seed,
         progress=progress,
     )
-    student.load_state_dict(working.state_dict())
+    fitted = working.state_dict()
+    if narrow:
+        where = f"the converted {type(model).__name__}"
+        fitted = as_stored(fitted, student.state_dict(), where)
+    student.load_state_dict(fitted)
     return outcome

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dsconvert.adapter import Follows
 from dsconvert.fit.blueprint import fit_pointwise_depthwise
+from dsconvert.fit.guard import attempt, extreme, peak, ready
 from dsconvert.fit.least_squares import fit_dense, fit_depthwise_pointwise
 from dsconvert.fit.sample import Sample
 from dsconvert.fit.statistics import buffers_of, restate
@@ -36,6 +37,8 @@ class Outcome:
     fits: list[Fit] = field(default_factory=list)
     restated: list[str] = field(default_factory=list)
     refitted: list[str] = field(default_factory=list)
+    unsolved: list[str] = field(default_factory=list)
+    """Layers that keep the SVD of their kernel, since nothing else is finite."""
     notes: list[str] = field(default_factory=list)
     held_out: tuple[Any, Any] | None = None
     """What student and teacher return for the held-out batch."""
@@ -71,7 +74,10 @@ class _Visitor:
         elif within(front.name, self._pinned):
             return
         elif isinstance(front.student, Follows):
-            if self._factors and front.call == 0:
+            maps = [v for call in front.student_args + front.teacher_args for v in call]
+            # Its own sums are in float32.
+            safe = not extreme(peak([v for v in maps if isinstance(v, Tensor)]))
+            if self._factors and front.call == 0 and safe:
                 front.student.follow(front.student_args, front.teacher_args, front.wanted)
         elif buffers_of(front.student) is not None and front.call == 0:
             student = [a[0] for a in front.student_args]
@@ -99,45 +105,58 @@ class _Visitor:
         residual = self._residuals.get(front.name)
         if sample is None:
             return
-        began = time.perf_counter()
-        svd = sample.error(front.student)
-        order = rule_named(decision.rule or "").order
-        method = "SVD"
-        # A shared module is fitted where it is first called; exact ones have nothing to gain.
-        if self._factors and front.name not in self._seen and svd > 1e-9:
-            if order == "dw-pw" and isinstance(front.student, nn.Sequential):
-                fit_depthwise_pointwise(front.student, sample)
-                method = "least squares"
-            elif order == "pw-dw" and isinstance(front.student, nn.Sequential):
-                fit_pointwise_depthwise(front.student, sample)
-                method = "moments"
         if front.name in self._seen:
+            # A shared module is fitted where it is first called.
             return
         self._seen.add(front.name)
-        fitted = sample.error(front.student)
+        began = time.perf_counter()
+        svd, after, method = None, None, "SVD"
+        sample = ready(sample)
+        if sample is None:
+            self.outcome.unsolved.append(front.name)
+        else:
+            svd = sample.error(front.student)
+            # Exact ones have nothing to gain.
+            if self._factors and svd > 1e-9:
+                method, after = self._fitted(front, sample, rule_named(decision.rule or "").order)
         self.outcome.fits.append(
             Fit(
                 site=front.name,
                 rank=rank,
                 residual=residual,
                 svd=svd,
-                fitted=fitted if method != "SVD" else None,
-                method=method if fitted < svd else "SVD",
+                fitted=after,
+                method=method if svd is not None and after is not None and after < svd else "SVD",
                 seconds=time.perf_counter() - began,
             )
         )
+
+    def _fitted(self, front: Front, sample: Sample, order: str) -> tuple[str, float | None]:
+        """Fit a rewritten layer; the method, and the held-out error afterwards."""
+        pair = front.student
+        fits = {
+            "dw-pw": (fit_depthwise_pointwise, "least squares"),
+            "pw-dw": (fit_pointwise_depthwise, "moments"),
+        }
+        if order not in fits or not isinstance(pair, nn.Sequential):
+            return "SVD", None
+        fit, method = fits[order]
+        if not attempt(lambda: fit(pair, sample), pair, sample):
+            self.outcome.unsolved.append(front.name)
+            return "SVD", None
+        return method, sample.error(pair)
 
     def _refit(self, front: Front) -> None:
         site = self._sites[front.name]
         sample = self._sample(front, site)
         if not self._factors or sample is None or front.call or site.calls != 1:
             return
-        if isinstance(front.student, nn.Conv2d):
-            before = sample.error(front.student)
-            if before < 1e-9:
+        conv, given = front.student, ready(sample)
+        if isinstance(conv, nn.Conv2d) and given is not None:
+            before = given.error(conv)
+            if before < 1e-9 or not attempt(lambda: fit_dense(conv, given), conv, given):
                 return
-            fit_dense(front.student, sample)
-            if sample.error(front.student) < before:
+            if given.error(conv) < before:
                 self.outcome.refitted.append(front.name)
 
 
@@ -212,5 +231,10 @@ def run(
         visitor.outcome.notes.append(
             f"not fitted, since they sit inside a module that can't be traced: "
             f"{', '.join(sorted(missed))}"
+        )
+    if unsolved := visitor.outcome.unsolved:
+        visitor.outcome.notes.append(
+            "not fitted, but the SVD of the kernel, since the activations are not finite or too "
+            f"large for a solution: {', '.join(unsolved)}"
         )
     return visitor.outcome

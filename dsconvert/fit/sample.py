@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,20 @@ class Sample:
     held_wanted: Tensor
     centred: bool
 
+    def double(self) -> Sample:
+        """The same in float64."""
+        return replace(
+            self,
+            inputs=[x.double() for x in self.inputs],
+            wanted=[y.double() for y in self.wanted],
+            held_input=self.held_input.double(),
+            held_wanted=self.held_wanted.double(),
+        )
+
     def error(self, module: nn.Module) -> float:
         """``|y - y'|^2 / |y - mean|^2`` on the held-out batch."""
+        if any(p.dtype != self.held_input.dtype for p in module.parameters()):
+            module = copy.deepcopy(module).to(self.held_input.dtype)
         difference = module(self.held_input) - self.held_wanted
         spread = self.held_wanted - self.held_wanted.mean((0, 2, 3), keepdim=True)
         if self.centred:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from dsconvert.fit.guard import widened
 from dsconvert.fit.moments import channel_mean, channel_variance
 
 
@@ -26,7 +27,7 @@ def restate(
     The teacher's buffers need not equal its present statistics (they are averages from training):
     so the student's mean is shifted by the difference of means, its variance scaled by the ratio
     of variances. The first batch of each is held out; a change is kept only where it brings the
-    normalised held-out statistics nearer to the teacher's.
+    normalised held-out statistics nearer to the teacher's, and is finite in the buffers' own type.
 
     Returns:
         the held-out mismatch (mean square over channels) before and after, or None where the
@@ -36,6 +37,7 @@ def restate(
     if buffers is None or len(student) < 2:
         return None
     mean, var = buffers
+    student, teacher = widened(student), widened(teacher)
     eps = float(getattr(norm, "eps", 1e-5))
     got, want = channel_mean(student[1:]), channel_mean(teacher[1:])
     got_var, want_var = channel_variance(student[1:], got), channel_variance(teacher[1:], want)
@@ -47,7 +49,8 @@ def restate(
     new_mean = got + (old[0] - want) * ratio.sqrt()
     new_var = ((old[1] + eps) * ratio - eps).clamp_min(0)
     after = _mismatch(held, (new_mean, new_var), old, eps)
-    if after < before:
+    made = new_mean.to(mean.dtype), new_var.to(var.dtype)
+    if after < before and all(bool(m.isfinite().all()) for m in made):
         mean.copy_(new_mean)
         var.copy_(new_var)
         return before, after

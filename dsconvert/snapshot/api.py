@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import adapter_for
@@ -16,6 +17,7 @@ from dsconvert.errors import (
     UnsupportedSnapshotError,
     UsageError,
 )
+from dsconvert.precision import WORKING, stored_copy, widen
 from dsconvert.snapshot.build import Builder
 from dsconvert.snapshot.dump import Dumper
 from dsconvert.snapshot.nodes import DictNode, Node, clean
@@ -67,7 +69,7 @@ class Snapshot:
         return tuple(key for key in (GENERATOR, "G") if self.has_module(key))
 
     def module(self, key: str) -> nn.Module:
-        """The module under ``key``, read anew (``G_ema`` is kept by `generator`).
+        """The module under ``key``, read anew (``G_ema`` is kept by `generator`), in float32.
 
         Raises:
             UsageError: there is no such entry, or it is no module.
@@ -82,7 +84,26 @@ class Snapshot:
         if self.source is None or not is_module(node):
             raise UsageError(f"the entry {key!r} of {self.path} is no module.")
         self.source.check_unchanged()
-        return Builder(self.source, self.adapter).module(node, key)
+        return widen(Builder(self.source, self.adapter).module(node, key))
+
+    def own(self, key: str) -> dict[str, Tensor]:
+        """The generator's tensors as the file has them, for their types; on the meta device.
+
+        With their values where some are more precise than float32. Empty for what is no module of
+        the file.
+
+        Raises:
+            CorruptSnapshotError: its parts do not fit together.
+        """
+        node, source = self.entries.get(key), self.source
+        if source is None or not is_module(node):
+            return {}
+        shapes = Builder(source, self.adapter, meta=True).module(node, key).state_dict()
+        wide = any(
+            t.is_floating_point() and torch.finfo(t.dtype).bits > torch.finfo(WORKING).bits
+            for t in shapes.values()
+        )
+        return Builder(source, self.adapter).module(node, key).state_dict() if wide else shapes
 
     def state(self, key: str) -> dict[str, Tensor]:
         """The state dict of the module under ``key``, also of one that is only carried (``D``).
@@ -131,6 +152,10 @@ def describe(
 def _names(keys: Iterable[str]) -> str:
     shown = [clean(key) for key in keys]
     return ", ".join(shown[:20]) + (", ..." if len(shown) > 20 else "") or "none"
+
+
+def _place(snap: Snapshot, key: str) -> str:
+    return f"{key} in {snap.path}" if snap.path is not None else key
 
 
 def load_snapshot(path: str | os.PathLike[str], *, drop: Collection[str] = ()) -> Snapshot:
@@ -247,7 +272,7 @@ def save_snapshot(
 
     Raises:
         UsageError: an entry that can't be replaced.
-        OutputError: the file can't be written.
+        OutputError: the file can't be written, or a weight overflows in the file's own type.
         SnapshotError: a module holds what the official code could not load.
     """
     replaced: dict[str, nn.Module] = (
@@ -265,12 +290,13 @@ def save_snapshot(
     for key in dict.fromkeys((*snap.keys, *MODULES)):
         node = snap.entries.get(key)
         if key in replaced:
-            node = dumper.module(replaced[key], key)
+            node = dumper.module(stored_copy(replaced[key], snap.own(key), _place(snap, key)), key)
         elif snap.source is None and key in snap.live:
             node = dumper.module(snap.live[key], key)
         elif key in GENERATORS and persistent(node) is not None:
             # Never its own source text: ours, with its weights.
-            node = dumper.module(snap.module(key), key)
+            own = snap.own(key)
+            node = dumper.module(stored_copy(snap.module(key), own, _place(snap, key)), key)
         elif node is None and key in MODULES:
             node = dumper.module(nn.Module(), key)
         pairs.append((key, node))

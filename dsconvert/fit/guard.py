@@ -1,0 +1,82 @@
+"""Fit without overflow: in float64 where activations are extreme, not at all where not finite.
+
+Least squares works with squares and their sums, which leave the range of float32 long before the
+activations themselves do. Activations of a usual size are left in their own type, so that nothing
+about a usual fit changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dsconvert.fit.sample import Sample
+
+LOW, HIGH = 1e-12, 1e12
+"""Between these the squares, and sums of millions of them, are safe in float32."""
+
+
+class NotFiniteError(ArithmeticError):
+    """A system of equations holds values that are not finite."""
+
+
+def peak(values: Sequence[Tensor]) -> float:
+    """The largest absolute value; infinite where one is infinite or no number."""
+    largest = 0.0
+    for value in values:
+        if value.numel() == 0:
+            continue
+        low, high = torch.aminmax(value)
+        here = max(-float(low), float(high))
+        if not math.isfinite(float(low)) or not math.isfinite(float(high)):
+            return math.inf
+        largest = max(largest, here)
+    return largest
+
+
+def extreme(reach: float) -> bool:
+    """Whether squares of values of this size are unsafe in float32."""
+    return reach != 0.0 and not LOW < reach < HIGH
+
+
+def widened(values: Sequence[Tensor]) -> list[Tensor]:
+    """``values``, in float64 where they are extreme."""
+    return [v.double() for v in values] if extreme(peak(values)) else list(values)
+
+
+def ready(sample: Sample) -> Sample | None:
+    """``sample``, in float64 where its values are extreme; None where they are not finite."""
+    reach = [peak(v) for v in (sample.inputs, sample.wanted)]
+    reach += [peak([v]) for v in (sample.held_input, sample.held_wanted)]
+    if not all(math.isfinite(r) for r in reach):
+        return None
+    return sample.double() if any(extreme(r) for r in reach) else sample
+
+
+def attempt(fit: Callable[[], None], module: nn.Module, sample: Sample) -> bool:
+    """Run ``fit``, which fits ``module`` to ``sample`` in place.
+
+    Returns:
+        False where the equations can't be solved or the result is not finite; ``module`` is then
+        what it was before.
+    """
+    parameters = list(module.parameters())
+    start = [p.detach().clone() for p in parameters]
+    kinds = [p.dtype for p in parameters]
+    try:
+        module.to(sample.held_input.dtype)
+        fit()
+        done = True
+    except (NotFiniteError, torch._C._LinAlgError):
+        done = False
+    finally:
+        for p, kind in zip(parameters, kinds, strict=True):
+            p.data = p.data.to(kind)
+    done = done and all(bool(p.isfinite().all()) for p in parameters)
+    if not done:
+        for p, value in zip(parameters, start, strict=True):
+            p.copy_(value)
+    return done
