@@ -70,7 +70,7 @@ def attempt(fit: Callable[[], None], module: nn.Module, sample: Sample) -> bool:
         module.to(sample.held_input.dtype)
         fit()
         done = True
-    except (NotFiniteError, torch._C._LinAlgError):
+    except (NotFiniteError, torch.linalg.LinAlgError):
         done = False
     finally:
         for p, kind in zip(parameters, kinds, strict=True):
