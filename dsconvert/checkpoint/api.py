@@ -24,8 +24,9 @@ from dsconvert.errors import (
     UnsupportedSnapshotError,
     UsageError,
 )
-from dsconvert.images import whole_file
 from dsconvert.restructure import describe_changes, restructure
+from dsconvert.util.extras import pip_install
+from dsconvert.util.files import stream, whole_file
 
 if TYPE_CHECKING:
     import os
@@ -318,8 +319,8 @@ def save_checkpoint(
         return
     content = checkpoint.adapter.replaced(checkpoint.entries, states)
     content[ENTRY] = mark
-    with whole_file(path, overwrite=overwrite) as beside:
-        torch.save(content, beside)
+    with whole_file(path, overwrite=overwrite) as beside, stream(beside) as out:
+        torch.save(content, out)
 
 
 def _base(checkpoint: Checkpoint) -> nn.Module:
@@ -340,7 +341,8 @@ def _write_safetensors(
         library = import_module("safetensors.torch")
     except ImportError as error:
         raise MissingExtraError(
-            'a .safetensors file needs: pip install "dsconvert[safetensors]"'
+            f"a .safetensors file needs safetensors, which is not installed: "
+            f"{pip_install('safetensors')}."
         ) from error
     whole = {k: v.contiguous().clone() for k, v in state.items()}
     with whole_file(path, overwrite=overwrite) as beside:

@@ -19,8 +19,8 @@ from typing import Any, cast
 from PIL import Image
 
 from dsconvert.errors import UsageError
-from dsconvert.images import whole_file
 from dsconvert.report.curves import curve, number
+from dsconvert.util.files import whole_file
 
 NAME = "report.html"
 _BOOKKEEPING = frozenset(

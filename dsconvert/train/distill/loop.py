@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dsconvert.errors import TrainingError, UsageError
-from dsconvert.images import save_png, side_by_side
+from dsconvert.images import save_picture, side_by_side
 from dsconvert.lite0 import Weights
 from dsconvert.train.distill.config import DistillConfig
 from dsconvert.train.distill.critic import Critic
@@ -240,7 +240,7 @@ class Loop:
         if self.folder is not None:
             sheet = side_by_side({"teacher": wanted, "student": made}, with_psnr=True)
             name = f"{self.images:010d}.png"
-            save_png(sheet, self.folder.path / "grids" / name, overwrite=True)
+            save_picture(sheet, self.folder.path / "grids" / name, overwrite=True)
 
     # --- what a checkpoint holds ---
 
