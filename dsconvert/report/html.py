@@ -111,7 +111,8 @@ def write_report(folder: str | Path, *, title: str | None = None) -> Path:
     target = place / NAME
     text = run_report(place, title=title)
     with whole_file(target, overwrite=True) as beside:
-        beside.write_text(text, encoding="utf-8")
+        # A folder's name may hold bytes that are no text.
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
     return target
 
 

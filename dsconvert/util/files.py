@@ -24,6 +24,11 @@ from typing import TYPE_CHECKING
 
 from dsconvert.errors import ForeignFileError, OutputError
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
@@ -110,7 +115,7 @@ def whole_file(path: str | os.PathLike[str], *, overwrite: bool) -> Generator[Pa
     real = Path(os.path.realpath(target))
     part = _part(real.parent)
     try:
-        with _told(target, real.parent):
+        with _told(target, part):
             part.touch(0o666, exist_ok=False)  # not by tempfile, whose files only we could read
             yield part
             _place(part, target, real, overwrite=overwrite)
@@ -133,7 +138,7 @@ def whole_files(path: str | os.PathLike[str], *, overwrite: bool) -> Generator[P
     folder = _part(Path(os.path.realpath(target)).parent)
     placed: list[Path] = []
     try:
-        with _told(target, folder.parent):
+        with _told(target, folder):
             folder.mkdir()
             yield folder / target.name
             for made in sorted(folder.iterdir(), key=lambda f: (f.name == target.name, f.name)):
@@ -205,7 +210,7 @@ def stream(path: str | os.PathLike[str]) -> Generator[Stream, None, None]:
 
 
 @contextmanager
-def _told(target: Path, folder: Path) -> Generator[None, None, None]:
+def _told(target: Path, part: Path) -> Generator[None, None, None]:
     """Turn whatever a disk says into one sentence about ``target``."""
     try:
         yield
@@ -214,17 +219,21 @@ def _told(target: Path, folder: Path) -> Generator[None, None, None]:
     except OutputError:
         raise
     except Exception as error:  # some writers have no word for a full disk
-        if not _is_full(folder):
+        if not _is_full(part):
             raise
         raise OutputError(
-            f"can't write {target}: no space is left on the disk of {folder}; make room or name "
-            "another."
+            f"can't write {target}: no space is left on that disk, or the file is larger than it "
+            "may be (ulimit -f); make room or name another."
         ) from error
 
 
-def _is_full(folder: Path) -> bool:
+def _is_full(part: Path) -> bool:
+    """Whether a writer of ``part`` (a file, or a folder of files) can't go on."""
     try:
-        return shutil.disk_usage(folder).free < _FULL
+        made = list(part.iterdir()) if part.is_dir() else [part]
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0] if resource is not None else -1
+        limited = most >= 0 and any(f.stat().st_size >= most for f in made)
+        return limited or shutil.disk_usage(part.parent).free < _FULL
     except OSError:
         return False
 
