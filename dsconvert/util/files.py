@@ -142,7 +142,7 @@ def whole_files(path: str | os.PathLike[str], *, overwrite: bool) -> Generator[P
             folder.mkdir()
             yield folder / target.name
             for made in sorted(folder.iterdir(), key=lambda f: (f.name == target.name, f.name)):
-                place = check_target(target.with_name(made.name), overwrite=overwrite)
+                place = check_target(target.with_name(made.name), overwrite=True)
                 real = Path(os.path.realpath(place))
                 if real.parent == folder.parent:
                     _place(made, place, real, overwrite=overwrite)
