@@ -257,6 +257,9 @@ def load_checkpoint(
         raise CorruptSnapshotError(
             f"{where} looks like a file of {adapter.name}, but its generator lacks parts ({error})."
         ) from error
+    recipes = dict(mark["recipes"]) if mark is not None else {}
+    if mark is not None and form == "safetensors" and mark.get("recipe") is not None:
+        recipes = {main: mark["recipe"]}  # it holds one generator, under no name of its own
     return Checkpoint(
         path=where,
         adapter=adapter,
@@ -266,7 +269,7 @@ def load_checkpoint(
         converted=mark is not None,
         entries=content,
         states=states,
-        recipes=dict(mark["recipes"]) if mark is not None else {},
+        recipes=recipes,
     )
 
 

@@ -240,6 +240,7 @@ def test_a_disk_that_refuses(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr("os.link", full)
     monkeypatch.setattr("os.replace", full)
     monkeypatch.setattr(Path, "replace", full)
     words = {
