@@ -47,6 +47,7 @@ from dsconvert.errors import DsconvertError
 from dsconvert.images import psnr
 from dsconvert.metrics import sample_images
 from dsconvert.pipeline import cost, sampler_of
+from dsconvert.util.files import whole_file
 
 TOOLS = ("dsconvert", "bsconv", "torch-pruning", "onnxruntime", "openvino", "scipy")
 FORWARDS = (1, 8)
@@ -100,9 +101,8 @@ class Results:
     def write(self) -> None:
         """To the disk, with the table."""
         self.data["meta"]["load_average_now"] = [round(x, 2) for x in os.getloadavg()]
-        beside = self.path.with_suffix(".part")
-        beside.write_text(json.dumps(self.data, indent=1))
-        beside.replace(self.path)
+        with whole_file(self.path, overwrite=True) as beside:
+            beside.write_text(json.dumps(self.data, indent=1))
         (self.folder / "peers.md").write_text(markdown(self.data))
 
 

@@ -83,19 +83,24 @@ def convert_snapshot(
     calibrate: int | None = None,
     seed: int = 0,
     progress: Progress | bool | None = None,
+    generators: Sequence[str] | None = None,
 ) -> SnapshotConversion:
-    """Convert every generator of a file (``G_ema``, ``G``): one plan, each its own weights."""
+    """Convert every generator of a file (``G_ema``, ``G``): one plan, each its own weights.
+
+    ``generators`` names those that are wanted; None: all of them.
+    """
     decided = plan
     conversions: dict[str, Conversion] = {}
     digests: dict[bytes, str] = {}
     # Of an official file the adapter is found by the model, one original at a time.
     inputs = inputs_of(snap) if isinstance(snap, Checkpoint) else None
     known: Analysis | None = None
-    for key in snap.generators:
+    wanted = snap.generators if generators is None else tuple(generators)
+    for key in wanted:
         # Not ``snap.generator``, which is kept: of a large file one original at a time is enough.
         model = snap.module(key)
         # A fit takes minutes, its digest a second.
-        if init == "fit" and calibrate != 0 and len(snap.generators) > 1:
+        if init == "fit" and calibrate != 0 and len(wanted) > 1:
             twin = digests.setdefault(_digest(model), key)
             if twin != key:
                 conversions[key] = _again(conversions[twin], twin)

@@ -1,11 +1,11 @@
-"""Images of tensors: grids, side-by-side sheets, PSNR, PNG files (whole or not at all)."""
+"""Images of tensors: grids, side-by-side sheets, PSNR, and files of them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,17 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dsconvert.errors import OutputError, UsageError
+from dsconvert.util.files import check_target, whole_file
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _LABEL = 22
+_PICTURES: dict[str, tuple[str, int, dict[str, Any]]] = {
+    ".png": ("PNG", 2**31 - 1, {}),
+    ".jpg": ("JPEG", 65500, {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", 65500, {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", 16383, {"lossless": True}),
+}
+"""By suffix: Pillow's name of a format, the largest side that it can hold, and its options."""
 
 
 def to_images(batch: Tensor) -> list[Image.Image]:
@@ -127,57 +135,51 @@ def psnr(image: Tensor, reference: Tensor) -> Tensor:
     return 10 * torch.log10(4 / error.mean((1, 2, 3)).clamp_min(1e-12))
 
 
-def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
-    """The output's path, if it may be written.
+def check_picture(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
+    """The picture's path, if its suffix names a format that we write and it may be written.
 
     Raises:
-        OutputError: it exists (and ``overwrite`` is off), is a folder, or its folder is missing.
+        UsageError: another suffix, or none.
+        OutputError: see :func:`dsconvert.util.files.check_target`.
     """
-    target = Path(path)
-    if "\0" in str(target):
-        raise OutputError(f"can't write {str(target)!r}: no name may hold a NUL; give another.")
-    try:
-        if target.is_dir():
-            raise OutputError(f"{target} is a folder; name a file in it.")
-        if target.exists() and not target.is_file():
-            # A file renamed to /dev/null would take that away from the whole system.
-            raise OutputError(f"{target} is a device or pipe; name a file.")
-        if target.exists() and not overwrite:
-            raise OutputError(f"{target} exists; give --overwrite to replace it, or another name.")
-        if not target.parent.is_dir():
-            raise OutputError(f"the folder {target.parent} does not exist; make it first.")
-        # Asked before the work: to find out after minutes of it would be late.
-        if not os.access(target.parent, os.W_OK | os.X_OK):
-            raise OutputError(f"the folder {target.parent} can't be written to; name another.")
-    except OSError as error:  # a name too long, a folder that one may not enter
-        raise OutputError(f"can't write {str(target)!r}: {error}; give another name.") from error
-    return target
+    _picture_format(path)
+    return check_target(path, overwrite=overwrite)
 
 
-@contextmanager
-def whole_file(path: str | os.PathLike[str], *, overwrite: bool) -> Generator[Path, None, None]:
-    """A file beside ``path`` to write to; it is renamed to ``path`` if nothing goes wrong.
+def _picture_format(path: str | os.PathLike[str]) -> tuple[str, int, dict[str, Any]]:
+    suffix = Path(path).suffix.lower()
+    if suffix not in _PICTURES:
+        ends = f"ends in {suffix}" if suffix else "has no suffix"
+        raise UsageError(
+            f"{path} {ends}, which names no format of pictures that can be written; end it in "
+            f"{', '.join(list(_PICTURES)[:-1])} or {list(_PICTURES)[-1]}."
+        )
+    return _PICTURES[suffix]
+
+
+def save_picture(
+    image: Image.Image, path: str | os.PathLike[str], *, overwrite: bool = False
+) -> None:
+    """Write ``image``, whole or not at all, in the format that the suffix of ``path`` names.
+
+    ``.png`` and ``.webp`` keep every level; ``.jpg`` has no alpha channel (it is put on white).
 
     Raises:
-        OutputError: see :func:`check_target`, or the disk refuses.
+        UsageError: the suffix names no format of pictures.
+        OutputError: see :func:`dsconvert.util.files.whole_file`, or the picture is larger than its
+            format can hold.
     """
-    target = check_target(path, overwrite=overwrite)
-    # The name may be as long as the file system allows, so the part has one of its own.
-    beside = target.with_name(f".dsconvert-{os.getpid()}.part")
-    try:
-        yield beside
-        beside.replace(target)
-    except OSError as error:
-        raise OutputError(f"can't write {target}: {error}; make room or name another.") from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def save_png(image: Image.Image, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write ``image`` beside ``path`` and rename it there.
-
-    Raises:
-        OutputError: see :func:`check_target`, or the disk refuses.
-    """
+    name, largest, options = _picture_format(path)
+    if max(image.size) > largest:
+        raise OutputError(
+            f"{path} would be {image.width} x {image.height} pixels, and {name} holds at most "
+            f"{largest} a side; write a .png, or fewer images."
+        )
+    if name == "JPEG" and image.mode != "L":
+        image = _opaque(image)
     with whole_file(path, overwrite=overwrite) as beside:
-        image.save(beside, format="PNG")
+        image.save(beside, format=name, **options)
+
+
+save_png = save_picture
+"""The former name of :func:`save_picture`."""

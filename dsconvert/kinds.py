@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from torch import nn
 
-from dsconvert.adapter import Adapter, CheckpointAdapter
+from dsconvert.adapter import Adapter, CheckpointAdapter, Rebuilds
 from dsconvert.checkpoint import (
     Checkpoint,
     ModuleSource,
@@ -23,15 +23,17 @@ from dsconvert.checkpoint import (
     save_checkpoint,
 )
 from dsconvert.errors import UsageError
-from dsconvert.export.api import check_export
+from dsconvert.export.api import SUFFIXES, check_export, export_model
 from dsconvert.export.plain import PlainFile, is_plain, open_plain, save_plain
 from dsconvert.export.plain_info import inspect_plain
 from dsconvert.snapshot import Snapshot, inspect_snapshot, load_snapshot, save_snapshot
+from dsconvert.util.files import check_regular, check_target
 
 if TYPE_CHECKING:
     import os
 
     from dsconvert.adapter import Sampler
+    from dsconvert.records import Export
 
 
 class Opened(Protocol):
@@ -90,6 +92,8 @@ class Kind:
         save: ``save(opened, models, path, overwrite)``; whole or not at all.
         inspect: ``inspect(path, module)``.
         opened: the type that ``load`` returns.
+        suffixes: of the files that ``save`` writes, the usual one first; the input's own is always
+            one of them. None: any.
     """
 
     name: str
@@ -98,6 +102,7 @@ class Kind:
     save: Callable[[Any, Mapping[str, nn.Module], str | os.PathLike[str], bool], None]
     inspect: Callable[[Path, ModuleSource | None], Facts]
     opened: type
+    suffixes: tuple[str, ...] | None = None
 
 
 def _load_snapshot(path: Path, drop: Collection[str], module: ModuleSource | None) -> Opened:
@@ -127,6 +132,7 @@ _SNAPSHOT = Kind(
     ),
     inspect=_inspect_snapshot,
     opened=Snapshot,
+    suffixes=(".pkl", ".pickle", ""),
 )
 _CHECKPOINT = Kind(
     name="checkpoint",
@@ -137,6 +143,7 @@ _CHECKPOINT = Kind(
     ),
     inspect=lambda path, module: inspect_checkpoint(path, module=module),
     opened=Checkpoint,
+    suffixes=(".pth", ".pt", ".ckpt", ".bin", ".tar", ".th", "", ".safetensors"),
 )
 
 
@@ -167,6 +174,7 @@ _PLAIN = Kind(
     save=_save_plain,
     inspect=_inspect_plain,
     opened=PlainFile,
+    suffixes=(".safetensors",),
 )
 _KINDS: list[Kind] = [_PLAIN, _CHECKPOINT, _SNAPSHOT]
 
@@ -208,6 +216,7 @@ def open_file(
         DsconvertError: it is no such file, is damaged, or an option does not fit it.
     """
     where = Path(path)
+    check_regular(where)
     return _kind_of(where).load(where, drop, module)
 
 
@@ -217,14 +226,78 @@ def save_file(
     path: str | os.PathLike[str],
     *,
     overwrite: bool = False,
-) -> None:
-    """Write a file of the same kind, with converted generators in it.
+) -> Export | None:
+    """Write converted generators, in the format that the suffix of ``path`` names.
+
+    That is a file of the same kind as ``opened``, with all that is in it; or, for a suffix of an
+    export format (``.safetensors``, ``.onnx``, ``.pt2``, ``.xml``), the main generator alone.
+
+    Returns:
+        what was exported, or None where the file is of the same kind.
 
     Raises:
-        DsconvertError: see the kind's own function.
+        UsageError: the suffix is neither.
+        DsconvertError: see the kind's own function, and :func:`dsconvert.export_model`.
     """
-    kind = next(k for k in _KINDS if isinstance(opened, k.opened))
-    kind.save(opened, models, path, overwrite)
+    name = export_format(opened, path)
+    if name is None:
+        _kind(opened).save(opened, models, path, overwrite)
+        return None
+    model = models[opened.generators[0]]
+    return export_model(model, path, format=name, overwrite=overwrite, inputs=inputs_of(opened))
+
+
+def _kind(opened: Opened) -> Kind:
+    return next(k for k in _KINDS if isinstance(opened, k.opened))
+
+
+def export_format(opened: Opened, path: str | os.PathLike[str]) -> str | None:
+    """The export format that the suffix of an output names; None: the same kind as ``opened``.
+
+    Raises:
+        UsageError: it is neither a suffix of that kind nor of an export format.
+    """
+    kind, suffix = _kind(opened), Path(path).suffix.lower()
+    if kind.suffixes is None or suffix in kind.suffixes:
+        return None
+    if suffix in SUFFIXES:
+        return SUFFIXES[suffix]
+    if opened.path is not None and suffix and suffix == opened.path.suffix.lower():
+        return None
+    ends = f"ends in {suffix}" if suffix else "has no suffix"
+    exports = ", ".join(s for s in SUFFIXES if s != kind.suffixes[0])
+    raise UsageError(
+        f"{path} {ends}, and {opened.path} can't be written as that; end it in {kind.suffixes[0]} "
+        f"({kind.name}, as the input is), or in {exports} (the generator alone)."
+    )
+
+
+def check_output(opened: Opened, path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Refuse, before any work, an output that :func:`save_file` could not write.
+
+    Raises:
+        UsageError: its suffix names no format, or one that this generator has no way into.
+        MissingExtraError: what the format needs is not installed.
+        OutputError: it may not be written.
+    """
+    name = export_format(opened, path)
+    if name is None:
+        check_target(path, overwrite=overwrite)
+        return
+    check_export(path, name, noise="random", overwrite=overwrite)
+    adapter: object = getattr(opened, "adapter", None)
+    if name == "safetensors" and not isinstance(adapter, Rebuilds):
+        raise UsageError(
+            f"{path}: safetensors is no format for the generator of {opened.path}, since no "
+            f"adapter can rebuild it; end it in {(_kind(opened).suffixes or ('',))[0]}, .onnx, "
+            ".pt2 or .xml."
+        )
+
+
+def generators_in(opened: Opened, path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Names of the generators that :func:`save_file` writes to ``path``, the main one first."""
+    alone = export_format(opened, path) is not None or Path(path).suffix.lower() == ".safetensors"
+    return opened.generators[:1] if alone else opened.generators
 
 
 def inspect_file(path: str | os.PathLike[str], *, module: ModuleSource | None = None) -> Facts:
@@ -234,6 +307,7 @@ def inspect_file(path: str | os.PathLike[str], *, module: ModuleSource | None = 
         DsconvertError: it is none.
     """
     where = Path(path)
+    check_regular(where)
     return _kind_of(where).inspect(where, module)
 
 

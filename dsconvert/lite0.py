@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from dsconvert.errors import MissingExtraError, UsageError
+from dsconvert.util.extras import pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +44,7 @@ def lite0(*, weights: Weights = "auto", extra: str = "metrics", purpose: str = "
         raise UsageError(
             f"no backbone weights are called {weights!r}; choose {', '.join(WEIGHTS)}."
         )
-    install = f'pip install "dsconvert[{extra}]"'
+    install = pip_install(extra)
     try:
         timm = import_module("timm")
     except ImportError as error:

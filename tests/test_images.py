@@ -122,7 +122,7 @@ def test_what_is_broken_is_black_or_refused() -> None:
             call()
 
 
-@pytest.mark.parametrize("name", ["x" * 4000, "a\0b.png"])
+@pytest.mark.parametrize("name", ["x" * 4000 + ".png", "a\0b.png"])
 def test_names_no_file_can_have(tmp_path: Path, name: str) -> None:
     with pytest.raises(OutputError, match="can't write"):
         save_png(picture(), tmp_path / name)

@@ -27,9 +27,10 @@ from dsconvert.errors import (
     UnsupportedSnapshotError,
     UsageError,
 )
-from dsconvert.images import whole_file
 from dsconvert.precision import as_stored, widen
 from dsconvert.restructure import describe_changes, restructure
+from dsconvert.util.extras import pip_install
+from dsconvert.util.files import stream, whole_file
 from dsconvert.version import VERSION
 
 if TYPE_CHECKING:
@@ -342,8 +343,8 @@ def save_checkpoint(
     content = checkpoint.adapter.replaced(checkpoint.entries, states)
     content = untidied(content, *checkpoint.spelled)
     content[ENTRY] = mark
-    with whole_file(path, overwrite=overwrite) as beside:
-        torch.save(content, beside)
+    with whole_file(path, overwrite=overwrite) as beside, stream(beside) as out:
+        torch.save(content, out)
 
 
 def _base(checkpoint: Checkpoint) -> nn.Module:
@@ -364,7 +365,8 @@ def _write_safetensors(
         library = import_module("safetensors.torch")
     except ImportError as error:
         raise MissingExtraError(
-            'a .safetensors file needs: pip install "dsconvert[safetensors]"'
+            f"a .safetensors file needs safetensors, which is not installed: "
+            f"{pip_install('safetensors')}."
         ) from error
     whole = {k: v.contiguous().clone() for k, v in state.items()}
     with whole_file(path, overwrite=overwrite) as beside:

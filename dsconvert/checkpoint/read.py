@@ -21,6 +21,7 @@ from dsconvert.errors import (
     UnsafeSnapshotError,
     UnsupportedSnapshotError,
 )
+from dsconvert.util.extras import pip_install
 
 ENTRY = "dsconvert"
 """The entry that a converted checkpoint has beside the original's."""
@@ -118,7 +119,8 @@ def _safetensors(path: Path) -> dict[str, Any]:
         library = import_module("safetensors")
     except ImportError as error:
         raise MissingExtraError(
-            f'{path} is a safetensors file; reading it needs: pip install "dsconvert[safetensors]"'
+            f"{path} is a safetensors file, and safetensors is not installed: "
+            f"{pip_install('safetensors')}."
         ) from error
     try:
         with library.safe_open(str(path), framework="pt", device="cpu") as file:

@@ -6,11 +6,11 @@ Nothing heavy is imported before a command runs, so that ``--help`` answers at o
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 from dsconvert.allocator import keep_freed_memory
+from dsconvert.cli import streams
 from dsconvert.cli.parser import parse
 from dsconvert.cli.stopping import Outcome, Stopped, terminable
 from dsconvert.errors import DsconvertError
@@ -23,28 +23,38 @@ _RUNNING = frozenset({"train", "finetune", "distill", "eval", "generate", "compa
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 with one sentence for bad input, 130 when interrupted."""
-    outcome: Outcome | None = None
+    streams.prepare()
+    outcome: list[Outcome] = []
     try:
-        words = list(sys.argv[1:] if argv is None else argv)
-        options = parse(words)
-        options.words = words
-        outcome = Outcome(options)
-        if options.command in _RUNNING:
-            keep_freed_memory()
-        name = options.command.replace("-", "_")
-        with terminable():
-            importlib.import_module(f"dsconvert.cli.commands.{name}").run(options)
-            sys.stdout.flush()
+        _run(list(sys.argv[1:] if argv is None else argv), outcome)
     except DsconvertError as error:
-        sys.stderr.write(f"dsconvert: {error}\n")
+        streams.complain(str(error))
         return USAGE
     except Stopped:
-        sys.stderr.write("dsconvert: interrupted.\n")
+        streams.complain("interrupted.")
         return INTERRUPTED
     except KeyboardInterrupt:
-        sys.stderr.write(f"dsconvert: interrupted; {outcome or 'nothing was written'}.\n")
+        what = outcome[0] if outcome else "nothing was written"
+        streams.complain(f"interrupted; {what}.")
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, say) has gone; keep the interpreter's last flush from complaining.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except streams.ReaderGone:
+        # The reader (head, say) has what it wanted; the interpreter must not complain at its end.
+        streams.silence()
     return 0
+
+
+def _run(words: list[str], outcome: list[Outcome]) -> None:
+    """Run one command; ``outcome`` gets what tells, after an interruption, what was written."""
+    try:
+        options = parse(words)
+    except SystemExit:  # --help and --version, printed by argparse
+        streams.flush()
+        raise
+    options.words = words
+    outcome.append(Outcome(options))
+    if options.command in _RUNNING:
+        keep_freed_memory()
+    name = options.command.replace("-", "_")
+    with terminable():
+        importlib.import_module(f"dsconvert.cli.commands.{name}").run(options)
+        streams.flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dsconvert.cli.streams import ReaderGone, flush, silence
 from dsconvert.errors import OutputError
 from dsconvert.progress import Heartbeat, to_stderr
 from dsconvert.report.jsonable import finite
@@ -23,7 +23,7 @@ from dsconvert.report.text import plain
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Leave the exit code to ``main``; rich would exit with 1."""
-        raise BrokenPipeError
+        raise ReaderGone
 
 
 @contextmanager
@@ -35,13 +35,12 @@ def _stdout() -> Generator[None, None, None]:
     """
     try:
         yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError as error:
+        raise ReaderGone from error
     except OSError as error:
-        # What is still buffered would fail once more, with a traceback, when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()
         raise OutputError(f"can't write to standard output: {error}; send it elsewhere.") from error
+    flush()
 
 
 def say(*things: Table | str, quiet: bool = False) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +12,6 @@ from dsconvert.errors import (
     DsconvertError,
     ExportError,
     ForeignFileError,
-    OutputError,
     UsageError,
 )
 from dsconvert.export.diagnose import blame
@@ -23,13 +20,12 @@ from dsconvert.export.graph import Core, draw, flatten
 from dsconvert.export.inputs import Inputs, examples_of
 from dsconvert.export.plain import load_plain, save_plain
 from dsconvert.export.verify import BATCHES, compare, first_line
-from dsconvert.images import check_target
 from dsconvert.records import FORMATS, NOISES, Export, Noise
 from dsconvert.snapshot import load_snapshot
+from dsconvert.util.files import check_target, whole_files
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Generator
 
     from torch import nn
 
@@ -137,8 +133,8 @@ def export_model(
     )
     args = _args(model, core, inputs)
     fmt = GRAPHS[name]
-    with _folder_beside(target) as folder:
-        files = _written(fmt, model, core, args, folder / target.name)
+    with whole_files(target, overwrite=overwrite) as beside:
+        files = _written(fmt, model, core, args, beside)
         error, reach = compare(
             model,
             core,
@@ -148,8 +144,6 @@ def export_model(
             noise_types=noise_types,
         )
         size = sum(f.stat().st_size for f in files)
-        for file in reversed(files):  # the .xml last: it is what a reader opens
-            file.replace(target.parent / file.name)
     return Export(
         path=str(target),
         format=name,
@@ -173,16 +167,6 @@ def _args(model: nn.Module, core: Core, inputs: Inputs | None) -> tuple[torch.Te
     if wrong:
         raise ExportError(f"the input {', '.join(wrong)} is no tensor; only those can be exported.")
     return tuple(args)
-
-
-@contextlib.contextmanager
-def _folder_beside(target: Path) -> Generator[Path, None, None]:
-    """A folder on the target's disk, gone afterwards."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=".dsconvert-", dir=target.parent) as folder:
-            yield Path(folder)
-    except OSError as error:
-        raise OutputError(f"can't write {target}: {error}; make room or name another.") from error
 
 
 def _written(

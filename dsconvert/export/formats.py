@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from dsconvert.errors import MissingExtraError
+from dsconvert.util.extras import pip_install
+from dsconvert.util.files import stream
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -58,8 +60,7 @@ def need(fmt: str, *modules: str) -> None:
     if missing:
         raise MissingExtraError(
             f"the format {fmt} needs {', '.join(missing)}, which "
-            f"{'is' if len(missing) == 1 else 'are'} not installed: "
-            f'pip install "dsconvert[{fmt}]".'
+            f"{'is' if len(missing) == 1 else 'are'} not installed: {pip_install(fmt)}."
         )
 
 
@@ -83,16 +84,15 @@ def program(core: Core, args: tuple[Tensor, ...]) -> torch.export.ExportedProgra
 def _write_torch(core: Core, args: tuple[Tensor, ...], path: Path) -> tuple[Path, ...]:
     facts = {"inputs": core.inputs, "noise": core.noise, "planes": _planes(core)}
     # Saved under another name by the caller, so the suffix check of torch would only be in the way.
-    with _quiet(), path.open("wb") as stream:
-        torch.export.save(
-            program(core, args), stream, extra_files={"dsconvert.json": json.dumps(facts)}
-        )
+    exported = program(core, args)
+    with _quiet(), stream(path) as out:
+        torch.export.save(exported, out, extra_files={"dsconvert.json": json.dumps(facts)})
     return (path,)
 
 
 def _open_torch(path: Path, threads: int | None) -> Run:
-    with _quiet(), path.open("rb") as stream:
-        module = torch.export.load(stream).module()
+    with _quiet(), path.open("rb") as file:
+        module = torch.export.load(file).module()
     if threads is not None:
         torch.set_num_threads(threads)
 

@@ -31,12 +31,12 @@ from dsconvert.export.formats import need
 from dsconvert.export.inputs import Inputs, examples_of
 from dsconvert.export.structure import apply_changes, changes
 from dsconvert.export.verify import BATCHES
-from dsconvert.images import whole_file
 from dsconvert.norms import fold, norm_kind
 from dsconvert.observe import evaluating
 from dsconvert.precision import as_stored, widen
 from dsconvert.records import Export, Noise
 from dsconvert.rewrite import copied
+from dsconvert.util.files import whole_file
 from dsconvert.version import VERSION
 
 if TYPE_CHECKING:

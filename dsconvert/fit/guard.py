@@ -70,7 +70,7 @@ def attempt(fit: Callable[[], None], module: nn.Module, sample: Sample) -> bool:
         module.to(sample.held_input.dtype)
         fit()
         done = True
-    except (NotFiniteError, torch.linalg.LinAlgError):
+    except (NotFiniteError, torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
         done = False
     finally:
         for p, kind in zip(parameters, kinds, strict=True):

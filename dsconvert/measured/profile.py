@@ -17,7 +17,7 @@ from typing import Any
 
 from dsconvert.bench import Settings, facts
 from dsconvert.errors import OutputError
-from dsconvert.images import whole_file
+from dsconvert.util.files import whole_file
 
 FORMAT = 1
 _HEADER = ("device", "dtype", "compile", "threads", "machine", "instructions", "torch", "cuda")

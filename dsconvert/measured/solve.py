@@ -13,6 +13,7 @@ import numpy as np
 
 from dsconvert.errors import MissingExtraError
 from dsconvert.measured.records import Candidate
+from dsconvert.util.extras import pip_install
 
 _TIE = 1e-6
 """Losses that differ by less than this share of the largest are one: the cheaper choice is taken.
@@ -29,7 +30,7 @@ def solver() -> Any:
         from scipy import optimize
     except ImportError:
         raise MissingExtraError(
-            "planning for a target needs scipy; install it with: pip install 'dsconvert[measured]'"
+            f"planning for a target needs scipy, which is not installed: {pip_install('measured')}."
         ) from None
     return optimize
 

@@ -19,8 +19,8 @@ from typing import Any, cast
 from PIL import Image
 
 from dsconvert.errors import UsageError
-from dsconvert.images import whole_file
 from dsconvert.report.curves import curve, number
+from dsconvert.util.files import whole_file
 
 NAME = "report.html"
 _BOOKKEEPING = frozenset(
@@ -111,7 +111,8 @@ def write_report(folder: str | Path, *, title: str | None = None) -> Path:
     target = place / NAME
     text = run_report(place, title=title)
     with whole_file(target, overwrite=True) as beside:
-        beside.write_text(text, encoding="utf-8")
+        # A folder's name may hold bytes that are no text.
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
     return target
 
 

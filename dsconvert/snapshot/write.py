@@ -6,16 +6,13 @@ Byte strings of the source file are copied in chunks, tensors are written from t
 
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from dsconvert.errors import OutputError, SnapshotError
+from dsconvert.errors import SnapshotError
 from dsconvert.snapshot.encode import bytes_header, integer, storage_header, u32
 from dsconvert.snapshot.nodes import (
     Blob,
@@ -27,6 +24,7 @@ from dsconvert.snapshot.nodes import (
     TensorData,
 )
 from dsconvert.snapshot.storage import ITEM_SIZES
+from dsconvert.util.files import whole_file
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -258,57 +256,14 @@ def _pair_batches(pairs: list[tuple[Node, Node]]) -> list[Node]:
 
 
 def write_file(path: Path, root: Node, source: Source | None, *, overwrite: bool) -> None:
-    """Write ``root`` to ``path``: beside it first, then renamed, so that no half file is left.
+    """Write ``root`` to ``path``, whole or not at all.
 
     Raises:
         OutputError: the target exists, its folder does not, or writing fails.
         SnapshotError: something can't be written, or the source changed meanwhile.
     """
-    _check_target(path, overwrite=overwrite)
-    temporary: Path | None = None
-    try:
-        # The name may be as long as the file system allows, so the part has one of its own.
-        handle, name = tempfile.mkstemp(prefix=".dsconvert-", suffix=".part", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb", buffering=1 << 20) as out:
+    with whole_file(path, overwrite=overwrite) as beside:
+        with beside.open("wb", buffering=1 << 20) as out:
             Writer(out, source).write(root)
-            out.flush()
-            os.fsync(out.fileno())
         if source is not None:
             source.check_unchanged()
-        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
-        temporary.replace(path)
-        temporary = None
-    except OSError as error:
-        raise OutputError(
-            f"{path} can't be written: {error.strerror or error}. Check free space and rights."
-        ) from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink()
-
-
-def _check_target(path: Path, *, overwrite: bool) -> None:
-    if "\0" in str(path):
-        raise OutputError(f"{str(path)!r} can't be written: a NUL in its name. Choose another.")
-    try:
-        if path.is_dir():
-            raise OutputError(f"{path} is a folder. Name a file, for example {path / 'fast.pkl'}.")
-        if path.exists() and not path.is_file():
-            # A file renamed to /dev/null would take that away from the whole system.
-            raise OutputError(f"{path} is a device or pipe. Name a file.")
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists. Choose another name, or allow overwriting it.")
-        if not path.parent.is_dir():
-            raise OutputError(f"the folder {path.parent} does not exist. Create it first.")
-    except OSError as error:  # a name too long, a folder that one may not enter
-        raise OutputError(
-            f"{str(path)!r} can't be written: {error}. Choose another name."
-        ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,6 +1,6 @@
 """Checkpoints that a run can be continued from exactly, and that no crash can spoil.
 
-A file is written beside its name, flushed to the disk and renamed; the one before goes only then.
+A file is written whole or not at all; the one before goes only then.
 They hold tensors, numbers and strings only, and are read with ``weights_only``: nothing in one can
 run.
 """
@@ -19,6 +19,7 @@ import torch
 
 from dsconvert.checkpoint.read import refuse_old_torch
 from dsconvert.errors import OutputError, TrainingError
+from dsconvert.util.files import remove_stale_parts, stream, whole_file
 
 VERSION = 1
 _LOG = logging.getLogger(__name__)
@@ -31,30 +32,14 @@ def save_checkpoint(path: str | os.PathLike[str], payload: Mapping[str, Any]) ->
         OutputError: the disk refuses.
     """
     target = Path(path)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with beside.open("wb") as out:
+        with whole_file(target, overwrite=True) as beside, stream(beside) as out:
             torch.save({"dsconvert_checkpoint": VERSION, **payload}, out)
-            out.flush()
-            os.fsync(out.fileno())
-        beside.replace(target)
-        _sync_folder(target.parent)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into RuntimeError
+    except OutputError as error:
         raise OutputError(
-            f"the checkpoint {target} can't be written ({error}); the one before is untouched. "
-            "Make room and resume."
+            f"{error} The checkpoint before it is untouched: resume from that."
         ) from error
-    finally:
-        beside.unlink(missing_ok=True)
     return target
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -105,8 +90,7 @@ def checkpoint_name(images: int) -> str:
 
 def prune(folder: str | os.PathLike[str], keep: int) -> None:
     """Delete all but the newest ``keep`` (at least one), and what a killed writer left."""
-    for part in Path(folder).glob(".images-*.part"):
-        part.unlink(missing_ok=True)
+    remove_stale_parts(folder)
     for old in checkpoints(folder)[: -max(keep, 1)]:
         old.unlink(missing_ok=True)
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dsconvert.images import save_png, side_by_side
+from dsconvert.images import save_picture, side_by_side
 from dsconvert.pipeline import cost
 from dsconvert.records import Cost
 from dsconvert.report.html import write_report
@@ -75,7 +75,7 @@ def close_run(
     try:
         settings = read_settings(folder)
         rows = _rows(folder, result, images, config, procs, settings)
-        save_png(side_by_side(rows), folder / "side_by_side.png", overwrite=True)
+        save_picture(side_by_side(rows), folder / "side_by_side.png", overwrite=True)
         write_json(folder / "results.json", finite(_results(folder, result)))
         return write_report(folder)
     except Exception as error:

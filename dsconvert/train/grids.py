@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import image_tensor
-from dsconvert.images import grid, save_png
+from dsconvert.images import grid, save_picture
 from dsconvert.observe import evaluating
 
 NOISE_SEED = 1
@@ -31,5 +31,5 @@ def save_grid(images: Tensor, path: str | os.PathLike[str]) -> Path:
     Raises:
         OutputError: the disk refuses.
     """
-    save_png(grid(images), path, overwrite=True)
+    save_picture(grid(images), path, overwrite=True)
     return Path(path)

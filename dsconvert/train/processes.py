@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dsconvert.devices import for_work
 from dsconvert.errors import MissingExtraError, TrainingError, UsageError
+from dsconvert.util.extras import pip_install
 
 
 class Processes(Protocol):
@@ -75,7 +76,7 @@ class Together:
         except ImportError as error:
             raise MissingExtraError(
                 "training with several processes needs accelerate, which is not installed: "
-                'pip install "dsconvert[train]".'
+                f"{pip_install('train')}."
             ) from error
         # Without a GPU accelerate joins processes only where it is told that the CPU is meant.
         self._accelerator: Any = module.Accelerator(cpu=not torch.cuda.is_available())

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from dsconvert.errors import OutputError, TrainingError
-from dsconvert.images import whole_file
 from dsconvert.train.processes import Processes
+from dsconvert.util.files import whole_file
 
 SETTINGS = "settings.json"
 START = "start.pkl"

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from dsconvert.util.files import whole_file
+
 FILE = "stats.jsonl"
 
 
@@ -43,9 +45,8 @@ class StatsWriter:
                 for row in read_stats(self.path)
                 if row.get("images", 0) <= resume_images
             ]
-        beside = self.path.with_name(f".{FILE}.part")
-        beside.write_text("".join(kept), encoding="utf-8")
-        beside.replace(self.path)
+        with whole_file(self.path, overwrite=True) as beside:
+            beside.write_text("".join(kept), encoding="utf-8")
         self._file = self.path.open("a", encoding="utf-8")
         self._board = _board(Path(folder), resume_images) if tensorboard else None
 

@@ -240,6 +240,7 @@ def test_a_disk_that_refuses(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr("os.link", full)
     monkeypatch.setattr("os.replace", full)
     monkeypatch.setattr(Path, "replace", full)
     words = {
@@ -247,7 +248,8 @@ def test_a_disk_that_refuses(
         "plan": (snapshot_file, "--plan-only"),
         "generate": ("generate", snapshot_file, "--seeds", "0"),
     }[kind]
-    assert "No space left" in refused(*words, "--out", tmp_path / "o")
+    name = {"convert": "o.pkl", "plan": "o.json", "generate": "o.png"}[kind]
+    assert "No space left" in refused(*words, "--out", tmp_path / name)
 
 
 def test_missing_extra_is_missed_before_the_work(
@@ -259,7 +261,7 @@ def test_missing_extra_is_missed_before_the_work(
     monkeypatch.setitem(sys.modules, "timm", None)
     monkeypatch.setattr("dsconvert.cli.commands.compare.opened", None)
     words = ("compare", snapshot_file, snapshot_file, "--distance", "4")
-    assert "dsconvert[metrics]" in refused(*words, "--out", tmp_path / "o.png")
+    assert "pip install" in refused(*words, "--out", tmp_path / "o.png")
 
 
 def test_images_of_different_sizes(

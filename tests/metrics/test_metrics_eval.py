@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import ClassVar
@@ -17,7 +18,12 @@ from dsconvert.images import to_images
 from dsconvert.metrics import compare_sets, frechet_distance
 from dsconvert.metrics.evaluate import evaluate, extractors, features_of
 from dsconvert.metrics.frechet import frechet
-from dsconvert.metrics.inception import FILE, InceptionFeatures, inception_file
+from dsconvert.metrics.inception import (
+    FILE,
+    InceptionFeatures,
+    inception_bytes,
+    inception_file,
+)
 from dsconvert.metrics.kernel import kernel
 from dsconvert.train.classes import classes_of, open_labelled, with_classes_of
 
@@ -163,7 +169,10 @@ class Stand(nn.Module):
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DSCONVERT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
-    torch.jit.script(Stand()).save(str(tmp_path / "cache" / FILE))
+    file = tmp_path / "cache" / FILE
+    torch.jit.script(Stand()).save(str(file))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setattr("dsconvert.metrics.inception.SHA256", digest)
     return tmp_path
 
 
@@ -259,12 +268,54 @@ def test_a_download_that_breaks_off_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_broken_network_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("content", ["half of it", "another program"])
+def test_only_the_known_network_is_ever_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    """A TorchScript file is a program: what lies there with another hash is refused."""
     pytest.importorskip("cleanfid")
     monkeypatch.setenv("DSCONVERT_CACHE", str(tmp_path))
-    (tmp_path / FILE).write_bytes(b"half of it")
-    with pytest.raises(MissingExtraError, match="delete it"):
+    if content == "another program":
+        torch.jit.script(Stand()).save(str(tmp_path / FILE))
+    else:
+        (tmp_path / FILE).write_bytes(b"half of it")
+
+    def loaded(*_: object, **__: object) -> None:
+        pytest.fail("it was loaded")
+
+    monkeypatch.setattr(torch.jit, "load", loaded)
+    with pytest.raises(MissingExtraError, match=r"SHA-256.*delete it"):
         InceptionFeatures()
+
+
+class Answer:
+    """A server that sends ``content``."""
+
+    def __init__(self, content: bytes) -> None:
+        self.headers = {"Content-Length": str(len(content))}
+        self._pieces = [content, b""]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def read(self, _size: int) -> bytes:
+        return self._pieces.pop(0)
+
+
+def test_a_download_is_kept_only_if_its_hash_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSCONVERT_CACHE", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Answer(b"something else"))
+    with pytest.raises(MissingExtraError, match="another file: its SHA-256 is"):
+        inception_file()
+    assert not list(tmp_path.iterdir())
+    digest = hashlib.sha256(b"something else").hexdigest()
+    monkeypatch.setattr("dsconvert.metrics.inception.SHA256", digest)
+    assert inception_bytes(inception_file()) == b"something else"
+    assert [p.name for p in tmp_path.iterdir()] == [FILE]
 
 
 @pytest.mark.parametrize(

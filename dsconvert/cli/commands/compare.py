@@ -10,7 +10,7 @@ from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.seeded import images_of, stage
 from dsconvert.errors import UsageError
-from dsconvert.images import check_target, psnr, save_png, side_by_side
+from dsconvert.images import check_picture, psnr, save_picture, side_by_side
 from dsconvert.kinds import inputs_of, picture_of
 from dsconvert.metrics import LiteFeatures, feature_distance
 
@@ -23,7 +23,7 @@ def _labels(first: str, second: str) -> tuple[str, str]:
 
 def run(options: Namespace) -> None:
     """Show them side by side, with the PSNR of each pair."""
-    check_target(options.out, overwrite=options.overwrite)
+    check_picture(options.out, overwrite=options.overwrite)
     # What is missing is missed now, not after minutes of work.
     features = LiteFeatures() if options.distance else None
     first, second = opened(options.snapshot, options), opened(options.other, options)
@@ -69,7 +69,7 @@ def run(options: Namespace) -> None:
             f" {fd.interval[1]:.1f}: {verdict}; same latents {fd.same_latents:.1f}"
         )
     rows = {one: a, f"{two} (PSNR {values.mean():.1f} dB)": b}
-    save_png(side_by_side(rows), options.out, overwrite=options.overwrite)
+    save_picture(side_by_side(rows), options.out, overwrite=options.overwrite)
     if options.json:
         emit(data)
     else:

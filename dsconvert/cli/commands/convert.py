@@ -8,13 +8,13 @@ from pathlib import Path
 from dsconvert.cli import targets
 from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
-from dsconvert.errors import PlanError
+from dsconvert.errors import PlanError, UsageError
 from dsconvert.files import SnapshotConversion, convert_snapshot, plan_snapshot
-from dsconvert.images import check_target, whole_file
-from dsconvert.kinds import save_file
+from dsconvert.kinds import check_output, generators_in, save_file
 from dsconvert.records import Plan
 from dsconvert.report.jsonable import conversion_dict, plan_dict
 from dsconvert.report.tables import conversion_report, plan_report
+from dsconvert.util.files import check_target, whole_file
 
 
 def _write_text(text: str, path: str, *, overwrite: bool) -> None:
@@ -33,8 +33,12 @@ def run(options: Namespace) -> None:
     """Convert a file."""
     if options.out:
         check_target(options.out, overwrite=options.overwrite)
+    if options.out and options.plan_only and Path(options.out).suffix.lower() not in (".json", ""):
+        raise UsageError(f"--plan-only writes a plan, which is JSON: end {options.out} in .json.")
     chosen = _read_plan(options.plan) if options.plan else None
     snap = opened(options.snapshot, options, drop=tuple(options.drop))
+    if not options.plan_only:
+        check_output(snap, options.out, overwrite=options.overwrite)
     measured = None
     if options.target:
         with Bars(hidden=options.quiet) as bars:
@@ -71,12 +75,13 @@ def run(options: Namespace) -> None:
             calibrate=options.calibrate,
             seed=options.seed,
             progress=bars,
+            generators=generators_in(snap, options.out),
         )
     if measured is not None:
         with Bars(hidden=options.quiet) as bars:
             bars("measure the result", 0, 1)
             measured = targets.checked(measured, snap, result.models)
-    save_file(snap, result.models, options.out, overwrite=options.overwrite)
+    made = save_file(snap, result.models, options.out, overwrite=options.overwrite)
     if options.json:
         entries = {k: conversion_dict(c) for k, c in result.conversions.items()}
         files = {"input": options.snapshot, "output": options.out}
@@ -88,7 +93,10 @@ def run(options: Namespace) -> None:
         say(*conversion_report(main, title, verbose=options.verbose))
         say(*_others(result))
         targets.show(measured)
-    say(f"wrote {options.out}")
+    if made is None:
+        say(f"wrote {options.out}")
+    else:
+        say(f"wrote {' and '.join(made.files)}: {name} alone, as {made.format}")
 
 
 def _others(result: SnapshotConversion) -> list[str]:

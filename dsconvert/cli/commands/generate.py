@@ -7,17 +7,17 @@ from argparse import Namespace
 from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.seeded import images_of, stage
-from dsconvert.images import check_target, grid, save_png
+from dsconvert.images import check_picture, grid, save_picture
 
 
 def run(options: Namespace) -> None:
-    """Write one image a seed into one PNG."""
-    check_target(options.out, overwrite=options.overwrite)
+    """Write one image a seed into one picture."""
+    check_picture(options.out, overwrite=options.overwrite)
     file = opened(options.snapshot, options)
     with Bars(hidden=options.quiet) as bars:
         progress = stage(bars, "images", options)
         images = images_of(file, options.seeds, options.label, progress, trunc=options.trunc)
-    save_png(grid(images), options.out, overwrite=options.overwrite)
+    save_picture(grid(images), options.out, overwrite=options.overwrite)
     if options.json:
         emit({"snapshot": options.snapshot, "out": options.out, "seeds": options.seeds})
     else:

@@ -20,7 +20,7 @@ def add(command: argparse.ArgumentParser) -> None:
         "--distance",
         type=arguments.samples,
         metavar="N",
-        help='also FD-lite0 over N images (needs "dsconvert[metrics]")',
+        help="also FD-lite0 over N images (needs timm)",
     )
     arguments.output(command, required=True)
     arguments.quiet(command)

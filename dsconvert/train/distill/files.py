@@ -15,8 +15,8 @@ from torch import nn
 from dsconvert.checkpoint import ModuleSource
 from dsconvert.devices import for_work
 from dsconvert.errors import UsageError
-from dsconvert.images import check_target, save_png, side_by_side, whole_file
-from dsconvert.kinds import Opened, inputs_of, open_file, picture_of, save_file
+from dsconvert.images import save_picture, side_by_side
+from dsconvert.kinds import Opened, check_output, inputs_of, open_file, picture_of, save_file
 from dsconvert.lite0 import Weights
 from dsconvert.metrics import sample_images
 from dsconvert.pipeline import cost
@@ -29,6 +29,7 @@ from dsconvert.train.distill.api import Distilled, distill
 from dsconvert.train.distill.config import DistillConfig
 from dsconvert.train.distill.loop import Progress
 from dsconvert.train.ema import same_structure
+from dsconvert.util.files import check_target, whole_file
 
 _SHOWN = 8
 
@@ -73,7 +74,8 @@ def distill_snapshot(
         student: its conversion. In ``out`` the generators that are built alike (``G`` beside
             ``G_ema``) hold what was learnt, so that training goes on from there; every other
             entry is written unchanged.
-        out: the file to write, whole or not at all.
+        out: the file to write, whole or not at all; see :func:`dsconvert.kinds.save_file` for
+            what its suffix means.
         config: how long, how fast, and what the student is held to.
         folder: of the run (statistics, grids, checkpoints, report); None: see :func:`run_folder`.
         resume: continue the run in ``folder``.
@@ -92,6 +94,7 @@ def distill_snapshot(
     check_target(out, overwrite=overwrite)
     place = run_folder(out) if folder is None else Path(folder)
     first, snap = open_file(teacher, module=module), open_file(student, module=module)
+    check_output(snap, out, overwrite=overwrite)
     original, fast = first.generator, snap.generator
     inputs = inputs_of(first)
     if inputs is None:
@@ -124,7 +127,7 @@ def distill_snapshot(
         label: sample_images(m, inputs, samples=_SHOWN, seed=config.seed + 1, batch=_SHOWN)
         for label, m in (("teacher", seen), ("before", seeing), ("distilled", done.student))
     }
-    save_png(side_by_side(rows, with_psnr=True), place / "side_by_side.png", overwrite=True)
+    save_picture(side_by_side(rows, with_psnr=True), place / "side_by_side.png", overwrite=True)
     _write(place / "layers.json", layer_rows(before, after))
     _write(place / "results.json", _results(done, before, after))
     return FileDistillation(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from dsconvert.errors import UsageError
-from dsconvert.images import whole_file
 from dsconvert.train.checkpoint import (
     checkpoint_name,
     checkpoints,
@@ -17,6 +16,7 @@ from dsconvert.train.checkpoint import (
     save_checkpoint,
 )
 from dsconvert.train.distill.config import SAFE_TO_CHANGE, DistillConfig
+from dsconvert.util.files import whole_file
 
 _KIND = "distill"
 

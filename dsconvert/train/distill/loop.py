@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from dsconvert.errors import TrainingError, UsageError
-from dsconvert.images import save_png, side_by_side
+from dsconvert.images import save_picture, side_by_side
 from dsconvert.lite0 import Weights
 from dsconvert.train.distill.bar import detail, position
 from dsconvert.train.distill.best import Best
@@ -273,7 +273,7 @@ class Loop:
         if self.folder is not None:
             sheet = side_by_side({"teacher": wanted, "student": made}, with_psnr=True)
             name = f"{self.images:010d}.png"
-            save_png(sheet, self.folder.path / "grids" / name, overwrite=True)
+            save_picture(sheet, self.folder.path / "grids" / name, overwrite=True)
 
     # --- what a checkpoint holds ---
 

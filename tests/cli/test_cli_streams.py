@@ -1,0 +1,89 @@
+"""Standard streams as users have them, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DSCONVERT = [sys.executable, "-m", "dsconvert"]
+QUICK = ["--init", "svd", "--calibrate", "0"]
+
+
+def shell(command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """``$D`` in ``command`` is dsconvert, ``$1`` and so on are ``arguments``."""
+    return subprocess.run(
+        ["bash", "-c", f'D="{" ".join(DSCONVERT)}"; {command}', "bash", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_a_name_outside_the_encoding_of_stdout(
+    snapshot_file: Path, tmp_path: Path, encoding: str
+) -> None:
+    source, out = tmp_path / "图.pkl", tmp_path / "果.pkl"
+    shutil.copy(snapshot_file, source)
+    words = [str(source), "--out", str(out), *QUICK]
+    done = shell('$D "$@"', *words, PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert out.name.encode(encoding, "backslashreplace") in done.stdout
+    assert out.is_file()
+
+
+def test_a_name_that_is_no_text(snapshot_file: Path, tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/bad\xff.pkl"
+    try:
+        shutil.copy(os.fsencode(snapshot_file), name)
+    except OSError:
+        pytest.skip("this file system takes text only")
+    done = subprocess.run([*DSCONVERT, "inspect", name], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"bad\\udcff.pkl" in done.stdout
+
+
+def test_streams_that_are_closed_full_or_left(snapshot_file: Path) -> None:
+    for command, code, said in (
+        ("$D report $1 --json | head -c 1 >/dev/null; exit ${PIPESTATUS[0]}", 0, b""),
+        ("$D --help | true; exit ${PIPESTATUS[0]}", 0, b""),
+        ("$D inspect $1 >&-", 0, b""),
+        ("$D inspect $1 >&- 2>&-", 0, b""),
+        ("$D inspect /nowhere 2>/dev/full", 2, b""),
+        ("$D inspect $1 >/dev/full", 2, b"can't write to standard output"),
+        ("$D inspect <(cat $1)", 2, b"is a pipe"),
+        ("$D report <(cat $1)", 2, b"is a pipe"),
+        ("cat $1 | $D inspect /dev/stdin", 2, b"is a pipe"),
+    ):
+        done = shell(command, str(snapshot_file))
+        assert done.returncode == code, (command, done.stderr)
+        assert said in done.stderr, command
+        assert done.stderr.count(b"\n") == bool(said), (command, done.stderr)
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "safetensors", "onnx", "pt2", "xml"])
+def test_a_full_disk(snapshot_file: Path, tmp_path: Path, suffix: str) -> None:
+    needs = {"safetensors": "safetensors", "onnx": "onnxscript", "xml": "openvino"}
+    if suffix in needs:
+        pytest.importorskip(needs[suffix])
+
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = subprocess.run(
+        [*DSCONVERT, str(snapshot_file), "--out", str(tmp_path / f"o.{suffix}"), *QUICK],
+        preexec_fn=small,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "can't write" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
