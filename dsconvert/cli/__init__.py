@@ -11,17 +11,16 @@ import sys
 from collections.abc import Sequence
 
 from dsconvert.allocator import keep_freed_memory
+from dsconvert.cli.codes import DONE, INTERRUPTED, code_of
 from dsconvert.cli.parser import parse
 from dsconvert.errors import DsconvertError
 
-USAGE = 2
-INTERRUPTED = 130
 _RUNNING = frozenset({"train", "finetune", "distill", "eval", "generate", "compare"})
 """Commands that run networks many times over, for which freed memory is worth keeping."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 on success, 2 with one sentence for bad input, 130 when interrupted."""
+    """Run one command, and return the exit code (:mod:`dsconvert.cli.codes`)."""
     try:
         options = parse(list(sys.argv[1:] if argv is None else argv))
         if options.command in _RUNNING:
@@ -31,11 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except DsconvertError as error:
         sys.stderr.write(f"dsconvert: {error}\n")
-        return USAGE
+        return code_of(error)
     except KeyboardInterrupt:
         sys.stderr.write("dsconvert: interrupted; no file is half written.\n")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (head, say) has gone; keep the interpreter's last flush from complaining.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return DONE

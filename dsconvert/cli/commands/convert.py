@@ -12,6 +12,7 @@ from dsconvert.errors import PlanError
 from dsconvert.files import convert_snapshot, plan_snapshot
 from dsconvert.images import check_target, whole_file
 from dsconvert.kinds import save_file
+from dsconvert.measured import Clock
 from dsconvert.records import Plan
 from dsconvert.report.jsonable import conversion_dict, plan_dict
 from dsconvert.report.tables import conversion_table, plan_table
@@ -29,8 +30,17 @@ def _read_plan(path: str) -> Plan:
         raise PlanError(f"can't read the plan {path}: {error}.") from None
 
 
-def run(options: Namespace) -> None:
-    """Convert a file."""
+def run(options: Namespace, *, clock: Clock | None = None) -> None:
+    """Convert a file.
+
+    Args:
+        options: what was typed.
+        clock: what ``--target`` measures with; None: this machine.
+
+    Raises:
+        MissedTargetError: a target is missed; nothing was written, unless ``--best-effort``.
+        DsconvertError: bad input.
+    """
     if options.out:
         check_target(options.out, overwrite=options.overwrite)
     chosen = _read_plan(options.plan) if options.plan else None
@@ -38,7 +48,7 @@ def run(options: Namespace) -> None:
     measured = None
     if options.target:
         with Bars(hidden=options.quiet) as bars:
-            measured = targets.planned(snap, options, bars)
+            measured = targets.planned(snap, options, bars, clock=clock)
         chosen = measured.plan
     if options.plan_only:
         plan = plan_snapshot(
@@ -51,6 +61,7 @@ def run(options: Namespace) -> None:
         elif not options.out:
             say(plan_table(plan))
             targets.show(measured)
+        targets.own_up(measured, options)
         return
     with Bars(hidden=options.quiet) as bars:
         result = convert_snapshot(
@@ -67,12 +78,14 @@ def run(options: Namespace) -> None:
     if measured is not None:
         with Bars(hidden=options.quiet) as bars:
             bars("measure the result", 0, 1)
-            measured = targets.checked(measured, snap, result.models)
+            measured = targets.checked(measured, snap, result.models, clock=clock)
+        targets.insist(measured, options)
     save_file(snap, result.models, options.out, overwrite=options.overwrite)
     if options.json:
         entries = {k: conversion_dict(c) for k, c in result.conversions.items()}
         files = {"input": options.snapshot, "output": options.out}
         emit({**files, "converted": entries, **targets.as_dict(measured)})
+        targets.own_up(measured, options)
         return
     name, main = result.main
     say(conversion_table(main, f"{name} of {options.snapshot}, preset {main.plan.preset}"))
@@ -80,3 +93,4 @@ def run(options: Namespace) -> None:
         say(f"{key}: " + ", ".join(f"{k} {v:.1f} s" for k, v in c.seconds.items()))
     targets.show(measured)
     say(f"wrote {options.out}")
+    targets.own_up(measured, options)
