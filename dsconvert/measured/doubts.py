@@ -39,6 +39,11 @@ def disagree(one: Reading, other: Reading) -> bool:
     return short.below(long) and long.value > _OTHER_RUN * short.value
 
 
+def differ(one: float, other: float) -> bool:
+    """Whether two sums of times, each with its own errors, are more than some noise apart."""
+    return max(one, other) > _SUM * min(one, other)
+
+
 def implausible(fewer: Candidate, more: Candidate) -> bool:
     """Whether a form is timed much slower than one of the same kind that has more MACs."""
     if fewer.macs is None or more.macs is None or fewer.macs >= more.macs:

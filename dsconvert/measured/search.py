@@ -17,7 +17,7 @@ from torch import nn
 from dsconvert.inputs import Inputs
 from dsconvert.measured.clock import ORIGINAL, Clock
 from dsconvert.measured.decide import as_it_is, changes_nothing, decided, macs_of
-from dsconvert.measured.doubts import exceeds, worthwhile
+from dsconvert.measured.doubts import differ, exceeds, worthwhile
 from dsconvert.measured.records import Candidate, Probe, Promise, Target
 from dsconvert.measured.sites import Forms
 from dsconvert.measured.solve import least_loss, nearest
@@ -101,11 +101,27 @@ class Parts:
     originals: list[Candidate] = field(default_factory=list[Candidate])
     options: list[list[Candidate]] = field(default_factory=list[list[Candidate]])
 
-    def again(self, chosen: Sequence[int]) -> None:
-        """Measure the originals and the chosen forms again."""
+    def again(self, chosen: Sequence[int], probe: Probe) -> None:
+        """Measure the originals and the chosen forms again, and all others if these differ."""
+        before = self._times(chosen, probe)
         for site, index in enumerate(chosen):
             self.originals[site] = self.forms[site].original(again=True)
-            self.options[site][index] = self.forms[site].again(self.options[site][index])
+            self._form_again(site, index)
+        after = self._times(chosen, probe)
+        # What was measured beside them was disturbed as well.
+        if any(differ(b, a) for b, a in zip(before, after, strict=True)):
+            for site, options in enumerate(self.options):
+                for index in range(len(options)):
+                    self._form_again(site, index)
+
+    def _form_again(self, site: int, index: int) -> None:
+        self.options[site][index] = self.forms[site].again(self.options[site][index])
+
+    def _times(self, chosen: Sequence[int], probe: Probe) -> list[float]:
+        return [
+            sum(c.costs[m] for c in self.originals) + _sum(self.options, chosen, m)
+            for m in probe.timed
+        ]
 
 
 def unchanged(job: Job, before: Figures, reason: str) -> Attempt:
@@ -163,7 +179,7 @@ def search(
     lean = _attempt(job, probe, parts, worth, leanest)
     attempts.append(lean)
     if _in_doubt(probe, parts, worth, leanest, lean):
-        parts.again(_indices(parts, worth, leanest))
+        parts.again(_indices(parts, worth, leanest), probe)
         worth = _worthwhile(parts, probe)
         shares = _shares(probe, worth, _leanest(worth, probe), lean)
         notes += [
