@@ -14,11 +14,13 @@ from torch import nn
 from dsconvert import apply
 from dsconvert.bench import Settings
 from dsconvert.cli import main
+from dsconvert.cli.codes import MEANINGS, code_of
 from dsconvert.cli.commands import convert
 from dsconvert.cli.parser import parse
 from dsconvert.errors import MissedTargetError, UsageError
 from dsconvert.measured import Clock, MeasuredPlan, plan_measured, verify
 from dsconvert.measured.records import Probe
+from dsconvert.snapshot import load_snapshot
 
 CPU = Settings(device="cpu", threads=1)
 
@@ -231,6 +233,11 @@ def typed(*words: object, clock: Clock | None = None) -> None:
     convert.run(parse([str(w) for w in words]), clock=clock or ByWeight())
 
 
+def unfolded(text: str) -> str:
+    """Without white space: lines are folded at the terminal's width."""
+    return "".join(text.split())
+
+
 def test_convert_with_a_target(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,3 +285,112 @@ def test_bad_input_is_one_sentence_and_no_file(
     assert words in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out.pkl").exists()
+
+
+def test_a_target_out_of_reach_is_exit_code_3_and_no_file(
+    snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.pkl"
+    capsys.readouterr()
+    for command in (["--out", str(out)], ["--plan-only"], ["--plan-only", "--out", str(out)]):
+        assert main([str(snapshot_file), *command, "--target", "params=2", *QUICK]) == 3
+        said, err = capsys.readouterr()
+        assert said == ""
+        assert "params=2 can't be reached" in err
+        assert "the nearest is params=" in err
+        assert "--best-effort" in err
+        assert err.count("\n") == 1
+        assert not out.exists()
+
+
+def test_best_effort_writes_the_nearest_and_says_so(
+    snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.pkl"
+    command = [str(snapshot_file), "--out", str(out), "--target", "params=2", *QUICK]
+    capsys.readouterr()
+    assert main([*command, "--best-effort", "--json"]) == 3
+    said, err = capsys.readouterr()
+    data = json.loads(said)
+    (row,) = data["targets"]
+    assert row["met"] is False
+    assert 2 < row["measured"] == row["promised"] < row["original"]
+    assert "can't be reached" in data["missed"]
+    assert "is written all the same" in err
+    made = load_snapshot(out).generator
+    assert sum(p.numel() for p in made.parameters()) == row["measured"]
+    out.unlink()
+    assert main([*command, "--best-effort"]) == 3
+    said, err = capsys.readouterr()
+    assert "missed" in said
+    assert unfolded(f"wrote {out}") in unfolded(said)
+    assert main([*command, "--overwrite", "--plan-only", "--best-effort"]) == 3
+    assert json.loads(out.read_text())["preset"] == "measured"
+
+
+class Late(ByWeight):
+    """Every promise is broken: the converted model takes what the original takes."""
+
+    def of_whole(self, name: str, model: nn.Module, probe: Probe) -> float:
+        return 50.0 if name == "converted" else whole(model)
+
+
+def test_a_broken_promise_is_exit_code_3_and_no_file(
+    snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.pkl"
+    command = [snapshot_file, "--out", out, "--target", "latency=0.3x", *QUICK]
+    capsys.readouterr()
+    with pytest.raises(MissedTargetError, match="missed in the measurement") as error:
+        typed(*command, clock=Late())
+    assert code_of(error.value) == 3
+    assert "Nothing was written" in str(error.value)
+    assert capsys.readouterr().out == ""
+    assert not out.exists()
+    with pytest.raises(MissedTargetError, match="written all the same") as error:
+        typed(*command, "--best-effort", clock=Late())
+    assert code_of(error.value) == 3
+    assert "missed" in capsys.readouterr().out
+    assert out.exists()
+
+
+def test_the_help_lists_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], ["convert", "--help"]):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main(words)
+        said = unfolded(capsys.readouterr().out)
+        for code, meaning in MEANINGS.items():
+            assert unfolded(f"{code}: {meaning}") in said
+
+
+def test_the_original_that_meets_the_target_is_written_as_it_is(
+    snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the real clock: whatever it says, the file as it is takes 1.0x of itself."""
+    out = tmp_path / "same.pkl"
+    capsys.readouterr()
+    command = [str(snapshot_file), "--out", str(out), "--target", "latency=1x", "--threads", "1"]
+    assert main([*command, "--quiet", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["unchanged"]
+    assert data["targets"][0]["met"]
+    before, after = load_snapshot(snapshot_file), load_snapshot(out)
+    for key in before.generators:
+        new = after.module(key).state_dict()
+        old = before.module(key).state_dict()
+        assert set(old) == set(new)
+        assert all(torch.equal(v, new[k]) for k, v in old.items())
+
+
+def test_a_damaged_profile_is_a_note_of_the_command(
+    snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [snapshot_file, "--plan-only", "--target", "latency=0.3x", *QUICK]
+    typed(*command)
+    (profile,) = (tmp_path / "cache" / "dsconvert").iterdir()
+    profile.write_bytes(b"\0")
+    capsys.readouterr()
+    typed(*command)
+    said = unfolded(capsys.readouterr().out)
+    assert unfolded("is damaged; its times are measured again") in said
