@@ -14,6 +14,7 @@ from models import decoder
 from dsconvert import ModuleSource, open_file
 from dsconvert.cli.commands import convert
 from dsconvert.cli.parser import parse
+from dsconvert.errors import UsageError
 
 sys.path.append(str(Path(__file__).parents[1] / "adapters"))
 from stylegan2_files import made, official_file
@@ -62,3 +63,11 @@ def test_a_file_meets_its_targets(
     if "params=0.9x" in targets:
         params = [sum(p.numel() for p in f.generator.parameters()) for f in (old, new)]
         assert params[1] <= 0.9 * params[0]
+
+
+def test_a_module_needs_the_shape_of_its_inputs(tmp_path: Path) -> None:
+    torch.save(decoder().state_dict(), tmp_path / "model.pth")
+    words = [str(tmp_path / "model.pth"), "--out", str(tmp_path / "out.pth"), *QUICK]
+    with pytest.raises(UsageError, match="add --input SHAPE"):
+        convert.run(parse([*words, "--module", "models:Decoder", "--target", "params=0.5x"]))
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
