@@ -1,8 +1,8 @@
 """Every error dsconvert raises on purpose.
 
 One base class, so that a caller (and the command line, which turns any of these into one
-sentence and exit code 2) needs to know a single name. A message names the thing, the cause and
-the remedy.
+sentence and the exit code that :mod:`dsconvert.cli.codes` names) needs to know a single name. A
+message names the thing, the cause and the remedy.
 """
 
 from __future__ import annotations
@@ -73,7 +73,11 @@ class MeasureError(DsconvertError):
 
 
 class TargetError(DsconvertError):
-    """A target (say, latency=0.2x) is malformed, or no plan reaches it; names the nearest."""
+    """A target (say, latency=0.2x) is malformed."""
+
+
+class MissedTargetError(TargetError):
+    """No plan reaches the targets, or the result misses one; names the nearest."""
 
 
 class ExportError(DsconvertError):

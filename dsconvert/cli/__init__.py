@@ -11,25 +11,24 @@ from collections.abc import Sequence
 
 from dsconvert.allocator import keep_freed_memory
 from dsconvert.cli import streams
+from dsconvert.cli.codes import DONE, INTERRUPTED, code_of
 from dsconvert.cli.parser import parse
 from dsconvert.cli.stopping import Outcome, Stopped, terminable
 from dsconvert.errors import DsconvertError
 
-USAGE = 2
-INTERRUPTED = 130
 _RUNNING = frozenset({"train", "finetune", "distill", "eval", "generate", "compare"})
 """Commands that run networks many times over, for which freed memory is worth keeping."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 on success, 2 with one sentence for bad input, 130 when interrupted."""
+    """Run one command, and return the exit code (:mod:`dsconvert.cli.codes`)."""
     streams.prepare()
     outcome: list[Outcome] = []
     try:
         _run(list(sys.argv[1:] if argv is None else argv), outcome)
     except DsconvertError as error:
         streams.complain(str(error))
-        return USAGE
+        return code_of(error)
     except Stopped:
         streams.complain("interrupted.")
         return INTERRUPTED
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except streams.ReaderGone:
         # The reader (head, say) has what it wanted; the interpreter must not complain at its end.
         streams.silence()
-    return 0
+    return DONE
 
 
 def _run(words: list[str], outcome: list[Outcome]) -> None:

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from dsconvert import __version__
+from dsconvert.cli import codes
 from dsconvert.cli.parsers import (
     bench,
     compare,
@@ -72,6 +73,7 @@ def build() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="dsconvert",
         description=_DESCRIPTION,
+        epilog="\n".join(f"exit code {c}: {text}" for c, text in codes.MEANINGS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dsconvert {__version__}")

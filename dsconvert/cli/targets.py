@@ -11,35 +11,90 @@ from torch import nn
 
 from dsconvert.bench import Settings
 from dsconvert.cli.output import Bars, say
+from dsconvert.errors import MissedTargetError, UsageError
 from dsconvert.kinds import Opened, inputs_of
-from dsconvert.measured import MeasuredPlan, plan_measured, verify
+from dsconvert.measured import Clock, MeasuredPlan, missed, plan_measured, verify
 from dsconvert.measured.units import figure
 from dsconvert.report.layout import compact
 
-
-def planned(file: Opened, options: Namespace, bars: Bars) -> MeasuredPlan:
-    """The plan for the targets that were typed."""
-    return plan_measured(
-        file.generator,
-        options.target,
-        batch=options.batch,
-        train_batch=options.train_batch,
-        settings=Settings(device=options.device, dtype=options.dtype, threads=options.threads),
-        layouts=(False, True) if options.channels_last else (False,),
-        keep=tuple(options.keep),
-        inputs=inputs_of(file),
-        calibrate=8 if options.calibrate is None else min(8, options.calibrate),
-        seed=options.seed,
-        remeasure=options.remeasure,
-        progress=bars,
-    )
+_REMEDY = "Nothing was written; --best-effort writes the nearest all the same."
 
 
-def checked(measured: MeasuredPlan, file: Opened, models: Mapping[str, nn.Module]) -> MeasuredPlan:
+def planned(
+    file: Opened, options: Namespace, bars: Bars, *, clock: Clock | None = None
+) -> MeasuredPlan:
+    """The plan for the targets that were typed.
+
+    Raises:
+        MissedTargetError: they are out of reach, and ``--best-effort`` was not given.
+    """
+    inputs = inputs_of(file)
+    if inputs is None:
+        raise UsageError(
+            f"--target runs the generator, and nothing says what the inputs of {file.path} look "
+            "like; add --input SHAPE (say, --input 256)."
+        )
+    try:
+        return plan_measured(
+            file.generator,
+            options.target,
+            batch=options.batch,
+            train_batch=options.train_batch,
+            settings=Settings(device=options.device, dtype=options.dtype, threads=options.threads),
+            layouts=(False, True) if options.channels_last else (False,),
+            keep=tuple(options.keep),
+            refit=tuple(options.refit),
+            remove=tuple(options.remove),
+            inputs=inputs,
+            calibrate=8 if options.calibrate is None else min(8, options.calibrate),
+            seed=options.seed,
+            remeasure=options.remeasure,
+            clock=clock,
+            best_effort=options.best_effort,
+            progress=bars,
+        )
+    except MissedTargetError as error:
+        raise MissedTargetError(f"{error} {_REMEDY}") from error
+
+
+def checked(
+    measured: MeasuredPlan,
+    file: Opened,
+    models: Mapping[str, nn.Module],
+    *,
+    clock: Clock | None = None,
+) -> MeasuredPlan:
     """The same with its promises measured on the converted model."""
     main = models[file.generators[0]]
-    promises = verify(measured, file.generator, main, inputs=inputs_of(file))
+    promises = verify(measured, file.generator, main, inputs=inputs_of(file), clock=clock)
     return dataclasses.replace(measured, promises=promises)
+
+
+def insist(measured: MeasuredPlan | None, options: Namespace) -> None:
+    """Stop before anything is written where a target is missed, unless ``--best-effort``.
+
+    Raises:
+        MissedTargetError: a target is missed.
+    """
+    if measured is None or options.best_effort:
+        return
+    if (why := _miss(measured)) is not None:
+        raise MissedTargetError(f"{why} {_REMEDY}")
+
+
+def own_up(measured: MeasuredPlan | None, options: Namespace) -> None:
+    """After the work: end in an error where a target is missed in spite of ``--best-effort``.
+
+    Raises:
+        MissedTargetError: a target is missed.
+    """
+    if measured is not None and (why := _miss(measured)) is not None:
+        done = f"{options.out} is written all the same" if options.out else "The plan is shown"
+        raise MissedTargetError(f"{why} {done} (--best-effort).")
+
+
+def _miss(measured: MeasuredPlan) -> str | None:
+    return measured.missed or missed(measured.promises)
 
 
 def as_dict(measured: MeasuredPlan | None) -> dict[str, Any]:
@@ -61,6 +116,8 @@ def as_dict(measured: MeasuredPlan | None) -> dict[str, Any]:
     ]
     return {
         "targets": rows,
+        "missed": _miss(measured),
+        "unchanged": measured.unchanged,
         "measured_with": {
             **dataclasses.asdict(probe.settings),
             "batch": probe.batch,
@@ -69,6 +126,7 @@ def as_dict(measured: MeasuredPlan | None) -> dict[str, Any]:
             "loss": measured.loss,
             "times_measured": measured.measured,
             "profile": measured.profile,
+            "notes": list(measured.notes),
         },
     }
 
@@ -96,6 +154,11 @@ def show(measured: MeasuredPlan | None) -> None:
             verdict,
         )
     say(table)
+    if measured.unchanged:
+        reason = measured.plan.decisions[0].reason if measured.plan.decisions else "left as it is"
+        say(reason)
+    for note in measured.notes:
+        say(f"note: {note}")
 
 
 def _with_spread(metric: str, value: float, spread: tuple[float, float] | None) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from dsconvert.measured.records import TIMED, Candidate
-from dsconvert.measured.sites import Probe
+from dsconvert.measured.records import TIMED, Candidate, Probe
 from dsconvert.measured.units import figure
 from dsconvert.planner import structural
 from dsconvert.records import Decision, Plan, Site, Trace
@@ -17,14 +16,39 @@ def _metric(probe: Probe) -> str:
     return next((m for m in probe.metrics if m in TIMED), probe.metrics[0])
 
 
+def as_it_is(base: Plan, trace: Trace, reason: str) -> Plan:
+    """The plan that changes nothing: no convolution rewritten, no norm folded, nothing removed."""
+    decisions = tuple(
+        dataclasses.replace(
+            d, action="keep", rule=None, rank=None, norm="keep", reason=reason,
+            params_after=d.params_before, macs_after=d.macs_before,
+        )
+        for d in base.decisions
+    )  # fmt: skip
+    plan = dataclasses.replace(base, preset="measured", decisions=decisions, remove=())
+    return costed(trace, plan)
+
+
+def changes_nothing(plan: Plan) -> bool:
+    """Whether a plan leaves the model as it is."""
+    return not plan.remove and all(d.action == "keep" and d.norm == "keep" for d in plan.decisions)
+
+
+def macs_of(plan: Plan) -> tuple[float, float] | None:
+    """MACs of the plan's convolutions before and after; None where they are unknown."""
+    if any(d.macs_before is None or d.macs_after is None for d in plan.decisions):
+        return None
+    before = sum(d.macs_before or 0 for d in plan.decisions)
+    return float(before), float(sum(d.macs_after or 0 for d in plan.decisions))
+
+
 def _reason(
-    site: Site, options: Sequence[Candidate], chosen: Candidate, original: Mapping[str, float],
-    metric: str,
-) -> str:  # fmt: skip
+    site: Site, options: Sequence[Candidate], chosen: Candidate, original: Candidate, metric: str
+) -> str:
     cost = figure(metric, chosen.costs[metric])
     if chosen.rule is not None:
         loss = f"error {100 * chosen.loss:.3g} % before the fit" if chosen.loss else "exact"
-        return f"{figure(metric, original[metric])} > {cost} here; {loss}"
+        return f"{figure(metric, original.costs[metric])} > {cost} here; {loss}"
     if (why := structural(site)) is not None:
         return why
     if all(c.costs[metric] >= chosen.costs[metric] for c in options):
@@ -39,7 +63,7 @@ def decided(
     sites: Sequence[Site],
     options: Sequence[Sequence[Candidate]],
     chosen: Sequence[int],
-    originals: Sequence[Mapping[str, float]],
+    originals: Sequence[Candidate],
     probe: Probe,
 ) -> Plan:
     """``base`` with the decisions of ``sites`` replaced by the chosen candidates."""

@@ -17,22 +17,33 @@ from torch import nn
 
 from dsconvert.adapter import adapter_for
 from dsconvert.bench import Settings, settle
-from dsconvert.errors import TargetError, UsageError
+from dsconvert.errors import MissedTargetError, UsageError
 from dsconvert.graph import ConvTypes
 from dsconvert.inputs import Inputs, sampler_of
+from dsconvert.measured.attempts import Job, Solution, solution, unchanged
+from dsconvert.measured.clock import ORIGINAL, Clock, MachineClock
+from dsconvert.measured.decide import changes_nothing
+from dsconvert.measured.doubts import much_slower
+from dsconvert.measured.parts import Parts
 from dsconvert.measured.profile import Profile
-from dsconvert.measured.records import TIMED, Candidate, Promise, Target
-from dsconvert.measured.search import Job, Miss, Solution, search
-from dsconvert.measured.sites import Probe, candidates, original_costs, samples
+from dsconvert.measured.records import TIMED, Probe, Promise, Target
+from dsconvert.measured.search import search
+from dsconvert.measured.sites import Forms, samples
 from dsconvert.measured.solve import solver
 from dsconvert.measured.targets import parse_targets
+from dsconvert.measured.timer import Timer
 from dsconvert.measured.units import figure
+from dsconvert.measured.verify import Figures, whole_costs
 from dsconvert.pipeline import analyse
 from dsconvert.planner import make_plan, structural
 from dsconvert.progress import reports_progress
 from dsconvert.records import Plan
 
 _LAYOUT = "measured in channels_last: run it after .to(memory_format=torch.channels_last)"
+_MET = "left as it is: the original meets every target"
+_REPEAT = "Times vary widely here: if something else runs on this machine, try again without it."
+_CHECKED = 2
+"""Convolutions, the largest ones, whose times of an earlier run are compared with new ones."""
 Progress = Callable[[str, int, int, str], None]
 
 
@@ -51,6 +62,15 @@ class MeasuredPlan:
     """How many times were measured now; the others were known from the profile."""
     profile: str
     """Where the profile is kept."""
+    missed: str | None = None
+    """Why the targets can't be reached (``best_effort`` alone returns such a plan)."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures should know."""
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the plan leaves the model as it is."""
+        return changes_nothing(self.plan)
 
     def __str__(self) -> str:
         lines = [str(self.plan)]
@@ -72,6 +92,8 @@ def plan_measured(
     settings: Settings | None = None,
     layouts: Sequence[bool] = (False,),
     keep: Sequence[str] = (),
+    refit: Sequence[str] = (),
+    remove: Sequence[str] = (),
     leaves: Sequence[str] = (),
     inputs: Inputs | None = None,
     calibrate: int = 8,
@@ -79,13 +101,19 @@ def plan_measured(
     repeats: int = 5,
     remeasure: bool = False,
     cache: Path | None = None,
+    clock: Clock | None = None,
+    best_effort: bool = False,
     progress: Progress | None = None,
 ) -> MeasuredPlan:
     """The plan with the least loss that meets every target on this device.
 
     The loss of a convolution's form is the relative squared error of its output on the original's
     own activations (``calibrate`` samples), or the energy that its kernel loses (``calibrate=0``);
-    both before any fit. A convolution stays dense where nothing measured is faster.
+    both before any fit. A convolution stays dense where nothing measured is faster. Where the
+    original meets every target it is left as it is, and no convolution is measured.
+
+    Times that contradict each other are measured again, a bounded number of times; see
+    :mod:`dsconvert.measured.doubts`.
 
     Args:
         model: left as it was.
@@ -96,7 +124,9 @@ def plan_measured(
         settings: device, type, threads; default: the device at hand, float32.
         layouts: memory layouts to try; True is channels_last. The one with less loss wins, and the
             plan's note says if the model has to be put into it (a file does not keep it).
-        keep: globs of convolutions that stay as they are.
+        keep: as for :func:`dsconvert.plan`.
+        refit: as for :func:`dsconvert.plan`.
+        remove: as for :func:`dsconvert.plan`.
         leaves: names of modules that torch.fx must not look into.
         inputs: sampler of inputs; an adapter's is used otherwise.
         calibrate: samples for the losses.
@@ -104,10 +134,14 @@ def plan_measured(
         repeats: timed runs of each form.
         remeasure: take no time from an earlier run.
         cache: folder of the profiles; None: the user's cache folder.
+        clock: what measures times; None: the device.
+        best_effort: return the nearest plan where the targets can't be reached, with the reason
+            under ``missed``, instead of raising.
         progress: called with ``(stage, done, total, detail)``.
 
     Raises:
-        TargetError: a target is malformed, or out of reach; the message names the nearest.
+        TargetError: a target is malformed.
+        MissedTargetError: the targets are out of reach; the message names the nearest.
         MissingExtraError: scipy is not installed.
         DsconvertError: the model can't be traced or run.
     """
@@ -122,22 +156,21 @@ def plan_measured(
             )
         inputs = sampler_of(model)
     found = analyse(model, leaves=leaves, inputs=inputs).traced
-    base = make_plan(found.trace, preset="exact", keep=keep)
+    base = make_plan(found.trace, preset="exact", keep=keep, refit=refit, remove=remove)
     held = {d.site for d in base.decisions if d.requested}
     free = tuple(
         s for s in found.trace.sites if s.calls and s.name not in held and s.locked is None
     )
-    job = Job(model=model, traced=found, inputs=inputs, base=base, free=free, targets=wanted)
+    job = Job(
+        model=model, traced=found, inputs=inputs, base=base, free=free, targets=wanted,
+        clock=clock or MachineClock(),
+    )  # fmt: skip
     profile = Profile(settings, folder=cache, remeasure=remeasure)
-    losses = _samples(job, calibrate, seed, progress)
     metrics = tuple(dict.fromkeys(t.metric for t in wanted))
     # Counts do not depend on the layout.
     tried = tuple(dict.fromkeys(layouts)) if any(m in TIMED for m in metrics) else (False,)
-    solutions: list[Solution] = []
-    misses: list[Miss] = []
-    measured = 0
-    for layout in tried:
-        probe = Probe(
+    probes = [
+        Probe(
             metrics=metrics,
             batch=batch,
             train_batch=train_batch,
@@ -145,31 +178,64 @@ def plan_measured(
             settings=settings,
             repeats=repeats,
         )
-        try:
-            options, originals = _options(job, probe, profile, losses, progress)
-        finally:
-            measured += profile.measured
-            profile.save()
-        result = search(job, probe, options, originals, progress)
-        if isinstance(result, Miss):
-            misses.append(result)
-        else:
-            solutions.append(result)
-    if not solutions:
-        raise TargetError(min(misses, key=lambda m: m.overrun).sentence)
-    best = min(solutions, key=lambda s: (s.loss, s.promises[0].promised))
+        for layout in tried
+    ]
+    plain = dataclasses.replace(probes[0], channels_last=False)
+    before = whole_costs(model, {}, inputs, plain, clock=job.clock)[ORIGINAL]
+    if all(_met(t, before) for t in wanted):
+        best = solution(job, plain, unchanged(job, before, _MET))
+    else:
+        losses = _samples(job, calibrate, seed, progress)
+        solutions: list[Solution] = []
+        for probe in probes:
+            try:
+                timer = Timer(probe=probe, profile=profile, clock=job.clock)
+                parts = _parts(job, timer, losses, progress)
+                solutions.append(search(job, probe, parts, before, progress))
+            finally:
+                profile.save()
+        best = min(
+            solutions,
+            key=lambda s: (s.missed is not None, s.overrun if s.missed else s.loss, s.overrun),
+        )
+    varied = _varied(profile)
+    missed = best.missed
+    if missed is not None:
+        missed = " ".join([missed, "Ask for no less than that.", *(_REPEAT for _ in varied)])
+        if not best_effort:
+            raise MissedTargetError(missed)
     plan = best.plan
-    if best.probe.channels_last:
+    if best.probe.channels_last and not changes_nothing(plan):
         plan = dataclasses.replace(plan, note="; ".join(n for n in (plan.note, _LAYOUT) if n))
     return MeasuredPlan(
         plan=plan,
-        channels_last=best.probe.channels_last,
+        channels_last=best.probe.channels_last and not changes_nothing(plan),
         promises=best.promises,
         loss=best.loss,
         probe=best.probe,
-        measured=measured,
+        measured=profile.measured,
         profile=str(profile.path),
+        missed=missed,
+        notes=(*profile.notes, *varied, *best.notes),
     )
+
+
+def _met(target: Target, before: Figures) -> bool:
+    """Whether the original meets a target, beyond doubt."""
+    if target.ratio is not None:
+        return target.ratio >= 1
+    figures = before[target.metric]
+    highest = figures.value if figures.reading is None else figures.reading.high
+    return highest <= target.budget(figures.value)
+
+
+def _varied(profile: Profile) -> list[str]:
+    if not profile.unsettled:
+        return []
+    return [
+        f"{profile.unsettled} times vary widely, also when measured again: something else runs on "
+        "this machine"
+    ]
 
 
 def _samples(job: Job, calibrate: int, seed: int, progress: Progress | None) -> Mapping[str, Any]:
@@ -191,35 +257,36 @@ def _samples(job: Job, calibrate: int, seed: int, progress: Progress | None) -> 
     return samples(job.model, job.free, batches)
 
 
-def _options(
-    job: Job,
-    probe: Probe,
-    profile: Profile,
-    losses: Mapping[str, Any],
-    progress: Progress | None,
-) -> tuple[list[list[Candidate]], list[dict[str, float]]]:
-    """The candidates of every free convolution, and what each costs as it is."""
+def _parts(job: Job, timer: Timer, losses: Mapping[str, Any], progress: Progress | None) -> Parts:
+    """The forms of every free convolution, and what each costs as it is."""
     modules = dict(job.model.named_modules())
-    options: list[list[Candidate]] = []
-    originals: list[dict[str, float]] = []
-    stage = "time, channels_last" if probe.channels_last else "time the convolutions"
-    for done, site in enumerate(job.free):
-        if progress is not None:
-            progress(stage, done, len(job.free), site.name)
+    parts = Parts()
+    for site in job.free:
         conv = modules[site.name]
         if not isinstance(conv, ConvTypes):
             raise UsageError(f"{site.name} is a {type(conv).__name__}, not a convolution.")
-        originals.append(original_costs(conv, site, probe, profile))
-        options.append(
-            candidates(
+        parts.forms.append(
+            Forms(
                 conv,
                 site,
-                probe,
-                profile,
+                timer,
                 sample=losses.get(site.name),
                 fixed=structural(site) is not None,
             )
         )
+    largest = sorted(parts.forms, key=lambda f: f.site.macs or 0, reverse=True)
+    for forms in largest[:_CHECKED]:
+        forms.check()
+    stage = "time, channels_last" if timer.probe.channels_last else "time the convolutions"
+    for done, forms in enumerate(parts.forms):
+        if progress is not None:
+            progress(stage, done, len(job.free), forms.site.name)
+        original, found = forms.original(), forms.candidates()
+        # To fold a norm takes work away.
+        if much_slower(found[0], original):
+            original, found[0] = forms.original(again=True), forms.again(found[0])
+        parts.originals.append(original)
+        parts.options.append(found)
     if progress is not None:
         progress(stage, len(job.free), len(job.free), "")
-    return options, originals
+    return parts

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dsconvert.bench import Settings, Timing
 from dsconvert.measured.units import typed
 
 METRICS = ("latency", "train-time", "memory", "macs", "params")
@@ -38,6 +40,52 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What is measured, and how."""
+
+    metrics: tuple[str, ...]
+    batch: int
+    train_batch: int
+    channels_last: bool
+    settings: Settings
+    repeats: int
+
+    @property
+    def timed(self) -> tuple[str, ...]:
+        """The metrics that take a clock."""
+        return tuple(m for m in self.metrics if m in TIMED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A measured time: the median of several runs and their quartiles, in seconds."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Reading:
+        """From the seconds of at least one run."""
+        timing = Timing.of(seconds)
+        low, high = timing.quartiles
+        return cls(value=timing.median, low=low, high=high)
+
+    @property
+    def spread(self) -> float:
+        """The interquartile range as a share of the median."""
+        return (self.high - self.low) / self.value if self.value > 0 else 0.0
+
+    def below(self, other: Reading) -> bool:
+        """Whether this one is shorter by more than the spread of both."""
+        return self.high < other.low
+
+    def times(self, factor: float) -> Reading:
+        """The same, ``factor`` times as long."""
+        return Reading(value=factor * self.value, low=factor * self.low, high=factor * self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One form of one convolution: what it costs here, and what it loses."""
 
@@ -48,6 +96,10 @@ class Candidate:
     """Relative squared error of the output (with activations) or of the kernel (without)."""
     costs: dict[str, float] = field(default_factory=dict)
     """By metric; all calls of the convolution."""
+    times: dict[str, Reading] = field(default_factory=dict)
+    """By timed metric, the measurement behind its cost."""
+    macs: float | None = None
+    """Of one sample, whether or not they are a target; None: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,80 +2,60 @@
 
 What everything but the convolutions costs follows from the leanest plan run as a whole, less its
 convolutions. A solved plan is then run as a whole beside the original; where it misses its budget,
-the difference is added to the rest and it is solved again.
+the difference is added to the rest and it is solved again. Every plan that was run is an attempt,
+and so is the original as it is, which takes 1.0x of everything and loses nothing: of the attempts
+that meet the targets the one with the least loss is taken, and where none does, the nearest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
-from torch import nn
-
-from dsconvert.inputs import Inputs
+from dsconvert.measured.attempts import (
+    Attempt,
+    Job,
+    Solution,
+    budgets_of,
+    out_of_reach,
+    solution,
+    unchanged,
+)
+from dsconvert.measured.clock import ORIGINAL
 from dsconvert.measured.decide import decided
-from dsconvert.measured.records import Candidate, Promise, Target
-from dsconvert.measured.sites import Probe
+from dsconvert.measured.parts import (
+    Options,
+    Parts,
+    in_doubt,
+    indices_of,
+    scaled,
+    shares_of,
+    total,
+    worthwhile_of,
+)
+from dsconvert.measured.records import Probe
 from dsconvert.measured.solve import least_loss, nearest
-from dsconvert.measured.units import figure
-from dsconvert.measured.verify import Figure, whole_costs
-from dsconvert.records import Plan, Site
+from dsconvert.measured.verify import Figures, whole_costs
 from dsconvert.rewrite import rewrite
-from dsconvert.trace import Traced
 
 Progress = Callable[[str, int, int, str], None]
-Options = Sequence[Sequence[Candidate]]
 
 _ROUNDS = 3
 """Solve, look at the whole model, correct, at most so often."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What stays the same while layouts and rounds go by."""
-
-    model: nn.Module
-    traced: Traced
-    inputs: Inputs
-    base: Plan
-    """Decisions for the convolutions that are not free (dead, kept on request)."""
-    free: tuple[Site, ...]
-    targets: tuple[Target, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Solution:
-    """A layout's best plan."""
-
-    plan: Plan
-    probe: Probe
-    promises: tuple[Promise, ...]
-    loss: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Miss:
-    """Why there is none."""
-
-    sentence: str
-    overrun: float
-    """The worst ratio of a reachable figure to its budget."""
+_MARGIN = 0.05
+"""A plan is solved for a budget less the spread of the whole model's times, but no less than this
+share: a time at its very bound would be met today and missed tomorrow."""
 
 
 def search(
-    job: Job,
-    probe: Probe,
-    options: Options,
-    originals: Sequence[Mapping[str, float]],
-    progress: Progress | None,
-) -> Solution | Miss:
-    """The plan with the least loss within the budgets, as far as ``options`` go.
+    job: Job, probe: Probe, parts: Parts, before: Figures, progress: Progress | None
+) -> Solution:
+    """The plan with the least loss within the budgets, as far as the forms go, or the nearest.
 
     Args:
         job: the model and its targets.
         probe: layout, batches, settings.
-        options: candidates of each of ``job.free``.
-        originals: what each of these costs as it is, for the reasons in the plan.
+        parts: the convolutions by themselves; those that are in doubt are measured again.
+        before: what the original costs as a whole.
         progress: called with ``(stage, done, total, detail)``.
     """
 
@@ -83,83 +63,94 @@ def search(
         if progress is not None:
             progress("the whole model", done, _ROUNDS + 1, detail)
 
-    def planned(choice: Sequence[int]) -> Plan:
-        return decided(job.base, job.traced.trace, job.free, options, choice, originals, probe)
-
-    def seen(plan: Plan) -> tuple[dict[str, Figure], dict[str, Figure]]:
-        model = rewrite(job.model, job.traced.trace, plan).model
-        found = whole_costs(job.model, {"plan": model}, job.inputs, probe)
-        return found["original"], found["plan"]
-
+    notes: list[str] = []
+    attempts = [unchanged(job, before, "left as it is: no plan that meets the targets was found")]
     tell(0, "the leanest plan")
-    leanest = nearest(options, _scales(options, probe), dict.fromkeys(probe.metrics, 0.0))
-    original, lean = seen(planned(leanest))
-    rest = {m: max(0.0, lean[m].value - _sum(options, leanest, m)) for m in probe.metrics}
-    turn = 0
-    while True:
-        budgets = {t.metric: t.budget(original[t.metric].value) for t in job.targets}
-        choice = least_loss(options, {m: b - rest[m] for m, b in budgets.items()})
+    worth = worthwhile_of(parts, probe)
+    leanest = _leanest(worth, probe)
+    lean = _attempt(job, probe, parts, worth, leanest)
+    attempts.append(lean)
+    if in_doubt(probe, parts, worth, leanest, lean):
+        parts.again(indices_of(parts, worth, leanest), probe)
+        worth = worthwhile_of(parts, probe)
+        shares = shares_of(probe, worth, _leanest(worth, probe), lean)
+        notes += [
+            f"{m}: the convolutions by themselves take {1 / s:.2g} times what they take in the "
+            "whole model, also when measured again; they count in proportion"
+            for m, s in shares.items()
+        ]
+        worth = [[scaled(c, shares) for c in site] for site in worth]
+        if (again := _leanest(worth, probe)) != leanest:
+            leanest, lean = again, _attempt(job, probe, parts, worth, again)
+            attempts.append(lean)
+    rest = {m: max(0.0, lean.got[m].value - total(worth, leanest, m)) for m in probe.metrics}
+    margins = {m: _margin(lean, m) for m in probe.timed}
+    for turn in range(1, _ROUNDS + 1):
+        choice = _chosen(job, worth, rest, lean.before, margins)
         if choice is None:
-            return _out_of_reach(job, options, original, rest, budgets)
-        plan = planned(choice)
-        promised = {m: rest[m] + _sum(options, choice, m) for m in probe.metrics}
-        turn += 1
+            if len(job.targets) > 1 and len(attempts) == 2:
+                budgets = budgets_of(job, lean.before)
+                attempts.append(_attempt(job, probe, parts, worth, nearest(worth, budgets, rest)))
+            break
         tell(turn, f"round {turn}")
-        now, got = seen(plan)
-        over = {t.metric: got[t.metric].value - t.budget(now[t.metric].value) for t in job.targets}
-        if all(v <= 0 for v in over.values()):
+        tried = _attempt(job, probe, parts, worth, choice)
+        attempts.append(tried)
+        if tried.overrun(job.targets) <= 1:
             break
-        if turn == _ROUNDS:
-            # Another correction would not be tried: promise what was seen.
-            original, promised = now, {m: got[m].value for m in probe.metrics}
-            break
-        for metric, miss in over.items():
+        for t in job.targets:
             # What is over its budget was cheaper on paper than it is.
+            got = tried.got[t.metric].value
+            miss = got - t.budget(tried.before[t.metric].value)
             if miss > 0:
-                rest[metric] += max(got[metric].value - promised[metric], miss)
+                rest[t.metric] += max(got - rest[t.metric] - total(worth, choice, t.metric), miss)
     tell(_ROUNDS + 1, "")
-    return Solution(
-        plan=plan,
-        probe=probe,
-        promises=tuple(
-            Promise(
-                target=t,
-                before=original[t.metric].value,
-                promised=promised[t.metric],
-            )
-            for t in job.targets
-        ),
-        loss=sum(o[i].loss for o, i in zip(options, choice, strict=True)),
+    sensible = [a for a in attempts if a.sensible(probe)]
+    met = [a for a in sensible if a.overrun(job.targets) <= 1]
+    if met:
+        return solution(job, probe, min(met, key=lambda a: a.loss), notes=notes)
+    best = min(sensible, key=lambda a: a.overrun(job.targets))
+    budgets = budgets_of(job, lean.before)
+    alone = [
+        least_loss(worth, {t.metric: budgets[t.metric] - rest[t.metric]}) is not None
+        for t in job.targets
+    ]
+    return solution(job, probe, best, missed=out_of_reach(job.targets, best, alone), notes=notes)
+
+
+def _attempt(
+    job: Job, probe: Probe, parts: Parts, options: Options, choice: Sequence[int]
+) -> Attempt:
+    plan = decided(job.base, job.traced.trace, job.free, options, choice, parts.originals, probe)
+    model = rewrite(job.model, job.traced.trace, plan).model
+    found = whole_costs(
+        job.model, {"plan": model}, job.inputs, probe, clock=job.clock, targets=job.targets
     )
+    loss = sum(o[i].loss for o, i in zip(options, choice, strict=True))
+    return Attempt(plan=plan, loss=loss, before=found[ORIGINAL], got=found["plan"])
 
 
-def _sum(options: Options, chosen: Sequence[int], metric: str) -> float:
-    return sum(o[i].costs[metric] for o, i in zip(options, chosen, strict=True))
+def _margin(lean: Attempt, metric: str) -> float:
+    readings = [r for r in (lean.before[metric].reading, lean.got[metric].reading) if r is not None]
+    return min(_MARGIN, max((r.spread / 2 for r in readings), default=0.0))
 
 
-def _scales(options: Options, probe: Probe) -> dict[str, float]:
-    """By metric, what the dense convolutions add up to: overruns of metrics compare by it."""
-    return {m: max(sum(o[0].costs[m] for o in options), 1e-30) for m in probe.metrics}
-
-
-def _out_of_reach(
+def _chosen(
     job: Job,
     options: Options,
-    original: Mapping[str, Figure],
     rest: Mapping[str, float],
-    budgets: Mapping[str, float],
-) -> Miss:
-    best = nearest(options, budgets, rest)
-    reached = {m: rest[m] + _sum(options, best, m) for m in budgets}
-    near = ", ".join(
-        f"{m}={reached[m] / original[m].value:.3g}x ({figure(m, reached[m])} of "
-        f"{figure(m, original[m].value)})"
-        for m in budgets
-    )
-    asked = ", ".join(t.text for t in job.targets)
-    together = " together" if len(budgets) > 1 else ""
-    return Miss(
-        sentence=f"{asked} can't be reached{together} on this device: the nearest is {near}, with "
-        "the cheapest measured form of every convolution; ask for no less than that.",
-        overrun=max(reached[m] / budgets[m] for m in budgets),
-    )
+    before: Figures,
+    margins: Mapping[str, float],
+) -> tuple[int, ...] | None:
+    """The least loss, with a margin for the noise if there is room for one."""
+    budgets = budgets_of(job, before)
+    careful = {m: b * (1 - margins.get(m, 0.0)) - rest[m] for m, b in budgets.items()}
+    choice = least_loss(options, careful)
+    if choice is None and any(margins.values()):
+        choice = least_loss(options, {m: b - rest[m] for m, b in budgets.items()})
+    return choice
+
+
+def _leanest(options: Options, probe: Probe) -> tuple[int, ...]:
+    # What the first forms add up to: overruns of different metrics compare by it.
+    scales = {m: max(sum(o[0].costs[m] for o in options), 1e-30) for m in probe.metrics}
+    return nearest(options, scales, dict.fromkeys(probe.metrics, 0.0))

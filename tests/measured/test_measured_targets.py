@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +12,6 @@ from hypothesis import strategies as st
 from dsconvert.bench import Settings, settle
 from dsconvert.errors import MissingExtraError, TargetError
 from dsconvert.measured import parse_target
-from dsconvert.measured.profile import Profile, cache_folder
 from dsconvert.measured.records import Candidate
 from dsconvert.measured.solve import least_loss, nearest
 from dsconvert.measured.targets import parse_targets
@@ -140,78 +137,3 @@ def test_without_scipy_the_pip_command_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'dsconvert\[measured\]'"):
         least_loss([[candidate(0, latency=1)]], {"latency": 1})
-
-
-# The profile --------------------------------------------------------------------------------------
-
-
-def test_a_figure_is_measured_once(tmp_path: Path) -> None:
-    asked: list[str] = []
-
-    def measure() -> float:
-        asked.append("x")
-        return 0.5
-
-    first = Profile(SETTINGS, folder=tmp_path)
-    assert [first.get("a", measure), first.get("a", measure)] == [0.5, 0.5]
-    first.save()
-    second = Profile(SETTINGS, folder=tmp_path)
-    assert second.get("a", measure) == 0.5
-    assert asked == ["x"]
-    assert second.measured == 0
-    Profile(SETTINGS, folder=tmp_path, remeasure=True).get("a", measure)
-    assert asked == ["x", "x"]
-
-
-def test_profiles_of_other_settings_are_other_files(tmp_path: Path) -> None:
-    one = Profile(SETTINGS, folder=tmp_path)
-    two = Profile(settle(Settings(device="cpu", threads=2)), folder=tmp_path)
-    three = Profile(settle(Settings(device="cpu", threads=1, dtype="amp")), folder=tmp_path)
-    assert len({p.path for p in (one, two, three)}) == 3
-
-
-def test_two_runs_at_once_lose_nothing(tmp_path: Path) -> None:
-    one, two = (Profile(SETTINGS, folder=tmp_path) for _ in range(2))
-    one.get("a", lambda: 1.0)
-    two.get("b", lambda: 2.0)
-    one.save()
-    two.save()
-    third = Profile(SETTINGS, folder=tmp_path)
-    assert third.get("a", lambda: 9.0) == 1.0
-    assert third.get("b", lambda: 9.0) == 2.0
-    assert [p.name for p in tmp_path.iterdir()] == [third.path.name]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"\xff\xfe", b"{", b"[]", b"{}", b'{"header": {}, "values": {"a": 1}}', b"null"],
-)
-def test_a_corrupt_profile_is_made_anew(tmp_path: Path, content: bytes) -> None:
-    Profile(SETTINGS, folder=tmp_path).path.write_bytes(content)
-    profile = Profile(SETTINGS, folder=tmp_path)
-    assert profile.get("a", lambda: 3.0) == 3.0
-    profile.save()
-    assert Profile(SETTINGS, folder=tmp_path).get("a", lambda: 9.0) == 3.0
-
-
-@pytest.mark.parametrize("value", ["NaN", "-1", '"x"', "null", "Infinity"])
-def test_a_corrupt_value_is_measured_anew(tmp_path: Path, value: str) -> None:
-    profile = Profile(SETTINGS, folder=tmp_path)
-    header = json.dumps(profile.header)
-    profile.path.write_text(f'{{"header": {header}, "values": {{"a": {value}}}}}')
-    assert Profile(SETTINGS, folder=tmp_path).get("a", lambda: 4.0) == 4.0
-
-
-def test_no_place_to_write_is_no_reason_to_fail(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    profile = Profile(SETTINGS, folder=tmp_path / "file" / "below")
-    profile.get("a", lambda: 1.0)
-    profile.save()
-
-
-def test_the_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "dsconvert"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_folder() == tmp_path / "home" / ".cache" / "dsconvert"

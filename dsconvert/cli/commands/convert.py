@@ -11,6 +11,7 @@ from dsconvert.cli.output import Bars, emit, say
 from dsconvert.errors import PlanError, UsageError
 from dsconvert.files import SnapshotConversion, convert_snapshot, plan_snapshot
 from dsconvert.kinds import check_output, generators_in, save_file
+from dsconvert.measured import Clock
 from dsconvert.records import Plan
 from dsconvert.report.jsonable import conversion_dict, plan_dict
 from dsconvert.report.tables import conversion_report, plan_report
@@ -29,8 +30,17 @@ def _read_plan(path: str) -> Plan:
         raise PlanError(f"can't read the plan {path}: {error}.") from None
 
 
-def run(options: Namespace) -> None:
-    """Convert a file."""
+def run(options: Namespace, *, clock: Clock | None = None) -> None:
+    """Convert a file.
+
+    Args:
+        options: what was typed.
+        clock: what ``--target`` measures with; None: this machine.
+
+    Raises:
+        MissedTargetError: a target is missed; nothing was written, unless ``--best-effort``.
+        DsconvertError: bad input.
+    """
     if options.out:
         check_target(options.out, overwrite=options.overwrite)
     if options.out and options.plan_only and Path(options.out).suffix.lower() not in (".json", ""):
@@ -42,7 +52,7 @@ def run(options: Namespace) -> None:
     measured = None
     if options.target:
         with Bars(hidden=options.quiet) as bars:
-            measured = targets.planned(snap, options, bars)
+            measured = targets.planned(snap, options, bars, clock=clock)
         chosen = measured.plan
     if options.plan_only:
         plan = plan_snapshot(
@@ -61,6 +71,7 @@ def run(options: Namespace) -> None:
         elif not options.out:
             say(*plan_report(plan, verbose=options.verbose))
             targets.show(measured)
+        targets.own_up(measured, options)
         return
     with Bars(hidden=options.quiet) as bars:
         result = convert_snapshot(
@@ -80,12 +91,14 @@ def run(options: Namespace) -> None:
     if measured is not None:
         with Bars(hidden=options.quiet) as bars:
             bars("measure the result", 0, 1)
-            measured = targets.checked(measured, snap, result.models)
+            measured = targets.checked(measured, snap, result.models, clock=clock)
+        targets.insist(measured, options)
     made = save_file(snap, result.models, options.out, overwrite=options.overwrite)
     if options.json:
         entries = {k: conversion_dict(c) for k, c in result.conversions.items()}
         files = {"input": options.snapshot, "output": options.out}
         emit({**files, "converted": entries, **targets.as_dict(measured)})
+        targets.own_up(measured, options)
         return
     name, main = result.main
     if not options.quiet:
@@ -97,6 +110,7 @@ def run(options: Namespace) -> None:
         say(f"wrote {options.out}")
     else:
         say(f"wrote {' and '.join(made.files)}: {name} alone, as {made.format}")
+    targets.own_up(measured, options)
 
 
 def _others(result: SnapshotConversion) -> list[str]:

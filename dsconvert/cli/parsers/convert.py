@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from dsconvert.cli import codes
 from dsconvert.cli.parsers import arguments
 from dsconvert.errors import UsageError
 from dsconvert.records import DTYPES, INITS, PRESETS
@@ -16,6 +17,7 @@ HELP = "the main job"
 
 def add(command: argparse.ArgumentParser) -> None:
     """Declare its options."""
+    command.epilog = codes.HELP
     command.add_argument(
         "snapshot", help="a snapshot (.pkl) or a checkpoint of a known codebase (.pth, .pt)"
     )
@@ -99,13 +101,18 @@ def _targets(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--remeasure", action="store_true", help="take no time from an earlier run's profile"
     )
+    group.add_argument(
+        "--best-effort",
+        action="store_true",
+        help="where a target is missed, write the nearest file all the same (exit code 3 stays)",
+    )
 
 
 def _check_targets(options: argparse.Namespace) -> None:
     if not options.target:
         given = ("batch", "train_batch", "device", "dtype", "threads")
         idle = [n for n in given if getattr(options, n) is not None]
-        idle += [n for n in ("channels_last", "remeasure") if getattr(options, n)]
+        idle += [n for n in ("channels_last", "remeasure", "best_effort") if getattr(options, n)]
         if idle:
             names = ", ".join("--" + n.replace("_", "-") for n in idle)
             raise UsageError(f"{names}: only together with --target.")

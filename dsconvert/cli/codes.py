@@ -1,0 +1,23 @@
+"""Every exit code of the commands, and which error ends in which."""
+
+from __future__ import annotations
+
+from dsconvert.errors import DsconvertError, MissedTargetError
+
+DONE = 0
+USAGE = 2
+MISSED = 3
+INTERRUPTED = 130
+
+MEANINGS = {
+    DONE: "done",
+    USAGE: "bad input or a failure, said in one sentence; nothing was written",
+    MISSED: "a --target was missed; nothing was written, unless --best-effort was given",
+    INTERRUPTED: "interrupted",
+}
+HELP = "exit codes: " + "; ".join(f"{code}: {text}" for code, text in MEANINGS.items()) + "."
+
+
+def code_of(error: DsconvertError) -> int:
+    """The exit code of a command that ends in ``error``."""
+    return MISSED if isinstance(error, MissedTargetError) else USAGE
