@@ -10,6 +10,7 @@ from torch import nn
 
 from dsconvert.adapter import Adapter, adapter_for
 from dsconvert.errors import UsageError
+from dsconvert.facts import types_of
 from dsconvert.fit import DEFAULT_LATENTS, Progress, fit_to_original
 from dsconvert.initialise import finish, randomise
 from dsconvert.inputs import Inputs, examples_for, resolved_sampler, sampler_of
@@ -38,25 +39,15 @@ def _trace(
     leaves: Sequence[str],
     adapter: Adapter | None,
 ) -> Traced:
-    if adapter is None:
-        return trace(model, example_inputs=examples, leaves=leaves)
+    types = types_of(model, adapter)
     return trace(
         model,
         example_inputs=examples,
         leaves=leaves,
-        leaf_types=_also_theirs(model, adapter.leaves()),
-        noise_types=_also_theirs(model, adapter.noise_types()),
-        norm_types=_also_theirs(model, adapter.norm_types()),
+        leaf_types=types.leaves,
+        noise_types=types.noises,
+        norm_types=types.norms,
     )
-
-
-def _also_theirs(
-    model: nn.Module, types: tuple[type[nn.Module], ...]
-) -> tuple[type[nn.Module], ...]:
-    """An adapter's classes, and the original code's of those names (a live model of it)."""
-    names = {t.__name__ for t in types}
-    theirs = {type(m) for m in model.modules() if type(m).__name__ in names}
-    return (*types, *(theirs - set(types)))
 
 
 def traced(
@@ -134,7 +125,7 @@ def cost(
     """
     adapter = adapter_for(model)
     examples = examples_for(model, example_inputs, inputs, adapter)
-    return count(model, examples, leaves=adapter.leaves() if adapter is not None else ())
+    return count(model, examples, leaves=types_of(model, adapter).leaves)
 
 
 def apply(
@@ -188,7 +179,7 @@ def apply(
     seconds["trace"] = time.perf_counter() - began
 
     began = time.perf_counter()
-    opaque = adapter.leaves() if adapter is not None else ()
+    opaque = types_of(model, adapter).leaves
     before = costs[0] if costs else count(model, examples, leaves=opaque)
     seconds["count"] = time.perf_counter() - began
 

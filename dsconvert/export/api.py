@@ -12,7 +12,6 @@ import torch
 
 from dsconvert.errors import (
     DsconvertError,
-    ExportError,
     ForeignFileError,
     OutputError,
     UsageError,
@@ -133,7 +132,12 @@ def export_model(
     if name == "safetensors":
         return save_plain(model, target, noise=noise, overwrite=overwrite, inputs=inputs)
     core = flatten(
-        model, examples_of(model, inputs), noise=noise, seed=seed, noise_types=noise_types
+        model,
+        examples_of(model, inputs),
+        other=examples_of(model, inputs, n=2),
+        noise=noise,
+        seed=seed,
+        noise_types=noise_types,
     )
     args = _args(model, core, inputs)
     fmt = GRAPHS[name]
@@ -155,7 +159,10 @@ def export_model(
         format=name,
         files=tuple(str(target.parent / f.name) for f in files),
         bytes=size,
-        inputs={k: ("batch", *a.shape[1:]) for k, a in zip(core.inputs, args, strict=True)},
+        inputs={
+            k: ("batch", *a.shape[1:]) if core.is_batched(k) else tuple(a.shape)
+            for k, a in zip(core.inputs, args, strict=True)
+        },
         noise=noise,
         planes=tuple((p.module, p.height, p.width) for p in core.planes) if noise != "zero" else (),
         error=error,
@@ -169,9 +176,6 @@ def _args(model: nn.Module, core: Core, inputs: Inputs | None) -> tuple[torch.Te
     args = list(core.select(examples_of(model, inputs, n=BATCHES[0])))
     if core.takes_noise:
         args.append(draw(core.planes, BATCHES[0]).to(args[0].device, core.dtype))
-    wrong = [k for k, a in zip(core.inputs, args, strict=True) if not isinstance(a, torch.Tensor)]
-    if wrong:
-        raise ExportError(f"the input {', '.join(wrong)} is no tensor; only those can be exported.")
     return tuple(args)
 
 

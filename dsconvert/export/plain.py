@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import Adapter, Rebuilds, adapter_for, adapters, image_tensor
+from dsconvert.copying import owned_copy
 from dsconvert.errors import (
     AdapterError,
     CorruptSnapshotError,
@@ -31,11 +32,11 @@ from dsconvert.export.formats import need
 from dsconvert.export.inputs import Inputs, examples_of
 from dsconvert.export.structure import apply_changes, changes
 from dsconvert.export.verify import BATCHES
+from dsconvert.facts import types_of
 from dsconvert.images import whole_file
 from dsconvert.norms import fold, norm_kind
 from dsconvert.observe import evaluating
 from dsconvert.records import Export, Noise
-from dsconvert.rewrite import copied
 
 if TYPE_CHECKING:
     import os
@@ -133,10 +134,11 @@ def save_plain(
             f"no installed adapter knows {type(model).__name__}, so nobody could rebuild it from "
             "a safetensors file; export to torch or onnx, or write an adapter."
         )
-    twin = _folded(copied(model).eval().requires_grad_(False))
+    twin = _folded(owned_copy(model).eval().requires_grad_(False))
     if noise == "zero":
+        noises = types_of(twin, adapter).noises
         for module in twin.modules():
-            if isinstance(module, adapter.noise_types()):
+            if isinstance(module, noises):
                 module.get_parameter("weight").zero_()
     config = dict(adapter.describe(twin))
     header = {
