@@ -158,7 +158,7 @@ def save_plain(
     with whole_file(path, overwrite=overwrite) as beside:
         # Not by save_file, which makes files that only their owner can read.
         beside.write_bytes(save(tensors, metadata={_KEY: json.dumps(header), "format": "pt"}))
-        error, reach = _compare(twin, load_plain(beside), path, inputs)
+        error, reach = same_images(twin, load_plain(beside), path, inputs)
         size = beside.stat().st_size
     shapes = {
         f"argument {i}": ("batch", *a.shape[1:])
@@ -180,9 +180,17 @@ def save_plain(
     )
 
 
-def _compare(
+def same_images(
     model: nn.Module, loaded: nn.Module, path: Path, inputs: Inputs | None
 ) -> tuple[float, float]:
+    """Check that ``loaded``, read from ``path``, makes the images of ``model``.
+
+    Returns:
+        the largest difference of a pixel, and the largest magnitude of a pixel of the original.
+
+    Raises:
+        ExportError: it makes others.
+    """
     worst, reach = 0.0, 0.0
     loaded.to(next(model.parameters()).device)
     for i, n in enumerate(BATCHES):
