@@ -21,24 +21,13 @@ from dsconvert.errors import ExportError, UsageError
 from dsconvert.export.batchnorm import fold_batch_norms
 from dsconvert.export.call import Call, call_of, take_tensors
 from dsconvert.export.gates import unify_gates
-from dsconvert.export.layers import AddNoise
-from dsconvert.export.nodes import Shapes, module_of, replace_node, sized
+from dsconvert.export.nodes import Shapes, sized
+from dsconvert.export.noise import NOISE_INPUT, Plane, check_silent, draw, take_noise_out
 from dsconvert.facts import Types, types_of
 from dsconvert.norms import fold, norm_kind
 from dsconvert.observe import evaluating
 from dsconvert.records import NOISES, Noise
 from dsconvert.trace import trace
-
-NOISE_INPUT = "noise"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plane:
-    """One noise injection: where it stands, and the size of the plane that it adds."""
-
-    module: str
-    height: int
-    width: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,16 +84,6 @@ class Core:
         return draw(self.planes, 1, torch.Generator().manual_seed(self.seed))
 
 
-def draw(planes: tuple[Plane, ...], n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Normal numbers (n, K) for all planes.
-
-    Drawn plane by plane on the CPU, as a run of the original would: the same random state gives
-    the same picture.
-    """
-    parts = [torch.randn(n, 1, p.height, p.width, generator=generator) for p in planes]
-    return torch.cat([p.flatten(1) for p in parts], 1) if parts else torch.zeros(n, 0)
-
-
 def flatten(
     model: nn.Module,
     examples: tuple[Any, ...],
@@ -129,8 +108,8 @@ def flatten(
 
     Raises:
         TraceError: the model can't be traced.
-        ExportError: a noise injection is not of a kind that can be taken out, or the image does not
-            depend on the arguments.
+        ExportError: a noise injection is not of a kind that can be taken out, or is not known as
+            one where there must be no noise; or the image does not depend on the arguments.
         AdapterError: it is not clear which part of what the model returns is the image.
         UsageError: no noise is called so, or the model does not take these arguments.
     """
@@ -160,7 +139,7 @@ def flatten(
     noise_input = NOISE_INPUT
     while noise_input in call.tensors:
         noise_input += "_"
-    planes = _take_noise_out(module, types.noises, noise, seed, noise_input)
+    planes = take_noise_out(module, types.noises, noise, seed, noise_input)
     unify_gates(module)
     fold_batch_norms(module)
     module.graph.eliminate_dead_code()
@@ -169,6 +148,8 @@ def flatten(
     # Ours wants to be told what a leaf is; when unpickled, every module is one.
     module._tracer_cls = None  # pyright: ignore[reportPrivateUsage]
     inputs = _inputs(module)
+    if noise != "random":
+        check_silent(module, [by_name[name] for name in inputs], type(model).__name__, noise)
     return Core(
         module=module,
         inputs=inputs,
@@ -224,65 +205,6 @@ def _image_only(module: fx.GraphModule, path: tuple[int | str, ...]) -> None:
     output.args = (found,)
     graph.eliminate_dead_code()
     module.recompile()
-
-
-def _take_noise_out(
-    module: fx.GraphModule, types: Types, noise: Noise, seed: int, noise_input: str
-) -> tuple[Plane, ...]:
-    graph = module.graph
-    found: list[tuple[fx.Node, Plane]] = []
-    for node in graph.nodes:
-        kind = module_of(module, node)
-        if kind is None or not isinstance(kind, types):
-            continue
-        shape = sized(node)
-        weight = getattr(kind, "weight", None)
-        if shape is None or len(shape) != 4 or not isinstance(weight, Tensor):
-            raise ExportError(
-                f"the noise injection {node.target} ({type(kind).__name__}) has no weight, or adds "
-                "to no (N, C, H, W) map; only 'x + weight * plane' can be exported."
-            )
-        found.append((node, Plane(module=str(node.target), height=shape[2], width=shape[3])))
-    planes = tuple(p for _, p in found)
-    if noise == "zero" or not found:
-        for node, _ in found:
-            replace_node(graph, node, _noisy(node))
-        return planes
-    source: fx.Node | None = None
-    if noise == "random":
-        last = [n for n in graph.nodes if n.op == "placeholder"][-1]
-        with graph.inserting_after(last):
-            source = graph.placeholder(noise_input)
-    numbers = draw(planes, 1, torch.Generator().manual_seed(seed)) if source is None else None
-    offset = 0
-    for i, (node, plane) in enumerate(found):
-        injection = AddNoise(module_of(module, node).weight.detach().clone())  # type: ignore[union-attr]
-        name = f"add_noise_{i}"
-        module.add_submodule(name, injection)
-        size = plane.height * plane.width
-        with graph.inserting_before(node):
-            if source is not None:
-                part = graph.call_function(torch.narrow, (source, 1, offset, size))
-                shape = (-1, 1, plane.height, plane.width)
-                values = graph.call_method("reshape", (part, *shape))
-            else:
-                assert numbers is not None
-                buffer = numbers[:, offset : offset + size].reshape(1, 1, plane.height, plane.width)
-                dtype = injection.weight.dtype
-                module.register_buffer(
-                    f"plane_{i}", buffer.to(injection.weight.device, dtype).clone()
-                )
-                values = graph.get_attr(f"plane_{i}")
-            new = graph.call_module(name, (_noisy(node), values))
-        new.meta = dict(node.meta)
-        replace_node(graph, node, new)
-        offset += size
-    return planes
-
-
-def _noisy(node: fx.Node) -> Any:
-    """What a noise injection adds to: its first argument, also one that is given by name."""
-    return node.args[0] if node.args else next(iter(node.kwargs.values()))
 
 
 def largest_map(core: Core) -> int:

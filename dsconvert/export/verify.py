@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from dsconvert.adapter import adapter_for, image_tensor
 from dsconvert.copying import owned_copy
 from dsconvert.errors import ExportError
-from dsconvert.export.graph import Core, draw
+from dsconvert.export.graph import Core
 from dsconvert.export.inputs import Inputs, examples_of
+from dsconvert.export.noise import DRAWS, draw
 from dsconvert.facts import types_of
 from dsconvert.observe import evaluating
 from dsconvert.rewrite import replace
@@ -146,10 +147,7 @@ def _why(reference: Reference, args: tuple[Any, ...], numbers: Tensor) -> str:
         two = reference(args, numbers)
     if torch.equal(one, two):
         return ""
-    return (
-        "The model draws random numbers by itself: put that into a module that does nothing but "
-        "'x + weight * noise', and name its class with noise_types. "
-    )
+    return f"The reason: {DRAWS}or export to torch. "
 
 
 def first_line(error: BaseException) -> str:
