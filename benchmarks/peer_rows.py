@@ -15,8 +15,8 @@ from dsconvert_adapters.projected_gan import Generator
 from torch import nn
 
 from dsconvert import apply, plan
+from dsconvert.graph import ConvTypes
 from dsconvert.pipeline import sampler_of
-from dsconvert.trace import ConvTypes
 
 CONFIGS = {
     "256": {"cfg": "fastgan", "resolution": 256},

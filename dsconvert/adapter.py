@@ -168,6 +168,19 @@ class Rebuilds(Protocol):
 
 
 @runtime_checkable
+class KnowsUnused(Protocol):
+    """What an adapter may also say: which modules of a generator never run, by construction.
+
+    Only these may be removed without being asked for: elsewhere, what ``forward`` does not call
+    may be called by something else.
+    """
+
+    def unused(self, generator: nn.Module) -> tuple[str, ...]:
+        """Names of modules that never run, whatever the generator is called with."""
+        ...
+
+
+@runtime_checkable
 class Truncates(Protocol):
     """What an adapter may also do: pull latents towards their mean (Karras et al. 2019, sec. B)."""
 

@@ -9,6 +9,7 @@ forward pass in training may leave on a module, can't be deep-copied at all.
 from __future__ import annotations
 
 import copy
+import types
 from typing import Any
 
 import torch
@@ -53,6 +54,56 @@ def owned_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
             "can't be copied off the model first (an open file, a lock, a handle)."
         ) from error
     own_classes(made)
+    return made
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def isolated_copy(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
+    """A copy that can be *run* without an effect on ``model``: what hooks write to is copied too.
+
+    Hooks are functions, and a deep copy takes functions over as they are, with all that they
+    refer to: a hook that collects features would collect those of the copy's runs.
+
+    Args:
+        model: left as it was.
+        share_parameters: the copy holds the parameters themselves (of a large model, one set is
+            enough); for runs that write into none.
+
+    Raises:
+        UsageError: an attribute of the model can't be copied.
+    """
+    memo: dict[int, Any] = {}
+    if share_parameters:
+        memo = {id(p): p for p in model.parameters()}
+    made = owned_copy(model, memo)
+    isolate_hooks(made, memo)
+    return made
+
+
+def isolate_hooks(model: nn.Module, memo: dict[int, Any] | None = None) -> None:
+    """Give the hooks of ``model`` copies of what they refer to, in place."""
+    memo = {} if memo is None else memo
+    for module in model.modules():
+        for table in _HOOKS:
+            hooks: dict[int, Any] = getattr(module, table)
+            for key, hook in hooks.items():
+                hooks[key] = _isolated(hook, memo)
+
+
+def _isolated(hook: Any, memo: dict[int, Any]) -> Any:
+    """``hook`` with a closure and defaults of its own, where these can be copied."""
+    if not isinstance(hook, types.FunctionType) or not (hook.__closure__ or hook.__defaults__):
+        return hook
+    cell: Any = types.CellType
+    try:
+        cells = tuple(cell(copy.deepcopy(c.cell_contents, memo)) for c in hook.__closure__ or ())
+        defaults = copy.deepcopy(hook.__defaults__, memo)
+    except (TypeError, ValueError, RuntimeError):
+        return hook
+    made = types.FunctionType(hook.__code__, hook.__globals__, hook.__name__, defaults, cells)
+    made.__kwdefaults__ = hook.__kwdefaults__
     return made
 
 

@@ -48,6 +48,10 @@ class PlanError(DsconvertError):
     """A plan is malformed or does not fit the model it is applied to."""
 
 
+class ConversionError(DsconvertError):
+    """A converted model does not run; says which module fails and what to keep."""
+
+
 class AdapterError(DsconvertError):
     """An adapter is unknown, registered twice, or does not fit the model."""
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from dsconvert.analysis import Analysis, analyse_alike
 from dsconvert.checkpoint import Checkpoint
 from dsconvert.fit import Progress
 from dsconvert.kinds import Opened, inputs_of
-from dsconvert.pipeline import apply, costed_plan
+from dsconvert.observe import undisturbed
+from dsconvert.pipeline import apply_to, costed_plan, plan_for
 from dsconvert.pipeline import plan as plan_model
 from dsconvert.records import Conversion, Plan
 from dsconvert.snapshot import Snapshot
@@ -43,6 +46,8 @@ def plan_snapshot(
     preset: str = "balanced",
     rank: int | None = None,
     keep: Sequence[str] = (),
+    refit: Sequence[str] = (),
+    remove: Sequence[str] = (),
     plan: Plan | None = None,
 ) -> Plan:
     """The plan for a file's main generator (``G_ema``); it serves the others as well.
@@ -52,7 +57,15 @@ def plan_snapshot(
     inputs = inputs_of(snap)
     if plan is not None:
         return costed_plan(snap.generator, plan, inputs=inputs)
-    return plan_model(snap.generator, preset=preset, rank=rank, keep=keep, inputs=inputs)
+    return plan_model(
+        snap.generator,
+        preset=preset,
+        rank=rank,
+        keep=keep,
+        refit=refit,
+        remove=remove,
+        inputs=inputs,
+    )
 
 
 def convert_snapshot(
@@ -61,6 +74,8 @@ def convert_snapshot(
     preset: str = "balanced",
     rank: int | None = None,
     keep: Sequence[str] = (),
+    refit: Sequence[str] = (),
+    remove: Sequence[str] = (),
     plan: Plan | None = None,
     init: str = "fit",
     calibrate: int | None = None,
@@ -71,12 +86,12 @@ def convert_snapshot(
     decided = plan
     conversions: dict[str, Conversion] = {}
     digests: dict[bytes, str] = {}
-    # Of an official file the pipeline finds the adapter by the model, one original at a time.
+    # Of an official file the adapter is found by the model, one original at a time.
     inputs = inputs_of(snap) if isinstance(snap, Checkpoint) else None
+    known: Analysis | None = None
     for key in snap.generators:
         # Not ``snap.generator``, which is kept: of a large file one original at a time is enough.
         model = snap.module(key)
-        decided = decided or plan_model(model, preset=preset, rank=rank, keep=keep, inputs=inputs)
         # A fit takes minutes, its digest a second.
         if init == "fit" and calibrate != 0 and len(snap.generators) > 1:
             twin = digests.setdefault(_digest(model), key)
@@ -88,19 +103,28 @@ def convert_snapshot(
             if progress is not None:
                 progress(f"{key}: {stage}", done, total, detail)
 
-        first = next(iter(conversions.values()), None)
-        conversions[key] = apply(
-            model,
-            decided,
-            init=init,
-            inputs=inputs,
-            calibrate=calibrate,
-            seed=seed,
-            progress=report,
-            costs=(first.before, first.after) if first else None,
-            consume=isinstance(snap, Snapshot) and key not in snap.live,
-        )
-        del model
+        began = time.perf_counter()
+        owned = isinstance(snap, Snapshot) and key not in snap.live
+        with undisturbed():
+            analysis = analyse_alike(known, model, inputs=inputs, owned=owned)
+            traced = time.perf_counter() - began
+            # The graph serves the next generator, too; the weights need not stay for that.
+            known = known or analysis.without_model()
+            decided = decided or plan_for(
+                analysis, preset=preset, rank=rank, keep=keep, refit=refit, remove=remove
+            )
+            first = next(iter(conversions.values()), None)
+            conversions[key] = apply_to(
+                analysis,
+                decided,
+                init=init,
+                calibrate=calibrate,
+                seed=seed,
+                progress=report,
+                costs=(first.before, first.after) if first else None,
+                traced=traced,
+            )
+        del model, analysis
     return SnapshotConversion(conversions=conversions)
 
 

@@ -15,6 +15,26 @@ Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
 """``inputs(n, generator)`` returns the positional arguments of one forward call, batch n."""
 
 
+def map_tensors(function: Callable[[torch.Tensor], Any], value: Any) -> Any:
+    """``value`` with every tensor in it, also in lists, tuples and dictionaries, replaced."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(function, v) for v in value))
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(function, v) for v in value)
+    if isinstance(value, dict):
+        return type(value)((k, map_tensors(function, v)) for k, v in value.items())
+    return value
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """The tensors in ``value``, in order: what a traced graph takes as its inputs."""
+    found: list[torch.Tensor] = []
+    map_tensors(lambda t: (found.append(t), t)[1], value)
+    return found
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where its parameters are; the CPU without any."""
     tensor = next(model.parameters(), None)
@@ -30,11 +50,8 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 def like(args: tuple[Any, ...], model: nn.Module) -> tuple[Any, ...]:
     """Arguments on the model's device, floating ones in its dtype."""
     device, dtype = device_of(model), dtype_of(model)
-    return tuple(
-        (a.to(device, dtype) if a.is_floating_point() else a.to(device))
-        if isinstance(a, torch.Tensor)
-        else a
-        for a in args
+    return map_tensors(
+        lambda a: a.to(device, dtype) if a.is_floating_point() else a.to(device), args
     )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from dsconvert.copying import owned_copy
 from dsconvert.norms import effective_weight
 from dsconvert.rewrite import replace
 from dsconvert.rules.base import assign
+from dsconvert.wrappers import unwrapped
 
 _NAMES = (["depthwise", "pointwise"], ["pointwise", "depthwise"])
 
@@ -69,7 +70,7 @@ def merge_pair(pair: nn.Sequential) -> nn.Conv2d | nn.ConvTranspose2d:
 
 def merge(model: nn.Module) -> nn.Module:
     """A copy of ``model`` with every separable pair merged to one dense convolution."""
-    result = copy.deepcopy(model)
+    result = owned_copy(unwrapped(model))
     with torch.no_grad():
         for _, module in list(result.named_modules()):
             if is_pair(module) and isinstance(module, nn.Sequential):

@@ -1,4 +1,4 @@
-"""The stages in order: trace, plan, rewrite, fit, report. What the Python API exports."""
+"""The stages in order: analyse, plan, rewrite, fit, count. What the Python API exports."""
 
 from __future__ import annotations
 
@@ -8,62 +8,35 @@ from typing import Any
 
 from torch import nn
 
-from dsconvert.adapter import Adapter, adapter_for
-from dsconvert.errors import UsageError
+from dsconvert.adapter import adapter_for
+from dsconvert.analysis import Analysis, analyse
+from dsconvert.copying import isolated_copy
+from dsconvert.errors import ConversionError, UsageError
 from dsconvert.facts import types_of
 from dsconvert.fit import DEFAULT_LATENTS, Progress, fit_to_original
 from dsconvert.initialise import finish, randomise
-from dsconvert.inputs import Inputs, examples_for, resolved_sampler, sampler_of
+from dsconvert.inputs import Inputs, sampler_of
 from dsconvert.merging import merge
+from dsconvert.observe import first_failure, undisturbed
 from dsconvert.planner import make_plan
 from dsconvert.records import INITS, Conversion, Cost, Fit, Plan
-from dsconvert.report.counts import count
-from dsconvert.rewrite import check_finite, costed, rewrite
-from dsconvert.trace import Traced, trace
+from dsconvert.rewrite import check, check_finite, costed, rewrite
 
 __all__ = [
+    "Analysis",
+    "Inputs",
+    "adapter_for",
+    "analyse",
     "apply",
+    "apply_to",
     "convert",
     "cost",
     "costed_plan",
     "merge",
     "plan",
+    "plan_for",
     "sampler_of",
-    "traced",
 ]
-
-
-def _trace(
-    model: nn.Module,
-    examples: tuple[Any, ...] | None,
-    leaves: Sequence[str],
-    adapter: Adapter | None,
-) -> Traced:
-    types = types_of(model, adapter)
-    return trace(
-        model,
-        example_inputs=examples,
-        leaves=leaves,
-        leaf_types=types.leaves,
-        noise_types=types.noises,
-        norm_types=types.norms,
-    )
-
-
-def traced(
-    model: nn.Module,
-    *,
-    leaves: Sequence[str] = (),
-    example_inputs: Sequence[Any] | None = None,
-    inputs: Inputs | None = None,
-) -> Traced:
-    """The convolutions of ``model``, with what its adapter knows; arguments as for :func:`plan`.
-
-    Raises:
-        TraceError: the model can't be traced.
-    """
-    adapter = adapter_for(model)
-    return _trace(model, examples_for(model, example_inputs, inputs, adapter), leaves, adapter)
 
 
 def plan(
@@ -72,6 +45,8 @@ def plan(
     preset: str = "balanced",
     rank: int | None = None,
     keep: Sequence[str] = (),
+    refit: Sequence[str] = (),
+    remove: Sequence[str] = (),
     leaves: Sequence[str] = (),
     example_inputs: Sequence[Any] | None = None,
     inputs: Inputs | None = None,
@@ -82,7 +57,11 @@ def plan(
         model: any ``nn.Module`` that torch.fx can trace; it is left as it was.
         preset: ``exact``, ``paper``, ``balanced`` or ``fast``.
         rank: one rank for all rewrites instead of the preset's own.
-        keep: globs of module names that stay as they are.
+        keep: globs of module names; what they name keeps its very bytes: it is neither rewritten
+            nor refitted, folded or re-estimated.
+        refit: globs of modules that keep their form, but may be refitted to their new inputs.
+        remove: globs of modules that ``forward`` does not call and that are to be taken out. By
+            itself only that goes which an adapter knows never to run.
         leaves: names of modules that torch.fx must not look into.
         example_inputs: positional arguments of one forward call; an adapter or ``inputs`` gives
             them otherwise. Without any, MACs and dead modules are unknown.
@@ -91,12 +70,34 @@ def plan(
     Raises:
         DsconvertError: the model can't be traced, or an option makes no sense for it.
     """
-    adapter = adapter_for(model)
-    examples = examples_for(model, example_inputs, inputs, adapter)
-    found = _trace(model, examples, leaves, adapter).trace
+    with undisturbed():
+        analysis = analyse(model, example_inputs=example_inputs, inputs=inputs, leaves=leaves)
+        return plan_for(
+            analysis, preset=preset, rank=rank, keep=keep, refit=refit, remove=remove
+        )  # fmt: skip
+
+
+def plan_for(
+    analysis: Analysis,
+    *,
+    preset: str = "balanced",
+    rank: int | None = None,
+    keep: Sequence[str] = (),
+    refit: Sequence[str] = (),
+    remove: Sequence[str] = (),
+) -> Plan:
+    """The same for a model that is analysed already."""
     # Only where it is asked for: a count is one more forward pass.
-    total = cost(model, examples).macs if preset == "balanced" and rank is None else None
-    return make_plan(found, preset=preset, rank=rank, keep=keep, total_macs=total)
+    total = analysis.cost.macs if preset == "balanced" and rank is None else None
+    return make_plan(
+        analysis.trace,
+        preset=preset,
+        rank=rank,
+        keep=keep,
+        refit=refit,
+        remove=remove,
+        total_macs=total,
+    )
 
 
 def costed_plan(model: nn.Module, plan: Plan, *, inputs: Inputs | None = None) -> Plan:
@@ -107,10 +108,8 @@ def costed_plan(model: nn.Module, plan: Plan, *, inputs: Inputs | None = None) -
     Raises:
         PlanError: it does not fit the model.
     """
-    adapter = adapter_for(model)
-    return costed(
-        _trace(model, examples_for(model, None, inputs, adapter), (), adapter).trace, plan
-    )
+    with undisturbed():
+        return costed(analyse(model, inputs=inputs).trace, plan)
 
 
 def cost(
@@ -123,9 +122,15 @@ def cost(
 
     ``example_inputs`` and ``inputs`` are as for :func:`plan`.
     """
-    adapter = adapter_for(model)
-    examples = examples_for(model, example_inputs, inputs, adapter)
-    return count(model, examples, leaves=types_of(model, adapter).leaves)
+    from dsconvert.inputs import examples_for
+    from dsconvert.report.counts import count
+    from dsconvert.wrappers import unwrapped
+
+    model = unwrapped(model)
+    with undisturbed():
+        adapter = adapter_for(model)
+        examples = examples_for(model, example_inputs, inputs, adapter)
+        return count(model, examples, leaves=types_of(model, adapter).leaves)
 
 
 def apply(
@@ -139,8 +144,6 @@ def apply(
     calibrate: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-    costs: tuple[Cost, Cost] | None = None,
-    consume: bool = False,
 ) -> Conversion:
     """Carry out ``plan`` on a copy of ``model``.
 
@@ -156,38 +159,74 @@ def apply(
         calibrate: how many samples the fit and the statistics use; None: enough; 0: neither.
         seed: of the samples and every other draw.
         progress: called with ``(stage, done, total, detail)``.
-        costs: before and after, where they are known from a model of the same architecture.
-        consume: ``model`` is not needed any more and may be taken apart, which saves the memory of
-            a copy where nothing is fitted.
 
     Raises:
-        DsconvertError: the plan does not fit the model, or an option makes no sense.
+        DsconvertError: the plan does not fit the model, an option makes no sense, or the result
+            does not run.
     """
+    _check_options(init, calibrate)
+    with undisturbed():
+        began = time.perf_counter()
+        analysis = analyse(model, example_inputs=example_inputs, inputs=inputs, leaves=leaves)
+        return apply_to(
+            analysis,
+            plan,
+            init=init,
+            calibrate=calibrate,
+            seed=seed,
+            progress=progress,
+            traced=time.perf_counter() - began,
+        )
+
+
+def _check_options(init: str, calibrate: int | None) -> None:
     if init not in INITS:
         raise UsageError(f"no init is called {init!r}; choose {', '.join(INITS)}.")
     if calibrate is not None and calibrate < 0:
         raise UsageError(f"--calibrate {calibrate} is negative; 0 turns it off.")
-    adapter = adapter_for(model)
-    seconds: dict[str, float] = {}
-    notes: list[str] = []
 
-    began = time.perf_counter()
-    examples = examples_for(model, example_inputs, inputs, adapter)
-    traced = _trace(model, examples, leaves, adapter)
-    plan = costed(traced.trace, plan)
+
+def apply_to(
+    analysis: Analysis,
+    plan: Plan,
+    *,
+    init: str = "fit",
+    calibrate: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    costs: tuple[Cost, Cost] | None = None,
+    traced: float = 0.0,
+) -> Conversion:
+    """The same for a model that is analysed already.
+
+    Args:
+        analysis: of the model. Where the model is the library's own and nothing is fitted, the
+            model itself is rewritten, which saves the memory of a copy.
+        plan: as for :func:`apply`.
+        init: as for :func:`apply`.
+        calibrate: as for :func:`apply`.
+        seed: as for :func:`apply`.
+        progress: as for :func:`apply`.
+        costs: before and after, where they are known from a model of the same architecture.
+        traced: seconds that the analysis took, for the record.
+    """
+    _check_options(init, calibrate)
+    model, trace = analysis.model, analysis.trace.holding(plan.keep)
+    matched = check(trace, plan)
+    plan = costed(trace, plan, matched)
     check_finite(model, plan)
-    seconds["trace"] = time.perf_counter() - began
-
+    notes: list[str] = []
+    seconds: dict[str, float] = {"trace": traced}
     began = time.perf_counter()
-    opaque = types_of(model, adapter).leaves
-    before = costs[0] if costs else count(model, examples, leaves=opaque)
+    before = costs[0] if costs else analysis.cost
     seconds["count"] = time.perf_counter() - began
 
     latents = DEFAULT_LATENTS if calibrate is None else calibrate
-    sampler = resolved_sampler(model, inputs, adapter)
+    sampler = analysis.sampler
     needed = init != "random" and latents and sampler is not None
     began = time.perf_counter()
-    rewritten = rewrite(model, traced.trace, plan, consume=consume and not needed)
+    consume = analysis.owned and not needed
+    rewritten = rewrite(model, trace, plan, matched=matched, consume=consume)
     student = rewritten.model
     seconds["factorise"] = time.perf_counter() - began
 
@@ -213,27 +252,55 @@ def apply(
     elif sampler is not None and latents and any(f.residual for f in fits):
         began = time.perf_counter()
         outcome = fit_to_original(
-            student, model, traced, plan, rewritten.residuals, sampler,
+            student, model, analysis.traced, plan, rewritten.residuals, sampler,
             latents=latents, factors=init == "fit", seed=seed, progress=progress,
         )  # fmt: skip
         fits = _merged(fits, outcome.fits)
         notes += outcome.notes
         if outcome.refitted:
             notes.append("kept, but refitted to their new inputs: " + ", ".join(outcome.refitted))
+        if outcome.restated:
+            notes.append("statistics re-estimated: " + ", ".join(outcome.restated))
         seconds["fit" if init == "fit" else "statistics"] = time.perf_counter() - began
-    finish(student, traced.trace, plan)
+    finish(student, trace, plan)
 
     began = time.perf_counter()
-    after = costs[1] if costs else count(student, examples, leaves=opaque)
+    after = costs[1] if costs else analysis.count(student, own=analysis.owned)
+    if after.macs is None:
+        _check_runs(analysis, student, plan)
     seconds["count"] += time.perf_counter() - began
     return Conversion(
-        model=student,
+        model=analysis.result(student),
         plan=plan,
         fits=fits,
         before=before,
         after=after,
         notes=tuple(notes),
         seconds=seconds,
+    )
+
+
+def _check_runs(analysis: Analysis, student: nn.Module, plan: Plan) -> None:
+    """Run the result once; what fvcore has counted ran already.
+
+    Raises:
+        ConversionError: it fails. The message names the module and what to keep.
+    """
+    if analysis.examples is None:
+        return
+    failure = first_failure(isolated_copy(student, share_parameters=True), analysis.examples)
+    if failure is None:
+        return
+    name, error = failure
+    changed = [d.site for d in plan.decisions if d.action == "rewrite"]
+    near = [s for s in changed if s.startswith(f"{name}.") or not name] or changed
+    keep = f"{name}.*" if name and near != changed else near[0] if len(near) == 1 else "*"
+    lines = str(error).strip().splitlines()
+    where = f"in {name}" if name else "in its own forward"
+    raise ConversionError(
+        f"the converted {type(analysis.model).__name__} does not run: {type(error).__name__} "
+        f"{where} ({lines[0] if lines else 'no message'}). Something there uses a convolution as "
+        f"more than a function; keep it: --keep {keep!r}, or keep=[{keep!r}] in Python."
     )
 
 
@@ -248,6 +315,8 @@ def convert(
     preset: str = "balanced",
     rank: int | None = None,
     keep: Sequence[str] = (),
+    refit: Sequence[str] = (),
+    remove: Sequence[str] = (),
     leaves: Sequence[str] = (),
     example_inputs: Sequence[Any] | None = None,
     inputs: Inputs | None = None,
@@ -260,23 +329,12 @@ def convert(
 
     See :func:`plan` and :func:`apply` for the arguments and errors.
     """
-    decided = plan(
-        model,
-        preset=preset,
-        rank=rank,
-        keep=keep,
-        leaves=leaves,
-        example_inputs=example_inputs,
-        inputs=inputs,
-    )
-    return apply(
-        model,
-        decided,
-        init=init,
-        inputs=inputs,
-        example_inputs=example_inputs,
-        leaves=leaves,
-        calibrate=calibrate,
-        seed=seed,
-        progress=progress,
-    ).model
+    _check_options(init, calibrate)
+    with undisturbed():
+        analysis = analyse(model, example_inputs=example_inputs, inputs=inputs, leaves=leaves)
+        decided = plan_for(
+            analysis, preset=preset, rank=rank, keep=keep, refit=refit, remove=remove
+        )  # fmt: skip
+        return apply_to(
+            analysis, decided, init=init, calibrate=calibrate, seed=seed, progress=progress
+        ).model

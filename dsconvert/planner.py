@@ -14,13 +14,14 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from dsconvert.errors import PlanError
-from dsconvert.records import PRESETS, Decision, Plan, Site, Trace
+from dsconvert.records import PRESETS, Decision, Plan, Site, Trace, within
 from dsconvert.rules import Rule, rule_named
 
 BALANCED_RATIO = 5.03
 """``balanced`` spends what a five-fold reduction of the model's MACs leaves, with a margin for what
 a rewrite changes beside its convolution."""
 _IMAGE_CHANNELS = 4
+_IDLE = "not called by forward; kept, since something else may use it (--remove takes it out)"
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,8 @@ def make_plan(
     preset: str = "balanced",
     rank: int | None = None,
     keep: Sequence[str] = (),
+    refit: Sequence[str] = (),
+    remove: Sequence[str] = (),
     total_macs: int | None = None,
 ) -> Plan:
     """Decide for every convolution of ``trace``.
@@ -222,62 +225,126 @@ def make_plan(
         trace: what :func:`dsconvert.trace.trace` found.
         preset: ``exact``, ``paper``, ``balanced`` or ``fast``.
         rank: the rank of every rewrite (clipped to what is exact) instead of the preset's own.
-        keep: globs of module names that stay as they are.
+        keep: globs of modules whose bytes stay as they are, with all that is inside them.
+        refit: globs of modules that are kept, too, but may be refitted to their new inputs.
+        remove: globs of modules that ``forward`` does not call, to be taken out.
         total_macs: what the whole model costs; ``balanced`` reckons with what is not a convolution
             (normalisations, resampling filters, linear layers). None: nothing else counts.
 
     Raises:
-        PlanError: unknown preset, a rank below 1, or a glob that matches no convolution.
+        PlanError: unknown preset, a rank below 1, a glob that matches no module, or a module to
+            be removed that runs.
     """
     if preset not in _PRESETS:
         raise PlanError(f"no preset is called {preset!r}; choose {', '.join(PRESETS)}.")
     if rank is not None and rank < 1:
         raise PlanError(f"rank {rank} is below 1; 1 is the smallest, k^2 (9 for 3x3) is exact.")
-    idle = [g for g in keep if not any(_kept(s.name, [g]) for s in trace.sites)]
-    if idle:
-        names = ", ".join(s.name for s in trace.sites[:4])
-        raise PlanError(
-            f"--keep {', '.join(repr(g) for g in idle)} matches no convolution; "
-            f"names look like {names}, ..."
-        )
+    _check_globs(trace, keep=keep, refit=refit, remove=remove)
+    pinned = _pinned(trace.modules, keep, refit)
+    trace = trace.holding(pinned)
+    held = frozenset(s.name for s in trace.sites if _matches(s.name, (*keep, *refit)))
+    removed = _removed(trace, remove, by_itself=preset != "paper", pinned=pinned)
     dead = {s.name for s in trace.sites if s.calls == 0}
     live = [s for s in trace.sites if s.name not in dead]
     request = _Request(rank, max(0, (total_macs or 0) - sum(s.macs or 0 for s in live)))
-    choices = _PRESETS[preset]([s for s in live if not _kept(s.name, keep)], request)
-    removed = trace.dead if preset != "paper" else ()
-    decisions = tuple(_decide(s, choices, removed, keep, preset) for s in trace.sites)
+    free = [s for s in live if s.name not in held and s.locked is None]
+    choices = _PRESETS[preset](free, request)
+    norm: Literal["keep", "fold"] = "keep" if preset == "paper" else "fold"
+    decisions = tuple(_decide(s, choices, removed, held, norm, trace.unused) for s in trace.sites)
     return Plan(
-        model=trace.model, preset=preset, decisions=decisions, remove=removed, note=trace.note
+        model=trace.model,
+        preset=preset,
+        decisions=decisions,
+        remove=removed,
+        keep=pinned,
+        note=trace.note,
     )
 
 
-def _kept(name: str, globs: Sequence[str]) -> bool:
+def _matches(name: str, globs: Sequence[str]) -> bool:
     return any(fnmatchcase(name, g) or fnmatchcase(name, f"{g}.*") for g in globs)
+
+
+def _check_globs(trace: Trace, **globs: Sequence[str]) -> None:
+    for option, given in globs.items():
+        idle = [g for g in given if not any(_matches(m, [g]) for m in trace.modules)]
+        if idle:
+            names = ", ".join(s.name for s in trace.sites[:4])
+            raise PlanError(
+                f"--{option} {', '.join(repr(g) for g in idle)} matches no module; "
+                f"names look like {names}, ..."
+            )
+
+
+def _pinned(modules: Sequence[str], keep: Sequence[str], refit: Sequence[str]) -> tuple[str, ...]:
+    """The topmost modules that match ``keep`` and hold nothing that may be refitted."""
+    loose = [m for m in modules if _matches(m, refit)]
+    found: list[str] = []
+    for m in modules:
+        free = any(name == m or name.startswith(f"{m}.") for name in loose)
+        if _matches(m, keep) and not free and not within(m, found):
+            found.append(m)
+    return tuple(found)
+
+
+def _removed(
+    trace: Trace, asked: Sequence[str], *, by_itself: bool, pinned: Sequence[str]
+) -> tuple[str, ...]:
+    """Modules that go: those that an adapter knows never to run, and those asked for.
+
+    Raises:
+        PlanError: one that was asked for runs, or is to be kept as well.
+    """
+    names: list[str] = []
+    for m in trace.modules:
+        if _matches(m, asked) and not within(m, names):
+            names.append(m)
+    running = [m for m in names if not within(m, trace.dead)]
+    if running:
+        why = "runs" if trace.shapes_known else "may run: nothing says what the inputs look like"
+        raise PlanError(
+            f"--remove: {', '.join(running)} {why}. Only modules that never run can go."
+        )
+    if by_itself:
+        names += [u for u in trace.unused if within(u, trace.dead) and not within(u, names)]
+    kept = [n for n in names if any(within(p, [n]) or within(n, [p]) for p in pinned)]
+    clash = [n for n in kept if _matches(n, asked)]
+    if clash:
+        raise PlanError(f"{', '.join(clash)} can't be both kept and removed; drop one option.")
+    return tuple(n for n in names if n not in kept)
 
 
 def _decide(
     site: Site,
     choices: dict[str, _Choice],
     removed: Sequence[str],
-    keep: Sequence[str],
-    preset: str,
+    held: frozenset[str],
+    norm: Literal["keep", "fold"],
+    unused: Sequence[str],
 ) -> Decision:
     common: dict[str, Any] = {"params_before": site.params, "macs_before": site.macs}
-    if any(site.name == r or site.name.startswith(f"{r}.") for r in removed):
+    never = within(site.name, unused)
+    if within(site.name, removed):
         return Decision(
             site=site.name,
             action="remove",
-            reason="never runs at this resolution",
+            reason="never runs at this resolution"
+            if never
+            else "not called by forward; removed on request",
             params_before=site.params,
             params_after=0,
             macs_before=site.macs,
             macs_after=0 if site.macs is not None else None,
         )
-    norm: Literal["keep", "fold"] = "keep" if preset == "paper" else "fold"
-    if site.calls == 0:
-        choice = _keep("never runs at this resolution", norm)
-    elif _kept(site.name, keep):
-        choice = _keep("kept on request (--keep)", norm)
+    requested = site.name in held
+    if requested:
+        choice = _keep("kept on request", "keep" if site.locked is not None else norm)
+    elif site.calls == 0:
+        reason = "never runs at this resolution" if never else _IDLE
+        # Whoever calls it finds it as it was.
+        choice = _keep(reason, "keep")
+    elif site.locked is not None:
+        choice = _keep(site.locked, "keep")
     else:
         choice = choices[site.name]
     if choice.rule is None or choice.rank is None:
@@ -288,6 +355,7 @@ def _decide(
             reason=choice.reason,
             params_after=site.params,
             macs_after=site.macs,
+            requested=requested,
             **common,
         )
     return Decision(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from dsconvert.errors import PlanError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
 Shape = tuple[int, ...]
@@ -63,13 +65,20 @@ class Site:
     follows, and the noise in between (if any) serves no other convolution."""
     custom: str | None = None
     """Name of its class, where that computes something other than the ``torch.nn`` layer does."""
+    locked: str | None = None
+    """Why it must stay a convolution with this very kernel, if somebody else uses it."""
     params: int
     macs: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """What tracing found. ``dead`` are modules (not only convolutions) that never run."""
+    """What tracing found.
+
+    ``dead`` are modules (not only convolutions) that ``forward`` did not call. Something else may
+    (an embedding of the classes, outside ``forward``): only those that are ``unused``, too, by what
+    an adapter knows, can go without being asked for.
+    """
 
     model: str
     sites: tuple[Site, ...]
@@ -81,6 +90,36 @@ class Trace:
     shapes_known: bool
     note: str | None = None
     """Why shapes are unknown, when they are."""
+    modules: tuple[str, ...] = ()
+    """The names of all modules."""
+    unused: tuple[str, ...] = ()
+
+    def holding(self, names: Sequence[str]) -> Trace:
+        """The same, where ``names`` are to stay as they are: no site may change one of them."""
+        if not names:
+            return self
+        sites: list[Site] = []
+        for site in self.sites:
+            upsample = None if within(site.upsample, names) else site.upsample
+            noise = None if within(site.noise, names) else site.noise
+            norm = None if within(site.batchnorm, names) else site.batchnorm
+            same = (noise, norm) == (site.noise, site.batchnorm)
+            sites.append(
+                replace(
+                    site,
+                    upsample=upsample,
+                    noise=noise,
+                    batchnorm=norm,
+                    absorbs_scale=site.absorbs_scale and same,
+                    locked="kept on request" if within(site.name, names) else site.locked,
+                )
+            )
+        return replace(self, sites=tuple(sites))
+
+
+def within(name: str | None, parents: Sequence[str]) -> bool:
+    """Whether a module is one of ``parents``, or inside one."""
+    return name is not None and any(name == p or name.startswith(f"{p}.") for p in parents)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +136,8 @@ class Decision:
     params_after: int
     macs_before: int | None = None
     macs_after: int | None = None
+    requested: bool = False
+    """Whether it is kept because somebody asked for that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +149,9 @@ class Plan:
     decisions: tuple[Decision, ...]
     remove: tuple[str, ...] = ()
     """Dead modules that are taken out."""
+    keep: tuple[str, ...] = ()
+    """Modules whose bytes stay as they are, by request: nothing in them is rewritten, refitted,
+    folded or re-estimated."""
     note: str | None = None
 
     def to_json(self) -> str:
@@ -132,13 +176,15 @@ class Plan:
         try:
             rows = data.pop("decisions")
             decisions = tuple(_decision(row) for row in rows)
-            remove = data.pop("remove", [])
-            if type(remove) is not list:
-                raise PlanError(f"the plan's remove is {remove!r}, not a list of names.")
-            plan = cls(decisions=decisions, remove=tuple(remove), **data)
+            lists = {name: data.pop(name, []) for name in ("remove", "keep")}
+            for name, value in lists.items():
+                if type(value) is not list:
+                    raise PlanError(f"the plan's {name} is {value!r}, not a list of names.")
+            names = {name: tuple(value) for name, value in lists.items()}
+            plan = cls(decisions=decisions, **names, **data)
         except (TypeError, KeyError, AttributeError) as error:
             raise PlanError(f"the plan has a missing or unknown field: {error}.") from None
-        for what in (plan.model, plan.preset, plan.note or "", *plan.remove):
+        for what in (plan.model, plan.preset, plan.note or "", *plan.remove, *plan.keep):
             if type(what) is not str:
                 raise PlanError(f"the plan has {what!r} where a text belongs; quote it.")
         return plan
@@ -163,7 +209,10 @@ def _decision(row: Any) -> Decision:
     for name, value in asdict(decision).items():
         if value is None and name in ("rule", "rank", "macs_before", "macs_after"):
             continue
-        if name == "rank" or name.startswith(("params", "macs")):
+        if name == "requested":
+            if type(value) is not bool:
+                bad.append(f"requested {value!r} is not true or false")
+        elif name == "rank" or name.startswith(("params", "macs")):
             if type(value) is not int:
                 bad.append(f"{name} {value!r} is not a whole number")
         elif type(value) is not str:

@@ -6,19 +6,19 @@ is not touched.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dsconvert.copying import owned_copy
 from dsconvert.errors import PlanError, UsageError
+from dsconvert.graph import ConvTypes
 from dsconvert.norms import effective_weight, fold, norm_kind, trainable
-from dsconvert.records import Decision, Plan, Site, Trace
+from dsconvert.records import Decision, Plan, Site, Trace, within
 from dsconvert.rules import Rule, rule_named
-from dsconvert.trace import ConvTypes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +35,20 @@ def kernel_of(conv: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
     return weight.transpose(0, 1) if isinstance(conv, nn.ConvTranspose2d) else weight
 
 
-def check(trace: Trace, plan: Plan) -> list[tuple[Site, Decision, Rule]]:
+Matched = list[tuple[Site, Decision, Rule]]
+"""What is rewritten, by which decision and rule."""
+
+
+def check(trace: Trace, plan: Plan) -> Matched:
     """Match a plan to a model.
 
     Raises:
         PlanError: the plan names convolutions that the model lacks, a rule that does not fit, or a
             rank out of range. All problems are named at once.
     """
-    sites = {s.name: s for s in trace.sites}
+    sites = {s.name: s for s in trace.holding(plan.keep).sites}
     problems: list[str] = []
-    rewrites: list[tuple[Site, Decision, Rule]] = []
+    rewrites: Matched = []
     unknown = [d.site for d in plan.decisions if d.site not in sites]
     if unknown:
         problems.append(f"the model has no convolution called {', '.join(unknown)}")
@@ -53,7 +57,7 @@ def check(trace: Trace, plan: Plan) -> list[tuple[Site, Decision, Rule]]:
         if decision.site in seen:
             problems.append(f"{decision.site} is decided twice")
         seen.add(decision.site)
-        if decision.action == "remove" and not _within(decision.site, plan.remove):
+        if decision.action == "remove" and not within(decision.site, plan.remove):
             problems.append(f"{decision.site}: to be removed, but nothing under 'remove' holds it")
         if decision.action != "rewrite" or decision.site not in sites:
             continue
@@ -62,7 +66,9 @@ def check(trace: Trace, plan: Plan) -> list[tuple[Site, Decision, Rule]]:
             problems.append(f"{decision.site}: a rewrite needs a rule and a rank")
             continue
         rule = rule_named(decision.rule)
-        if (why := rule.refuses(site)) is not None:
+        if site.locked is not None:
+            problems.append(f"{decision.site} can't be rewritten: {site.locked}")
+        elif (why := rule.refuses(site)) is not None:
             problems.append(f"{decision.site}: rule {rule.name} does not fit: {why}")
         elif not 1 <= decision.rank <= rule.max_rank(site):
             problems.append(
@@ -71,8 +77,11 @@ def check(trace: Trace, plan: Plan) -> list[tuple[Site, Decision, Rule]]:
         else:
             rewrites.append((site, decision, rule))
     problems += [
-        f"{name} is to be removed but runs" for name in plan.remove if name not in trace.dead
+        f"{name} is to be removed but runs" for name in plan.remove if not within(name, trace.dead)
     ]
+    unknown = [name for name in plan.keep if name not in trace.modules]
+    if unknown:
+        problems.append(f"the model has no module called {', '.join(unknown)} to keep")
     if problems:
         raise PlanError(
             f"the plan (made for {plan.model}) does not fit this {trace.model}: "
@@ -81,17 +90,16 @@ def check(trace: Trace, plan: Plan) -> list[tuple[Site, Decision, Rule]]:
     return rewrites
 
 
-def _within(name: str, parents: Sequence[str]) -> bool:
-    return any(name == p or name.startswith(f"{p}.") for p in parents)
-
-
-def costed(trace: Trace, plan: Plan) -> Plan:
+def costed(trace: Trace, plan: Plan, matched: Matched | None = None) -> Plan:
     """``plan`` with the costs of this model: a person who edits a rank does not edit those.
+
+    ``matched`` is what :func:`check` returns, where that was called already.
 
     Raises:
         PlanError: see :func:`check`.
     """
-    rules = {decision.site: rule for _, decision, rule in check(trace, plan)}
+    matched = check(trace, plan) if matched is None else matched
+    rules = {decision.site: rule for _, decision, rule in matched}
     sites = {s.name: s for s in trace.sites}
     decisions: list[Decision] = []
     for d in plan.decisions:
@@ -134,20 +142,13 @@ def check_finite(model: nn.Module, plan: Plan) -> None:
 
 
 def copied(model: nn.Module, replaced: frozenset[str] = frozenset()) -> nn.Module:
-    """Deep copy that shares the parameters about to be replaced, and survives norm hooks.
-
-    The norm hooks leave a plain ``weight`` tensor on the module which, after a forward pass in
-    training, is no leaf and can't be deep-copied; it is recomputed anyway.
-    """
-    memo: dict[int, object] = {}
+    """A copy that shares the parameters of the modules about to be replaced, and nothing else."""
+    memo: dict[int, Any] = {}
     for name, module in model.named_modules():
-        stale = module.__dict__.get("weight")
-        if isinstance(stale, Tensor):
-            memo[id(stale)] = stale.detach()
         if name in replaced:
             for tensor in (*module.parameters(), *module.buffers()):
                 memo[id(tensor)] = tensor
-    return copy.deepcopy(model, memo)
+    return owned_copy(model, memo)
 
 
 def _carry_hooks(old: nn.Module, new: nn.Module) -> None:
@@ -164,17 +165,26 @@ def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
             model.set_submodule(name, new)
 
 
-def rewrite(model: nn.Module, trace: Trace, plan: Plan, *, consume: bool = False) -> Rewritten:
+def rewrite(
+    model: nn.Module,
+    trace: Trace,
+    plan: Plan,
+    *,
+    matched: Matched | None = None,
+    consume: bool = False,
+) -> Rewritten:
     """Apply ``plan`` to a copy of ``model``; each factor starts from the SVD of its own kernel.
 
     Norms are folded here; where a decision says ``norm="keep"`` they come back after the fit
     (:func:`dsconvert.initialise.finish`). With ``consume`` the model itself is rewritten, and each
-    kernel freed once its factors are there: of a large model one copy is enough.
+    kernel freed once its factors are there: of a large model one copy is enough. ``matched`` is
+    what :func:`check` returns, where that was called already.
 
     Raises:
         PlanError: the plan does not fit the model.
     """
-    rewrites = check(trace, plan)
+    rewrites = check(trace, plan) if matched is None else matched
+    locked = {s.name for s in trace.holding(plan.keep).sites if s.locked is not None}
     result = model if consume else copied(model, frozenset(s.name for s, _, _ in rewrites))
     residuals: dict[str, float] = {}
     with torch.no_grad():
@@ -196,7 +206,7 @@ def rewrite(model: nn.Module, trace: Trace, plan: Plan, *, consume: bool = False
                 replace(result, up, nn.Identity().train(up.training))
         rewritten = {s.name for s, _, _ in rewrites}
         for decision in plan.decisions:
-            if decision.site in rewritten or decision.action == "remove":
+            if decision.site in rewritten | locked or decision.action == "remove":
                 continue
             conv = result.get_submodule(decision.site)
             if decision.norm == "fold" and norm_kind(conv) != "none":

@@ -7,9 +7,6 @@ through hooks, says which modules really run, how often, and at which shapes.
 
 from __future__ import annotations
 
-import inspect
-import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +14,10 @@ from typing import Any
 from torch import fx, nn
 
 from dsconvert.errors import TraceError
+from dsconvert.graph import ConvTypes, TracedGraph, trace_graph
 from dsconvert.norms import norm_kind
 from dsconvert.observe import Watch, observe
 from dsconvert.records import Site, Trace
-
-ConvTypes = (nn.Conv2d, nn.ConvTranspose2d)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,112 +25,12 @@ class Traced:
     """A :class:`~dsconvert.records.Trace` together with the live graph it was read from."""
 
     trace: Trace
-    graph: fx.Graph
+    recorded: TracedGraph
 
-
-def _whole_functions() -> tuple[Any, ...]:
-    """Functions that torch.fx must record as they are: einops looks at the type of its tensors."""
-    einops = sys.modules.get("einops")
-    names = ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack")
-    return tuple(f for n in names if (f := getattr(einops, n, None)) is not None)
-
-
-class _Tracer(fx.Tracer):
-    """torch.fx tracer that turns a module it can't look into into a leaf by itself.
-
-    The official ``GLU`` (asserts on a shape) and ``NoiseInjection`` (draws a tensor of a traced
-    shape) are such modules; a user need not know.
-    """
-
-    def __init__(self, leaf_types: tuple[type[nn.Module], ...], leaf_names: frozenset[str]) -> None:
-        super().__init__(autowrap_functions=_whole_functions())
-        self._leaf_types = leaf_types
-        self._leaf_names = leaf_names
-        self.opaque: dict[str, str] = {}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, ConvTypes):
-            return True
-        if isinstance(m, self._leaf_types) or module_qualified_name in self._leaf_names:
-            self.opaque.setdefault(module_qualified_name, "declared a leaf")
-            return True
-        return super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(
-        self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        known = len(self.graph.nodes)
-        stack = dict(self.module_stack)
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception as error:
-            # What the failed attempt left in the graph must go, last node first.
-            for node in reversed(list(self.graph.nodes)[known:]):
-                self.graph.erase_node(node)
-            # torch.fx pops this stack only on success.
-            self.module_stack.clear()
-            self.module_stack.update(stack)
-            path = self.path_of_module(m)
-            self.opaque[path] = f"{type(error).__name__}: {error}".splitlines()[0]
-            return self.create_proxy("call_module", path, args, kwargs)
-
-
-def _defaults(model: nn.Module, given: int) -> dict[str, Any]:
-    """Parameters of ``forward`` that keep their default value, so that branches on them fold."""
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    return {
-        p.name: p.default
-        for i, p in enumerate(parameters)
-        if p.default is not inspect.Parameter.empty
-        and (given == 0 or i >= given)
-        and (p.default is None or isinstance(p.default, bool | int | float | str))
-    }
-
-
-def _graph(
-    model: nn.Module,
-    leaf_types: tuple[type[nn.Module], ...],
-    leaf_names: frozenset[str],
-    given: int,
-) -> tuple[fx.Graph, dict[str, str]]:
-    tracer = _Tracer(leaf_types, leaf_names)
-    try:
-        graph = tracer.trace(model, concrete_args=_defaults(model, given) or None)
-    except Exception as error:
-        frame = next(
-            (
-                f
-                for f in reversed(traceback.extract_tb(error.__traceback__))
-                if "/torch/" not in f.filename and not f.filename.endswith("trace.py")
-            ),
-            None,
-        )
-        where = f" at {frame.filename}:{frame.lineno} ({frame.line})" if frame else ""
-        raise TraceError(
-            f"{type(model).__name__}.forward can't be traced{where}: {error}. "
-            "Move the data-dependent part into a child module (it then becomes a leaf by itself), "
-            "or convert the child that holds the convolutions."
-        ) from error
-    _drop_defaults(graph)
-    return graph, tracer.opaque
-
-
-def _drop_defaults(graph: fx.Graph) -> None:
-    """Take out the parameters that kept their defaults, and the checks that torch.fx puts there.
-
-    What they decide is decided; as inputs they would only ask for values that nobody gives.
-    """
-    checks = ("_assert", "_assert_is_none")
-    for node in list(graph.nodes):
-        if node.op == "call_function" and getattr(node.target, "__name__", "") in checks:
-            compared = node.args[0]
-            graph.erase_node(node)
-            if isinstance(compared, fx.Node) and compared.op == "call_function":
-                given = compared.args[0]
-                graph.erase_node(compared)
-                compared = given
-            if isinstance(compared, fx.Node) and not compared.users:
-                graph.erase_node(compared)
+    @property
+    def graph(self) -> fx.Graph:
+        """The torch.fx graph."""
+        return self.recorded.graph
 
 
 def _dead(model: nn.Module, watch: Watch, graph: fx.Graph, opaque: dict[str, str]) -> list[str]:
@@ -242,8 +138,45 @@ def _custom(conv: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
     return kind.__name__ if own or "forward" in vars(conv) else None
 
 
+def _locked(
+    model: nn.Module, graph: fx.Graph, watch: Watch | None, leaf_types: tuple[type[nn.Module], ...]
+) -> dict[str, str]:
+    """Convolutions that must stay what they are, and why: somebody else uses what they hold.
+
+    What a declared leaf does with a convolution inside it is that leaf's business: it was declared
+    by an adapter that knows it.
+    """
+    exempt = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, leaf_types))
+    convs = {n: m for n, m in model.named_modules() if isinstance(m, ConvTypes)}
+    locked: dict[str, str] = {}
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    for names in owners.values():
+        for name in names:
+            if len(names) > 1 and name in convs:
+                other = next(n for n in names if n != name) or "the model itself"
+                locked[name] = f"it shares a parameter with {other}"
+    for node in graph.nodes:
+        owner, _, attribute = str(node.target).rpartition(".")
+        if node.op == "get_attr" and (
+            owner in convs or owner.split(".parametrizations")[0] in convs
+        ):
+            owner = owner.split(".parametrizations")[0]
+            locked.setdefault(owner, f"its {attribute} is read outside the convolution itself")
+    for name, attribute in (watch.reads if watch else {}).items():
+        if not name.startswith(exempt):
+            locked.setdefault(name, f"its {attribute} is read outside the convolution itself")
+    return locked
+
+
 def _site(
-    name: str, conv: nn.Conv2d | nn.ConvTranspose2d, watch: Watch | None, around: Any
+    name: str,
+    conv: nn.Conv2d | nn.ConvTranspose2d,
+    watch: Watch | None,
+    around: Any,
+    locked: str | None,
 ) -> Site:
     upsample, noise, batchnorm, absorbs = around
     calls = watch.calls.get(name, 0) if watch else None
@@ -277,6 +210,7 @@ def _site(
         batchnorm=batchnorm,
         absorbs_scale=absorbs,
         custom=_custom(conv),
+        locked=locked,
         # Spectral norm stores one kernel; weight norm adds a gain per slice, not counted here.
         params=conv.in_channels * conv.out_channels // conv.groups * kh * kw
         + (conv.out_channels if conv.bias is not None else 0),
@@ -292,6 +226,7 @@ def trace(
     leaf_types: tuple[type[nn.Module], ...] = (),
     noise_types: tuple[type[nn.Module], ...] = (),
     norm_types: tuple[type[nn.Module], ...] = (),
+    unused: Sequence[str] = (),
 ) -> Traced:
     """Find the convolution sites of ``model``.
 
@@ -303,6 +238,7 @@ def trace(
         leaf_types: the same, by class (an adapter's).
         noise_types: modules that only add noise to their input.
         norm_types: batch normalisations other than ``nn.BatchNorm2d``.
+        unused: modules that an adapter knows to run never, whatever the model is called with.
 
     Raises:
         TraceError: the model's own ``forward`` can't be traced, a named leaf does not exist, or
@@ -311,13 +247,18 @@ def trace(
     names = {n for n, _ in model.named_modules(remove_duplicate=False)}
     if unknown := sorted(set(leaves) - names):
         raise TraceError(f"no such module to keep as a leaf: {', '.join(unknown)}.")
-    given = len(example_inputs) if example_inputs is not None else 0
     leaf_types = (*leaf_types, *noise_types, *norm_types)
-    graph, opaque = _graph(model, leaf_types, frozenset(leaves), given)
-    watch = observe(model, example_inputs) if example_inputs is not None else None
+    examples = None if example_inputs is None else tuple(example_inputs)
+    # First: a model that does not run on its inputs is to be told so, and not how it is traced.
+    watch = observe(model, examples) if examples is not None else None
+    recorded = trace_graph(
+        model, examples=examples, leaf_types=leaf_types, leaf_names=frozenset(leaves)
+    )
+    graph, opaque = recorded.graph, recorded.opaque
     around = _Surroundings(model, graph, noise_types, norm_types)
+    locked = _locked(model, graph, watch, leaf_types)
     sites = tuple(
-        _site(name, module, watch, around.look(name))
+        _site(name, module, watch, around.look(name), locked.get(name))
         for name, module in model.named_modules()
         if isinstance(module, ConvTypes)
     )
@@ -336,6 +277,8 @@ def trace(
             leaves=tuple(opaque),
             shapes_known=watch is not None,
             note=None if watch else "no example inputs were given, so nothing was run",
+            modules=tuple(n for n, _ in model.named_modules() if n),
+            unused=tuple(unused),
         ),
-        graph=graph,
+        recorded=recorded,
     )

@@ -113,9 +113,16 @@ def test_what_is_kept(preset, dtype):
 def test_exact_changes_no_image_and_drops_the_dead():
     model = decoder()
     z = torch.randn(4, 16)
-    fast = dsconvert.convert(model, preset="exact", inputs=latents)
+    fast = dsconvert.convert(model, preset="exact", inputs=latents, remove=["dead"])
     assert (output(fast, z) - output(model, z)).abs().max() < 1e-5
     assert fast.dead is None  # a forward may still ask for it
+    # Something else may call it: only on request does it go.
+    whole = dsconvert.convert(model, preset="exact", inputs=latents)
+    assert torch.equal(whole.dead.weight, model.dead.weight)
+    with pytest.raises(PlanError, match=r"--remove: head runs"):
+        dsconvert.plan(model, inputs=latents, remove=["head"])
+    with pytest.raises(PlanError, match="dead can't be both kept and removed"):
+        dsconvert.plan(model, inputs=latents, remove=["dead"], keep=["dead"])
     assert isinstance(fast.block1[1], nn.ConvTranspose2d)
 
 
@@ -234,7 +241,7 @@ def test_a_plan_survives_json_and_an_edit():
 
 def test_leaves_and_keep():
     plan = dsconvert.plan(decoder(), keep=["block1"], inputs=latents, preset="paper")
-    kept = [d.site for d in plan.decisions if "--keep" in d.reason]
+    kept = [d.site for d in plan.decisions if d.requested]
     assert kept == ["block1.1", "block1.5"]
 
 

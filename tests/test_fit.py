@@ -94,7 +94,7 @@ def test_the_stream_runs_both_sides_alike():
     traced = trace(model, example_inputs=batches[0])
     with torch.no_grad():
         Stream(
-            traced.graph, model, model, batches,
+            traced.recorded, model, model, batches,
             visit=visit, changed=frozenset({"start", "head"}),
         ).run()  # fmt: skip
     assert seen == [True] * 3
@@ -112,7 +112,7 @@ def test_the_stream_drops_latents_but_never_below_two():
     traced = trace(model, example_inputs=batches[0])
     with torch.no_grad():
         Stream(
-            traced.graph, model, model, batches,
+            traced.recorded, model, model, batches,
             visit=visit, changed=frozenset({"start", "block1.1", "head"}), budget=100_000,
         ).run()  # fmt: skip
     assert counts[0] > counts[-1] == 2

@@ -153,6 +153,17 @@ class ProjectedGan:
         """The conditional batch normalisation."""
         return (blocks.CCBN,)
 
+    def unused(self, generator: nn.Module) -> tuple[str, ...]:
+        """The blocks above the resolution: the official code builds them below 256 px, too."""
+        self._require(generator)
+        g: Any = generator
+        found = (name.rpartition("_") for name, _ in g.synthesis.named_children())
+        return tuple(
+            f"synthesis.{kind}_{size}"
+            for kind, _, size in found
+            if kind in ("feat", "se") and size.isdigit() and int(size) > int(g.img_resolution)
+        )
+
     def affine(self, norm: nn.Module, *condition: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Gain and bias (N, C) of a ``CCBN`` for the class embeddings (N, E)."""
         conditional: Any = norm

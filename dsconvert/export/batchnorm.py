@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from dsconvert.export.layers import AddNoise
 from dsconvert.export.nodes import module_of, replace_node
-from dsconvert.trace import ConvTypes
+from dsconvert.graph import ConvTypes
 
 
 def fold_batch_norms(module: fx.GraphModule) -> None:

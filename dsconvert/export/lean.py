@@ -18,8 +18,10 @@ from dsconvert.export.inputs import Inputs, examples_of
 from dsconvert.export.layers import is_depthwise_upsample, upsample_depthwise
 from dsconvert.export.recompute import NormGate, Spatial
 from dsconvert.facts import ModelTypes, types_of
+from dsconvert.graph import ConvTypes, trace_graph
+from dsconvert.observe import undisturbed
 from dsconvert.rewrite import replace
-from dsconvert.trace import ConvTypes, trace
+from dsconvert.wrappers import unwrapped
 
 Kind = TypeVar("Kind", bound=nn.Module)
 

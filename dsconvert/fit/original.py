@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
+from dsconvert.copying import isolated_copy
 from dsconvert.fit.run import BATCH, Outcome, Progress, run
+from dsconvert.graph import ConvTypes
 from dsconvert.inputs import Inputs, dtype_of, like
 from dsconvert.norms import fold, norm_kind
 from dsconvert.records import Plan
-from dsconvert.rewrite import copied
-from dsconvert.trace import ConvTypes, Traced
+from dsconvert.trace import Traced
 
 
 def fit_to_original(
@@ -43,21 +42,23 @@ def fit_to_original(
         seed: of the samples and every other draw.
         progress: called with ``(stage, done, total, detail)``.
     """
-    teacher = copied(model)
+    teacher = isolated_copy(model)
     for module in teacher.modules():
         if isinstance(module, ConvTypes) and norm_kind(module) != "none":
             fold(module)
     # Half precision is for running, not for normal equations.
     narrow = dtype_of(model) not in (torch.float32, torch.float64)
-    working = copy.deepcopy(student).float() if narrow else student
+    # A forward may keep what it computes on its module: not on the one that is handed back.
+    working = isolated_copy(student, share_parameters=not narrow)
     if narrow:
+        working.float()
         teacher.float()
     generator = torch.Generator().manual_seed(seed)
     batches = [
         like(sampler(BATCH, generator), teacher) for _ in range(max(2, -(-latents // BATCH)))
     ]
     outcome = run(
-        graph=traced.graph,
+        recorded=traced.recorded,
         trace=traced.trace,
         plan=plan,
         teacher=teacher,
@@ -68,6 +69,5 @@ def fit_to_original(
         seed=seed,
         progress=progress,
     )
-    if narrow:
-        student.load_state_dict(working.state_dict())
+    student.load_state_dict(working.state_dict())
     return outcome

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from dsconvert.adapter import Follows
 from dsconvert.fit.blueprint import fit_pointwise_depthwise
@@ -16,7 +16,8 @@ from dsconvert.fit.least_squares import fit_dense, fit_depthwise_pointwise
 from dsconvert.fit.sample import Sample
 from dsconvert.fit.statistics import buffers_of, restate
 from dsconvert.fit.stream import Front, Stream
-from dsconvert.records import Fit, Plan, Site, Trace
+from dsconvert.graph import TracedGraph
+from dsconvert.records import Fit, Plan, Site, Trace, within
 from dsconvert.rules import rule_named
 
 Progress = Callable[[str, int, int, str], None]
@@ -33,7 +34,7 @@ class Outcome:
     """What was measured on the way."""
 
     fits: list[Fit] = field(default_factory=list)
-    restated: int = 0
+    restated: list[str] = field(default_factory=list)
     refitted: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -52,7 +53,9 @@ class _Visitor:
             if d.action == "keep"
             and (d.norm == "fold" or sites[d.site].norm == "none")
             and sites[d.site].custom is None
+            and sites[d.site].locked is None
         }
+        self._pinned = plan.keep
         self._residuals = residuals
         self._factors = factors
         self._seen: set[str] = set()
@@ -63,6 +66,8 @@ class _Visitor:
             self._rewritten(front)
         elif front.name in self._kept:
             self._refit(front)
+        elif within(front.name, self._pinned):
+            return
         elif isinstance(front.student, Follows):
             if self._factors and front.call == 0:
                 front.student.follow(front.student_args, front.teacher_args, front.wanted)
@@ -70,7 +75,8 @@ class _Visitor:
             student = [a[0] for a in front.student_args]
             teacher = [a[0] for a in front.teacher_args]
             pair = restate(front.student, student, teacher)
-            self.outcome.restated += pair is not None and pair[1] < pair[0]
+            if pair is not None and pair[1] < pair[0]:
+                self.outcome.restated.append(front.name)
 
     def _sample(self, front: Front, site: Site) -> Sample | None:
         inputs = [a[0] for a in front.student_args if a and isinstance(a[0], Tensor)]
@@ -135,7 +141,7 @@ class _Visitor:
 
 def run(
     *,
-    graph: fx.Graph,
+    recorded: TracedGraph,
     trace: Trace,
     plan: Plan,
     teacher: nn.Module,
@@ -149,7 +155,7 @@ def run(
     """Fit ``student`` to ``teacher`` in place.
 
     Args:
-        graph: the teacher's graph, from :func:`dsconvert.trace.trace`.
+        recorded: the teacher's graph, from :func:`dsconvert.trace.trace`.
         trace: its trace.
         plan: the plan that ``student`` was rewritten by.
         teacher: the original, float32 or float64, norms folded (it is run often).
@@ -160,12 +166,12 @@ def run(
         seed: of the draws.
         progress: ``(stage, done, total, detail)``.
     """
-    sites = {s.name: s for s in trace.sites}
+    sites = {s.name: s for s in trace.holding(plan.keep).sites}
     visitor = _Visitor(sites, plan, residuals, factors=factors)
     changed = {d.site for d in plan.decisions if d.action == "rewrite"}
     changed |= {
         s.upsample
-        for s in trace.sites
+        for s in sites.values()
         if s.upsample is not None
         and s.name in changed
         and isinstance(student.get_submodule(s.upsample), nn.Identity)
@@ -182,7 +188,7 @@ def run(
     try:
         with torch.no_grad(), torch.random.fork_rng():
             Stream(
-                graph,
+                recorded,
                 teacher,
                 student,
                 batches,

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from dsconvert.graph import TracedGraph, evaluate
+from dsconvert.inputs import tensors_of
+
 
 @dataclass
 class Front:
@@ -43,7 +46,7 @@ class Stream:
     """One pass of a teacher and a student through ``graph``.
 
     Args:
-        graph: the teacher's torch.fx graph; module names are looked up on both sides.
+        recorded: the teacher's torch.fx graph; module names are looked up on both sides.
         teacher: the original model, in eval mode.
         student: the rewritten model, in eval mode.
         batches: positional arguments of forward calls, batch by batch. The first is held out
@@ -61,7 +64,7 @@ class Stream:
 
     def __init__(
         self,
-        graph: fx.Graph,
+        recorded: TracedGraph,
         teacher: nn.Module,
         student: nn.Module,
         batches: Sequence[tuple[Any, ...]],
@@ -73,14 +76,14 @@ class Stream:
         seed: int = 0,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
-        self._graph = graph
+        self._graph, self._constants = recorded.graph, recorded.constants
         self._teacher, self._student = teacher, student
         self._visit, self._watch, self._changed = visit, watch, changed
         self._budget, self._seed, self._progress = budget, seed, progress
         self._envs: list[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]] = [
             ({}, {}) for _ in batches
         ]
-        self._batches = list(batches)
+        self._batches = [tensors_of(batch) for batch in batches]
         self._calls: dict[str, int] = {}
         self._diverged: set[fx.Node] = set()
 
@@ -114,9 +117,7 @@ class Stream:
 
     def _place(self, node: fx.Node, index: int) -> None:
         for batch, (teacher, student) in zip(self._batches, self._envs, strict=True):
-            # Beyond the given arguments a placeholder takes the parameter's default.
-            default: Any = node.args[0] if node.args else None
-            teacher[node] = student[node] = batch[index] if index < len(batch) else default
+            teacher[node] = student[node] = batch[index]
 
     def _args(
         self, node: fx.Node, env: dict[fx.Node, Any]
@@ -125,18 +126,10 @@ class Stream:
         return map_arg(node.args, look), map_arg(node.kwargs, look)
 
     def _evaluate(self, model: nn.Module, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+        if node.op == "get_attr" and str(node.target) in self._constants:
+            return self._constants[str(node.target)]
         args, kwargs = self._args(node, env)
-        target: Any = node.target
-        if node.op == "call_module":
-            return model.get_submodule(target)(*args, **kwargs)
-        if node.op == "call_function":
-            return target(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], target)(*args[1:], **kwargs)
-        value: Any = model
-        for part in str(target).split("."):
-            value = getattr(value, part)
-        return value
+        return evaluate(model, node, args, kwargs)
 
     def _draw(self, position: int, batch: int) -> None:
         torch.manual_seed((self._seed * 1_000_003 + position) * 8191 + batch)

@@ -18,6 +18,7 @@ from torch import nn
 from dsconvert.adapter import adapter_for
 from dsconvert.bench import Settings, settle
 from dsconvert.errors import TargetError, UsageError
+from dsconvert.graph import ConvTypes
 from dsconvert.inputs import Inputs, sampler_of
 from dsconvert.measured.profile import Profile
 from dsconvert.measured.records import TIMED, Candidate, Promise, Target
@@ -26,10 +27,9 @@ from dsconvert.measured.sites import Probe, candidates, original_costs, samples
 from dsconvert.measured.solve import solver
 from dsconvert.measured.targets import parse_targets
 from dsconvert.measured.units import figure
-from dsconvert.pipeline import traced
+from dsconvert.pipeline import analyse
 from dsconvert.planner import make_plan, structural
 from dsconvert.records import Plan
-from dsconvert.trace import ConvTypes
 
 _LAYOUT = "measured in channels_last: run it after .to(memory_format=torch.channels_last)"
 Progress = Callable[[str, int, int, str], None]
@@ -119,10 +119,12 @@ def plan_measured(
                 "inputs look like; pass inputs=lambda n, generator: (...)."
             )
         inputs = sampler_of(model)
-    found = traced(model, leaves=leaves, inputs=inputs)
+    found = analyse(model, leaves=leaves, inputs=inputs).traced
     base = make_plan(found.trace, preset="exact", keep=keep)
-    held = {d.site for d in base.decisions if "--keep" in d.reason}
-    free = tuple(s for s in found.trace.sites if s.calls and s.name not in held)
+    held = {d.site for d in base.decisions if d.requested}
+    free = tuple(
+        s for s in found.trace.sites if s.calls and s.name not in held and s.locked is None
+    )
     job = Job(model=model, traced=found, inputs=inputs, base=base, free=free, targets=wanted)
     profile = Profile(settings, folder=cache, remeasure=remeasure)
     losses = _samples(job, calibrate, seed, progress)

@@ -16,6 +16,7 @@ from dsconvert.bench import LocalSubject, Operation, Settings
 from dsconvert.bench.machine import running, seconds_of, threads, weight_type
 from dsconvert.bench.memory import kept_for_backward
 from dsconvert.fit.sample import Sample
+from dsconvert.graph import ConvTypes
 from dsconvert.measured.profile import Profile
 from dsconvert.measured.records import Candidate
 from dsconvert.norms import fold, norm_kind
@@ -23,7 +24,6 @@ from dsconvert.observe import evaluating
 from dsconvert.records import Site
 from dsconvert.rewrite import copied, kernel_of
 from dsconvert.rules import Rule, rules
-from dsconvert.trace import ConvTypes
 
 _SHORTEST = 4e-3
 """Seconds of one timed run; shorter modules are called several times in it."""

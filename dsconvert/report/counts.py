@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsconvert.copying import isolated_copy
+from dsconvert.inputs import map_tensors, tensors_of
 from dsconvert.observe import evaluating
 from dsconvert.records import Cost, LayerCost
 
@@ -77,12 +79,11 @@ def _params(module: nn.Module) -> int:
 
 def _one_sample(inputs: Sequence[Any]) -> tuple[Any, ...]:
     """The first sample of a batch: every tensor with the first tensor's leading size is cut."""
-    sizes = [a.shape[0] for a in inputs if isinstance(a, torch.Tensor) and a.dim() > 0]
+    sizes = [t.shape[0] for t in tensors_of(tuple(inputs)) if t.dim() > 0]
     if not sizes or sizes[0] < 2:
         return tuple(inputs)
-    return tuple(
-        a[:1] if isinstance(a, torch.Tensor) and a.dim() > 0 and a.shape[0] == sizes[0] else a
-        for a in inputs
+    return map_tensors(
+        lambda a: a[:1] if a.dim() > 0 and a.shape[0] == sizes[0] else a, tuple(inputs)
     )
 
 
@@ -91,17 +92,19 @@ def count(
     inputs: Sequence[Any] | None = None,
     *,
     leaves: tuple[type[nn.Module], ...] = (),
+    own: bool = False,
 ) -> Cost:
     """Count ``model`` for one sample.
 
     Args:
-        model: any module; run once, in eval mode, and left as it was: its modes, and the global
-            random state, are put back. (fvcore traces with torch.jit, which has no meta device
-            for convolutions.)
+        model: any module; a copy of it is run once, in eval mode. (fvcore traces with torch.jit,
+            which has no meta device for convolutions.)
         inputs: positional arguments of one forward call; of a batch, the first sample is used.
             Without them only parameters are counted, and ``note`` says why.
         leaves: classes that use their children's weights without calling them; what is inside one
             that ran is not reported as uncalled.
+        own: the copy may share the parameters (of a large model, one set is enough): nobody else
+            has the model, or its ``forward`` is known to write into none.
 
     Returns:
         The cost. ``macs`` is None, and ``note`` says why, without inputs and where torch.jit
@@ -109,25 +112,48 @@ def count(
     """
     if inputs is None:
         return _cost(model, {}, None, {}, (), NO_INPUTS)
-    with _quiet(), evaluating(model):
-        analysis = FlopCountAnalysis(model, _one_sample(inputs))
+    twin = isolated_copy(model, share_parameters=own)
+    one = map_tensors(torch.clone, _one_sample(inputs))
+    plain = all(isinstance(a, torch.Tensor) for a in one)
+    # torch.jit traces functions of tensors only: everything else is bound.
+    root = twin if plain else _Bound(twin, one)
+    with _quiet(), evaluating(root):
+        analysis = FlopCountAnalysis(root, one if plain else tuple(tensors_of(one)))
         analysis.set_op_handle("aten::_convolution_mode", _convolution_mode)
         analysis.unsupported_ops_warnings(enabled=False)
         analysis.uncalled_modules_warnings(enabled=False)
         try:
-            with _called(model) as called:
-                by_module = dict(analysis.by_module())
+            with _called(twin) as called:
+                by_module = {_inner(k, plain): v for k, v in analysis.by_module().items()}
         except Exception as error:  # whatever the user's forward or torch.jit raises
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             return _cost(model, {}, None, {}, (), f"no MACs: fvcore can't run it ({reason})")
         unsupported = dict(analysis.unsupported_ops())
         # fvcore also takes a module that leaves no operator behind (nn.Identity) for uncalled.
         used = tuple(
-            f"{n}." for n, m in model.named_modules() if isinstance(m, leaves) and n in called
+            f"{n}." for n, m in twin.named_modules() if isinstance(m, leaves) and n in called
         )
-        idle = analysis.uncalled_modules() - called
-        uncalled = tuple(sorted(n for n in idle if not n.startswith(used)))
+        idle = {_inner(k, plain) for k in analysis.uncalled_modules()} - called
+        uncalled = tuple(sorted(n for n in idle if n and not n.startswith(used)))
     return _cost(model, by_module, int(by_module[""]), unsupported, uncalled, None)
+
+
+class _Bound(nn.Module):
+    """A model as a function of the tensors among its arguments."""
+
+    def __init__(self, inner: nn.Module, args: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.inner = inner
+        self._args = args
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        rest = iter(tensors)
+        return self.inner(*map_tensors(lambda _: next(rest), self._args))
+
+
+def _inner(name: str, plain: bool) -> str:
+    """The name of a module in the model itself."""
+    return name if plain else name.removeprefix("inner").removeprefix(".")
 
 
 def _cost(

@@ -54,7 +54,7 @@ def test_a_loose_target_loses_nothing(tmp_path: Path) -> None:
     found = planned(tmp_path, "latency=1x")
     assert found.loss == 0
     assert {"dw-pw", "pw-dw", "up-pw-dw"}.isdisjoint(actions(found).values())
-    assert actions(found)["dead"] == "remove"
+    assert actions(found)["dead"] == "keep"
 
 
 @pytest.mark.usefixtures("clock")

@@ -42,7 +42,13 @@ def run(options: Namespace) -> None:
         chosen = measured.plan
     if options.plan_only:
         plan = plan_snapshot(
-            snap, preset=options.preset, rank=options.rank, keep=tuple(options.keep), plan=chosen
+            snap,
+            preset=options.preset,
+            rank=options.rank,
+            keep=tuple(options.keep),
+            refit=tuple(options.refit),
+            remove=tuple(options.remove),
+            plan=chosen,
         )
         if options.out:
             _write_text(plan.to_json() + "\n", options.out, overwrite=options.overwrite)
@@ -58,6 +64,8 @@ def run(options: Namespace) -> None:
             preset=options.preset,
             rank=options.rank,
             keep=tuple(options.keep),
+            refit=tuple(options.refit),
+            remove=tuple(options.remove),
             plan=chosen,
             init=options.init,
             calibrate=options.calibrate,

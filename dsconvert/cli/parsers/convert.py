@@ -31,7 +31,25 @@ def add(command: argparse.ArgumentParser) -> None:
         help="fit: to activations (no data needed); svd: kernels only; random: to train anew",
     )
     command.add_argument(
-        "--keep", action="append", default=[], metavar="GLOB", help="leave these convolutions"
+        "--keep",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="leave these modules as they are, to the byte",
+    )
+    command.add_argument(
+        "--refit",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="keep these modules, too, but refit them to their new inputs",
+    )
+    command.add_argument(
+        "--remove",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="take out these modules, which forward never calls",
     )
     command.add_argument("--plan", metavar="FILE", help="use an edited plan instead of a preset")
     command.add_argument(
@@ -106,9 +124,11 @@ def check(options: argparse.Namespace) -> None:
     """Refuse options that contradict each other."""
     if not options.out and not options.plan_only:
         raise UsageError("convert needs --out FILE (or --plan-only).")
-    if options.plan and (options.preset or options.rank is not None or options.keep):
+    chosen = options.preset or options.rank is not None
+    if options.plan and (chosen or options.keep or options.refit or options.remove):
         raise UsageError(
-            "--plan already holds every rank and choice; drop --preset, --rank and --keep."
+            "--plan already holds every rank and choice; drop --preset, --rank, --keep, --refit "
+            "and --remove."
         )
     _check_targets(options)
     # No default before: one could not be told from what was typed.

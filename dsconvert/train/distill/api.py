@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from dsconvert.errors import DsconvertError, UsageError
+from dsconvert.graph import ConvTypes
 from dsconvert.inputs import sampler_of
 from dsconvert.lite0 import Weights
 from dsconvert.norms import fold, norm_kind
 from dsconvert.pipeline import apply, plan
 from dsconvert.rewrite import copied
-from dsconvert.trace import ConvTypes
 from dsconvert.train.distill.config import DistillConfig
 from dsconvert.train.distill.folder import Folder
 from dsconvert.train.distill.judge import Held, Lessons

@@ -1,0 +1,57 @@
+"""What people pass in place of a model: take wrappers off, refuse the rest by name."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from dsconvert.errors import UsageError
+
+_INNER = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+    "AveragedModel": "module",
+    "EMA": "ema_model",
+    "ModelEma": "ema",
+    "ModelEmaV2": "module",
+    "ModelEmaV3": "module",
+    "_FabricModule": "_forward_module",
+}
+"""Classes of torch, torch.compile, ema-pytorch, timm and Lightning, and what they wrap."""
+
+
+def unwrapped(model: Any) -> nn.Module:
+    """The model itself, without the wrappers that training puts around it.
+
+    Raises:
+        UsageError: it is no ``nn.Module`` that can be rewritten; the message says what to pass.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UsageError(
+            f"this {type(model).__name__} is a TorchScript program, whose convolutions can't be "
+            "replaced. Pass the Python module that it was made from."
+        )
+    if isinstance(model, torch.export.ExportedProgram):
+        raise UsageError(
+            "this is an exported program (torch.export), whose convolutions can't be replaced. "
+            "Pass the Python module that it was made from."
+        )
+    if isinstance(model, str | os.PathLike):
+        raise UsageError(
+            f"{str(model)!r} is a path, not a model. Open it first: "
+            "dsconvert.open_file(path).generator, or convert the file on the command line."
+        )
+    if isinstance(model, dict):
+        raise UsageError(
+            "this is a dictionary (a state dict?), not a model. Build the module, load the state "
+            "dict into it, and pass the module."
+        )
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"a {type(model).__name__} is no torch.nn.Module; pass the generator.")
+    attribute = _INNER.get(type(model).__name__)
+    inner: Any = getattr(model, attribute, None) if attribute is not None else None
+    return unwrapped(inner) if isinstance(inner, nn.Module) else model
