@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dsconvert.adapter import adapter_for
 from dsconvert.checkpoint import Checkpoint, ModuleSource, load_checkpoint, save_checkpoint
 from dsconvert.checkpoint.module import ModuleCodebase
-from dsconvert.copying import owned_copy
+from dsconvert.copying import isolated_copy
 from dsconvert.errors import OutputError, UsageError
 from dsconvert.export import check_export, export_model
 from dsconvert.export.inputs import Inputs, examples_of
@@ -80,7 +80,7 @@ def _safetensors(
     overwrite: bool,
 ) -> Export:
     began = time.perf_counter()
-    twin = owned_copy(model).eval().requires_grad_(False)
+    twin = isolated_copy(model).eval().requires_grad_(False)
     if noise == "zero":
         noises = types_of(twin, adapter_for(twin)).noises
         for module in twin.modules():

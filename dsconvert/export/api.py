@@ -23,8 +23,10 @@ from dsconvert.export.inputs import Inputs, examples_of
 from dsconvert.export.plain import load_plain, save_plain
 from dsconvert.export.verify import BATCHES, compare, first_line
 from dsconvert.images import check_target
+from dsconvert.observe import undisturbed
 from dsconvert.records import FORMATS, NOISES, Export, Noise
 from dsconvert.snapshot import load_snapshot
+from dsconvert.wrappers import unwrapped
 
 if TYPE_CHECKING:
     import os
@@ -126,11 +128,33 @@ def export_model(
         ExportError: the model holds what the format can't, or the export, loaded again, makes
             other images. Nothing is written then.
     """
-    began = time.perf_counter()
     name = check_export(path, format, noise=noise, overwrite=overwrite)
-    target = Path(path)
-    if name == "safetensors":
-        return save_plain(model, target, noise=noise, overwrite=overwrite, inputs=inputs)
+    target, model = Path(path), unwrapped(model)
+    with undisturbed():
+        if name == "safetensors":
+            return save_plain(model, target, noise=noise, overwrite=overwrite, inputs=inputs)
+        return _graph(
+            model,
+            target,
+            GRAPHS[name],
+            noise=noise,
+            seed=seed,
+            inputs=inputs,
+            noise_types=noise_types,
+        )
+
+
+def _graph(
+    model: nn.Module,
+    target: Path,
+    fmt: Format,
+    *,
+    noise: Noise,
+    seed: int,
+    inputs: Inputs | None,
+    noise_types: tuple[type[nn.Module], ...],
+) -> Export:
+    began = time.perf_counter()
     core = flatten(
         model,
         examples_of(model, inputs),
@@ -140,7 +164,6 @@ def export_model(
         noise_types=noise_types,
     )
     args = _args(model, core, inputs)
-    fmt = GRAPHS[name]
     with _folder_beside(target) as folder:
         files = _written(fmt, model, core, args, folder / target.name)
         error, reach = compare(
@@ -156,7 +179,7 @@ def export_model(
             file.replace(target.parent / file.name)
     return Export(
         path=str(target),
-        format=name,
+        format=fmt.name,
         files=tuple(str(target.parent / f.name) for f in files),
         bytes=size,
         inputs={

@@ -15,7 +15,9 @@ from dsconvert.export.graph import Core, draw, flatten, largest_map
 from dsconvert.export.inputs import Inputs, examples_of
 from dsconvert.export.layers import AddNoise, FewChannels, GatedPointwise, GatedUpsample
 from dsconvert.export.nodes import module_of, only_user, replace_node, sized
+from dsconvert.observe import undisturbed
 from dsconvert.records import Noise
+from dsconvert.wrappers import unwrapped
 
 _CHUNK = 24 << 20
 """Bytes of the largest map of a chunk. Above 32 MiB the C library maps each block anew, so larger
@@ -165,14 +167,16 @@ def deploy(
     Raises:
         DsconvertError: the model can't be traced, or nothing says what its inputs look like.
     """
-    core = flatten(
-        model,
-        examples_of(model, inputs),
-        other=examples_of(model, inputs, n=2),
-        noise=noise,
-        seed=seed,
-        noise_types=noise_types,
-    )
+    model = unwrapped(model)
+    with undisturbed():
+        core = flatten(
+            model,
+            examples_of(model, inputs),
+            other=examples_of(model, inputs, n=2),
+            noise=noise,
+            seed=seed,
+            noise_types=noise_types,
+        )
     if fused and not compile:
         fuse(core)
     core.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from dsconvert.adapter import adapter_for, image_path
-from dsconvert.copying import owned_copy
+from dsconvert.copying import isolated_copy
 from dsconvert.errors import ExportError, UsageError
 from dsconvert.export.batchnorm import fold_batch_norms
-from dsconvert.export.call import Call, call_of, take_tensors
+from dsconvert.export.call import Call, call_of
 from dsconvert.export.gates import unify_gates
 from dsconvert.export.nodes import Shapes, sized
 from dsconvert.export.noise import NOISE_INPUT, Plane, check_silent, draw, take_noise_out
 from dsconvert.facts import Types, types_of
+from dsconvert.graph import trace_graph
 from dsconvert.norms import fold, norm_kind
 from dsconvert.observe import evaluating
 from dsconvert.records import NOISES, Noise
-from dsconvert.trace import trace
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,12 +118,15 @@ def flatten(
     types = types_of(model, adapter_for(model), noises=noise_types)
     call = call_of(model, examples, other)
     tensors = call.select(call.given(*examples), tuple(call.tensors))
-    twin = owned_copy(model).eval().requires_grad_(False)
+    twin = isolated_copy(model).eval().requires_grad_(False)
     _fold_norms(twin)
-    take_tensors(twin, call, examples)
     # The conditional normalisations are traced through: what they do to the scale is plain.
-    graph = trace(twin, example_inputs=tensors, leaves=leaves, leaf_types=types.noises).graph
-    module = fx.GraphModule(twin, graph)
+    recorded = trace_graph(
+        twin, examples=examples, leaf_types=types.noises, leaf_names=frozenset(leaves)
+    )
+    recorded.give_constants(twin)
+    module = fx.GraphModule(twin, recorded.graph)
+    _name_inputs(module, tuple(call.tensors))
     _drop_unused_inputs(module)
     by_name = dict(zip(call.tensors, tensors, strict=True))
     used = [by_name[name] for name in _inputs(module)]
@@ -164,6 +167,14 @@ def flatten(
 def _inputs(module: fx.GraphModule) -> tuple[str, ...]:
     """Names of what the graph takes; those of its nodes may differ (``input`` is Python's own)."""
     return tuple(str(n.target) for n in module.graph.nodes if n.op == "placeholder")
+
+
+def _name_inputs(module: fx.GraphModule, names: tuple[str, ...]) -> None:
+    """Call what the graph takes, the tensors of the call in order, by ``names``."""
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    for node, name in zip(placeholders, names, strict=True):
+        node.target = name
+    module.recompile()
 
 
 def _fold_norms(model: nn.Module) -> None:

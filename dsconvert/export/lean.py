@@ -257,16 +257,20 @@ def lean(
     Raises:
         DsconvertError: the model can't be traced, or nothing says what its inputs look like.
     """
+    model = unwrapped(model)
+    with undisturbed():
+        made = _lean(model, inputs)
+    return made.to(memory_format=torch.channels_last) if channels_last else made  # type: ignore[call-overload]
+
+
+def _lean(model: nn.Module, inputs: Inputs | None) -> nn.Module:
     adapter = adapter_for(model)
     types = types_of(model, adapter)
     made = owned_copy(model)
     gates = tuple({type(m) for m in made.modules() if is_gate(m)})
-    # Tracing runs forward, which may leave things on the model: on a copy, that is. It shares the
-    # weights, which nothing writes into.
-    probe = owned_copy(made, {id(p): p for p in made.parameters()})
-    graph = trace(
-        probe,
-        example_inputs=examples_of(model, inputs),
+    graph = trace_graph(
+        made,
+        examples=examples_of(model, inputs),
         leaf_types=(*gates, *types.noises, *types.norms),
     ).graph
     for chain in _chains(made, graph, adapter, types):
@@ -291,4 +295,4 @@ def lean(
         replace(made, norm, new)
         gate = made.get_submodule(chain.gate)
         replace(made, gate, nn.Identity().train(gate.training))
-    return made.to(memory_format=torch.channels_last) if channels_last else made  # type: ignore[call-overload]
+    return made

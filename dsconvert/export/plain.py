@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import Adapter, Rebuilds, adapter_for, adapters, image_tensor
-from dsconvert.copying import owned_copy
+from dsconvert.copying import isolated_copy
 from dsconvert.errors import (
     AdapterError,
     CorruptSnapshotError,
@@ -134,7 +134,7 @@ def save_plain(
             f"no installed adapter knows {type(model).__name__}, so nobody could rebuild it from "
             "a safetensors file; export to torch or onnx, or write an adapter."
         )
-    twin = _folded(owned_copy(model).eval().requires_grad_(False))
+    twin = _folded(isolated_copy(model).eval().requires_grad_(False))
     if noise == "zero":
         noises = types_of(twin, adapter).noises
         for module in twin.modules():

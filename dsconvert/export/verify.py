@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import adapter_for, image_tensor
-from dsconvert.copying import owned_copy
+from dsconvert.copying import isolated_copy
 from dsconvert.errors import ExportError
 from dsconvert.export.graph import Core
 from dsconvert.export.inputs import Inputs, examples_of
@@ -47,7 +47,7 @@ class Reference:
         types = types_of(model, adapter_for(model), noises=noise_types).noises
         self._core = core
         self._queue: list[Tensor] = []
-        self._model = owned_copy(model).eval()
+        self._model = isolated_copy(model).eval()
         for module in list(self._model.modules()):
             if isinstance(module, types):
                 weight: Any = module.weight
