@@ -112,7 +112,7 @@ def own_classes(model: nn.Module) -> None:
     for module in model.modules():
         if not parametrize.is_parametrized(module):
             continue
-        kind = type(module)
+        kind: Any = type(module)
         tables = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
         # The same bases: torch takes the first of them for the class without parametrizations.
         module.__class__ = type(kind)(kind.__name__, kind.__bases__, tables)
