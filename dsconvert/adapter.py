@@ -6,13 +6,14 @@ ones come through the same door as a stranger's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from dsconvert.errors import AdapterError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     import torch
     from torch import nn
@@ -64,21 +65,60 @@ class Adapter(Protocol):
         ...
 
 
-def image_tensor(output: Any) -> torch.Tensor:
-    """The image in what a generator returns: itself, or the first tensor of a list or tuple.
+_IMAGES = ("image", "images", "img", "sample")
+"""Keys of a dictionary under which a generator returns its images, the likeliest first."""
+
+
+def image_path(output: Any) -> tuple[int | str, ...]:
+    """Indices and keys that lead to the images in what a generator returns.
+
+    Of a list or tuple that is the first tensor of four dimensions. Of a dictionary it is the only
+    one, or the one under a usual name (``image``, ``images``, ``img``, ``sample``).
 
     Raises:
-        AdapterError: there is no tensor of four dimensions.
+        AdapterError: there is no such tensor, or several of a dictionary could be it.
     """
-    import torch
-
-    found: Any = output
-    while isinstance(found, list | tuple) and found:
-        found = found[0]
-    if not isinstance(found, torch.Tensor) or found.dim() != 4:
+    found = list(_images(output, ()))
+    if not found:
         raise AdapterError(
             f"the generator returns a {type(output).__name__}, not images (N, C, H, W)."
         )
+    first = found[0]
+    keys = list(dict.fromkeys(path[0] for path in found)) if isinstance(output, Mapping) else []
+    if len(keys) < 2:
+        return first
+    known = next((k for k in _IMAGES if k in keys), None)
+    if known is None:
+        raise AdapterError(
+            f"the generator returns several maps of four dimensions ({', '.join(map(str, keys))}) "
+            "and does not say which is the image; wrap it in a module that returns the image alone."
+        )
+    return next(path for path in found if path[0] == known)
+
+
+def _images(output: Any, path: tuple[int | str, ...]) -> Iterator[tuple[int | str, ...]]:
+    import torch
+
+    if isinstance(output, torch.Tensor):
+        if output.dim() == 4:
+            yield path
+    elif isinstance(output, Mapping):
+        for key, each in output.items():
+            yield from _images(each, (*path, key))
+    elif isinstance(output, list | tuple):
+        for i, each in enumerate(output):
+            yield from _images(each, (*path, i))
+
+
+def image_tensor(output: Any) -> torch.Tensor:
+    """The images in what a generator returns; see :func:`image_path`.
+
+    Raises:
+        AdapterError: there are none, or several of a dictionary could be them.
+    """
+    found: Any = output
+    for key in image_path(output):
+        found = found[key]
     return found
 
 

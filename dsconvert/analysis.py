@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from dsconvert.adapter import Adapter, KnowsUnused, adapter_for
+from dsconvert.facts import types_of
 from dsconvert.graph import ConvTypes
 from dsconvert.inputs import Inputs, examples_for, resolved_sampler
 from dsconvert.observe import meta_copy
@@ -52,7 +53,7 @@ class Analysis:
     @property
     def opaque_types(self) -> tuple[type[nn.Module], ...]:
         """Classes that use their children's weights without calling them."""
-        return self.adapter.leaves() if self.adapter is not None else ()
+        return types_of(self.model, self.adapter).leaves
 
     @cached_property
     def cost(self) -> Cost:
@@ -70,15 +71,6 @@ class Analysis:
     def result(self, model: nn.Module) -> nn.Module:
         """What a caller gets back for a rewritten ``model``."""
         return next(model.children()) if self.bare else model
-
-
-def _also_theirs(
-    model: nn.Module, types: tuple[type[nn.Module], ...]
-) -> tuple[type[nn.Module], ...]:
-    """An adapter's classes, and the original code's of those names (a live model of it)."""
-    names = {t.__name__ for t in types}
-    theirs = {type(m) for m in model.modules() if type(m).__name__ in names}
-    return (*types, *(theirs - set(types)))
 
 
 def analyse(
@@ -111,18 +103,16 @@ def analyse(
     adapter = adapter_for(model)
     examples = examples_for(model, example_inputs, inputs, adapter)
     sampler = resolved_sampler(model, inputs, adapter)
-    if adapter is None:
-        traced = trace(model, example_inputs=examples, leaves=leaves)
-    else:
-        traced = trace(
-            model,
-            example_inputs=examples,
-            leaves=leaves,
-            leaf_types=_also_theirs(model, adapter.leaves()),
-            noise_types=_also_theirs(model, adapter.noise_types()),
-            norm_types=_also_theirs(model, adapter.norm_types()),
-            unused=adapter.unused(model) if isinstance(adapter, KnowsUnused) else (),
-        )
+    types = types_of(model, adapter)
+    traced = trace(
+        model,
+        example_inputs=examples,
+        leaves=leaves,
+        leaf_types=types.leaves,
+        noise_types=types.noises,
+        norm_types=types.norms,
+        unused=adapter.unused(model) if isinstance(adapter, KnowsUnused) else (),
+    )
     return Analysis(
         model=model,
         bare=bare,

@@ -12,6 +12,7 @@ from dsconvert.adapter import adapter_for
 from dsconvert.analysis import Analysis, analyse
 from dsconvert.copying import isolated_copy
 from dsconvert.errors import ConversionError, UsageError
+from dsconvert.facts import types_of
 from dsconvert.fit import DEFAULT_LATENTS, Progress, fit_to_original
 from dsconvert.initialise import finish, randomise
 from dsconvert.inputs import Inputs, examples_for, sampler_of
@@ -129,7 +130,7 @@ def cost(
     with undisturbed():
         adapter = adapter_for(model)
         examples = examples_for(model, example_inputs, inputs, adapter)
-        return count(model, examples, leaves=adapter.leaves() if adapter is not None else ())
+        return count(model, examples, leaves=types_of(model, adapter).leaves)
 
 
 @reports_progress

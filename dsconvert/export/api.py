@@ -10,7 +10,6 @@ import torch
 
 from dsconvert.errors import (
     DsconvertError,
-    ExportError,
     ForeignFileError,
     UsageError,
 )
@@ -20,9 +19,11 @@ from dsconvert.export.graph import Core, draw, flatten
 from dsconvert.export.inputs import Inputs, examples_of
 from dsconvert.export.plain import load_plain, save_plain
 from dsconvert.export.verify import BATCHES, compare, first_line
+from dsconvert.observe import undisturbed
 from dsconvert.records import FORMATS, NOISES, Export, Noise
 from dsconvert.snapshot import load_snapshot
 from dsconvert.util.files import check_target, whole_files
+from dsconvert.wrappers import unwrapped
 
 if TYPE_CHECKING:
     import os
@@ -123,16 +124,44 @@ def export_model(
         ExportError: the model holds what the format can't, or the export, loaded again, makes
             other images. Nothing is written then.
     """
-    began = time.perf_counter()
     name = check_export(path, format, noise=noise, overwrite=overwrite)
-    target = Path(path)
-    if name == "safetensors":
-        return save_plain(model, target, noise=noise, overwrite=overwrite, inputs=inputs)
+    target, model = Path(path), unwrapped(model)
+    with undisturbed():
+        if name == "safetensors":
+            return save_plain(model, target, noise=noise, overwrite=overwrite, inputs=inputs)
+        return _graph(
+            model,
+            target,
+            GRAPHS[name],
+            noise=noise,
+            seed=seed,
+            overwrite=overwrite,
+            inputs=inputs,
+            noise_types=noise_types,
+        )
+
+
+def _graph(
+    model: nn.Module,
+    target: Path,
+    fmt: Format,
+    *,
+    noise: Noise,
+    seed: int,
+    overwrite: bool,
+    inputs: Inputs | None,
+    noise_types: tuple[type[nn.Module], ...],
+) -> Export:
+    began = time.perf_counter()
     core = flatten(
-        model, examples_of(model, inputs), noise=noise, seed=seed, noise_types=noise_types
+        model,
+        examples_of(model, inputs),
+        other=examples_of(model, inputs, n=2),
+        noise=noise,
+        seed=seed,
+        noise_types=noise_types,
     )
     args = _args(model, core, inputs)
-    fmt = GRAPHS[name]
     with whole_files(target, overwrite=overwrite) as beside:
         files = _written(fmt, model, core, args, beside)
         error, reach = compare(
@@ -146,10 +175,13 @@ def export_model(
         size = sum(f.stat().st_size for f in files)
     return Export(
         path=str(target),
-        format=name,
+        format=fmt.name,
         files=tuple(str(target.parent / f.name) for f in files),
         bytes=size,
-        inputs={k: ("batch", *a.shape[1:]) for k, a in zip(core.inputs, args, strict=True)},
+        inputs={
+            k: ("batch", *a.shape[1:]) if core.is_batched(k) else tuple(a.shape)
+            for k, a in zip(core.inputs, args, strict=True)
+        },
         noise=noise,
         planes=tuple((p.module, p.height, p.width) for p in core.planes) if noise != "zero" else (),
         error=error,
@@ -163,9 +195,6 @@ def _args(model: nn.Module, core: Core, inputs: Inputs | None) -> tuple[torch.Te
     args = list(core.select(examples_of(model, inputs, n=BATCHES[0])))
     if core.takes_noise:
         args.append(draw(core.planes, BATCHES[0]).to(args[0].device, core.dtype))
-    wrong = [k for k, a in zip(core.inputs, args, strict=True) if not isinstance(a, torch.Tensor)]
-    if wrong:
-        raise ExportError(f"the input {', '.join(wrong)} is no tensor; only those can be exported.")
     return tuple(args)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsconvert.export.call import Call
 from dsconvert.export.graph import Core, draw, flatten, largest_map
 from dsconvert.export.inputs import Inputs, examples_of
 from dsconvert.export.layers import AddNoise, FewChannels, GatedPointwise, GatedUpsample
 from dsconvert.export.nodes import module_of, only_user, replace_node, sized
+from dsconvert.observe import undisturbed
 from dsconvert.records import Noise
+from dsconvert.wrappers import unwrapped
 
 _CHUNK = 24 << 20
 """Bytes of the largest map of a chunk. Above 32 MiB the C library maps each block anew, so larger
@@ -86,38 +88,50 @@ class Deployed(nn.Module):
     ``img_resolution``, ...) are there too.
     """
 
-    def __init__(self, core: Core, *, chunk: int | None, loose: bool) -> None:
+    def __init__(self, core: Core, *, chunk: int | None) -> None:
         super().__init__()
         self.core: Callable[..., Tensor] = core.module
         self.chunk = chunk
         """Images worked on at a time, None: all."""
         self.noise = core.noise
         self.planes = core.planes
-        self._inputs = core.inputs
-        self._arguments = core.arguments
+        self._call = core.call
+        self._given = core.given
         self._takes_noise = core.takes_noise
-        self._loose = loose
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled one, also of dsconvert 0.x before arguments could be nested."""
+        if "_arguments" in state:
+            names, inputs = state.pop("_arguments"), state.pop("_inputs")
+            state["_call"] = Call(
+                positional=names,
+                loose=state.pop("_loose"),
+                tensors={name: (name,) for name in names},
+                batched=frozenset(names),
+                built_in={},
+            )
+            state["_given"] = tuple(n for n in inputs if n in names)
+        super().__setstate__(state)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Images (N, C, H, W), from the arguments that the original takes."""
-        given = dict(zip(self._arguments, args, strict=False))
-        unknown = [k for k in kwargs if k not in self._arguments]
-        if len(args) > len(self._arguments) or (unknown and not self._loose):
-            raise TypeError(f"takes {', '.join(self._arguments)}, not {unknown or len(args)}")
-        given.update((k, v) for k, v in kwargs.items() if k in self._arguments)
-        tensors = [given[name] for name in self._inputs if name in given]
-        first: Tensor = tensors[0]
-        n = first.shape[0]
+        tensors = self._call.select(self._call.given(*args, **kwargs), self._given)
+        batched = [name in self._call.batched for name in self._given]
+        first = tensors[batched.index(True)]
+        n = len(first)
         if self._takes_noise:
-            tensors.append(draw(self.planes, n).to(first.device, first.dtype))
+            kind = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+            tensors.append(draw(self.planes, n).to(first.device, kind))
+            batched.append(True)
         if self.chunk is None or n <= self.chunk or first.device.type != "cpu":
             return self.core(*tensors)
         out: Tensor | None = None
         for begin in range(0, n, self.chunk):
-            part = self.core(*(t[begin : begin + self.chunk] for t in tensors))
+            rows = slice(begin, begin + self.chunk)
+            part = self.core(*(t[rows] if b else t for t, b in zip(tensors, batched, strict=True)))
             if out is None:
                 out = part.new_empty((n, *part.shape[1:]))
-            out[begin : begin + self.chunk] = part
+            out[rows] = part
         assert out is not None
         return out
 
@@ -153,17 +167,22 @@ def deploy(
     Raises:
         DsconvertError: the model can't be traced, or nothing says what its inputs look like.
     """
-    examples = examples_of(model, inputs)
-    core = flatten(model, examples, noise=noise, seed=seed, noise_types=noise_types)
+    model = unwrapped(model)
+    with undisturbed():
+        core = flatten(
+            model,
+            examples_of(model, inputs),
+            other=examples_of(model, inputs, n=2),
+            noise=noise,
+            seed=seed,
+            noise_types=noise_types,
+        )
     if fused and not compile:
         fuse(core)
     core.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     size = largest_map(core)
     chunk = max(1, _CHUNK // size) if size else None
-    loose = any(
-        p.kind is p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values()
-    )
-    made = Deployed(core, chunk=chunk, loose=loose)
+    made = Deployed(core, chunk=chunk)
     for name, value in vars(model).items():
         plain = isinstance(value, int | float | str) and not name.startswith("_")
         if plain and not hasattr(made, name):

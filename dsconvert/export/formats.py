@@ -77,7 +77,9 @@ def program(core: Core, args: tuple[Tensor, ...]) -> torch.export.ExportedProgra
     batch = torch.export.Dim("batch")
     with _quiet(), torch.no_grad():
         return torch.export.export(
-            core.module, args, dynamic_shapes=tuple({0: batch} for _ in args)
+            core.module,
+            args,
+            dynamic_shapes=tuple({0: batch} if core.is_batched(k) else None for k in core.inputs),
         )
 
 
@@ -143,7 +145,8 @@ def _write_openvino(core: Core, args: tuple[Tensor, ...], path: Path) -> tuple[P
     for port, name, tensor in zip(model.inputs, core.inputs, args, strict=True):
         port.get_tensor().set_names({name})
         port.get_node().set_friendly_name(name)
-        port.get_node().set_partial_shape(ov.PartialShape([-1, *tensor.shape[1:]]))
+        if core.is_batched(name):
+            port.get_node().set_partial_shape(ov.PartialShape([-1, *tensor.shape[1:]]))
     model.outputs[0].get_tensor().set_names({OUTPUT})
     model.validate_nodes_and_infer_types()
     model.set_rt_info(core.noise, "dsconvert_noise")

@@ -7,7 +7,6 @@ noise injection becomes an explicit addition, so that the graph is a function of
 
 from __future__ import annotations
 
-import inspect
 import math
 import operator
 from dataclasses import dataclass
@@ -15,30 +14,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
-from dsconvert.adapter import adapter_for
+from dsconvert.adapter import adapter_for, image_path
+from dsconvert.copying import isolated_copy
 from dsconvert.errors import ExportError, UsageError
 from dsconvert.export.batchnorm import fold_batch_norms
+from dsconvert.export.call import Call, call_of
 from dsconvert.export.gates import unify_gates
-from dsconvert.export.layers import AddNoise
-from dsconvert.export.nodes import module_of, replace_node, sized
+from dsconvert.export.nodes import Shapes, sized
+from dsconvert.export.noise import NOISE_INPUT, Plane, check_silent, draw, take_noise_out
+from dsconvert.facts import Types, types_of
+from dsconvert.graph import trace_graph
 from dsconvert.norms import fold, norm_kind
 from dsconvert.observe import evaluating
 from dsconvert.records import NOISES, Noise
-from dsconvert.rewrite import copied
-from dsconvert.trace import trace
-
-NOISE_INPUT = "noise"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plane:
-    """One noise injection: where it stands, and the size of the plane that it adds."""
-
-    module: str
-    height: int
-    width: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,14 +35,16 @@ class Core:
     """A generator as one flat graph.
 
     ``module`` takes the tensors named in ``inputs``, in that order. With ``noise="random"`` and a
-    generator that injects noise the last one is ``noise`` (N, K): standard normal numbers, the
+    generator that injects noise the last one is that noise (N, K): standard normal numbers, the
     planes of all injections in execution order, each (height, width) row by row.
     """
 
     module: fx.GraphModule
     inputs: tuple[str, ...]
-    arguments: tuple[str, ...]
-    """Positional arguments of the original's ``forward``; some may play no part."""
+    call: Call
+    """How the original is called; some of its tensors may play no part."""
+    noise_input: str | None
+    """The name of the noise among the inputs: ``noise``, unless the original has one called so."""
     planes: tuple[Plane, ...]
     noise: Noise
     seed: int
@@ -73,36 +64,34 @@ class Core:
     @property
     def takes_noise(self) -> bool:
         """Whether the noise is an input."""
-        return NOISE_INPUT in self.inputs
+        return self.noise_input is not None
 
-    def select(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments of the original that the graph uses, without the noise."""
-        return tuple(
-            a for name, a in zip(self.arguments, args, strict=False) if name in self.inputs
-        )
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The inputs that are arguments of the original."""
+        return tuple(name for name in self.inputs if name != self.noise_input)
+
+    def is_batched(self, name: str) -> bool:
+        """Whether the first dimension of an input is the batch."""
+        return name == self.noise_input or name in self.call.batched
+
+    def select(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """The tensors of a call of the original that the graph uses, without the noise."""
+        return tuple(self.call.select(self.call.given(*args), self.given))
 
     def fixed_planes(self) -> Tensor:
         """The numbers (1, K) of ``noise="fixed"``: always the same for a seed."""
         return draw(self.planes, 1, torch.Generator().manual_seed(self.seed))
 
 
-def draw(planes: tuple[Plane, ...], n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Normal numbers (n, K) for all planes.
-
-    Drawn plane by plane on the CPU, as a run of the original would: the same random state gives
-    the same picture.
-    """
-    parts = [torch.randn(n, 1, p.height, p.width, generator=generator) for p in planes]
-    return torch.cat([p.flatten(1) for p in parts], 1) if parts else torch.zeros(n, 0)
-
-
 def flatten(
     model: nn.Module,
     examples: tuple[Any, ...],
     *,
+    other: tuple[Any, ...] | None = None,
     noise: Noise = "random",
     seed: int = 0,
-    noise_types: tuple[type[nn.Module], ...] = (),
+    noise_types: Types = (),
     leaves: tuple[str, ...] = (),
 ) -> Core:
     """The :class:`Core` of ``model``, which is left as it was.
@@ -110,6 +99,7 @@ def flatten(
     Args:
         model: a generator; used in eval mode.
         examples: positional arguments of one forward call.
+        other: those of a call with another batch size, from which is seen what is batched.
         noise: what becomes of noise injections: left out (``zero``), the same planes for every
             image (``fixed``) or an input (``random``).
         seed: of the fixed planes.
@@ -118,30 +108,41 @@ def flatten(
 
     Raises:
         TraceError: the model can't be traced.
-        ExportError: a noise injection is not of a kind that can be taken out.
-        UsageError: no noise is called so.
+        ExportError: a noise injection is not of a kind that can be taken out, or is not known as
+            one where there must be no noise; or the image does not depend on the arguments.
+        AdapterError: it is not clear which part of what the model returns is the image.
+        UsageError: no noise is called so, or the model does not take these arguments.
     """
     if noise not in NOISES:
         raise UsageError(f"no noise is called {noise!r}; choose {', '.join(NOISES)}.")
-    adapter = adapter_for(model)
-    types = (*noise_types, *(adapter.noise_types() if adapter else ()))
-    names = tuple(
-        p.name
-        for p in inspect.signature(model.forward).parameters.values()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    )
-    twin = copied(model).eval().requires_grad_(False)
+    types = types_of(model, adapter_for(model), noises=noise_types)
+    call = call_of(model, examples, other)
+    tensors = call.select(call.given(*examples), tuple(call.tensors))
+    twin = isolated_copy(model).eval().requires_grad_(False)
     _fold_norms(twin)
     # The conditional normalisations are traced through: what they do to the scale is plain.
-    graph = trace(twin, example_inputs=examples, leaves=leaves, leaf_types=types).graph
-    module = fx.GraphModule(twin, graph)
+    recorded = trace_graph(
+        twin, examples=examples, leaf_types=types.noises, leaf_names=frozenset(leaves)
+    )
+    recorded.give_constants(twin)
+    module = fx.GraphModule(twin, recorded.graph)
+    _name_inputs(module, tuple(call.tensors))
     _drop_unused_inputs(module)
-    ordered = [n.name for n in module.graph.nodes if n.op == "placeholder"]
-    used = [a for name, a in zip(names, examples, strict=False) if name in ordered]
-    _image_only(module)
+    by_name = dict(zip(call.tensors, tensors, strict=True))
+    used = [by_name[name] for name in _inputs(module)]
     with evaluating(module):
-        ShapeProp(module).propagate(*used)
-    planes = _take_noise_out(module, types, noise, seed)
+        output = Shapes(module).run(*used)
+    _image_only(module, image_path(output))
+    _drop_unused_inputs(module)
+    if not any(name in call.batched for name in _inputs(module)):
+        raise ExportError(
+            f"the image of this {type(model).__name__} depends on none of its arguments whose "
+            "first dimension is the batch, so there is nothing to give an export."
+        )
+    noise_input = NOISE_INPUT
+    while noise_input in call.tensors:
+        noise_input += "_"
+    planes = take_noise_out(module, types.noises, noise, seed, noise_input)
     unify_gates(module)
     fold_batch_norms(module)
     module.graph.eliminate_dead_code()
@@ -149,10 +150,31 @@ def flatten(
     module.recompile()
     # Ours wants to be told what a leaf is; when unpickled, every module is one.
     module._tracer_cls = None  # pyright: ignore[reportPrivateUsage]
-    inputs = tuple(n.name for n in module.graph.nodes if n.op == "placeholder")
+    inputs = _inputs(module)
+    if noise != "random":
+        check_silent(module, [by_name[name] for name in inputs], type(model).__name__, noise)
     return Core(
-        module=module, inputs=inputs, arguments=names, planes=planes, noise=noise, seed=seed
+        module=module,
+        inputs=inputs,
+        call=call,
+        noise_input=noise_input if noise_input in inputs else None,
+        planes=planes,
+        noise=noise,
+        seed=seed,
     )
+
+
+def _inputs(module: fx.GraphModule) -> tuple[str, ...]:
+    """Names of what the graph takes; those of its nodes may differ (``input`` is Python's own)."""
+    return tuple(str(n.target) for n in module.graph.nodes if n.op == "placeholder")
+
+
+def _name_inputs(module: fx.GraphModule, names: tuple[str, ...]) -> None:
+    """Call what the graph takes, the tensors of the call in order, by ``names``."""
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    for node, name in zip(placeholders, names, strict=True):
+        node.target = name
+    module.recompile()
 
 
 def _fold_norms(model: nn.Module) -> None:
@@ -181,69 +203,19 @@ def _drop_unused_inputs(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def _image_only(module: fx.GraphModule) -> None:
-    """The first tensor of what is returned, as :func:`dsconvert.adapter.image_tensor` takes it."""
-    for node in module.graph.nodes:
-        if node.op == "output":
-            found: Any = node.args[0]
-            while isinstance(found, list | tuple) and found:
-                found = found[0]
-            node.args = (found,)
-    module.graph.eliminate_dead_code()
-
-
-def _take_noise_out(
-    module: fx.GraphModule, types: tuple[type[nn.Module], ...], noise: Noise, seed: int
-) -> tuple[Plane, ...]:
+def _image_only(module: fx.GraphModule, path: tuple[int | str, ...]) -> None:
+    """Return the images alone; ``path`` leads to them in what is returned."""
     graph = module.graph
-    found: list[tuple[fx.Node, Plane]] = []
-    for node in graph.nodes:
-        kind = module_of(module, node)
-        if kind is None or not isinstance(kind, types):
-            continue
-        shape = sized(node)
-        weight = getattr(kind, "weight", None)
-        if shape is None or len(shape) != 4 or not isinstance(weight, Tensor):
-            raise ExportError(
-                f"the noise injection {node.target} ({type(kind).__name__}) has no weight, or adds "
-                "to no (N, C, H, W) map; only 'x + weight * plane' can be exported."
-            )
-        found.append((node, Plane(module=str(node.target), height=shape[2], width=shape[3])))
-    planes = tuple(p for _, p in found)
-    if noise == "zero" or not found:
-        for node, _ in found:
-            replace_node(graph, node, node.args[0])
-        return planes
-    source: fx.Node | None = None
-    if noise == "random":
-        last = [n for n in graph.nodes if n.op == "placeholder"][-1]
-        with graph.inserting_after(last):
-            source = graph.placeholder(NOISE_INPUT)
-    numbers = draw(planes, 1, torch.Generator().manual_seed(seed)) if source is None else None
-    offset = 0
-    for i, (node, plane) in enumerate(found):
-        injection = AddNoise(module_of(module, node).weight.detach().clone())  # type: ignore[union-attr]
-        name = f"add_noise_{i}"
-        module.add_submodule(name, injection)
-        size = plane.height * plane.width
-        with graph.inserting_before(node):
-            if source is not None:
-                part = graph.call_function(torch.narrow, (source, 1, offset, size))
-                shape = (-1, 1, plane.height, plane.width)
-                values = graph.call_method("reshape", (part, *shape))
-            else:
-                assert numbers is not None
-                buffer = numbers[:, offset : offset + size].reshape(1, 1, plane.height, plane.width)
-                dtype = injection.weight.dtype
-                module.register_buffer(
-                    f"plane_{i}", buffer.to(injection.weight.device, dtype).clone()
-                )
-                values = graph.get_attr(f"plane_{i}")
-            new = graph.call_module(name, (node.args[0], values))
-        new.meta = dict(node.meta)
-        replace_node(graph, node, new)
-        offset += size
-    return planes
+    output = next(n for n in graph.nodes if n.op == "output")
+    found: Any = output.args[0]
+    with graph.inserting_before(output):
+        for key in path:
+            # A module that is not looked into returns its list or tuple as one value.
+            opaque = isinstance(found, fx.Node)
+            found = graph.call_function(operator.getitem, (found, key)) if opaque else found[key]
+    output.args = (found,)
+    graph.eliminate_dead_code()
+    module.recompile()
 
 
 def largest_map(core: Core) -> int:

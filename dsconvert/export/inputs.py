@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,13 +30,22 @@ def examples_of(
             f"no installed adapter knows {type(model).__name__}; pass inputs, a function "
             "(n, generator) -> arguments of one call."
         )
-    sample = sampler(n, torch.Generator().manual_seed(seed))
+    sample: Any = sampler(n, torch.Generator().manual_seed(seed))
     like = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if like is None:
-        return sample
-    return tuple(
-        a.to(like.device, like.dtype if a.is_floating_point() else None)
-        if isinstance(a, Tensor)
-        else a
-        for a in sample
-    )
+    args: tuple[Any, ...] = (sample,) if isinstance(sample, Tensor | Mapping) else tuple(sample)
+    return args if like is None else tuple(_placed(a, like) for a in args)
+
+
+def _placed(value: Any, like: Tensor) -> Any:
+    """``value`` with its tensors, also those in containers, on the device and in the dtype."""
+    if isinstance(value, Tensor):
+        return value.to(like.device, like.dtype if value.is_floating_point() else None)
+    if isinstance(value, Mapping):
+        return {key: _placed(each, like) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_placed(each, like) for each in value]
+    if isinstance(value, tuple):
+        parts = [_placed(each, like) for each in value]
+        kind: Any = type(value)
+        return kind(*parts) if hasattr(kind, "_fields") else tuple(parts)
+    return value

@@ -12,13 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dsconvert.adapter import Adapter, ConditionalNorms, adapter_for
+from dsconvert.copying import owned_copy
 from dsconvert.export.gates import is_gate
 from dsconvert.export.inputs import Inputs, examples_of
 from dsconvert.export.layers import is_depthwise_upsample, upsample_depthwise
 from dsconvert.export.recompute import NormGate, Spatial
-from dsconvert.graph import ConvTypes
-from dsconvert.rewrite import copied, replace
-from dsconvert.trace import trace
+from dsconvert.facts import ModelTypes, types_of
+from dsconvert.graph import ConvTypes, trace_graph
+from dsconvert.observe import undisturbed
+from dsconvert.rewrite import replace
+from dsconvert.wrappers import unwrapped
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -174,10 +177,12 @@ class _Chain:
         return tuple(n for n in (self.conv, self.noise, self.gate) if n is not None)
 
 
-def _chains(model: nn.Module, graph: fx.Graph, adapter: Adapter | None) -> list[_Chain]:
+def _chains(
+    model: nn.Module, graph: fx.Graph, adapter: Adapter | None, types: ModelTypes
+) -> list[_Chain]:
     modules = dict(model.named_modules(remove_duplicate=False))
-    noises = adapter.noise_types() if adapter else ()
-    own = adapter.norm_types() if isinstance(adapter, ConditionalNorms) else ()
+    noises = types.noises
+    own = types.norms if isinstance(adapter, ConditionalNorms) else ()
     calls = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
 
     def module(node: Any) -> nn.Module | None:
@@ -252,12 +257,23 @@ def lean(
     Raises:
         DsconvertError: the model can't be traced, or nothing says what its inputs look like.
     """
+    model = unwrapped(model)
+    with undisturbed():
+        made = _lean(model, inputs)
+    return made.to(memory_format=torch.channels_last) if channels_last else made  # type: ignore[call-overload]
+
+
+def _lean(model: nn.Module, inputs: Inputs | None) -> nn.Module:
     adapter = adapter_for(model)
-    made = copied(model)
+    types = types_of(model, adapter)
+    made = owned_copy(model)
     gates = tuple({type(m) for m in made.modules() if is_gate(m)})
-    own = (*adapter.noise_types(), *adapter.norm_types()) if adapter else ()
-    graph = trace(made, example_inputs=examples_of(model, inputs), leaf_types=(*gates, *own)).graph
-    for chain in _chains(made, graph, adapter):
+    graph = trace_graph(
+        made,
+        examples=examples_of(model, inputs),
+        leaf_types=(*gates, *types.noises, *types.norms),
+    ).graph
+    for chain in _chains(made, graph, adapter, types):
         conv: Any = made.get_submodule(chain.conv) if chain.conv else None
         noise = made.get_submodule(chain.noise) if chain.noise else None
         norm = made.get_submodule(chain.norm)
@@ -279,4 +295,4 @@ def lean(
         replace(made, norm, new)
         gate = made.get_submodule(chain.gate)
         replace(made, gate, nn.Identity().train(gate.training))
-    return made.to(memory_format=torch.channels_last) if channels_last else made  # type: ignore[call-overload]
+    return made

@@ -2,9 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
+
+from dsconvert.errors import ExportError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a node's value was in the example run."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+class Shapes(fx.Interpreter):
+    """Runs a graph once and notes the shape of each tensor; torch's own prints a traceback."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        """See :class:`torch.fx.Interpreter`.
+
+        Raises:
+            ExportError: the node fails.
+        """
+        try:
+            result = super().run_node(n)
+        except Exception as error:
+            text = str(error).strip().splitlines()
+            raise ExportError(
+                f"the flat graph of this model fails at {n.name} ({n.op} of {n.target}): "
+                f"{type(error).__name__}: {text[0] if text else error!r}."
+            ) from error
+        if isinstance(result, Tensor):
+            n.meta["tensor_meta"] = Seen(shape=result.shape, dtype=result.dtype)
+        return result
 
 
 def sized(node: Any) -> tuple[int, ...] | None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import Adapter, Rebuilds, adapter_for, adapters, image_tensor
+from dsconvert.copying import isolated_copy
 from dsconvert.errors import (
     AdapterError,
     CorruptSnapshotError,
@@ -31,11 +32,11 @@ from dsconvert.export.formats import need
 from dsconvert.export.inputs import Inputs, examples_of
 from dsconvert.export.structure import apply_changes, changes
 from dsconvert.export.verify import BATCHES
+from dsconvert.facts import types_of
 from dsconvert.norms import fold, norm_kind
 from dsconvert.observe import evaluating
 from dsconvert.precision import as_stored, widen
 from dsconvert.records import Export, Noise
-from dsconvert.rewrite import copied
 from dsconvert.util.files import whole_file
 from dsconvert.version import VERSION
 
@@ -155,10 +156,11 @@ def save_plain(
             "a safetensors file; export to torch or onnx, or write an adapter."
         )
     own = model.state_dict() if own is None else own
-    twin = _folded(widen(copied(model).eval().requires_grad_(False)))
+    twin = _folded(widen(isolated_copy(model).eval().requires_grad_(False)))
     if noise == "zero":
+        noises = types_of(twin, adapter).noises
         for module in twin.modules():
-            if isinstance(module, adapter.noise_types()):
+            if isinstance(module, noises):
                 module.get_parameter("weight").zero_()
     config = dict(adapter.describe(twin))
     header = {
@@ -181,7 +183,7 @@ def save_plain(
     with whole_file(path, overwrite=overwrite) as beside:
         # Not by save_file, which makes files that only their owner can read.
         beside.write_bytes(save(tensors, metadata={_KEY: json.dumps(header), "format": "pt"}))
-        error, reach = _compare(twin, widen(load_plain(beside)), path, inputs)
+        error, reach = same_images(twin, widen(load_plain(beside)), path, inputs)
         size = beside.stat().st_size
     shapes = {
         f"argument {i}": ("batch", *a.shape[1:])
@@ -203,9 +205,17 @@ def save_plain(
     )
 
 
-def _compare(
+def same_images(
     model: nn.Module, loaded: nn.Module, path: Path, inputs: Inputs | None
 ) -> tuple[float, float]:
+    """Check that ``loaded``, read from ``path``, makes the images of ``model``.
+
+    Returns:
+        the largest difference of a pixel, and the largest magnitude of a pixel of the original.
+
+    Raises:
+        ExportError: it makes others.
+    """
     worst, reach = 0.0, 0.0
     loaded.to(next(model.parameters()).device)
     for i, n in enumerate(BATCHES):

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import adapter_for, image_tensor
+from dsconvert.copying import isolated_copy
 from dsconvert.errors import ExportError
-from dsconvert.export.graph import Core, draw
+from dsconvert.export.graph import Core
 from dsconvert.export.inputs import Inputs, examples_of
+from dsconvert.export.noise import DRAWS, draw
+from dsconvert.facts import types_of
 from dsconvert.observe import evaluating
-from dsconvert.rewrite import copied, replace
+from dsconvert.rewrite import replace
 
 BATCHES = (2, 1, 3)
 """Batch sizes that are compared. Programs are traced with the first; the others find out a batch
@@ -29,7 +32,9 @@ class _Given(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self._planes = planes
 
-    def forward(self, x: Tensor, *_: object) -> Tensor:  # StyleGAN2 says which noise, too
+    def forward(self, *args: Tensor, **named: Tensor) -> Tensor:
+        # StyleGAN2 says which noise, too; the map comes first, by whatever name.
+        x = args[0] if args else next(iter(named.values()))
         return x + self.weight * self._planes.pop(0)
 
 
@@ -39,11 +44,10 @@ class Reference:
     def __init__(
         self, model: nn.Module, core: Core, noise_types: tuple[type[nn.Module], ...] = ()
     ) -> None:
-        adapter = adapter_for(model)
-        types = (*noise_types, *(adapter.noise_types() if adapter else ()))
+        types = types_of(model, adapter_for(model), noises=noise_types).noises
         self._core = core
         self._queue: list[Tensor] = []
-        self._model = copied(model).eval()
+        self._model = isolated_copy(model).eval()
         for module in list(self._model.modules()):
             if isinstance(module, types):
                 weight: Any = module.weight
@@ -97,8 +101,8 @@ def compare(
     worst, reach = 0.0, 0.0
     for i, n in enumerate(batches):
         args = examples_of(model, inputs, n=n, seed=seed + i)
-        first = next(a for a in args if isinstance(a, Tensor))
         tensors = list(core.select(args))
+        first = tensors[0]
         if core.noise == "random":
             numbers = draw(core.planes, n, generator)
         elif core.noise == "fixed":
@@ -128,10 +132,22 @@ def compare(
         if not error <= _TOLERANCE.get(core.dtype, 1e-3) * max(size, 1e-3):
             raise ExportError(
                 f"{what}, loaded again, differs from the model by {error:.3g} (batch {n}, images "
-                f"reach {size:.3g}). Nothing was written."
+                f"reach {size:.3g}). {_why(reference, args, numbers)}Nothing was written."
             )
         worst, reach = max(worst, error), max(reach, size)
     return worst, reach
+
+
+def _why(reference: Reference, args: tuple[Any, ...], numbers: Tensor) -> str:
+    """A sentence on a model that makes another image each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        one = reference(args, numbers)
+        torch.manual_seed(1)
+        two = reference(args, numbers)
+    if torch.equal(one, two):
+        return ""
+    return f"The reason: {DRAWS}or export to torch. "
 
 
 def first_line(error: BaseException) -> str:

@@ -7,14 +7,15 @@ from dataclasses import asdict
 
 from dsconvert.cli.opening import opened
 from dsconvert.cli.output import emit, say
-from dsconvert.export import check_export, export_model
+from dsconvert.export import check_export
+from dsconvert.file_export import export_file
 
 
 def run(options: Namespace) -> None:
     """Export ``G_ema``."""
     check_export(options.out, options.format, noise=options.noise, overwrite=options.overwrite)
-    made = export_model(
-        opened(options.snapshot, options).generator,
+    made = export_file(
+        opened(options.snapshot, options),
         options.out,
         format=options.format,
         noise=options.noise,

@@ -12,7 +12,10 @@ HELP = "a generator as ONNX, torch.export, OpenVINO or safetensors"
 
 def add(command: argparse.ArgumentParser) -> None:
     """Declare its options."""
-    command.add_argument("snapshot", help="a snapshot, converted or not, or a safetensors export")
+    command.add_argument(
+        "snapshot",
+        help="a file with a generator, converted or not, of any kind that the other commands open",
+    )
     command.add_argument("--format", choices=FORMATS, help="default: what the suffix of --out says")
     command.add_argument(
         "--noise",

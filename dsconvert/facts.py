@@ -1,0 +1,57 @@
+"""What an adapter says of the classes in a model, for our classes and for the original code's.
+
+An adapter knows its own classes. A live model of the original code has others of the same names:
+they mean the same, so every stage asks here, never the adapter itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+if TYPE_CHECKING:
+    from dsconvert.adapter import Adapter
+
+Types = tuple[type[nn.Module], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTypes:
+    """Classes with a meaning in one model.
+
+    Attributes:
+        leaves: torch.fx must not look into these.
+        noises: they add freshly drawn noise.
+        norms: batch normalisations of the codebase's own.
+    """
+
+    leaves: Types = ()
+    noises: Types = ()
+    norms: Types = ()
+
+
+def types_of(model: nn.Module, adapter: Adapter | None, *, noises: Types = ()) -> ModelTypes:
+    """The classes that ``adapter`` names, and those of the same names in ``model``.
+
+    Args:
+        model: only looked at.
+        adapter: the model's adapter; without one nothing is known.
+        noises: noise injections that the caller knows of, besides the adapter's.
+    """
+    if adapter is None:
+        return ModelTypes(noises=noises)
+    return ModelTypes(
+        leaves=_also_theirs(model, adapter.leaves()),
+        noises=(*noises, *_also_theirs(model, adapter.noise_types())),
+        norms=_also_theirs(model, adapter.norm_types()),
+    )
+
+
+def _also_theirs(model: nn.Module, types: Types) -> Types:
+    names = {kind.__name__ for kind in types}
+    found = (parametrize.type_before_parametrizations(m) for m in model.modules())
+    theirs = dict.fromkeys(kind for kind in found if kind.__name__ in names)
+    return (*types, *(kind for kind in theirs if kind not in types))
