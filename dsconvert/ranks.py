@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dsconvert.pipeline import Inputs, cost, plan
+from dsconvert.observe import undisturbed
+from dsconvert.pipeline import Inputs, analyse, plan_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +36,12 @@ def rank_costs(
     Raises:
         DsconvertError: as :func:`dsconvert.plan`.
     """
-    whole = cost(model, inputs=inputs)
+    with undisturbed():
+        analysis = analyse(model, inputs=inputs)
+        whole = analysis.cost
     rows: list[RankCost] = []
     for rank in ranks:
-        decisions = plan(model, preset=preset, rank=rank, inputs=inputs).decisions
+        decisions = plan_for(analysis, preset=preset, rank=rank).decisions
         macs = whole.macs
         for d in decisions:
             if macs is not None and d.macs_before is not None and d.macs_after is not None:

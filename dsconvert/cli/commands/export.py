@@ -6,7 +6,7 @@ from argparse import Namespace
 from dataclasses import asdict
 
 from dsconvert.cli.opening import opened
-from dsconvert.cli.output import emit, say
+from dsconvert.cli.output import Bars, emit, say
 from dsconvert.export import check_export
 from dsconvert.file_export import export_file
 
@@ -14,14 +14,16 @@ from dsconvert.file_export import export_file
 def run(options: Namespace) -> None:
     """Export ``G_ema``."""
     check_export(options.out, options.format, noise=options.noise, overwrite=options.overwrite)
-    made = export_file(
-        opened(options.snapshot, options),
-        options.out,
-        format=options.format,
-        noise=options.noise,
-        seed=options.seed,
-        overwrite=options.overwrite,
-    )
+    with Bars(hidden=options.quiet) as bars:
+        bars("export and compare", 0, 1)
+        made = export_file(
+            opened(options.snapshot, options),
+            options.out,
+            format=options.format,
+            noise=options.noise,
+            seed=options.seed,
+            overwrite=options.overwrite,
+        )
     if options.json:
         emit({"snapshot": options.snapshot, **asdict(made)})
         return
@@ -29,8 +31,11 @@ def run(options: Namespace) -> None:
         f"{name} ({', '.join(str(size) for size in shape)})" for name, shape in made.inputs.items()
     )
     say(
+        f"inputs: {inputs}",
+        "loaded again and compared with the model on random latents, batches of "
+        f"{', '.join(map(str, made.batches))}: differs by at most {made.error:.2g} (images reach "
+        f"{made.range:.2g})",
         f"wrote {' and '.join(made.files)}: {made.format}, {made.bytes / 1e6:.1f} MB, noise "
-        f"{made.noise}\ninputs: {inputs}\nloaded again and compared with the model on random "
-        f"latents, batches of {', '.join(map(str, made.batches))}: differs by at most "
-        f"{made.error:.2g} (images reach {made.range:.2g})"
+        f"{made.noise}",
+        quiet=options.quiet,
     )

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dsconvert.cli.opening import opened
-from dsconvert.cli.output import emit, say
+from dsconvert.cli.output import Bars, emit, say
 from dsconvert.kinds import Opened, inputs_of
 from dsconvert.pipeline import cost
 from dsconvert.ranks import rank_costs
@@ -22,12 +22,16 @@ def _counted(file: Opened) -> Cost:
 
 def run(options: Namespace) -> None:
     """Count, and show the table."""
-    file = opened(options.snapshot, options)
-    before = _counted(file)
-    after = _counted(opened(options.other, options)) if options.other else None
-    ranks = (
-        rank_costs(file.generator, options.ranks, inputs=inputs_of(file)) if options.ranks else ()
-    )
+    with Bars(hidden=options.quiet) as bars:
+        bars("count", 0, 1)
+        file = opened(options.snapshot, options)
+        before = _counted(file)
+        after = _counted(opened(options.other, options)) if options.other else None
+        ranks = (
+            rank_costs(file.generator, options.ranks, inputs=inputs_of(file))
+            if options.ranks
+            else ()
+        )
     if options.json:
         data: dict[str, Any] = {"snapshot": options.snapshot, "cost": cost_dict(before)}
         if after is not None:
@@ -38,7 +42,9 @@ def run(options: Namespace) -> None:
         return
     names = options.snapshot + (f" > {options.other}" if options.other else "")
     title = f"{file.generators[0]} of {names}"
-    say(*cost_report(before, after, title=title, verbose=options.verbose))
+    lines = list(cost_report(before, after, title=title, verbose=options.verbose))
     if ranks:
         rows = [(r.rank, r.params, r.macs, r.rewritten) for r in ranks]
-        say("", *rank_report(before, rows, title="the whole generator, by rank"))
+        lines += ["", *rank_report(before, rows, title="the whole generator, by rank")]
+    # The first part has the totals; the last of these is what --quiet leaves.
+    say(*(lines[: lines.index("")] if options.quiet else lines), quiet=options.quiet)

@@ -25,5 +25,6 @@ def add(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--seed", type=arguments.seed, default=0, help="of the fixed noise")
     arguments.output(command, required=True)
+    arguments.quiet(command)
     arguments.json(command)
     arguments.module(command)

@@ -20,5 +20,6 @@ def add(command: argparse.ArgumentParser) -> None:
         help="what the whole generator would cost at each rank (preset fast)",
     )
     arguments.verbose(command)
+    arguments.quiet(command)
     arguments.json(command)
     arguments.module(command)
