@@ -142,8 +142,9 @@ def check_picture(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
         UsageError: another suffix, or none.
         OutputError: see :func:`dsconvert.util.files.check_target`.
     """
-    _picture_format(path)
-    return check_target(path, overwrite=overwrite)
+    target = check_target(path, overwrite=overwrite)
+    _picture_format(target)
+    return target
 
 
 def _picture_format(path: str | os.PathLike[str]) -> tuple[str, int, dict[str, Any]]:

@@ -396,7 +396,9 @@ def _decide(
         )
     requested = site.name in held
     if requested:
-        choice = _keep("kept on request", "keep" if site.locked is not None else norm)
+        pinned = site.locked is not None
+        reason = f"kept on request ({'--keep' if pinned else '--refit'})"
+        choice = _keep(reason, "keep" if pinned else norm)
     elif site.calls == 0:
         reason = "never runs at this resolution" if never else _IDLE
         # Whoever calls it finds it as it was.

@@ -65,7 +65,7 @@ class Outcome:
             if self._command in _RUNS:
                 return frozenset((p.name,) for p in self._out.iterdir())
             found = self._out.stat()
-        except OSError:
+        except (OSError, ValueError):  # no file, or a name that none can have
             return frozenset()
         return frozenset({(found.st_ino, found.st_size, found.st_mtime_ns)})
 

@@ -87,12 +87,12 @@ def test_output_is_checked_before_the_input_is_read(
     refused: Callable[..., str], tmp_path: Path
 ) -> None:
     """The input does not even exist: a user is not kept waiting for a fit that can't be saved."""
-    there = tmp_path / "there"
-    there.write_text("mine")
     nowhere = tmp_path / "no.pkl"
     for command in (("convert", nowhere), ("generate", nowhere), ("compare", nowhere, nowhere)):
+        there = tmp_path / f"there.{'pkl' if command[0] == 'convert' else 'png'}"
+        there.write_text("mine")
         assert "--overwrite" in refused(*command, "--out", there)
-        assert "does not exist" in refused(*command, "--out", tmp_path / "a" / "b")
+        assert "does not exist" in refused(*command, "--out", tmp_path / "a" / there.name)
         assert "is a folder" in refused(*command, "--out", tmp_path)
 
 
@@ -284,7 +284,11 @@ def test_hostile_file(
     monkeypatch.chdir(tmp_path)
     bad = tmp_path / "bad.pkl"
     bad.write_bytes(pickle.dumps({"G": None, "D": _Bomb(), "G_ema": None}))
-    out = () if command == "report" else ("--out", tmp_path / "o")
+    out = (
+        ()
+        if command == "report"
+        else ("--out", tmp_path / f"o.{'png' if command == 'generate' else 'pkl'}")
+    )
     assert "eval" in refused(command, bad, *out)
     assert not (tmp_path / "fired").exists()
     pickle.loads(bad.read_bytes())
