@@ -68,7 +68,7 @@ def _check_parts(model: nn.Module) -> None:
                 "looked into. Put the Python module that it was made from in its place."
             )
         tensors = (*module._parameters.values(), *module._buffers.values())
-        if any(is_lazy(t) for t in tensors):
+        if any(t is not None and is_lazy(t) for t in tensors):
             raise UsageError(
                 f"{name or 'a part'} of this {type(model).__name__} is a {type(module).__name__}, "
                 "whose weights have no shape yet. Call the model once, then load its weights."
