@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from dsconvert import copying
 from dsconvert.copying import isolated_copy
 from dsconvert.errors import TraceError
+from dsconvert.factories import recorded_factories
 from dsconvert.inputs import map_tensors, tensors_of
 
 ConvTypes = (nn.Conv2d, nn.ConvTranspose2d)
@@ -154,6 +155,9 @@ class _ConcreteProxy(_Concrete, fx.Proxy):
     def __getattr__(self, k: str) -> Any:
         return _ConcreteAttribute(self, k)
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
 
 class _Drawing(TorchFunctionMode):
     """Record random draws; one that were run while tracing would be a constant ever after."""
@@ -215,8 +219,11 @@ class Tracer(fx.Tracer):
             # `conv.forward(x)` is a call of the convolution, too.
             if isinstance(module, ConvTypes):
                 module.__dict__["forward"] = self._caller(module, module.forward)
-        with _Drawing(self):
+        with _Drawing(self), recorded_factories(self._recorded):
             return self.trace(model)
+
+    def _recorded(self, function: Any, args: Any, kwargs: Any) -> fx.Proxy:
+        return self.create_proxy("call_function", function, args, kwargs)
 
     def _caller(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -282,7 +289,7 @@ class Tracer(fx.Tracer):
         self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Look into ``m``; where that fails, and there is nothing to find in it, make it a leaf."""
-        if self.shadowing:
+        if self.shadowing or self._passing(m):
             return forward(*args, **kwargs)
         if self.is_leaf_module(m, self.path_of_module(m)):
             return super().call_module(m, forward, args, kwargs)
@@ -306,6 +313,11 @@ class Tracer(fx.Tracer):
             return self.create_proxy("call_module", path, args, kwargs)
         finally:
             self._inside.pop()
+
+    def _passing(self, m: nn.Module) -> bool:
+        """Whether ``m`` was made in ``forward`` around the model's own children: ``net[:3](x)``."""
+        own = set(self.root.modules())
+        return m not in own and next(m.children(), None) is not None and own >= {*m.children()}
 
     def _forget(self, known: int) -> None:
         """Take out what a failed attempt left behind, the last node first."""

@@ -10,7 +10,7 @@ from torch.nn.utils import skip_init
 
 from dsconvert.copying import owned_copy
 from dsconvert.norms import effective_weight
-from dsconvert.rewrite import replace
+from dsconvert.rewrite import carry_hooks, replace
 from dsconvert.rules.base import assign
 from dsconvert.wrappers import unwrapped
 
@@ -74,5 +74,7 @@ def merge(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for _, module in list(result.named_modules()):
             if is_pair(module) and isinstance(module, nn.Sequential):
-                replace(result, module, merge_pair(module))
+                merged = merge_pair(module)
+                carry_hooks(module, merged)
+                replace(result, module, merged)
     return result

@@ -31,6 +31,12 @@ def norm_kind(module: nn.Module) -> NormKind:
     return "none"
 
 
+def other_hooks(module: nn.Module) -> bool:
+    """Whether something is hooked to calls of ``module`` besides a weight reparametrisation."""
+    before = module._forward_pre_hooks.values()
+    return bool(module._forward_hooks) or any(type(h).__name__ not in _HOOKS for h in before)
+
+
 def effective_weight(module: nn.Module) -> Tensor:
     """The weight as applied in eval mode: no power iteration, nothing of the module changes."""
     was = module.training

@@ -79,12 +79,14 @@ class Watch:
         inputs: shape of the first argument of its first call.
         outputs: shape of what that returned.
         reads: of a convolution, an attribute that somebody else's ``forward`` looked at.
+        extra: of a convolution, what it was called with beside its input.
     """
 
     calls: dict[str, int] = field(default_factory=dict)
     inputs: dict[str, Shape] = field(default_factory=dict)
     outputs: dict[str, Shape] = field(default_factory=dict)
     reads: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, str] = field(default_factory=dict)
 
     def note(self, name: str, args: tuple[Any, ...], output: Any) -> None:
         """A call has ended."""
@@ -116,6 +118,8 @@ def _guarded(name: str, conv: nn.Module, watch: Watch) -> None:
         finally:
             depth -= 1
         if not depth:
+            if kwargs.keys() - {"input"} or len(args) > 1:
+                watch.extra.setdefault(name, next(iter(kwargs), "a second argument"))
             watch.note(name, args, output)
         return output
 

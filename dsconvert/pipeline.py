@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -271,8 +272,10 @@ def apply_to(
 
     began = time.perf_counter()
     after = costs[1] if costs else analysis.count(student, own=analysis.owned)
-    if after.macs is None:
-        _check_runs(analysis, student, plan)
+    rewrites = {d.site for d in plan.decisions if d.action == "rewrite"}
+    # A model may do other things under torch.jit, with which fvcore counts.
+    if after.macs is None or rewrites & {*after.uncalled}:
+        _check_used(analysis, plan, _check_runs(analysis, student, plan))
     seconds["count"] += time.perf_counter() - began
     return Conversion(
         model=analysis.result(student),
@@ -286,19 +289,24 @@ def apply_to(
     )
 
 
-def _check_runs(analysis: Analysis, student: nn.Module, plan: Plan) -> None:
-    """Run the result once; what fvcore has counted ran already.
+def _check_runs(analysis: Analysis, student: nn.Module, plan: Plan) -> tuple[str, ...]:
+    """Run the result once (what fvcore has counted ran already); the new modules that it left out.
 
     Raises:
         ConversionError: it fails. The message names the module and what to keep.
     """
     if analysis.examples is None:
-        return
-    failure = first_failure(isolated_copy(student, share_parameters=True), analysis.examples)
-    if failure is None:
-        return
-    name, error = failure
+        return ()
+    twin = isolated_copy(student, share_parameters=True)
     changed = [d.site for d in plan.decisions if d.action == "rewrite"]
+    idle = set(changed)
+    for site in changed:
+        note = functools.partial(_note_call, idle, site)
+        twin.get_submodule(site).register_forward_pre_hook(note)
+    failure = first_failure(twin, analysis.examples)
+    if failure is None:
+        return tuple(s for s in changed if s in idle)
+    name, error = failure
     near = [s for s in changed if s.startswith(f"{name}.") or not name] or changed
     keep = f"{name}.*" if name and near != changed else near[0] if len(near) == 1 else "*"
     lines = str(error).strip().splitlines()
@@ -308,6 +316,26 @@ def _check_runs(analysis: Analysis, student: nn.Module, plan: Plan) -> None:
         f"{where} ({lines[0] if lines else 'no message'}). Something there uses a convolution as "
         f"more than a function; keep it: --keep {keep!r}, or keep=[{keep!r}] in Python."
     )
+
+
+def _note_call(idle: set[str], site: str, *_: Any) -> None:
+    idle.discard(site)
+
+
+def _check_used(analysis: Analysis, plan: Plan, idle: Sequence[str]) -> None:
+    """See that the model calls what was put in place of its convolutions.
+
+    Raises:
+        ConversionError: it passes one over. What it makes is then not what was planned.
+    """
+    passed = [d.site for d in plan.decisions if d.action == "rewrite" and d.site in idle]
+    if passed:
+        raise ConversionError(
+            f"the converted {type(analysis.model).__name__} does not call what replaces "
+            f"{', '.join(passed)}: its forward finds that convolution by its class, or in a list "
+            f"or attribute of its own. Keep it: keep={passed!r} in Python, or "
+            f"--keep {' '.join(passed)}."
+        )
 
 
 def _merged(plain: tuple[Fit, ...], fitted: Sequence[Fit]) -> tuple[Fit, ...]:

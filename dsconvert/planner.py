@@ -260,6 +260,7 @@ def make_plan(
     if rank is not None and rank < 1:
         raise PlanError(f"rank {rank} is below 1; 1 is the smallest, k^2 (9 for 3x3) is exact.")
     _check_globs(trace, keep=keep, refit=refit, remove=remove)
+    keep, refit = _by_first_name(trace, keep), _by_first_name(trace, refit)
     pinned = _pinned(trace.modules, keep, refit)
     trace = trace.holding(pinned)
     held = frozenset(s.name for s in trace.sites if _matches(s.name, (*keep, *refit)))
@@ -325,13 +326,22 @@ def _matches(name: str, globs: Sequence[str]) -> bool:
 
 def _check_globs(trace: Trace, **globs: Sequence[str]) -> None:
     for option, given in globs.items():
-        idle = [g for g in given if not any(_matches(m, [g]) for m in trace.modules)]
+        # What is removed goes by the name under which it stands in the plan.
+        others = () if option == "remove" else (name for name, _ in trace.aliases)
+        names = (*trace.modules, *others)
+        idle = [g for g in given if not any(_matches(m, [g]) for m in names)]
         if idle:
-            names = ", ".join(s.name for s in trace.sites[:4])
+            like = ", ".join(s.name for s in trace.sites[:4])
             raise PlanError(
                 f"--{option} {', '.join(repr(g) for g in idle)} matches no module; "
-                f"names look like {names}, ..."
+                f"names look like {like}, ..."
             )
+
+
+def _by_first_name(trace: Trace, globs: Sequence[str]) -> tuple[str, ...]:
+    """``globs``, and the first names of modules that they name by another."""
+    firsts = (first for other, first in trace.aliases if _matches(other, globs))
+    return tuple(dict.fromkeys((*globs, *firsts)))
 
 
 def _pinned(modules: Sequence[str], keep: Sequence[str], refit: Sequence[str]) -> tuple[str, ...]:

@@ -92,6 +92,8 @@ class Trace:
     """Why shapes are unknown, when they are."""
     modules: tuple[str, ...] = ()
     """The names of all modules."""
+    aliases: tuple[tuple[str, str], ...] = ()
+    """Further names of modules that have several, each with the first, which stands for all."""
     unused: tuple[str, ...] = ()
 
     def holding(self, names: Sequence[str]) -> Trace:
@@ -103,6 +105,8 @@ class Trace:
             upsample = None if within(site.upsample, names) else site.upsample
             noise = None if within(site.noise, names) else site.noise
             norm = None if within(site.batchnorm, names) else site.batchnorm
+            # A parametrisation is a module inside the convolution, whose weight it makes.
+            held = within(site.name, names) or any(n.startswith(f"{site.name}.") for n in names)
             same = (noise, norm) == (site.noise, site.batchnorm)
             sites.append(
                 replace(
@@ -111,7 +115,7 @@ class Trace:
                     noise=noise,
                     batchnorm=norm,
                     absorbs_scale=site.absorbs_scale and same,
-                    locked="kept on request" if within(site.name, names) else site.locked,
+                    locked="kept on request" if held else site.locked,
                 )
             )
         return replace(self, sites=tuple(sites))

@@ -131,7 +131,7 @@ def check_finite(model: nn.Module, plan: Plan) -> None:
     bad = [
         name
         for name, tensor in model.named_parameters()
-        if not name.startswith(gone) and not bool(tensor.isfinite().all())
+        if not name.startswith(gone) and not bool(tensor.detach().isfinite().all())
     ]
     if bad:
         raise UsageError(
@@ -151,7 +151,8 @@ def copied(model: nn.Module, replaced: frozenset[str] = frozenset()) -> nn.Modul
     return owned_copy(model, memo)
 
 
-def _carry_hooks(old: nn.Module, new: nn.Module) -> None:
+def carry_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Give ``new``, which takes the place of ``old``, its hooks; a norm's own stays behind."""
     for table in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
         for key, hook in getattr(old, table).items():
             if type(hook).__name__ not in ("SpectralNorm", "WeightNorm"):
@@ -203,7 +204,7 @@ def rewrite(
             built = rule.build(site, exact, conv.bias, int(decision.rank or 1))
             new = built.module.to(dtype=kernel.dtype).train(conv.training)
             new.requires_grad_(trainable(conv))
-            _carry_hooks(conv, new)
+            carry_hooks(conv, new)
             replace(result, conv, new)
             residuals[site.name] = built.residual
             if rule.absorbs_upsample and site.upsample is not None:

@@ -138,6 +138,15 @@ def _custom(conv: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
     return kind.__name__ if own or "forward" in vars(conv) else None
 
 
+def _aliases(model: nn.Module) -> tuple[tuple[str, str], ...]:
+    first = {module: name for name, module in model.named_modules()}
+    return tuple(
+        (name, first[module])
+        for name, module in model.named_modules(remove_duplicate=False)
+        if name != first[module]
+    )
+
+
 def _locked(
     model: nn.Module, graph: fx.Graph, watch: Watch | None, leaf_types: tuple[type[nn.Module], ...]
 ) -> dict[str, str]:
@@ -168,6 +177,8 @@ def _locked(
     for name, attribute in (watch.reads if watch else {}).items():
         if not name.startswith(exempt):
             locked.setdefault(name, f"its {attribute} is read outside the convolution itself")
+    for name, extra in (watch.extra if watch else {}).items():
+        locked.setdefault(name, f"it is called with {extra}, which plain layers do not take")
     return locked
 
 
@@ -278,6 +289,7 @@ def trace(
             shapes_known=watch is not None,
             note=None if watch else "no example inputs were given, so nothing was run",
             modules=tuple(n for n, _ in model.named_modules() if n),
+            aliases=_aliases(model),
             unused=tuple(unused),
         ),
         recorded=recorded,

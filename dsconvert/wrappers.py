@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from dsconvert.errors import UsageError
 
@@ -52,6 +53,23 @@ def unwrapped(model: Any) -> nn.Module:
         )
     if not isinstance(model, nn.Module):
         raise UsageError(f"a {type(model).__name__} is no torch.nn.Module; pass the generator.")
+    _check_parts(model)
     attribute = _INNER.get(type(model).__name__)
     inner: Any = getattr(model, attribute, None) if attribute is not None else None
     return unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+
+def _check_parts(model: nn.Module) -> None:
+    """Raise UsageError where a part of ``model`` can be neither copied nor watched."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(
+                f"{name} of this {type(model).__name__} is a TorchScript program, which can't be "
+                "looked into. Put the Python module that it was made from in its place."
+            )
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        if any(t is not None and is_lazy(t) for t in tensors):
+            raise UsageError(
+                f"{name or 'a part'} of this {type(model).__name__} is a {type(module).__name__}, "
+                "whose weights have no shape yet. Call the model once, then load its weights."
+            )

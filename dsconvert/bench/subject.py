@@ -13,6 +13,7 @@ from dsconvert.bench import memory
 from dsconvert.bench.machine import running, seconds_of, settle, weight_type
 from dsconvert.bench.records import Operation, Settings
 from dsconvert.errors import DsconvertError, MeasureError
+from dsconvert.layout import in_channels_last
 from dsconvert.rewrite import copied
 
 Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
@@ -97,9 +98,7 @@ class LocalSubject:
         # Only what is floating is converted; an embedding's indices stay what they are.
         model = model.to(kind) if kind != torch.float32 else model
         if settings.channels_last:
-            # torch's stubs know .to(memory_format=...) only together with the other arguments.
-            move: Any = model.to
-            model = move(memory_format=torch.channels_last)
+            model = in_channels_last(model)
         self._model = model
         self._run: Any = torch.compile(model, dynamic=False) if settings.compile else model
         self._arguments: dict[int, tuple[Any, ...]] = {}

@@ -10,6 +10,7 @@ import torch
 
 from dsconvert.errors import (
     DsconvertError,
+    ExportError,
     ForeignFileError,
     UsageError,
 )
@@ -167,7 +168,7 @@ def _graph(
         error, reach = compare(
             model,
             core,
-            fmt.open(files[0], None),
+            _opened(fmt, files[0], str(target)),
             str(target),
             inputs=inputs,
             noise_types=noise_types,
@@ -207,6 +208,16 @@ def _written(
         raise
     except Exception as error:  # whatever an exporter says: a name and a place are wanted
         raise blame(fmt.name, model, core, args, error) from error
+
+
+def _opened(fmt: Format, path: Path, what: str) -> Run:
+    try:
+        return fmt.open(path, None)
+    except Exception as error:  # each runtime has errors of its own
+        raise ExportError(
+            f"{what} can't be loaded again: {first_line(error)}. Nothing was written; export to "
+            "another format."
+        ) from error
 
 
 def load_export(path: str | os.PathLike[str], *, threads: int | None = None) -> Run:

@@ -10,11 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsconvert.errors import ExportError
 from dsconvert.export.call import Call
 from dsconvert.export.graph import Core, draw, flatten, largest_map
 from dsconvert.export.inputs import Inputs, examples_of
 from dsconvert.export.layers import AddNoise, FewChannels, GatedPointwise, GatedUpsample
-from dsconvert.export.nodes import module_of, only_user, replace_node, sized
+from dsconvert.export.nodes import drop_dead, module_of, only_user, replace_node, sized
+from dsconvert.export.verify import compare
+from dsconvert.layout import in_channels_last
+from dsconvert.norms import other_hooks
 from dsconvert.observe import undisturbed
 from dsconvert.records import Noise
 from dsconvert.wrappers import unwrapped
@@ -62,7 +66,7 @@ def fuse(core: Core) -> None:
         new.meta = dict(last.meta)
         replace_node(graph, last, new)
     _multiply_in_place(core)
-    graph.eliminate_dead_code()
+    drop_dead(graph)
     module.delete_all_unused_submodules()
     module.recompile()
 
@@ -136,6 +140,32 @@ class Deployed(nn.Module):
         return out
 
 
+def _more_than_forward(model: nn.Module) -> bool:
+    """Whether hooks, or a ``__call__`` of its own, may change what a module's ``forward`` makes."""
+    plain = nn.Module.__call__
+    return any(type(m).__call__ is not plain or other_hooks(m) for m in model.modules())
+
+
+def _check_forward_alone(
+    model: nn.Module, core: Core, inputs: Inputs | None, noise_types: tuple[type[nn.Module], ...]
+) -> None:
+    """Compare the images where there is a doubt.
+
+    Raises:
+        ExportError: they differ.
+    """
+    try:
+        compare(
+            model, core, core.module, "it", inputs=inputs, noise_types=noise_types, batches=(1,)
+        )
+    except ExportError as error:
+        raise ExportError(
+            f"a hook of this {type(model).__name__}, or a __call__ of its own, changes its images; "
+            "the deployed form runs forward alone. Take the hook off, or put what it does into "
+            "forward."
+        ) from error
+
+
 def deploy(
     model: nn.Module,
     *,
@@ -177,17 +207,19 @@ def deploy(
             seed=seed,
             noise_types=noise_types,
         )
-    if fused and not compile:
-        fuse(core)
-    core.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    size = largest_map(core)
-    chunk = max(1, _CHUNK // size) if size else None
-    made = Deployed(core, chunk=chunk)
-    for name, value in vars(model).items():
-        plain = isinstance(value, int | float | str) and not name.startswith("_")
-        if plain and not hasattr(made, name):
-            setattr(made, name, value)
-    made.eval().requires_grad_(False)
+        if fused and not compile:
+            fuse(core)
+        in_channels_last(core.module)
+        size = largest_map(core)
+        chunk = max(1, _CHUNK // size) if size else None
+        made = Deployed(core, chunk=chunk)
+        for name, value in vars(model).items():
+            plain = isinstance(value, int | float | str) and not name.startswith("_")
+            if plain and not hasattr(made, name):
+                setattr(made, name, value)
+        made.eval().requires_grad_(False)
+        if _more_than_forward(model):
+            _check_forward_alone(model, core, inputs, noise_types)
     if compile:
         made.core = torch.compile(core.module, dynamic=False)  # type: ignore[assignment]
     return made

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from dsconvert.export.nodes import module_of, replace_node
+from dsconvert.export.nodes import drop_dead, module_of, replace_node
 
 
 def unify_gates(module: fx.GraphModule) -> None:
@@ -30,7 +30,7 @@ def unify_gates(module: fx.GraphModule) -> None:
             new = graph.call_function(F.glu, (source, 1))
         new.meta = dict(node.meta)
         replace_node(graph, node, new)
-    graph.eliminate_dead_code()
+    drop_dead(graph)
 
 
 def _gated(node: fx.Node) -> fx.Node | None:

@@ -21,7 +21,7 @@ from dsconvert.errors import ExportError, UsageError
 from dsconvert.export.batchnorm import fold_batch_norms
 from dsconvert.export.call import Call, call_of
 from dsconvert.export.gates import unify_gates
-from dsconvert.export.nodes import Shapes, sized
+from dsconvert.export.nodes import Shapes, drop_dead, sized
 from dsconvert.export.noise import NOISE_INPUT, Plane, check_silent, draw, take_noise_out
 from dsconvert.facts import Types, types_of
 from dsconvert.graph import trace_graph
@@ -145,7 +145,7 @@ def flatten(
     planes = take_noise_out(module, types.noises, noise, seed, noise_input)
     unify_gates(module)
     fold_batch_norms(module)
-    module.graph.eliminate_dead_code()
+    drop_dead(module.graph)
     module.delete_all_unused_submodules()
     module.recompile()
     # Ours wants to be told what a leaf is; when unpickled, every module is one.
@@ -214,7 +214,7 @@ def _image_only(module: fx.GraphModule, path: tuple[int | str, ...]) -> None:
             opaque = isinstance(found, fx.Node)
             found = graph.call_function(operator.getitem, (found, key)) if opaque else found[key]
     output.args = (found,)
-    graph.eliminate_dead_code()
+    drop_dead(graph)
     module.recompile()
 
 

@@ -19,6 +19,7 @@ from dsconvert.export.layers import is_depthwise_upsample, upsample_depthwise
 from dsconvert.export.recompute import NormGate, Spatial
 from dsconvert.facts import ModelTypes, types_of
 from dsconvert.graph import ConvTypes, trace_graph
+from dsconvert.layout import in_channels_last
 from dsconvert.observe import undisturbed
 from dsconvert.rewrite import replace
 from dsconvert.wrappers import unwrapped
@@ -260,7 +261,7 @@ def lean(
     model = unwrapped(model)
     with undisturbed():
         made = _lean(model, inputs)
-    return made.to(memory_format=torch.channels_last) if channels_last else made  # type: ignore[call-overload]
+    return in_channels_last(made) if channels_last else made
 
 
 def _lean(model: nn.Module, inputs: Inputs | None) -> nn.Module:

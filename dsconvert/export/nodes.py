@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,3 +65,41 @@ def replace_node(graph: fx.Graph, node: fx.Node, by: Any) -> None:
 def only_user(node: fx.Node) -> fx.Node | None:
     """The one node that reads ``node``, if it is one."""
     return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def drop_dead(graph: fx.Graph) -> None:
+    """Erase nodes that nobody reads; unlike torch.fx's own pass, not what writes in place.
+
+    ``y[:, :2] = 0`` and ``y.mul_(2)`` are recorded as values that nobody reads.
+    """
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op != "output" and not (node.is_impure() or _writes(node)):
+            graph.erase_node(node)
+
+
+def _writes(node: fx.Node) -> bool:
+    if node.op == "call_module":
+        owner = _module(node)
+        return owner is not None and getattr(owner, "inplace", False) is True
+    if node.op not in ("call_method", "call_function"):
+        return False
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    operator_in_place = getattr(node.target, "__module__", "") == "_operator" and (
+        name in ("setitem", "delitem") or (name[:1] == "i" and name[1:] in dir(operator))
+    )
+    return (
+        in_place
+        or operator_in_place
+        or node.kwargs.get("inplace") is True
+        or (node.kwargs.get("out") is not None)
+    )
+
+
+def _module(node: fx.Node) -> nn.Module | None:
+    """The module that a ``call_module`` node runs, where the graph knows its owner."""
+    owner = node.graph.owning_module
+    try:
+        return None if owner is None else owner.get_submodule(str(node.target))
+    except AttributeError:
+        return None

@@ -18,6 +18,7 @@ from torch import nn
 from dsconvert.bench import LocalSubject, Operation, compare
 from dsconvert.bench.machine import running, seconds_of, threads, weight_type
 from dsconvert.inputs import Inputs
+from dsconvert.layout import in_channels_last
 from dsconvert.measured.records import Probe
 
 ORIGINAL = "original"
@@ -73,8 +74,7 @@ class MachineClock:
         module.requires_grad_(train)
         x = torch.randn(shape, device=s.device, dtype=kind)
         if probe.channels_last:
-            move: Any = module.to
-            module = move(memory_format=torch.channels_last)
+            module = in_channels_last(module)
             x = x.to(memory_format=torch.channels_last)
         with threads(s):
             call = _step(module, x, probe) if train else _forward(module, x, probe)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dsconvert.adapter import image_tensor
 from dsconvert.errors import UsageError
 from dsconvert.export import lean
+from dsconvert.layout import in_channels_last
 from dsconvert.train.config import TrainConfig
 from dsconvert.train.data import ImageSet
 from dsconvert.train.ema import ema_beta, update_ema
@@ -71,7 +72,7 @@ def networks(
     for model in (generator, discriminator):
         model.to(device).train().requires_grad_(False)
         if config.channels_last:
-            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            in_channels_last(model)
     average = copy.deepcopy(generator) if ema is None else ema.to(device)
     average.eval().requires_grad_(False)
 

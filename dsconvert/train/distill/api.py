@@ -20,6 +20,7 @@ from torch import nn
 from dsconvert.errors import DsconvertError, UsageError
 from dsconvert.graph import ConvTypes
 from dsconvert.inputs import sampler_of
+from dsconvert.layout import in_channels_last
 from dsconvert.lite0 import Weights
 from dsconvert.norms import fold, norm_kind
 from dsconvert.pipeline import apply, plan
@@ -126,12 +127,12 @@ def distill(
     pupil = copy.deepcopy(copied(student)).to(place).float()
     if place.type == "cpu":
         # oneDNN runs these small, wide maps in two thirds of the time so.
-        fast, pupil = _channels_last(fast), _channels_last(pupil)
+        fast, pupil = in_channels_last(fast), in_channels_last(pupil)
     features = None
     if config.features:
         features = ProjectedMaps(size=config.feature_size, weights=weights).to(place)
         if place.type == "cpu":
-            features = _channels_last(features)
+            features = in_channels_last(features)
     names = tuple(trunk_blocks(fast) if blocks is None else blocks)
     unknown = [n for n in names if n not in dict(fast.named_modules())]
     if unknown:
@@ -187,10 +188,6 @@ def _verdict(result: Result) -> list[str]:
         f"no evaluation was better than the start, so the student is unchanged: {end}. Train for "
         "longer, or with a lower rate (--lr)"
     ]
-
-
-def _channels_last(module: nn.Module) -> Any:
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _as(made: nn.Module, like: nn.Module) -> nn.Module:
