@@ -14,9 +14,9 @@ import torch
 from dsconvert_adapters.projected_gan import Generator
 from torch import nn
 
-from dsconvert import apply, plan
+from dsconvert import plan
 from dsconvert.graph import ConvTypes
-from dsconvert.pipeline import sampler_of
+from dsconvert.pipeline import analyse, apply_to, plan_for, sampler_of
 
 CONFIGS = {
     "256": {"cfg": "fastgan", "resolution": 256},
@@ -122,9 +122,10 @@ def saved_bytes(model: nn.Module) -> int:
 
 def _preset(name: str) -> Callable[[nn.Module, Options], Built]:
     def build(original: nn.Module, options: Options) -> Built:
-        result = apply(
-            original,
-            plan(original, preset=name),
+        analysis = analyse(original)
+        result = apply_to(
+            analysis,
+            plan_for(analysis, preset=name),
             init=options.init,
             calibrate=options.calibrate,
             costs=_NO_COSTS,
@@ -224,7 +225,9 @@ def _pruned(preset: str) -> Callable[[nn.Module, Options], Built]:
             ) from error
         inputs = sampler_of(original)
         example = inputs(1, torch.Generator().manual_seed(0))
-        ours = apply(original, plan(original, preset=preset), init="random", costs=_NO_COSTS)
+        analysis = analyse(original)
+        decided = plan_for(analysis, preset=preset)
+        ours = apply_to(analysis, decided, init="random", costs=_NO_COSTS)
         aim = _conv_macs(ours.model, example)
         source = _plain(original)
         # Parts that never run are in no graph.
