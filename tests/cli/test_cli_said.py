@@ -40,7 +40,7 @@ def test_the_result_of_a_conversion_comes_first(
 ) -> None:
     out = tmp_path / "a.pkl"
     lines = told(capsys, snapshot_file, "--out", out, *FIT)
-    first = [line.split()[0] for line in lines[:6]]
+    first = [(line.split() or [""])[0] for line in lines[:8]]  # a long path takes lines
     at = first.index("parameters")
     assert first[at : at + 3] == ["parameters", "MACs", "PSNR"]
     assert lines[-1] == f"wrote {out}"
