@@ -49,7 +49,7 @@ def test_an_adapter_knows_the_range() -> None:
     "output",
     [
         torch.zeros(4, 10),
-        {"image": torch.zeros(4, 3, 8, 8)},
+        {"features": torch.zeros(4, 10)},
         torch.zeros(4, 16, 8, 8),
         torch.zeros(4, 3, 1, 1),
         255 * image(0, 1),
