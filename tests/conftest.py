@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -17,6 +19,30 @@ from made_models import drifted, fastgan_content, moved, moved_generator
 from dsconvert.snapshot import new_snapshot, save_snapshot
 
 ROOT = Path(__file__).resolve().parents[1]
+_FRESH = "DSCONVERT_TESTS_FRESH"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is marked ``fresh_process`` by a pytest of its own.
+
+    Once autograd has started threads in a process, its forks can't use it; which tests ran before
+    in a worker is a matter of chance.
+    """
+    if pyfuncitem.get_closest_marker("fresh_process") is None or os.environ.get(_FRESH):
+        return None
+    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, pyfuncitem.nodeid],
+        cwd=ROOT,
+        env=os.environ | {_FRESH: "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.fail(f"in a process of its own:\n{done.stdout[-6000:]}{done.stderr[-2000:]}")
+    return True
 
 
 def written(made: Generator, path: Path) -> Path:

