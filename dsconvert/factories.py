@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.overrides import get_ignored_functions, get_overridable_functions
 
 _NAMES = (
     "arange", "empty", "eye", "full", "linspace", "logspace", "normal", "ones", "rand", "randint",
@@ -23,6 +24,10 @@ _NAMES = (
 @contextmanager
 def recorded_factories(record: Callable[..., Any]) -> Generator[None, None, None]:
     """Meanwhile, let ``record(function, args, kwargs)`` take calls that have a proxy among them."""
+    # torch remembers, when first asked, which of its functions can't be overridden: it must not
+    # find these here, and hold them (and a whole model with them) for good.
+    get_ignored_functions()
+    get_overridable_functions()
     plain = {name: getattr(torch, name) for name in _NAMES}
     for name, function in plain.items():
         setattr(torch, name, _recording(function, record))

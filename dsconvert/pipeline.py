@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -229,6 +230,10 @@ def apply_to(
     needed = init != "random" and latents and sampler is not None
     began = time.perf_counter()
     consume = analysis.owned and not needed
+    if consume:
+        # Copies that were traced and counted share the kernels, and refer to themselves: as long as
+        # they wait for the collector, no kernel is freed when its factors are there.
+        gc.collect()
     rewritten = rewrite(model, trace, plan, matched=matched, consume=consume)
     student = rewritten.model
     seconds["factorise"] = time.perf_counter() - began

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import awkward
@@ -273,3 +275,14 @@ def test_a_copy_owns_what_it_holds() -> None:
     copied = owned_copy(model)
     copied.history.append(1)
     assert model.history == []
+
+
+def test_no_copy_outlives_the_analysis() -> None:
+    """A copy that was traced shares the parameters: of a large model they are to be freed."""
+    model = decoder()
+    held = [weakref.ref(p) for p in model.parameters()]
+    analysis = analyse(model, inputs=latents).without_model()
+    assert analysis.trace.sites
+    del model
+    gc.collect()
+    assert not any(ref() is not None for ref in held)
