@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from dsconvert.adapter import adapter_for
 from dsconvert.checkpoint import Checkpoint, ModuleSource, load_checkpoint, save_checkpoint
@@ -14,9 +14,8 @@ from dsconvert.checkpoint.module import ModuleCodebase
 from dsconvert.copying import isolated_copy
 from dsconvert.errors import UsageError
 from dsconvert.export import check_export, export_model
-from dsconvert.export.inputs import Inputs, examples_of
-from dsconvert.export.plain import same_images
-from dsconvert.export.verify import BATCHES
+from dsconvert.export.inputs import Inputs
+from dsconvert.export.plain import exported, same_images
 from dsconvert.facts import types_of
 from dsconvert.kinds import Opened, inputs_of
 from dsconvert.records import Export, Noise
@@ -96,21 +95,12 @@ def _safetensors(
             twin, load_checkpoint(file, module=source).generator, path, inputs
         )
         size = file.stat().st_size
-    shapes: dict[str, Any] = {
-        f"argument {i}": ("batch", *a.shape[1:])
-        for i, a in enumerate(examples_of(model, inputs))
-        if isinstance(a, Tensor)
-    }
-    return Export(
-        path=str(path),
-        format="safetensors",
-        files=(str(path),),
-        bytes=size,
-        inputs=shapes,
+    return exported(
+        model,
+        path,
+        inputs,
         noise=noise,
-        planes=(),
-        error=error,
-        range=reach,
-        batches=BATCHES,
+        size=size,
+        compared=(error, reach),
         seconds=time.perf_counter() - began,
     )

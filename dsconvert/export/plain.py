@@ -185,7 +185,30 @@ def save_plain(
         beside.write_bytes(save(tensors, metadata={_KEY: json.dumps(header), "format": "pt"}))
         error, reach = same_images(twin, widen(load_plain(beside)), path, inputs)
         size = beside.stat().st_size
-    shapes = {
+    return exported(
+        model,
+        path,
+        inputs,
+        noise=noise,
+        size=size,
+        compared=(error, reach),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def exported(
+    model: nn.Module,
+    path: Path,
+    inputs: Inputs | None,
+    *,
+    noise: Noise,
+    size: int,
+    compared: tuple[float, float],
+    seconds: float,
+) -> Export:
+    """The record of a safetensors file that was written; ``compared`` is of :func:`same_images`."""
+    error, reach = compared
+    shapes: dict[str, tuple[int | str, ...]] = {
         f"argument {i}": ("batch", *a.shape[1:])
         for i, a in enumerate(examples_of(model, inputs))
         if isinstance(a, Tensor)
@@ -201,7 +224,7 @@ def save_plain(
         error=error,
         range=reach,
         batches=BATCHES,
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
     )
 
 
