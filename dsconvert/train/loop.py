@@ -223,8 +223,9 @@ class _Run:
         while nets.images < config.images:
             try:
                 batch = next(stream)
-            except (RuntimeError, OSError):
-                # A scheduler's SIGTERM ends the processes that read as well.
+            except Exception:
+                # A scheduler's SIGTERM ends the processes that read as well; which error that is
+                # here (EOFError, OSError, RuntimeError) depends on how far the batch had come.
                 if not interrupts.caught:
                     raise
                 self._count(nets, pending)

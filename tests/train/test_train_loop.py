@@ -225,6 +225,25 @@ def test_a_signal_to_all_processes_saves_the_run(tmp_path: Path, number: signal.
     assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name > "images-0000000000.pt"
 
 
+@pytest.mark.parametrize("error", [EOFError, RuntimeError, ConnectionResetError])
+def test_a_reader_that_ends_with_the_run_costs_nothing(
+    tmp_path: Path, data: ImageSet, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Where in its hand-over a reader was killed decides the error; the run is saved with each."""
+
+    def interrupt(stage: str, done: int, total: int, detail: str) -> None:
+        if done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            monkeypatch.setattr(Stream, "__next__", killed)
+
+    def killed(self: Stream) -> None:
+        raise error("the reader was killed")
+
+    stopped, _, _ = trained(tmp_path / "run", data, config(6), progress=interrupt)
+    assert stopped.interrupted
+    assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name > "images-0000000000.pt"
+
+
 @pytest.mark.fresh_process
 def test_two_processes_train_as_one(tmp_path: Path, data: ImageSet) -> None:
     """Over gloo, the same global batch: the curve agrees to float tolerance.
