@@ -2,7 +2,7 @@
 
     python benchmarks/distillation.py SNAPSHOT [--minutes 30] [--only ours,random,...] [--runs DIR]
 
-Every student learns from the same teacher by the same loop (`dsconvert.train.distill`), the same
+Every student learns from the same teacher by the same loop (`dsconvert.distill`), the same
 latents, and so many minutes of the processor (all threads):
 
 - ours: dsconvert's separable plan, fitted to activations;
@@ -37,14 +37,14 @@ from distillation_starts import METHODS, RANDOM, build
 from torch import Tensor, nn
 
 from dsconvert import cost, load_snapshot
-from dsconvert.allocator import keep_freed_memory
-from dsconvert.images import save_png, side_by_side
-from dsconvert.inputs import sampler_of
+from dsconvert.data.pictures import save_png, side_by_side
+from dsconvert.distill import DistillConfig, distill
 from dsconvert.metrics import LiteFeatures, compare_sets, sample_images
-from dsconvert.report.curves import curve
-from dsconvert.report.html import page
-from dsconvert.train.checkpoint import checkpoints, newest
-from dsconvert.train.distill import DistillConfig, distill
+from dsconvert.model.inputs import sampler_of
+from dsconvert.runs.checkpoint import checkpoints, newest
+from dsconvert.runs.curves import curve
+from dsconvert.runs.report import page
+from dsconvert.util.allocator import keep_freed_memory
 
 
 class Lite1:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert import apply, cost, plan
-from dsconvert.inputs import sampler_of
-from dsconvert.norms import fold, norm_kind
+from dsconvert.model.editing import copied
+from dsconvert.model.inputs import sampler_of
+from dsconvert.model.norms import fold, norm_kind
 from dsconvert.records import Plan
-from dsconvert.rewrite import copied
 
 RATIO = 12.0
 METHODS = ("ours", "svd", "random", "bsconv-u", "bsconv-s", "pruned")

@@ -43,8 +43,8 @@ def step(name: str, path: Path, repo: Path | None, timm: Path | None) -> dict[st
         assert data["G_ema"] is not None
     else:
         from dsconvert.adapter import adapters
-        from dsconvert.files import convert_snapshot
-        from dsconvert.snapshot import inspect_snapshot, load_snapshot, save_snapshot
+        from dsconvert.formats.convert_file import convert_snapshot
+        from dsconvert.formats.official import inspect_snapshot, load_snapshot, save_snapshot
 
         adapters()  # imports the adapters
         started = time.perf_counter()

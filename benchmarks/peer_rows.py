@@ -15,8 +15,8 @@ from dsconvert_adapters.projected_gan import Generator
 from torch import nn
 
 from dsconvert import plan
-from dsconvert.graph import ConvTypes
-from dsconvert.pipeline import analyse, apply_to, plan_for, sampler_of
+from dsconvert.core.pipeline import analyse, apply_to, plan_for, sampler_of
+from dsconvert.model.graph import ConvTypes
 
 CONFIGS = {
     "256": {"cfg": "fastgan", "resolution": 256},
@@ -52,7 +52,7 @@ class Built:
     trains: bool = True
     compile: bool = False
     keep_freed: bool = False
-    """Whether its process keeps freed memory (``dsconvert.allocator``)."""
+    """Whether its process keeps freed memory (``dsconvert.util.allocator``)."""
     bytes: int | None = None
     notes: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
@@ -148,14 +148,14 @@ def _compiled(original: nn.Module, options: Options) -> Built:
 
 
 def _deployed(original: nn.Module, options: Options) -> Built:
-    from dsconvert.export import deploy
+    from dsconvert.forms import deploy
 
     fast = _fast(original, options)
     return Built(model=deploy(fast), inputs=sampler_of(original), counted=fast, trains=False)
 
 
 def _lean(original: nn.Module, options: Options) -> Built:
-    from dsconvert.export import lean
+    from dsconvert.forms import lean
 
     fast = _fast(original, options)
     return Built(model=lean(fast), inputs=sampler_of(original), counted=fast)
@@ -205,8 +205,8 @@ def _bsconv(original: nn.Module, options: Options) -> Built:  # noqa: ARG001
 
 def _plain(original: nn.Module) -> nn.Module:
     """A copy with every norm folded: these tools know no spectral norm."""
-    from dsconvert.norms import fold, norm_kind
-    from dsconvert.rewrite import copied
+    from dsconvert.model.editing import copied
+    from dsconvert.model.norms import fold, norm_kind
 
     model = copied(original)
     for module in model.modules():

@@ -43,10 +43,10 @@ from peer_rows import (
 from torch import nn
 
 from dsconvert.bench import Operation, RemoteSubject, Settings, facts, limits, settle
+from dsconvert.core.pipeline import cost, sampler_of
+from dsconvert.data.pictures import psnr
 from dsconvert.errors import DsconvertError
-from dsconvert.images import psnr
 from dsconvert.metrics import sample_images
-from dsconvert.pipeline import cost, sampler_of
 from dsconvert.util.files import whole_file
 
 TOOLS = ("dsconvert", "bsconv", "torch-pruning", "onnxruntime", "openvino", "scipy")

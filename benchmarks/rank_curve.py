@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 
 from dsconvert import apply, load_snapshot, plan
-from dsconvert.images import grid, save_png
+from dsconvert.core.pipeline import sampler_of
+from dsconvert.data.pictures import grid, save_png
 from dsconvert.metrics import LiteFeatures, compare_features, frechet_distance, sample_images
-from dsconvert.pipeline import sampler_of
+from dsconvert.model.trace import trace
 from dsconvert.records import Plan
 from dsconvert.rules import rule_named
-from dsconvert.trace import trace
 
 SAMPLES = 400
 FORMS = ("dw-pw", "pw-dw", "upsample-aware")

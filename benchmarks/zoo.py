@@ -72,7 +72,7 @@ def _lightweight_discriminator() -> Made:
 
 
 def _lite0() -> Made:
-    from dsconvert.lite0 import lite0
+    from dsconvert.projected.lite0 import lite0
 
     return lite0(weights="package"), (3, 224, 224), True
 
@@ -203,9 +203,9 @@ def _everything(model: nn.Module, inputs: Any, made: Any) -> Any:
     """Every convolution that a rule fits, at full rank: presets leave out what saves nothing."""
     import dataclasses
 
-    from dsconvert.pipeline import adapter_for
+    from dsconvert.core.pipeline import adapter_for
+    from dsconvert.model.trace import trace
     from dsconvert.rules import rule_named
-    from dsconvert.trace import trace
 
     adapter = adapter_for(model)
     extra = {} if adapter is None else {"noise_types": adapter.noise_types()}

@@ -8,47 +8,49 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dsconvert.version import VERSION
+from dsconvert.util.version import VERSION
 
 if TYPE_CHECKING:
-    from dsconvert.checkpoint import ModuleSource
-    from dsconvert.errors import DsconvertError
-    from dsconvert.export import deploy, export_model, lean, load_export, load_generator
-    from dsconvert.files import convert_snapshot, plan_snapshot
-    from dsconvert.kinds import inspect_file, open_file, save_file
-    from dsconvert.pipeline import (
+    from dsconvert.core.pipeline import (
         apply,
         convert,
         cost,
         merge,
         plan,
     )
-    from dsconvert.records import Conversion, Cost, Plan
-    from dsconvert.snapshot import (
+    from dsconvert.errors import DsconvertError
+    from dsconvert.export import export_model, load_export, load_generator
+    from dsconvert.formats.checkpoint import ModuleSource
+    from dsconvert.formats.convert_file import convert_snapshot, plan_snapshot
+    from dsconvert.formats.official import (
         Snapshot,
         inspect_snapshot,
         load_snapshot,
         new_snapshot,
         save_snapshot,
     )
+    from dsconvert.formats.registry import inspect_file, open_file, save_file
+    from dsconvert.forms import deploy, lean
+    from dsconvert.records import Conversion, Cost, Plan
 
 __version__ = VERSION
 
 _HOMES = {
     "dsconvert.errors": ("DsconvertError",),
     "dsconvert.records": ("Conversion", "Cost", "Plan"),
-    "dsconvert.pipeline": (
+    "dsconvert.core.pipeline": (
         "apply",
         "convert",
         "cost",
         "merge",
         "plan",
     ),
-    "dsconvert.checkpoint": ("ModuleSource",),
-    "dsconvert.export": ("deploy", "export_model", "lean", "load_export", "load_generator"),
-    "dsconvert.files": ("convert_snapshot", "plan_snapshot"),
-    "dsconvert.kinds": ("inspect_file", "open_file", "save_file"),
-    "dsconvert.snapshot": (
+    "dsconvert.formats.checkpoint": ("ModuleSource",),
+    "dsconvert.export": ("export_model", "load_export", "load_generator"),
+    "dsconvert.forms": ("deploy", "lean"),
+    "dsconvert.formats.convert_file": ("convert_snapshot", "plan_snapshot"),
+    "dsconvert.formats.registry": ("inspect_file", "open_file", "save_file"),
+    "dsconvert.formats.official": (
         "Snapshot",
         "inspect_snapshot",
         "load_snapshot",

@@ -237,8 +237,8 @@ class Follows(Protocol):
 class ConditionalNorms(Protocol):
     """What an adapter may also say: what its own batch normalisations (``norm_types``) do.
 
-    With it, the training form (:func:`dsconvert.export.lean`) takes them too. They normalise by
-    the batch or by ``stored_mean`` and ``stored_var``, with ``eps`` and ``momentum``; then follow
+    With it, the training form (:func:`dsconvert.lean`) takes them too. They normalise by the batch
+    or by ``stored_mean`` and ``stored_var``, with ``eps`` and ``momentum``; then follow
     gain and bias.
     """
 

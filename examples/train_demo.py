@@ -6,7 +6,7 @@ r"""Make the weights of the demo's generator, examples/demo.safetensors.
 A dense FastGAN of the official architecture, half as wide as its teacher (ngf 16 of 32), in two
 stages, both by dsconvert's own loops:
 
-1. distilled from the teacher (``dsconvert.train.distill``), beginning with the half of its channels
+1. distilled from the teacher (``dsconvert.distill``), beginning with the half of its channels
    that say most: latents are free, and the teacher's pictures say more per minute of a CPU than a
    discriminator that begins from nothing;
 2. trained on against a projected discriminator on the images themselves (``finetune``).
@@ -32,13 +32,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dsconvert import load_snapshot, new_snapshot, save_snapshot
-from dsconvert.allocator import keep_freed_memory
-from dsconvert.inputs import sampler_of
+from dsconvert.data.stream import to_range
+from dsconvert.distill import DistillConfig, distill
 from dsconvert.metrics import LiteFeatures, frechet_distance, sample_images
+from dsconvert.model.inputs import sampler_of
+from dsconvert.runs.checkpoint import checkpoints
 from dsconvert.train import ImageSet, TrainConfig, finetune, open_images, resume
-from dsconvert.train.checkpoint import checkpoints
-from dsconvert.train.distill import DistillConfig, distill
-from dsconvert.train.stream import to_range
+from dsconvert.util.allocator import keep_freed_memory
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from dsconvert_adapters import fastgan_pytorch
 from dsconvert_adapters.projected_gan import Generator
-from made_models import drifted, fastgan_content, moved, moved_generator
 
-from dsconvert.snapshot import new_snapshot, save_snapshot
+from dsconvert.formats.official import new_snapshot, save_snapshot
+from tests.made_models import drifted, fastgan_content, moved, moved_generator
 
 ROOT = Path(__file__).resolve().parents[1]
 _FRESH = "DSCONVERT_TESTS_FRESH"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsconvert.inputs import sampler_of
+from dsconvert.formats.official import load_snapshot
 from dsconvert.metrics import sample_images
-from dsconvert.snapshot import load_snapshot
+from dsconvert.model.inputs import sampler_of
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

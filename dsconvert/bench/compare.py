@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dsconvert.bench.records import Measurement, Operation, Timing
 from dsconvert.bench.subject import Subject
 from dsconvert.errors import UsageError
-from dsconvert.progress import reports_progress
+from dsconvert.util.progress import reports_progress
 
 Progress = Callable[[str, int, int, str], None]
 """``progress(stage, done, total, detail)``."""

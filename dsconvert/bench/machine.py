@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from dsconvert.bench.records import Limits, Settings
-from dsconvert.devices import accelerator, usable
+from dsconvert.config.choices import DTYPES
 from dsconvert.errors import UsageError
-from dsconvert.records import DTYPES
+from dsconvert.util.devices import accelerator, usable
 
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

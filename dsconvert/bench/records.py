@@ -22,7 +22,7 @@ class Settings:
     threads: int | None = None
     """CPU threads of torch; None: as many as torch would take."""
     keep_freed: bool = False
-    """A process that serves a model keeps the memory it frees; see :mod:`dsconvert.allocator`."""
+    """A process that serves a model keeps the memory it frees (:mod:`dsconvert.util.allocator`)."""
 
 
 @dataclass(frozen=True, order=True, kw_only=True)

@@ -13,8 +13,8 @@ from dsconvert.bench import memory
 from dsconvert.bench.machine import running, seconds_of, settle, weight_type
 from dsconvert.bench.records import Operation, Settings
 from dsconvert.errors import DsconvertError, MeasureError
-from dsconvert.layout import in_channels_last
-from dsconvert.rewrite import copied
+from dsconvert.model.editing import copied
+from dsconvert.util.memory_format import in_channels_last
 
 Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
 

@@ -15,11 +15,11 @@ from typing import Any, TextIO
 
 import torch
 
-from dsconvert.allocator import keep_freed_memory
 from dsconvert.bench.memory import resident
 from dsconvert.bench.records import Operation, Settings
 from dsconvert.bench.subject import LocalSubject
 from dsconvert.errors import DsconvertError, MeasureError
+from dsconvert.util.allocator import keep_freed_memory
 
 
 class _Server:

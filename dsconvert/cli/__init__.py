@@ -9,12 +9,12 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from dsconvert.allocator import keep_freed_memory
 from dsconvert.cli import streams
 from dsconvert.cli.codes import DONE, INTERRUPTED, code_of
 from dsconvert.cli.parser import parse
 from dsconvert.cli.stopping import Outcome, Stopped, terminable
 from dsconvert.errors import DsconvertError
+from dsconvert.util.allocator import keep_freed_memory
 
 _RUNNING = frozenset({"train", "finetune", "distill", "eval", "generate", "compare"})
 """Commands that run networks many times over, for which freed memory is worth keeping."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Collection
 
-from dsconvert.checkpoint import ModuleSource
 from dsconvert.errors import UsageError
-from dsconvert.kinds import Opened, open_file
+from dsconvert.formats.checkpoint import ModuleSource
+from dsconvert.formats.registry import Opened, open_file
 
 
 def source_of(options: Namespace) -> ModuleSource | None:

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from dsconvert.cli.streams import ReaderGone, flush, silence
 from dsconvert.errors import OutputError
-from dsconvert.progress import Heartbeat, to_stderr
 from dsconvert.report.jsonable import finite
 from dsconvert.report.layout import WIDTH, folded
 from dsconvert.report.text import plain
+from dsconvert.util.progress import Heartbeat, to_stderr
 
 
 class _Console(Console):

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from dsconvert.adapter import Truncates
 from dsconvert.cli.output import Bars
 from dsconvert.errors import AdapterError, UsageError
-from dsconvert.export.plain import PlainFile
-from dsconvert.kinds import Opened, inputs_of, picture_of
-from dsconvert.snapshot import Snapshot
+from dsconvert.formats.official import Snapshot
+from dsconvert.formats.registry import Opened, inputs_of, picture_of
+from dsconvert.formats.safetensors.file import PlainFile
 
 Progress = Callable[[int], None]
 

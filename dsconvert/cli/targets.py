@@ -12,10 +12,10 @@ from torch import nn
 from dsconvert.bench import Settings
 from dsconvert.cli.output import Bars, say
 from dsconvert.errors import MissedTargetError, UsageError
-from dsconvert.kinds import Opened, inputs_of
-from dsconvert.measured import Clock, MeasuredPlan, missed, plan_measured, verify
-from dsconvert.measured.units import figure
+from dsconvert.formats.registry import Opened, inputs_of
 from dsconvert.report.layout import compact
+from dsconvert.search import Clock, MeasuredPlan, missed, plan_measured, verify
+from dsconvert.search.units import figure
 
 _REMEDY = "Nothing was written; --best-effort writes the nearest all the same."
 

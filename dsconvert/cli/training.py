@@ -9,10 +9,10 @@ from typing import Any
 
 from dsconvert.cli.output import Bars, emit, say, say_whole
 from dsconvert.cli.stopping import Stopped
+from dsconvert.runs.stats import read_stats
 from dsconvert.train.config import TrainConfig
 from dsconvert.train.keeper import BEST
 from dsconvert.train.runs import RunResult
-from dsconvert.train.stats import read_stats
 
 
 def changes(options: Namespace) -> dict[str, Any]:

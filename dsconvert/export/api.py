@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dsconvert.config.choices import FORMATS, NOISES, Noise
 from dsconvert.errors import (
     DsconvertError,
     ExportError,
@@ -16,15 +17,15 @@ from dsconvert.errors import (
 )
 from dsconvert.export.diagnose import blame
 from dsconvert.export.formats import GRAPHS, Format, Run, need
-from dsconvert.export.graph import Core, draw, flatten
-from dsconvert.export.inputs import Inputs, examples_of
-from dsconvert.export.plain import load_plain, save_plain
-from dsconvert.export.verify import BATCHES, compare, first_line
-from dsconvert.observe import undisturbed
-from dsconvert.records import FORMATS, NOISES, Export, Noise
-from dsconvert.snapshot import load_snapshot
+from dsconvert.formats.official import load_snapshot
+from dsconvert.formats.safetensors.file import load_plain, save_plain
+from dsconvert.forms.flat_graph import Core, draw, flatten
+from dsconvert.forms.inputs import Inputs, examples_of
+from dsconvert.forms.verify import BATCHES, compare, first_line
+from dsconvert.model.observe import undisturbed
+from dsconvert.model.wrappers import unwrapped
+from dsconvert.records import Export
 from dsconvert.util.files import check_target, whole_files
-from dsconvert.wrappers import unwrapped
 
 if TYPE_CHECKING:
     import os

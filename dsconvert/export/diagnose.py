@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dsconvert.errors import ExportError
-from dsconvert.export.graph import Core
+from dsconvert.forms.flat_graph import Core
 
 _OPERATOR = re.compile(r"\b(?:torch\.ops\.)?((?:aten|prims|prim)(?:\.|::)\w+(?:\.\w+)?)")
 _CALL = re.compile(r'File "([^"]+)", line (\d+), in \w+\s*\n\s*(.+)')

@@ -1,6 +1,6 @@
 """The formats that hold a graph: what writes them, and what runs them again.
 
-A format is two functions. ``write`` puts a :class:`~dsconvert.export.graph.Core` into files and
+A format is two functions. ``write`` puts a :class:`~dsconvert.forms.flat_graph.Core` into files and
 ``open`` makes them a callable from tensors to images; both import what they need when called.
 """
 
@@ -25,7 +25,7 @@ from dsconvert.util.files import stream
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from dsconvert.export.graph import Core
+    from dsconvert.forms.flat_graph import Core
 
 OUTPUT = "image"
 Run = Callable[..., Tensor]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dsconvert.copying import isolated_copy
 from dsconvert.fit.run import BATCH, Outcome, Progress, run
-from dsconvert.graph import ConvTypes
-from dsconvert.inputs import Inputs, like
-from dsconvert.norms import fold, norm_kind
-from dsconvert.precision import as_stored
+from dsconvert.model.copying import isolated_copy
+from dsconvert.model.graph import ConvTypes
+from dsconvert.model.inputs import Inputs, like
+from dsconvert.model.norms import fold, norm_kind
+from dsconvert.model.precision import as_stored
+from dsconvert.model.trace import Traced
 from dsconvert.records import Plan
-from dsconvert.trace import Traced
 
 
 def fit_to_original(

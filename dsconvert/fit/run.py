@@ -17,7 +17,7 @@ from dsconvert.fit.least_squares import fit_dense, fit_depthwise_pointwise
 from dsconvert.fit.sample import Sample
 from dsconvert.fit.statistics import buffers_of, restate
 from dsconvert.fit.stream import Front, Stream
-from dsconvert.graph import TracedGraph
+from dsconvert.model.graph import TracedGraph
 from dsconvert.records import Fit, Plan, Site, Trace, within
 from dsconvert.rules import rule_named
 
@@ -176,7 +176,7 @@ def run(
     """Fit ``student`` to ``teacher`` in place.
 
     Args:
-        recorded: the teacher's graph, from :func:`dsconvert.trace.trace`.
+        recorded: the teacher's graph, from :func:`dsconvert.model.trace.trace`.
         trace: its trace.
         plan: the plan that ``student`` was rewritten by.
         teacher: the original, float32 or float64, norms folded (it is run often).

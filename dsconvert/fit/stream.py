@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from dsconvert.graph import TracedGraph, evaluate
-from dsconvert.inputs import tensors_of
+from dsconvert.model.graph import TracedGraph, evaluate
+from dsconvert.model.inputs import tensors_of
 
 
 @dataclass

@@ -13,8 +13,8 @@ from dsconvert.adapter import image_tensor
 from dsconvert.errors import UsageError
 from dsconvert.metrics.features import LiteFeatures
 from dsconvert.metrics.frechet import Interval, compare_sets, frechet_distance
-from dsconvert.observe import evaluating
-from dsconvert.progress import reports_progress
+from dsconvert.model.observe import evaluating
+from dsconvert.util.progress import reports_progress
 
 Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
 Progress = Callable[[str, int, int], None]

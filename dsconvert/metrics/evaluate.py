@@ -21,7 +21,7 @@ from dsconvert.metrics.features import LiteFeatures
 from dsconvert.metrics.frechet import Comparison, compare_sets, frechet
 from dsconvert.metrics.inception import InceptionFeatures, as_bytes
 from dsconvert.metrics.kernel import kernel
-from dsconvert.progress import reports_progress
+from dsconvert.util.progress import reports_progress
 
 Metric = Literal["fid", "kid", "fd-lite0"]
 METRICS: tuple[Metric, ...] = ("fid", "kid", "fd-lite0")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsconvert.errors import UsageError
-from dsconvert.lite0 import lite0, three_channels
+from dsconvert.projected.lite0 import lite0, three_channels
 
 _SIZE = 224
 

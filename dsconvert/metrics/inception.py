@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from dsconvert.errors import DsconvertError, MissingExtraError, UsageError
-from dsconvert.lite0 import three_channels
+from dsconvert.projected.lite0 import three_channels
 from dsconvert.util.extras import pip_install
 from dsconvert.util.files import whole_file
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from dsconvert import factorise
 from dsconvert.records import Site
+from dsconvert.rules import factorise
 from dsconvert.rules.base import (
     Built,
     Order,

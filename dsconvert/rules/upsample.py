@@ -2,7 +2,7 @@
 
 A pointwise convolution commutes with a nearest upsample, so it can run at the low resolution, at a
 quarter of the cost; what remains is a depthwise 3x3 behind the upsample, which is exactly one
-depthwise transposed convolution (see :func:`dsconvert.factorise.upsampled`).
+depthwise transposed convolution (see :func:`dsconvert.rules.factorise.upsampled`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from dsconvert import factorise
 from dsconvert.records import Site
+from dsconvert.rules import factorise
 from dsconvert.rules.base import Built, Order, assign, grids, named, refuses_common
 from dsconvert.rules.separable import pointwise
 

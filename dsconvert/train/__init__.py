@@ -11,11 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dsconvert.data.images import ImageSet, open_images
+    from dsconvert.data.stream import Stream
+    from dsconvert.projected.discriminator import ProjectedDiscriminator
+    from dsconvert.projected.projector import Projector
+    from dsconvert.runs.stats import StatsWriter, read_stats
     from dsconvert.train.config import TrainConfig
-    from dsconvert.train.data import ImageSet, open_images
-    from dsconvert.train.discriminator import ProjectedDiscriminator
     from dsconvert.train.loop import TrainResult, train
-    from dsconvert.train.projector import Projector
     from dsconvert.train.runs import RunResult, finetune, resume, train_new
     from dsconvert.train.setup import (
         DiscriminatorFacts,
@@ -23,15 +25,13 @@ if TYPE_CHECKING:
         new_discriminator,
         new_generator,
     )
-    from dsconvert.train.stats import StatsWriter, read_stats
-    from dsconvert.train.stream import Stream
 
 _HOMES = {
     "dsconvert.train.config": ("TrainConfig",),
-    "dsconvert.train.data": ("ImageSet", "open_images"),
-    "dsconvert.train.discriminator": ("ProjectedDiscriminator",),
+    "dsconvert.data.images": ("ImageSet", "open_images"),
+    "dsconvert.projected.discriminator": ("ProjectedDiscriminator",),
     "dsconvert.train.loop": ("TrainResult", "train"),
-    "dsconvert.train.projector": ("Projector",),
+    "dsconvert.projected.projector": ("Projector",),
     "dsconvert.train.runs": ("RunResult", "finetune", "resume", "train_new"),
     "dsconvert.train.setup": (
         "DiscriminatorFacts",
@@ -39,8 +39,8 @@ _HOMES = {
         "new_discriminator",
         "new_generator",
     ),
-    "dsconvert.train.stats": ("StatsWriter", "read_stats"),
-    "dsconvert.train.stream": ("Stream",),
+    "dsconvert.runs.stats": ("StatsWriter", "read_stats"),
+    "dsconvert.data.stream": ("Stream",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -1,10 +1,10 @@
 """``python -m dsconvert.train``, for ``accelerate launch -m dsconvert.train ...``.
 
-The same as ``dsconvert train ...``; the command line is imported here for the launcher's sake only.
+The same as ``python -m dsconvert train ...``, run as a program; nothing is imported from there.
 """
 
+import runpy
 import sys
 
-from dsconvert.cli import main
-
-sys.exit(main(["train", *sys.argv[1:]]))
+sys.argv.insert(1, "train")
+runpy.run_module("dsconvert", run_name="__main__", alter_sys=True)

@@ -18,22 +18,22 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dsconvert.images import save_picture, side_by_side
-from dsconvert.pipeline import cost
+from dsconvert.core.pipeline import cost
+from dsconvert.data.images import ImageSet
+from dsconvert.data.pictures import save_picture, side_by_side
+from dsconvert.data.stream import to_range
 from dsconvert.records import Cost
-from dsconvert.report.html import write_report
 from dsconvert.report.jsonable import finite, layer_rows
 from dsconvert.report.text import times_fewer
+from dsconvert.runs.folder import read_settings, write_json
+from dsconvert.runs.report import write_report
+from dsconvert.runs.stats import read_stats
 from dsconvert.train.config import TrainConfig
-from dsconvert.train.data import ImageSet
 from dsconvert.train.grids import sample_grid
 from dsconvert.train.keeper import Keeper
 from dsconvert.train.loop import TrainResult, latents_of
-from dsconvert.train.processes import Processes
-from dsconvert.train.run_folder import read_settings, write_json
 from dsconvert.train.setup import NewGenerator, new_generator
-from dsconvert.train.stats import read_stats
-from dsconvert.train.stream import to_range
+from dsconvert.util.processes import Processes
 
 LAYERS = "layers.json"
 _SHOWN = 8
@@ -116,7 +116,7 @@ def _rows(
 
 
 def _cells(path: Path, side: int, count: int) -> Tensor:
-    """The pictures of a sheet that :func:`dsconvert.images.grid` made of ``count``."""
+    """The pictures of a sheet that :func:`dsconvert.data.pictures.grid` made of ``count``."""
     with Image.open(path) as opened:
         sheet = np.asarray(opened.convert("RGB")).astype(np.float32)
     columns = sheet.shape[1] // side

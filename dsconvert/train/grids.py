@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import image_tensor
-from dsconvert.images import grid, save_picture
-from dsconvert.observe import evaluating
+from dsconvert.data.pictures import grid, save_picture
+from dsconvert.model.observe import evaluating
 
 NOISE_SEED = 1
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import image_tensor
+from dsconvert.data.images import ImageSet
+from dsconvert.data.stream import to_range
 from dsconvert.metrics import LiteFeatures, frechet_distance
-from dsconvert.observe import evaluating
-from dsconvert.train.data import ImageSet
+from dsconvert.model.observe import evaluating
 from dsconvert.train.step import Latents
-from dsconvert.train.stream import to_range
 
 _BATCH = 25
 _SEED = 20211101

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsconvert.data.images import ImageSet
+from dsconvert.data.stream import to_range
 from dsconvert.errors import TrainingError
-from dsconvert.train.checkpoint import (
+from dsconvert.runs.checkpoint import (
     checkpoint_name,
     checkpoints,
     newest,
@@ -22,12 +24,10 @@ from dsconvert.train.checkpoint import (
     save_checkpoint,
 )
 from dsconvert.train.config import SAFE_TO_CHANGE, TrainConfig
-from dsconvert.train.data import ImageSet
 from dsconvert.train.grids import sample_grid, save_grid
 from dsconvert.train.judge import Judge
-from dsconvert.train.processes import Processes
 from dsconvert.train.step import Latents, Networks
-from dsconvert.train.stream import to_range
+from dsconvert.util.processes import Processes
 
 Save = Callable[[Networks, Path], None]
 """Writes a snapshot of the networks to a path (which it may replace)."""

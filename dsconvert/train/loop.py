@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsconvert.data.images import ImageSet
+from dsconvert.data.stream import Stream
 from dsconvert.errors import OutputError, TrainingError, UsageError
-from dsconvert.inputs import sampler_of
-from dsconvert.progress import reports_progress
-from dsconvert.train.checkpoint import checkpoints
+from dsconvert.model.inputs import sampler_of
+from dsconvert.runs.checkpoint import checkpoints
+from dsconvert.runs.stats import StatsWriter, peak_memory
 from dsconvert.train.config import TrainConfig
-from dsconvert.train.data import ImageSet
-from dsconvert.train.interrupts import Interrupts
 from dsconvert.train.judge import Judge
 from dsconvert.train.keeper import FOLDERS, Keeper, Save
-from dsconvert.train.processes import Processes, processes
-from dsconvert.train.stats import StatsWriter, peak_memory
 from dsconvert.train.step import SUMS, Latents, Networks, Stepper, networks, parts_of
-from dsconvert.train.stream import Stream
+from dsconvert.util.interrupts import Interrupts
+from dsconvert.util.processes import Processes, processes
+from dsconvert.util.progress import reports_progress
 
 Progress = Callable[[str, int, int, str], None]
 """``progress(stage, done, total, detail)``; of the stage "training" in images."""
@@ -94,7 +94,7 @@ def train(
         discriminator: ``discriminator(images, labels)`` returns logits of any shape, for labels
             float32 (N, classes) ((N, 0) where the data has none); trained in place. Of a child
             ``feature_network`` nothing is trained.
-        data: an :class:`ImageSet`; see :func:`dsconvert.train.data.open_images`.
+        data: an :class:`ImageSet`; see :func:`dsconvert.data.images.open_images`.
         config: see :class:`TrainConfig`.
         out: the run's folder; made if it is missing. One that holds a run is continued
             (``resume``) or refused.

@@ -13,17 +13,11 @@ from typing import Any
 
 from torch import nn
 
+from dsconvert.data.images import ImageSet, open_images
 from dsconvert.errors import TrainingError, UsageError
-from dsconvert.lite0 import Weights
-from dsconvert.progress import reports_progress
-from dsconvert.snapshot import load_snapshot, new_snapshot, save_snapshot
-from dsconvert.train.closing import close_run, count_layers
-from dsconvert.train.config import TrainConfig
-from dsconvert.train.data import ImageSet, open_images
-from dsconvert.train.ema import same_structure
-from dsconvert.train.loop import Progress, TrainResult, train
-from dsconvert.train.processes import Processes, processes
-from dsconvert.train.run_folder import (
+from dsconvert.formats.official import load_snapshot, new_snapshot, save_snapshot
+from dsconvert.projected.lite0 import Weights
+from dsconvert.runs.folder import (
     START,
     environment,
     new_folder,
@@ -31,6 +25,10 @@ from dsconvert.train.run_folder import (
     read_settings,
     write_settings,
 )
+from dsconvert.train.closing import close_run, count_layers
+from dsconvert.train.config import TrainConfig
+from dsconvert.train.ema import same_structure
+from dsconvert.train.loop import Progress, TrainResult, train
 from dsconvert.train.schedule import fit_to_run
 from dsconvert.train.setup import (
     DiscriminatorFacts,
@@ -42,6 +40,8 @@ from dsconvert.train.setup import (
     official_saver,
 )
 from dsconvert.train.step import parts_of
+from dsconvert.util.processes import Processes, processes
+from dsconvert.util.progress import reports_progress
 
 Report = Callable[[Mapping[str, Any]], None]
 

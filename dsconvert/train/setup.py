@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 from dsconvert.adapter import GeneratorBuilder, adapters
+from dsconvert.config.choices import PRESETS
+from dsconvert.core.pipeline import apply, plan
+from dsconvert.data.images import ImageSet
 from dsconvert.errors import AdapterError, UsageError
-from dsconvert.lite0 import Weights
-from dsconvert.pipeline import apply, plan
-from dsconvert.records import PRESETS, Plan
-from dsconvert.snapshot import Snapshot, new_snapshot, save_snapshot
-from dsconvert.train.data import ImageSet
-from dsconvert.train.discriminator import ProjectedDiscriminator
+from dsconvert.formats.official import Snapshot, new_snapshot, save_snapshot
+from dsconvert.projected.discriminator import ProjectedDiscriminator
+from dsconvert.projected.lite0 import Weights
+from dsconvert.projected.official import FOREIGN, official_form
+from dsconvert.records import Plan
 from dsconvert.train.keeper import Save
-from dsconvert.train.official import FOREIGN, official_form
 from dsconvert.train.step import Networks
 
 Spectral = Literal["keep", "fold"]

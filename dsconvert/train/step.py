@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import image_tensor
+from dsconvert.data.images import ImageSet
+from dsconvert.data.stream import to_range
 from dsconvert.errors import UsageError
-from dsconvert.export import lean
-from dsconvert.layout import in_channels_last
+from dsconvert.forms import lean
 from dsconvert.train.config import TrainConfig
-from dsconvert.train.data import ImageSet
 from dsconvert.train.ema import ema_beta, update_ema
 from dsconvert.train.losses import blur, blur_sigma, fake_loss, generator_loss, real_loss
-from dsconvert.train.processes import Processes
 from dsconvert.train.recompute import blocks, recomputing, still
-from dsconvert.train.stream import to_range
+from dsconvert.util.memory_format import in_channels_last
+from dsconvert.util.processes import Processes
 
 Latents = Callable[[Tensor, torch.Generator], tuple[Any, ...]]
 """``latents(labels, generator)``: the generator's arguments for labels (n, classes), on the CPU."""

@@ -14,9 +14,9 @@ from dsconvert_adapters.stylegan2 import Generator, StyleGan2, network
 from torch import nn
 
 from dsconvert.adapter import PERSISTENCE
-from dsconvert.snapshot.dump import Dumper
-from dsconvert.snapshot.nodes import DictNode, Node
-from dsconvert.snapshot.write import write_file
+from dsconvert.formats.official.dump import Dumper
+from dsconvert.safepickle.nodes import DictNode, Node
+from dsconvert.safepickle.write import write_file
 
 NAMES = (
     "Generator", "MappingNetwork", "SynthesisNetwork", "SynthesisBlock", "SynthesisLayer",

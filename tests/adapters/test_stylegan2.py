@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import torch
 from dsconvert_adapters.stylegan2 import ADAPTER, Generator, network
-from stylegan2_files import made
-from stylegan2_reference import image
 from torch import Tensor, nn
 
 import dsconvert
 from dsconvert.adapter import Adapter, Follows, PersistentAdapter
+from dsconvert.core.merge import merge, merge_pair
+from dsconvert.core.pipeline import apply, cost
+from dsconvert.core.pipeline import plan as plan_of
 from dsconvert.errors import AdapterError
-from dsconvert.merging import merge, merge_pair
-from dsconvert.pipeline import apply, cost
-from dsconvert.pipeline import plan as plan_of
+from dsconvert.model.trace import trace
 from dsconvert.records import Plan
-from dsconvert.trace import trace
+from tests.adapters.stylegan2_files import made
+from tests.adapters.stylegan2_reference import image
 
 
 def inputs(g: Generator, n: int = 2) -> tuple[Tensor, Tensor]:

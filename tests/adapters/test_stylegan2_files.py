@@ -14,8 +14,6 @@ import pytest
 import torch
 from dsconvert_adapters.stylegan2 import ADAPTER, Generator, network
 from PIL import Image
-from stylegan2_files import LAYOUTS, made, official, official_file
-from stylegan2_reference import image
 from torch import nn
 
 from dsconvert.adapter import PERSISTENCE
@@ -26,12 +24,14 @@ from dsconvert.errors import (
     UnsafeSnapshotError,
     UnsupportedSnapshotError,
 )
-from dsconvert.files import convert_snapshot
-from dsconvert.snapshot import inspect_snapshot, load_snapshot, new_snapshot, save_snapshot
-from dsconvert.snapshot.dump import Dumper
-from dsconvert.snapshot.nodes import DictNode, Global, Record
-from dsconvert.snapshot.persistence import node_of
-from dsconvert.snapshot.write import write_file
+from dsconvert.formats.convert_file import convert_snapshot
+from dsconvert.formats.official import inspect_snapshot, load_snapshot, new_snapshot, save_snapshot
+from dsconvert.formats.official.dump import Dumper
+from dsconvert.formats.official.persistence import node_of
+from dsconvert.safepickle.nodes import DictNode, Global, Record
+from dsconvert.safepickle.write import write_file
+from tests.adapters.stylegan2_files import LAYOUTS, made, official, official_file
+from tests.adapters.stylegan2_reference import image
 
 HERE = Path(__file__).parent
 SPRUNG = "import pathlib\npathlib.Path({!r}).mkdir()\nclass Generator: pass\n"

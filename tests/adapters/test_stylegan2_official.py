@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from official_stylegan2 import CASES
 
 from dsconvert.errors import UnsupportedSnapshotError
-from dsconvert.files import convert_snapshot
-from dsconvert.snapshot import load_snapshot, save_snapshot
+from dsconvert.formats.convert_file import convert_snapshot
+from dsconvert.formats.official import load_snapshot, save_snapshot
+from tests.adapters.official_stylegan2 import CASES
 
 SCRIPT = Path(__file__).parent / "official_stylegan2.py"
 CODES = {

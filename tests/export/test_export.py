@@ -21,11 +21,11 @@ from dsconvert.errors import (
     UsageError,
 )
 from dsconvert.export import export_model, formats, load_export, load_generator
-from dsconvert.export.graph import draw, flatten
-from dsconvert.export.inputs import examples_of
-from dsconvert.export.verify import Reference
-from dsconvert.snapshot import load_snapshot
-from tests.export.conftest import converted, image, inputs_of
+from dsconvert.formats.official import load_snapshot
+from dsconvert.forms.flat_graph import draw, flatten
+from dsconvert.forms.inputs import examples_of
+from dsconvert.forms.verify import Reference
+from tests.forms.generators import converted, image, inputs_of
 from tests.models import Noise, decoder, latents
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dsconvert.bench.subject import Inputs
 from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.errors import UsageError
-from dsconvert.kinds import Opened, inputs_of
+from dsconvert.formats.registry import Opened, inputs_of
 from dsconvert.report.timings import headline, limits_dict, measurement_dict, measurement_report
 
 

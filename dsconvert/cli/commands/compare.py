@@ -9,9 +9,9 @@ from typing import Any
 from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.seeded import images_of, stage
+from dsconvert.data.pictures import check_picture, psnr, save_picture, side_by_side
 from dsconvert.errors import UsageError
-from dsconvert.images import check_picture, psnr, save_picture, side_by_side
-from dsconvert.kinds import inputs_of, picture_of
+from dsconvert.formats.registry import inputs_of, picture_of
 from dsconvert.metrics import LiteFeatures, feature_distance
 
 

@@ -9,12 +9,12 @@ from dsconvert.cli import targets
 from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.errors import PlanError, UsageError
-from dsconvert.files import SnapshotConversion, convert_snapshot, plan_snapshot
-from dsconvert.kinds import check_output, generators_in, save_file
-from dsconvert.measured import Clock
+from dsconvert.formats.convert_file import SnapshotConversion, convert_snapshot, plan_snapshot
+from dsconvert.formats.registry import check_output, generators_in, save_file
 from dsconvert.records import Plan
 from dsconvert.report.jsonable import conversion_dict, plan_dict
 from dsconvert.report.tables import conversion_report, plan_report
+from dsconvert.search import Clock
 from dsconvert.util.files import check_target, whole_file
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from dsconvert.cli.opening import source_of
 from dsconvert.cli.output import Bars, emit, say, say_whole
 from dsconvert.cli.stopping import Outcome, Stopped
-from dsconvert.train.checkpoint import checkpoints
-from dsconvert.train.distill.config import DistillConfig
-from dsconvert.train.distill.files import distill_snapshot, run_folder
+from dsconvert.distill.config import DistillConfig
+from dsconvert.distill.files import distill_snapshot, run_folder
+from dsconvert.runs.checkpoint import checkpoints
 
 _SETTINGS = (
     "minutes", "steps", "patience", "clock", "batch", "lr", "optimiser", "statistics", "blockwise",

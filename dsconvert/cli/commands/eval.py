@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
-from dsconvert.devices import for_work
+from dsconvert.data.classes import classes_of, open_labelled, with_classes_of
+from dsconvert.data.images import ImageSet
+from dsconvert.data.stream import to_range
 from dsconvert.errors import UsageError
-from dsconvert.kinds import inputs_of, picture_of
+from dsconvert.formats.registry import inputs_of, picture_of
 from dsconvert.metrics.distance import Inputs, sample_images
 from dsconvert.metrics.evaluate import FEW, NAMES, Contest, Evaluation, Score, evaluate, extractors
 from dsconvert.metrics.frechet import Comparison
 from dsconvert.report.layout import compact
-from dsconvert.train.classes import classes_of, open_labelled, with_classes_of
-from dsconvert.train.data import ImageSet
-from dsconvert.train.stream import to_range
+from dsconvert.util.devices import for_work
 
 _BATCH = 25
 _DEFAULT = 1000

@@ -7,7 +7,7 @@ from argparse import Namespace
 from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.seeded import images_of, stage
-from dsconvert.images import check_picture, grid, save_picture
+from dsconvert.data.pictures import check_picture, grid, save_picture
 
 
 def run(options: Namespace) -> None:

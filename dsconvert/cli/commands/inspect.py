@@ -6,7 +6,7 @@ from argparse import Namespace
 
 from dsconvert.cli.opening import source_of
 from dsconvert.cli.output import emit, say
-from dsconvert.kinds import inspect_file
+from dsconvert.formats.registry import inspect_file
 from dsconvert.report.inspection import inspection
 
 

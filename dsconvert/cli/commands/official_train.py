@@ -6,8 +6,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from dsconvert.errors import PlanError
-from dsconvert.official import Settings, train
-from dsconvert.official.launch import check_repo, resumed
+from dsconvert.official_trainer import Settings, train
+from dsconvert.official_trainer.launch import check_repo, resumed
 from dsconvert.records import Plan
 
 

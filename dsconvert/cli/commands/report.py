@@ -8,12 +8,12 @@ from typing import Any
 
 from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
-from dsconvert.kinds import Opened, inputs_of
-from dsconvert.pipeline import cost
-from dsconvert.ranks import rank_costs
+from dsconvert.core.pipeline import cost
+from dsconvert.formats.registry import Opened, inputs_of
 from dsconvert.records import Cost
 from dsconvert.report.jsonable import cost_dict
 from dsconvert.report.tables import cost_report, rank_report
+from dsconvert.search.ranks import rank_costs
 
 
 def _counted(file: Opened) -> Cost:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from dsconvert.cli.parsers import arguments
+from dsconvert.config.choices import DTYPES
 from dsconvert.errors import UsageError
-from dsconvert.records import DTYPES
 
 HELP = "time and memory on this machine: forward, forward + backward"
 

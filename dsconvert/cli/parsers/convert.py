@@ -6,8 +6,8 @@ import argparse
 
 from dsconvert.cli import codes
 from dsconvert.cli.parsers import arguments
+from dsconvert.config.choices import DTYPES, INITS, PRESETS
 from dsconvert.errors import UsageError
-from dsconvert.records import DTYPES, INITS, PRESETS
 
 _PRESET = "balanced"
 

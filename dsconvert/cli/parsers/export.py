@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dsconvert.cli.parsers import arguments
-from dsconvert.records import FORMATS, NOISES
+from dsconvert.config.choices import FORMATS, NOISES
 
 HELP = "a generator as ONNX, torch.export, OpenVINO or safetensors"
 

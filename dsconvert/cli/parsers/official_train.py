@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from dsconvert.cli.parsers import arguments
+from dsconvert.config.choices import PRESETS
 from dsconvert.errors import UsageError
-from dsconvert.records import PRESETS
 
 HELP = "start the official train.py, unmodified, with a converted generator"
 _PRESET = "paper"

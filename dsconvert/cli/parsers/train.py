@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from dsconvert.cli.parsers import arguments, training
+from dsconvert.config.choices import PRESETS
 from dsconvert.errors import UsageError
-from dsconvert.records import PRESETS
 
 HELP = "train a generator from scratch, dense or converted"
 _KIMG = 1000.0

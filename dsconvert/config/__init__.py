@@ -1,0 +1,1 @@
+"""Each setting once: its default, range and choices. Imports no torch."""

@@ -1,0 +1,1 @@
+"""The stages of a conversion: analyse, plan, rewrite, merge, count."""

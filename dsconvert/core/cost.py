@@ -1,0 +1,183 @@
+"""Parameters and MACs, counted by fvcore.
+
+What counts: fvcore's own operators, one multiply-accumulate as one (a MAC, not two FLOPs):
+convolutions (plain, grouped, transposed: input positions x kernel x I x O / groups), matrix
+products, and, at one or a few operations an element, normalisations and resampling, which are
+0.2 % of an official generator. What does not: element-wise work (activations, noise) and the small
+products that spectral norm's hook repeats for the weight (``mv``, ``dot``, ``div``). It is named in
+``Cost.unsupported``, never silently dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+
+from dsconvert.model.copying import isolated_copy
+from dsconvert.model.inputs import map_tensors, tensors_of
+from dsconvert.model.observe import evaluating
+from dsconvert.records import Cost, LayerCost
+
+with warnings.catch_warnings():
+    # fvcore scripts a function at import, which today's torch calls deprecated.
+    warnings.simplefilter("ignore")
+    from fvcore.nn import FlopCountAnalysis
+    from fvcore.nn.jit_handles import get_shape
+
+NO_INPUTS = "no MACs: nothing says what the inputs look like (pass example_inputs)"
+
+
+def _convolution_mode(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """MACs of a convolution with ``padding="same"``, an operator that fvcore does not know."""
+    weight, result = get_shape(inputs[1]), get_shape(outputs[0])
+    if weight is None or result is None:
+        return Counter()
+    return Counter({"conv": prod(weight) * result[0] * prod(result[2:])})
+
+
+@contextmanager
+def _quiet() -> Generator[None, None, None]:
+    logger = logging.getLogger("fvcore.nn.jit_analysis")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _called(model: nn.Module) -> Generator[set[str], None, None]:
+    """The names of modules that run meanwhile; hooks that are gone afterwards."""
+    names: set[str] = set()
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: names.add(name)
+
+    handles = [m.register_forward_pre_hook(note(name)) for name, m in model.named_modules()]
+    try:
+        yield names
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _params(module: nn.Module) -> int:
+    # A folded and a reparametrised weight both count once: sigma's vectors are buffers.
+    return sum(p.numel() for p in module.parameters())
+
+
+def _one_sample(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """The first sample of a batch: every tensor with the first tensor's leading size is cut."""
+    sizes = [t.shape[0] for t in tensors_of(tuple(inputs)) if t.dim() > 0]
+    if not sizes or sizes[0] < 2:
+        return tuple(inputs)
+    return map_tensors(
+        lambda a: a[:1] if a.dim() > 0 and a.shape[0] == sizes[0] else a, tuple(inputs)
+    )
+
+
+def count(
+    model: nn.Module,
+    inputs: Sequence[Any] | None = None,
+    *,
+    leaves: tuple[type[nn.Module], ...] = (),
+    own: bool = False,
+) -> Cost:
+    """Count ``model`` for one sample.
+
+    Args:
+        model: any module; a copy of it is run once, in eval mode. (fvcore traces with torch.jit,
+            which has no meta device for convolutions.)
+        inputs: positional arguments of one forward call; of a batch, the first sample is used.
+            Without them only parameters are counted, and ``note`` says why.
+        leaves: classes that use their children's weights without calling them; what is inside one
+            that ran is not reported as uncalled.
+        own: the copy may share the parameters (of a large model, one set is enough): nobody else
+            has the model, or its ``forward`` is known to write into none.
+
+    Returns:
+        The cost. ``macs`` is None, and ``note`` says why, without inputs and where torch.jit
+        can't trace the model (which is no reason to lose a conversion).
+    """
+    if inputs is None:
+        return _cost(model, {}, None, {}, (), NO_INPUTS)
+    twin = isolated_copy(model, share_parameters=own)
+    one = map_tensors(torch.clone, _one_sample(inputs))
+    plain = all(isinstance(a, torch.Tensor) for a in one)
+    # torch.jit traces functions of tensors only: everything else is bound.
+    root = twin if plain else _Bound(twin, one)
+    with _quiet(), evaluating(root):
+        analysis = FlopCountAnalysis(root, one if plain else tuple(tensors_of(one)))
+        analysis.set_op_handle("aten::_convolution_mode", _convolution_mode)
+        analysis.unsupported_ops_warnings(enabled=False)
+        analysis.uncalled_modules_warnings(enabled=False)
+        try:
+            with _called(twin) as called:
+                by_module = {_inner(k, plain): v for k, v in analysis.by_module().items()}
+        except Exception as error:  # whatever the user's forward or torch.jit raises
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            return _cost(model, {}, None, {}, (), f"no MACs: fvcore can't run it ({reason})")
+        unsupported = dict(analysis.unsupported_ops())
+        # fvcore also takes a module that leaves no operator behind (nn.Identity) for uncalled.
+        used = tuple(
+            f"{n}." for n, m in twin.named_modules() if isinstance(m, leaves) and n in called
+        )
+        idle = {_inner(k, plain) for k in analysis.uncalled_modules()} - called
+        uncalled = tuple(sorted(n for n in idle if n and not n.startswith(used)))
+    return _cost(model, by_module, int(by_module[""]), unsupported, uncalled, None)
+
+
+class _Bound(nn.Module):
+    """A model as a function of the tensors among its arguments."""
+
+    def __init__(self, inner: nn.Module, args: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.inner = inner
+        self._args = args
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        rest = iter(tensors)
+        return self.inner(*map_tensors(lambda _: next(rest), self._args))
+
+
+def _inner(name: str, plain: bool) -> str:
+    """The name of a module in the model itself."""
+    return name if plain else name.removeprefix("inner").removeprefix(".")
+
+
+def _cost(
+    model: nn.Module,
+    by_module: dict[str, Any],
+    macs: int | None,
+    unsupported: dict[str, int],
+    uncalled: tuple[str, ...],
+    note: str | None,
+) -> Cost:
+    return Cost(
+        params=_params(model),
+        macs=macs,
+        layers=tuple(
+            LayerCost(
+                name=name,
+                type=type(module).__name__,
+                params=_params(module),
+                macs=int(by_module.get(name, 0)) if macs is not None else None,
+            )
+            for name, module in model.named_modules()
+            if name
+        ),
+        unsupported=unsupported,
+        uncalled=uncalled,
+        note=note,
+    )

@@ -1,0 +1,1 @@
+"""Images in and out: data sets, the order of training, picture files."""

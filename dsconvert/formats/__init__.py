@@ -1,0 +1,1 @@
+"""The files that hold generators: detect, open, inspect, convert and save them."""

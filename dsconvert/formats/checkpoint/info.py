@@ -1,0 +1,132 @@
+"""What is in a checkpoint, told without running anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dsconvert.errors import ForeignFileError, SnapshotError
+from dsconvert.formats.checkpoint.api import load_checkpoint
+from dsconvert.formats.checkpoint.read import ENTRY, check_exists, is_checkpoint, read
+from dsconvert.rules.recognise import Structure, structure_of
+
+if TYPE_CHECKING:
+    import os
+
+    from dsconvert.formats.checkpoint.module import ModuleSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryInfo:
+    """One entry of the file's dict."""
+
+    key: str
+    type: str
+    tensors: int
+    elements: int
+    nbytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """Facts about a file."""
+
+    path: str
+    size: int
+    writer: str
+    adapter: str | None
+    config: Mapping[str, Any]
+    generators: tuple[str, ...]
+    converted: bool
+    entries: tuple[EntryInfo, ...]
+    safe: bool = True
+    """It was read, so it holds tensors and plain values only."""
+    note: str | None = None
+    """Why there is no config, where there is none."""
+    version: str | None = None
+    """The version of dsconvert that converted it, where it says so."""
+    structure: Structure | None = None
+    """The generator's convolutions, and by which rules they were rewritten."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain data for JSON."""
+        return asdict(self)
+
+
+_WRITERS = {
+    "zip": "torch.save",
+    "legacy": "torch.save (format before 1.6)",
+    "safetensors": "safetensors",
+}
+
+
+def _tensors(value: Any, depth: int = 0) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if depth > 20:
+        return []
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in _tensors(v, depth + 1)]
+    if isinstance(value, list | tuple):
+        return [t for v in value for t in _tensors(v, depth + 1)]
+    return []
+
+
+def inspect_checkpoint(
+    path: str | os.PathLike[str], *, module: ModuleSource | None = None
+) -> CheckpointInfo:
+    """Look into a file.
+
+    Raises:
+        ForeignFileError: it is missing or something else.
+        CorruptSnapshotError: it is damaged.
+        UnsafeSnapshotError: it refers to what would have to run.
+    """
+    where = Path(path)
+    check_exists(where)
+    form = is_checkpoint(where)
+    if form is None:
+        raise ForeignFileError(f"{where} is no torch.save or safetensors file.")
+    content = read(where, form)
+    entries: list[EntryInfo] = []
+    for key, value in content.items():
+        tensors = _tensors(value)
+        entries.append(
+            EntryInfo(
+                key=key,
+                type=type(value).__name__,
+                tensors=len(tensors),
+                elements=sum(t.numel() for t in tensors),
+                nbytes=sum(t.numel() * t.element_size() for t in tensors),
+            )
+        )
+    adapter, config, generators, note, structure = None, {}, (), None, None
+    try:
+        found = load_checkpoint(where, module=module)
+        adapter, config, generators = found.adapter.name, dict(found.config), found.generators
+        structure = structure_of(found.generator)
+    except SnapshotError as error:
+        note = str(error)
+    return CheckpointInfo(
+        path=str(where),
+        size=where.stat().st_size,
+        writer=_WRITERS[form],
+        adapter=adapter,
+        config=config,
+        generators=tuple(generators),
+        converted=ENTRY in content,
+        entries=tuple(entries),
+        note=note,
+        version=_version(content.get(ENTRY)),
+        structure=structure,
+    )
+
+
+def _version(mark: Any) -> str | None:
+    """What the entry of a converted file says; it comes from a file and may be anything."""
+    found = mark.get("dsconvert") if isinstance(mark, Mapping) else None
+    return found if isinstance(found, str) else None

@@ -1,0 +1,215 @@
+"""A user's own module as a codebase: ``--module package.path:factory``.
+
+Importing the module runs the user's own code, by his explicit wish; no file can ask for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dsconvert.adapter import image_tensor
+from dsconvert.errors import UsageError
+from dsconvert.formats.checkpoint.places import ROOT, Place, alike, named, places
+
+if TYPE_CHECKING:
+    from dsconvert.adapter import Sampler
+
+_NAMES = (
+    "g_ema", "G_ema", "ema", "params_ema", "generator", "netG", "G", "g",
+    "state_dict", "model_state_dict", "model", "params",
+)  # fmt: skip
+"""Entries that usually hold a generator, the averaged ones first."""
+_LATENTS = ("z_dim", "latent_dim", "nz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleSource:
+    """What a user said about his generator.
+
+    Attributes:
+        factory: ``package.path:name`` of a callable without arguments (or a class) that returns the
+            original architecture.
+        key: the entry of the file that holds its state dict (dots for nested ones, and for a
+            prefix of its names); None: found.
+        shapes: of one sample of each argument of a forward call, for normal latents.
+    """
+
+    factory: str
+    key: str | None = None
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+
+class Picture(nn.Module):
+    """The first image of whatever a generator returns."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any) -> torch.Tensor:
+        """One image tensor."""
+        return image_tensor(self.model(*args))
+
+
+class ModuleCodebase:
+    """Plays the part of an adapter for one user's module."""
+
+    name = "module"
+
+    def __init__(self, source: ModuleSource) -> None:
+        """Import the factory and build the architecture once.
+
+        Raises:
+            UsageError: it can't be imported, is not callable, or returns no module.
+        """
+        self.source = source
+        self._factory = _imported(source.factory)
+        self._shapes = {k: v.shape for k, v in self.make({}).state_dict().items()}
+        self._names = set(self._shapes)
+
+    def make(self, config: Mapping[str, Any]) -> nn.Module:  # noqa: ARG002 - the protocol's
+        """See :class:`dsconvert.adapter.CheckpointAdapter`."""
+        try:
+            model = self._factory()
+        except Exception as error:
+            raise UsageError(
+                f"{self.source.factory}() fails: {type(error).__name__}: {error}. It must return "
+                "the generator without being given an argument."
+            ) from error
+        if not isinstance(model, nn.Module):
+            raise UsageError(
+                f"{self.source.factory}() returns a {type(model).__name__}, not a torch.nn.Module."
+            )
+        return model
+
+    def states(
+        self, checkpoint: Mapping[str, Any], *, converted: Sequence[str] = ()
+    ) -> Mapping[str, Mapping[str, torch.Tensor]]:
+        """The state dicts that fit the module (or the one under the key that was named).
+
+        Args:
+            checkpoint: the file's content.
+            converted: names that :meth:`states` gave the generators when the file was converted.
+
+        Raises:
+            UsageError: nothing is under the key.
+        """
+        if self.source.key is not None and not _found(checkpoint, self.source.key):
+            names = ", ".join(str(k) for k in list(checkpoint)[:10])
+            raise UsageError(
+                f"--key {self.source.key}: no state dict is there; the file has {names}."
+            )
+        keys = (self.source.key,) if self.source.key is not None else tuple(converted)
+        if keys and (known := [self._place(checkpoint, k) for k in keys]) and all(known):
+            return {k: p.state(checkpoint) for k, p in zip(keys, known, strict=True) if p}
+        everywhere = list(places(checkpoint, _NAMES))
+        found = next((p for p in everywhere if self._exact(p, checkpoint)), None)
+        if found is not None:
+            # An average and what it is an average of: the code loads both into one structure.
+            others = [p for p in alike(checkpoint, found) if self._exact(p, checkpoint)]
+            return {p.key or ROOT: p.state(checkpoint) for p in (found, *others)}
+        loose = (p for p in everywhere if not p.prefix and self._fits(set(p.names)))
+        return {p.key or ROOT: p.state(checkpoint) for p in islice(loose, 1)}
+
+    def _exact(self, place: Place, checkpoint: Mapping[str, Any]) -> bool:
+        """All of the module's names; with a prefix, of the same shapes (it may be a part's)."""
+        if set(place.names) != self._names:
+            return False
+        return not place.prefix or all(
+            v.shape == self._shapes[k] for k, v in place.state(checkpoint).items()
+        )
+
+    def _place(self, checkpoint: Mapping[str, Any], key: str) -> Place | None:
+        """What ``key`` names, in the spelling that fits best."""
+        found = _found(checkpoint, key)
+        best = next((p for p in found if self._exact(p, checkpoint)), None)
+        best = best or next((p for p in found if self._fits(set(p.names))), None)
+        return best or (found[-1] if found else None)
+
+    def _fits(self, names: set[str]) -> bool:
+        """A converted file's names: what stands below most of the module's."""
+        parents = {n.rpartition(".")[0] for n in self._names}
+        covered = [n for n in names if any(n.startswith(f"{p}.") or not p for p in parents)]
+        return bool(names & self._names) and len(covered) == len(names)
+
+    def read_config(self, state: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:  # noqa: ARG002
+        """What can be told: the factory's name."""
+        return {"module": self.source.factory}
+
+    def replaced(
+        self, checkpoint: Mapping[str, Any], states: Mapping[str, Mapping[str, torch.Tensor]]
+    ) -> dict[str, Any]:
+        """The file with the state dicts replaced, in its own layout and spelling.
+
+        A bare state dict goes under ``state_dict``, since the recipe has to stand beside it.
+        """
+        made, bare = dict(checkpoint), False
+        for name, state in states.items():
+            place = self._place(checkpoint, name)
+            if place is None:
+                raise UsageError(f"the file has no state dict {name}.")
+            made = place.put(made, state)
+            bare = not place.path
+        return {ROOT: made} if bare else made
+
+    def picture(self, model: nn.Module) -> nn.Module:
+        """The first tensor that it returns."""
+        return Picture(model)
+
+    def sampler(self, model: nn.Module) -> Sampler | None:
+        """Normal latents of the shapes that were given, or of the module's own ``z_dim``."""
+        shapes = self.source.shapes
+        if not shapes:
+            size = next((getattr(model, n) for n in _LATENTS if hasattr(model, n)), None)
+            if not isinstance(size, int):
+                return None
+            shapes = ((size,),)
+
+        def sample(n: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+            device = generator.device
+            return tuple(
+                torch.randn(n, *shape, generator=generator, device=device) for shape in shapes
+            )
+
+        return sample
+
+
+def _found(checkpoint: Mapping[str, Any], key: str) -> list[Place]:
+    """What ``key`` names; a bare state dict may have been put under ``state_dict`` since."""
+    bare = key == ROOT and ROOT not in checkpoint
+    return named(checkpoint, "" if bare else key) or named(checkpoint, f"{ROOT}.{key}")
+
+
+def _imported(spec: str) -> Any:
+    module, colon, name = spec.partition(":")
+    if not colon or not module or not name:
+        raise UsageError(f"--module {spec} is not like package.path:factory.")
+    here = str(Path.cwd())
+    try:
+        # The user's project is where he stands, as with ``python -m``.
+        sys.path.insert(0, here)
+        try:
+            found: Any = importlib.import_module(module)
+        finally:
+            sys.path.remove(here)
+    except Exception as error:
+        raise UsageError(
+            f"--module {spec}: {module} can't be imported ({type(error).__name__}: {error}). Run "
+            "dsconvert in the folder of that package, or install it."
+        ) from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise UsageError(f"--module {spec}: {module} has no {name}.")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UsageError(f"--module {spec} is a {type(found).__name__}; name a function or class.")
+    return found

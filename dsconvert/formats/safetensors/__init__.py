@@ -1,0 +1,1 @@
+"""safetensors with the architecture in the header."""

@@ -1,0 +1,225 @@
+"""The deployed form of a generator: the same images, the fewest passes over memory."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsconvert.config.choices import Noise
+from dsconvert.errors import ExportError
+from dsconvert.forms.call import Call
+from dsconvert.forms.flat_graph import Core, draw, flatten, largest_map
+from dsconvert.forms.inputs import Inputs, examples_of
+from dsconvert.forms.layers import AddNoise, FewChannels, GatedPointwise, GatedUpsample
+from dsconvert.forms.nodes import drop_dead, module_of, only_user, replace_node, sized
+from dsconvert.forms.verify import compare
+from dsconvert.model.norms import other_hooks
+from dsconvert.model.observe import undisturbed
+from dsconvert.model.wrappers import unwrapped
+from dsconvert.util.memory_format import in_channels_last
+
+_CHUNK = 24 << 20
+"""Bytes of the largest map of a chunk. Above 32 MiB the C library maps each block anew, so larger
+batches are slower an image, not faster (measured: 1.9 times at batch 8, 256 px, ngf 128)."""
+_FEW = 64
+"""Pixels below which a map is left to the plain operators, but for matrix products: those of few
+rows gain most from a packed matrix."""
+
+
+def fuse(core: Core) -> None:
+    """Put the CPU parts of :mod:`dsconvert.forms.layers` into ``core``, in place."""
+    module, graph = core.module, core.module.graph
+    for count, node in enumerate(list(graph.nodes)):
+        conv: Any = module_of(module, node)
+        shape = sized(node)
+        if conv is None or shape is None or len(shape) != 4:
+            continue
+        if shape[2] * shape[3] < _FEW and not GatedPointwise.fits(conv):
+            continue
+        if FewChannels.fits(conv):
+            module.set_submodule(str(node.target), FewChannels(conv))
+            continue
+        kind: Any = next((k for k in (GatedUpsample, GatedPointwise) if k.fits(conv)), None)
+        if kind is None:
+            continue
+        last, plane, weight = node, None, None
+        after = only_user(last)
+        injection = module_of(module, after)
+        if after is not None and isinstance(injection, AddNoise):
+            last, plane, weight = after, after.args[1], injection.weight.detach()
+            after = only_user(last)
+        gate = after is not None and after.target is F.glu
+        if gate and after is not None:
+            last = after
+        if weight is not None and weight.numel() == 1:
+            weight = weight.reshape(1)
+        name = f"fused_{count}"
+        module.add_submodule(name, kind(conv, weight, gate=gate))
+        with graph.inserting_after(last):
+            args = (node.args[0],) if plane is None else (node.args[0], plane)
+            new = graph.call_module(name, args)
+        new.meta = dict(last.meta)
+        replace_node(graph, last, new)
+    _multiply_in_place(core)
+    drop_dead(graph)
+    module.delete_all_unused_submodules()
+    module.recompile()
+
+
+def _multiply_in_place(core: Core) -> None:
+    """A gate's factor on a map fresh from a part of ours, which nobody else reads."""
+    for node in list(core.module.graph.nodes):
+        if node.target not in (operator.mul, torch.mul) or len(node.args) != 2:
+            continue
+        for x, by in (node.args, node.args[::-1]):
+            fresh = isinstance(module_of(core.module, x), GatedUpsample | GatedPointwise)
+            if fresh and len(x.users) == 1 and sized(x) == sized(node):
+                node.op, node.target, node.args = "call_method", "mul_", (x, by)
+                break
+
+
+class Deployed(nn.Module):
+    """A generator for inference: called like the original, with the same images.
+
+    Everything in front of an image is one flat graph (``core``); noise is drawn as the original
+    draws it, so that the same ``torch.manual_seed`` gives the same picture; on a CPU a batch is
+    worked off in chunks whose maps stay small. Plain attributes of the original (``z_dim``,
+    ``img_resolution``, ...) are there too.
+    """
+
+    def __init__(self, core: Core, *, chunk: int | None) -> None:
+        super().__init__()
+        self.core: Callable[..., Tensor] = core.module
+        self.chunk = chunk
+        """Images worked on at a time, None: all."""
+        self.noise = core.noise
+        self.planes = core.planes
+        self._call = core.call
+        self._given = core.given
+        self._takes_noise = core.takes_noise
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled one, also of dsconvert 0.x before arguments could be nested."""
+        if "_arguments" in state:
+            names, inputs = state.pop("_arguments"), state.pop("_inputs")
+            state["_call"] = Call(
+                positional=names,
+                loose=state.pop("_loose"),
+                tensors={name: (name,) for name in names},
+                batched=frozenset(names),
+                built_in={},
+            )
+            state["_given"] = tuple(n for n in inputs if n in names)
+        super().__setstate__(state)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Images (N, C, H, W), from the arguments that the original takes."""
+        tensors = self._call.select(self._call.given(*args, **kwargs), self._given)
+        batched = [name in self._call.batched for name in self._given]
+        first = tensors[batched.index(True)]
+        n = len(first)
+        if self._takes_noise:
+            kind = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+            tensors.append(draw(self.planes, n).to(first.device, kind))
+            batched.append(True)
+        if self.chunk is None or n <= self.chunk or first.device.type != "cpu":
+            return self.core(*tensors)
+        out: Tensor | None = None
+        for begin in range(0, n, self.chunk):
+            rows = slice(begin, begin + self.chunk)
+            part = self.core(*(t[rows] if b else t for t, b in zip(tensors, batched, strict=True)))
+            if out is None:
+                out = part.new_empty((n, *part.shape[1:]))
+            out[rows] = part
+        assert out is not None
+        return out
+
+
+def _more_than_forward(model: nn.Module) -> bool:
+    """Whether hooks, or a ``__call__`` of its own, may change what a module's ``forward`` makes."""
+    plain = nn.Module.__call__
+    return any(type(m).__call__ is not plain or other_hooks(m) for m in model.modules())
+
+
+def _check_forward_alone(
+    model: nn.Module, core: Core, inputs: Inputs | None, noise_types: tuple[type[nn.Module], ...]
+) -> None:
+    """Compare the images where there is a doubt.
+
+    Raises:
+        ExportError: they differ.
+    """
+    try:
+        compare(
+            model, core, core.module, "it", inputs=inputs, noise_types=noise_types, batches=(1,)
+        )
+    except ExportError as error:
+        raise ExportError(
+            f"a hook of this {type(model).__name__}, or a __call__ of its own, changes its images; "
+            "the deployed form runs forward alone. Take the hook off, or put what it does into "
+            "forward."
+        ) from error
+
+
+def deploy(
+    model: nn.Module,
+    *,
+    noise: Noise = "random",
+    seed: int = 0,
+    fused: bool = True,
+    compile: bool = False,  # noqa: A002 - torch's own word
+    inputs: Inputs | None = None,
+    noise_types: tuple[type[nn.Module], ...] = (),
+) -> Deployed:
+    """The inference form of ``model``: the same images to float tolerance, faster.
+
+    Norms are folded, batch normalisation goes into the convolutions, and (``fused``) depthwise
+    upsampling, pointwise convolutions, noise and gates run as the parts of
+    :mod:`dsconvert.forms.layers`, in ``channels_last``.
+
+    Args:
+        model: a generator, converted or not; left as it was.
+        noise: ``random`` (drawn as the original does, from torch's random state), ``fixed`` (the
+            same planes for every image) or ``zero``.
+        seed: of the fixed planes.
+        fused: use the parts made for CPUs; off: plain ``torch.nn`` operators only.
+        compile: fuse the plain operators by ``torch.compile`` instead (needs a C++ compiler, and
+            minutes at the first call of each shape).
+        inputs: ``inputs(n, generator)`` returns the arguments of one call with batch n; needed
+            where no adapter knows the model.
+        noise_types: classes that add freshly drawn noise, besides the adapter's.
+
+    Raises:
+        DsconvertError: the model can't be traced, or nothing says what its inputs look like.
+    """
+    model = unwrapped(model)
+    with undisturbed():
+        core = flatten(
+            model,
+            examples_of(model, inputs),
+            other=examples_of(model, inputs, n=2),
+            noise=noise,
+            seed=seed,
+            noise_types=noise_types,
+        )
+        if fused and not compile:
+            fuse(core)
+        in_channels_last(core.module)
+        size = largest_map(core)
+        chunk = max(1, _CHUNK // size) if size else None
+        made = Deployed(core, chunk=chunk)
+        for name, value in vars(model).items():
+            plain = isinstance(value, int | float | str) and not name.startswith("_")
+            if plain and not hasattr(made, name):
+                setattr(made, name, value)
+        made.eval().requires_grad_(False)
+        if _more_than_forward(model):
+            _check_forward_alone(model, core, inputs, noise_types)
+    if compile:
+        made.core = torch.compile(core.module, dynamic=False)  # type: ignore[assignment]
+    return made

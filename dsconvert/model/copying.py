@@ -1,0 +1,138 @@
+"""A copy of a model that shares nothing with it: neither tensors, nor attributes, nor classes.
+
+``copy.deepcopy`` alone is not enough. ``torch.nn.utils.parametrize`` keeps what it does on a class
+that it makes for one module, and a deep copy takes that class over: whoever removes the
+parametrization from the copy breaks the original. And a tensor with a gradient history, which a
+forward pass in training may leave on a module, can't be deep-copied at all.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from dsconvert.errors import UsageError
+from dsconvert.model.norms import norm_kind
+
+
+def owned_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy of ``model`` that can be changed in any way without an effect on it.
+
+    Tensors that are no leaves (of a forward pass in training) are detached. The plain ``weight``
+    that the norm hooks leave behind is shared: the hook puts another tensor in its place before
+    each use, and nobody writes into it.
+
+    Args:
+        model: left as it was.
+        memo: as for ``copy.deepcopy``: objects by their id, and what stands for them in the copy.
+            A tensor that stands for itself is shared.
+
+    Raises:
+        UsageError: an attribute of the model can't be copied.
+    """
+    known: dict[int, Any] = {} if memo is None else memo
+    seen: set[int] = set()
+    for module in model.modules():
+        hooked = norm_kind(module).endswith("hook")
+        for name, value in vars(module).items():
+            if hooked and name == "weight" and isinstance(value, Tensor):
+                known.setdefault(id(value), value.detach())
+            elif name not in ("_parameters", "_modules"):
+                _detach(value, known, seen)
+    try:
+        made = copy.deepcopy(model, known)
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        text = str(error).strip()
+        raise UsageError(
+            f"this {type(model).__name__} can't be copied: "
+            f"{text.splitlines()[0] if text else type(error).__name__}. Take the attribute that "
+            "can't be copied off the model first (an open file, a lock, a handle)."
+        ) from error
+    own_classes(made)
+    return made
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def isolated_copy(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
+    """A copy that can be *run* without an effect on ``model``: what hooks write to is copied too.
+
+    Hooks are functions, and a deep copy takes functions over as they are, with all that they
+    refer to: a hook that collects features would collect those of the copy's runs.
+
+    Args:
+        model: left as it was.
+        share_parameters: the copy holds the parameters themselves (of a large model, one set is
+            enough); for runs that write into none.
+
+    Raises:
+        UsageError: an attribute of the model can't be copied.
+    """
+    memo: dict[int, Any] = {}
+    if share_parameters:
+        memo = {id(p): p for p in model.parameters()}
+    made = owned_copy(model, memo)
+    isolate_hooks(made, memo)
+    return made
+
+
+def isolate_hooks(model: nn.Module, memo: dict[int, Any] | None = None) -> None:
+    """Give the hooks of ``model`` copies of what they refer to, in place."""
+    memo = {} if memo is None else memo
+    for module in model.modules():
+        for table in _HOOKS:
+            hooks: dict[int, Any] = getattr(module, table)
+            for key, hook in hooks.items():
+                hooks[key] = _isolated(hook, memo)
+
+
+def _isolated(hook: Any, memo: dict[int, Any]) -> Any:
+    """``hook`` with a closure and defaults of its own, where these can be copied."""
+    if not isinstance(hook, types.FunctionType) or not (hook.__closure__ or hook.__defaults__):
+        return hook
+    cell: Any = types.CellType
+    try:
+        held = [copy.deepcopy(c.cell_contents, memo) for c in hook.__closure__ or ()]
+        defaults = copy.deepcopy(hook.__defaults__, memo)
+    except (TypeError, ValueError, RuntimeError):
+        return hook
+    cells = tuple(cell(value) for value in held)
+    made = types.FunctionType(hook.__code__, hook.__globals__, hook.__name__, defaults, cells)
+    made.__kwdefaults__ = hook.__kwdefaults__
+    return made
+
+
+def own_classes(model: nn.Module) -> None:
+    """Give each parametrized module of ``model`` a class that no other module has, in place."""
+    for module in model.modules():
+        if not parametrize.is_parametrized(module):
+            continue
+        kind: Any = type(module)
+        make: Any = type(kind)
+        tables = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
+        # The same bases: torch takes the first of them for the class without parametrizations.
+        module.__class__ = make(kind.__name__, kind.__bases__, tables)
+
+
+def _detach(value: Any, known: dict[int, Any], seen: set[int]) -> None:
+    """Enter into ``known`` what stands for the tensors in ``value`` that can't be deep-copied."""
+    if id(value) in known or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        if not value.is_leaf:
+            known[id(value)] = value.detach().clone()
+    elif isinstance(value, torch.Generator):
+        known[id(value)] = torch.Generator(value.device).set_state(value.get_state())
+    elif isinstance(value, dict):
+        for each in value.values():
+            _detach(each, known, seen)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _detach(each, known, seen)

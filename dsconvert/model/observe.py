@@ -1,0 +1,199 @@
+"""Looking at a model while it runs once, and leaving it as it was."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dsconvert.errors import TraceError
+from dsconvert.model.copying import isolate_hooks, isolated_copy, owned_copy
+from dsconvert.model.inputs import map_tensors
+from dsconvert.records import Shape
+
+
+@contextmanager
+def undisturbed() -> Generator[None, None, None]:
+    """Put the random states of torch, NumPy and Python back at the end.
+
+    A sampler or a ``forward`` may draw from any of them.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Generator[None, None, None]:
+    """Put ``model`` in eval mode for a while and give every module its own mode back.
+
+    The random state is forked too: looking at a model must not move the caller's generator. And the
+    plain ``weight`` that norm hooks leave behind is put back as it was: on a large model the copies
+    of all kernels would stay in memory.
+    """
+    modes = {m: m.training for m in model.modules()}
+    weights = {m: m.__dict__["weight"] for m in modes if "weight" in m.__dict__}
+    model.eval()
+    try:
+        with torch.no_grad(), undisturbed():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for module, weight in weights.items():
+            module.__dict__["weight"] = weight
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` without data: every tensor on the meta device, nothing is duplicated."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers, module.__dict__):
+            for value in table.values():
+                if isinstance(value, nn.Parameter):
+                    memo[id(value)] = nn.Parameter(value.detach().to("meta"), value.requires_grad)
+                elif isinstance(value, torch.Tensor):
+                    memo[id(value)] = value.detach().to("meta")
+    made = owned_copy(model, memo)
+    isolate_hooks(made, memo)
+    return made
+
+
+@dataclass
+class Watch:
+    """What one run shows, by module name.
+
+    Attributes:
+        calls: how often each module ran; also through ``module.forward(...)``.
+        inputs: shape of the first argument of its first call.
+        outputs: shape of what that returned.
+        reads: of a convolution, an attribute that somebody else's ``forward`` looked at.
+        extra: of a convolution, what it was called with beside its input.
+    """
+
+    calls: dict[str, int] = field(default_factory=dict)
+    inputs: dict[str, Shape] = field(default_factory=dict)
+    outputs: dict[str, Shape] = field(default_factory=dict)
+    reads: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, str] = field(default_factory=dict)
+
+    def note(self, name: str, args: tuple[Any, ...], output: Any) -> None:
+        """A call has ended."""
+        self.calls[name] = self.calls.get(name, 0) + 1
+        if args and isinstance(args[0], torch.Tensor):
+            self.inputs.setdefault(name, tuple(args[0].shape))
+        if isinstance(output, torch.Tensor):
+            self.outputs.setdefault(name, tuple(output.shape))
+
+
+_OWN = frozenset(
+    {"weight", "bias", "in_channels", "out_channels", "kernel_size", "stride", "padding"}
+    | {"dilation", "groups", "output_padding", "padding_mode", "weight_orig", "weight_g"}
+    | {"weight_v", "_conv_forward", "parametrizations"}
+)
+"""What a convolution has and the modules that replace it lack."""
+
+
+def _guarded(name: str, conv: nn.Module, watch: Watch) -> None:
+    """Let ``conv``, a module of a copy, note its calls and who else looks at it."""
+    kind: Any = type(conv)
+    depth = 0
+
+    def within(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal depth
+        depth += 1
+        try:
+            output = call(*args, **kwargs)
+        finally:
+            depth -= 1
+        if not depth:
+            if kwargs.keys() - {"input"} or len(args) > 1:
+                watch.extra.setdefault(name, next(iter(kwargs), "a second argument"))
+            watch.note(name, args, output)
+        return output
+
+    def read(self: nn.Module, attribute: str) -> Any:
+        if not depth and attribute in _OWN:
+            watch.reads.setdefault(name, attribute)
+        if attribute == "__class__":
+            return kind
+        value = kind.__getattribute__(self, attribute)
+        if attribute == "forward":
+            return lambda *args, **kwargs: within(value, args, kwargs)
+        return value
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return within(lambda *a, **k: kind.__call__(self, *a, **k), args, kwargs)
+
+    conv.__class__ = type(kind.__name__, (kind,), {"__getattribute__": read, "__call__": call})
+
+
+def _watch(model: nn.Module, example_inputs: Sequence[Any]) -> Watch:
+    """Run ``model``, a copy, once, and note which modules run, how often, with which shapes."""
+    watch = Watch()
+    # One module under two names is one module: named_modules yields its first name.
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            _guarded(name, module, watch)
+        else:
+            module.register_forward_hook(_noting(name, watch))
+    try:
+        with evaluating(model):
+            model(*example_inputs)
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__} fails on its example inputs "
+            f"({', '.join(_describe(x) for x in example_inputs)}): "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error!r}. "
+            "Pass example_inputs that the model accepts."
+        ) from error
+    return watch
+
+
+def observe(model: nn.Module, example_inputs: Sequence[Any]) -> Watch:
+    """Watch a run of a copy, on the meta device (no data, no time); for real where that fails.
+
+    Raises:
+        TraceError: the model fails on its example inputs.
+    """
+    try:
+        inputs = map_tensors(lambda x: x.to("meta"), tuple(example_inputs))
+        return _watch(meta_copy(model), inputs)
+    except Exception:  # whatever a model does that meta tensors can't: run it for real
+        return _watch(isolated_copy(model), copy.deepcopy(tuple(example_inputs)))
+
+
+def first_failure(model: nn.Module, example_inputs: Sequence[Any]) -> tuple[str, Exception] | None:
+    """Run ``model``, a copy, once; the innermost module that raises and its error, or None."""
+    entered: list[str] = []
+    for name, module in list(model.named_modules()):
+        module.register_forward_pre_hook(lambda *_, name=name: entered.append(name))
+        module.register_forward_hook(lambda *_: entered.pop() and None)
+    try:
+        with evaluating(model):
+            model(*example_inputs)
+    except Exception as error:
+        return (entered[-1] if entered else ""), error
+    return None
+
+
+def _noting(name: str, watch: Watch) -> Any:
+    def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        watch.note(name, args, output)
+
+    return hook
+
+
+def _describe(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, torch.Tensor) else repr(value)

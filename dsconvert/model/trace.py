@@ -1,0 +1,296 @@
+"""Model -> Trace: the graph, the convolution sites with their shapes, and what is dead.
+
+Two sources are combined. torch.fx says what feeds what (is there a nearest upsample right before
+this convolution, a batch normalisation behind it?). One forward pass on example inputs, watched
+through hooks, says which modules really run, how often, and at which shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from dsconvert.errors import TraceError
+from dsconvert.model.graph import ConvTypes, TracedGraph, trace_graph
+from dsconvert.model.norms import norm_kind
+from dsconvert.model.observe import Watch, observe
+from dsconvert.records import Site, Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """A :class:`~dsconvert.records.Trace` together with the live graph it was read from."""
+
+    trace: Trace
+    recorded: TracedGraph
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The torch.fx graph."""
+        return self.recorded.graph
+
+
+def _dead(model: nn.Module, watch: Watch, graph: fx.Graph, opaque: dict[str, str]) -> list[str]:
+    """Topmost modules with parameters of which nothing runs, and whose weights nobody reads."""
+    read = [str(n.target) for n in graph.nodes if n.op == "get_attr"]
+    # torch's own modules are leaves too (attention reads the weight of a child it never calls).
+    leaves = {*opaque, *(str(n.target) for n in graph.nodes if n.op == "call_module")}
+    dead: list[str] = []
+    for name, module in model.named_modules():
+        if not name or next(module.parameters(), None) is None:
+            continue
+        if any(name == d or name.startswith(f"{d}.") for d in dead):
+            continue
+        if any(name == r or name.startswith(f"{r}.") or r.startswith(f"{name}.") for r in read):
+            continue
+        # Inside a leaf the graph can't tell whether a weight is read without a call.
+        if any(name.startswith(f"{leaf}.") for leaf in leaves):
+            continue
+        if not any(ran == name or ran.startswith(f"{name}.") for ran in watch.calls):
+            dead.append(name)
+    return dead
+
+
+def _nearest_x2(module: nn.Module | None) -> bool:
+    return (
+        isinstance(module, nn.Upsample)
+        and module.mode == "nearest"
+        and module.size is None
+        and module.scale_factor in (2, 2.0, (2, 2), (2.0, 2.0))
+    )
+
+
+class _Surroundings:
+    """What stands right before and right behind a convolution in the graph."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: fx.Graph,
+        noise_types: tuple[type[nn.Module], ...],
+        norm_types: tuple[type[nn.Module], ...],
+    ) -> None:
+        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self._noise = noise_types
+        self._norms = (nn.BatchNorm2d, *norm_types)
+        self._nodes: dict[str, list[fx.Node]] = {}
+        for node in graph.nodes:
+            if node.op == "call_module":
+                self._nodes.setdefault(str(node.target), []).append(node)
+
+    def _module(self, node: Any) -> nn.Module | None:
+        if isinstance(node, fx.Node) and node.op == "call_module":
+            return self._modules.get(str(node.target))
+        return None
+
+    def _only_user(self, node: fx.Node) -> fx.Node | None:
+        return next(iter(node.users)) if len(node.users) == 1 else None
+
+    def nodes(self, name: str) -> int:
+        return len(self._nodes.get(name, ()))
+
+    def look(self, name: str) -> tuple[str | None, str | None, str | None, bool]:
+        """(upsample, noise, batchnorm, absorbs_scale) around the only call of ``name``."""
+        nodes = self._nodes.get(name, [])
+        if len(nodes) != 1 or not nodes[0].args:
+            return None, None, None, False
+        node = nodes[0]
+        before = node.args[0]
+        upsample = None
+        if (
+            isinstance(before, fx.Node)
+            and _nearest_x2(self._module(before))
+            and len(before.users) == 1
+            and self.nodes(str(before.target)) == 1
+        ):
+            upsample = str(before.target)
+        noise = batchnorm = None
+        after = self._only_user(node)
+        if after is not None and isinstance(self._module(after), self._noise):
+            noise = str(after.target)
+            after = self._only_user(after)
+        if (
+            after is not None
+            and isinstance(self._module(after), self._norms)
+            and self.nodes(str(after.target)) == 1
+        ):
+            batchnorm = str(after.target)
+        absorbs = batchnorm is not None and (noise is None or self.nodes(noise) == 1)
+        return upsample, noise, batchnorm, absorbs
+
+
+_COMPUTING = ("forward", "_conv_forward", "__call__")
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value[0]), int(value[1]))
+
+
+def _custom(conv: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
+    """The class of a convolution with a ``forward`` of its own (timm's same-padding, say)."""
+    plain = nn.ConvTranspose2d if isinstance(conv, nn.ConvTranspose2d) else nn.Conv2d
+    # A parametrisation makes a class of its own too, but leaves these alone.
+    kind: Any = type(conv)
+    own = any(getattr(kind, n, None) is not getattr(plain, n, None) for n in _COMPUTING)
+    return kind.__name__ if own or "forward" in vars(conv) else None
+
+
+def _aliases(model: nn.Module) -> tuple[tuple[str, str], ...]:
+    first = {module: name for name, module in model.named_modules()}
+    return tuple(
+        (name, first[module])
+        for name, module in model.named_modules(remove_duplicate=False)
+        if name != first[module]
+    )
+
+
+def _locked(
+    model: nn.Module, graph: fx.Graph, watch: Watch | None, leaf_types: tuple[type[nn.Module], ...]
+) -> dict[str, str]:
+    """Convolutions that must stay what they are, and why: somebody else uses what they hold.
+
+    What a declared leaf does with a convolution inside it is that leaf's business: it was declared
+    by an adapter that knows it.
+    """
+    exempt = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, leaf_types))
+    convs = {n: m for n, m in model.named_modules() if isinstance(m, ConvTypes)}
+    locked: dict[str, str] = {}
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    for names in owners.values():
+        for name in names:
+            if len(names) > 1 and name in convs:
+                other = next(n for n in names if n != name) or "the model itself"
+                locked[name] = f"it shares a parameter with {other}"
+    for node in graph.nodes:
+        owner, _, attribute = str(node.target).rpartition(".")
+        if node.op == "get_attr" and (
+            owner in convs or owner.split(".parametrizations")[0] in convs
+        ):
+            owner = owner.split(".parametrizations")[0]
+            locked.setdefault(owner, f"its {attribute} is read outside the convolution itself")
+    for name, attribute in (watch.reads if watch else {}).items():
+        if not name.startswith(exempt):
+            locked.setdefault(name, f"its {attribute} is read outside the convolution itself")
+    for name, extra in (watch.extra if watch else {}).items():
+        locked.setdefault(name, f"it is called with {extra}, which plain layers do not take")
+    return locked
+
+
+def _site(
+    name: str,
+    conv: nn.Conv2d | nn.ConvTranspose2d,
+    watch: Watch | None,
+    around: Any,
+    locked: str | None,
+) -> Site:
+    upsample, noise, batchnorm, absorbs = around
+    calls = watch.calls.get(name, 0) if watch else None
+    out = watch.outputs.get(name) if watch else None
+    inp = watch.inputs.get(name) if watch else None
+    kh, kw = _pair(conv.kernel_size)
+    macs = None
+    if calls is not None:
+        spot = conv.in_channels * conv.out_channels // conv.groups * kh * kw
+        grid = inp if isinstance(conv, nn.ConvTranspose2d) else out
+        macs = calls * spot * grid[-1] * grid[-2] if grid is not None else 0
+    return Site(
+        name=name,
+        kind="transposed" if isinstance(conv, nn.ConvTranspose2d) else "conv",
+        in_channels=conv.in_channels,
+        out_channels=conv.out_channels,
+        kernel_size=(kh, kw),
+        stride=_pair(conv.stride),
+        padding=conv.padding if isinstance(conv.padding, str) else _pair(conv.padding),
+        dilation=_pair(conv.dilation),
+        output_padding=_pair(conv.output_padding),
+        groups=conv.groups,
+        padding_mode=conv.padding_mode,
+        bias=conv.bias is not None,
+        norm=norm_kind(conv),
+        calls=calls,
+        input_shape=inp,
+        output_shape=out,
+        upsample=upsample,
+        noise=noise,
+        batchnorm=batchnorm,
+        absorbs_scale=absorbs,
+        custom=_custom(conv),
+        locked=locked,
+        # Spectral norm stores one kernel; weight norm adds a gain per slice, not counted here.
+        params=conv.in_channels * conv.out_channels // conv.groups * kh * kw
+        + (conv.out_channels if conv.bias is not None else 0),
+        macs=macs,
+    )
+
+
+def trace(
+    model: nn.Module,
+    *,
+    example_inputs: Sequence[Any] | None = None,
+    leaves: Sequence[str] = (),
+    leaf_types: tuple[type[nn.Module], ...] = (),
+    noise_types: tuple[type[nn.Module], ...] = (),
+    norm_types: tuple[type[nn.Module], ...] = (),
+    unused: Sequence[str] = (),
+) -> Traced:
+    """Find the convolution sites of ``model``.
+
+    Args:
+        model: any module with 2-D convolutions; left as it was.
+        example_inputs: positional arguments of one forward call, batch 1 (or N). Without them
+            shapes, MACs and dead modules stay unknown.
+        leaves: names of modules that torch.fx must not look into.
+        leaf_types: the same, by class (an adapter's).
+        noise_types: modules that only add noise to their input.
+        norm_types: batch normalisations other than ``nn.BatchNorm2d``.
+        unused: modules that an adapter knows to run never, whatever the model is called with.
+
+    Raises:
+        TraceError: the model's own ``forward`` can't be traced, a named leaf does not exist, or
+            the model fails on its example inputs.
+    """
+    names = {n for n, _ in model.named_modules(remove_duplicate=False)}
+    if unknown := sorted(set(leaves) - names):
+        raise TraceError(f"no such module to keep as a leaf: {', '.join(unknown)}.")
+    leaf_types = (*leaf_types, *noise_types, *norm_types)
+    examples = None if example_inputs is None else tuple(example_inputs)
+    # First: a model that does not run on its inputs is to be told so, and not how it is traced.
+    watch = observe(model, examples) if examples is not None else None
+    recorded = trace_graph(
+        model, examples=examples, leaf_types=leaf_types, leaf_names=frozenset(leaves)
+    )
+    graph, opaque = recorded.graph, recorded.opaque
+    around = _Surroundings(model, graph, noise_types, norm_types)
+    locked = _locked(model, graph, watch, leaf_types)
+    sites = tuple(
+        _site(name, module, watch, around.look(name), locked.get(name))
+        for name, module in model.named_modules()
+        if isinstance(module, ConvTypes)
+    )
+    if watch is not None:
+        live = {s.name for s in sites if s.calls}
+        order = [n for n in watch.calls if n in live]
+    else:
+        live = {s.name for s in sites}
+        order = [str(n.target) for n in graph.nodes if n.op == "call_module" and n.target in live]
+    return Traced(
+        trace=Trace(
+            model=type(model).__name__,
+            sites=sites,
+            order=tuple(dict.fromkeys(order)),
+            dead=tuple(_dead(model, watch, graph, opaque)) if watch else (),
+            leaves=tuple(opaque),
+            shapes_known=watch is not None,
+            note=None if watch else "no example inputs were given, so nothing was run",
+            modules=tuple(n for n, _ in model.named_modules() if n),
+            aliases=_aliases(model),
+            unused=tuple(unused),
+        ),
+        recorded=recorded,
+    )

@@ -1,0 +1,1 @@
+"""The discriminator of Projected GAN and its backbone."""

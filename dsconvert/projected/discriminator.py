@@ -1,0 +1,219 @@
+"""The projected, multi-scale discriminator (Sauer et al. 2021), names as in the official files.
+
+It lives with the training code, not with the Projected GAN adapter: it judges the images of any
+generator, and the library may not import an adapter. Its state dict is the official one's, both
+ways.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import spectral_norm
+
+from dsconvert.errors import TrainingError
+from dsconvert.projected.augment import POLICIES, diffaugment
+from dsconvert.projected.lite0 import Weights, three_channels
+from dsconvert.projected.projector import RESOLUTIONS, Projector
+
+HEAD_CHANNELS = {8: 512, 16: 256, 32: 128, 64: 64, 128: 64}
+"""Map size in a head to its channels; the first map of a head has those of the projector."""
+SIDE = 224
+"""Images smaller than this are enlarged to it, as the backbone was trained on."""
+CLASS_ROWS = 1000
+"""Rows of the class embedding at least: the official code makes as many whatever the data."""
+
+
+def _conv(inputs: int, outputs: int, stride: int, padding: int, *, bias: bool) -> Any:
+    return spectral_norm(nn.Conv2d(inputs, outputs, 4, stride, padding, bias=bias))
+
+
+class DownBlock(nn.Module):
+    """(N, I, H, W) to (N, O, H/2, W/2)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            _conv(inputs, outputs, 2, 1, bias=True),
+            nn.BatchNorm2d(outputs),
+            nn.LeakyReLU(0.2, inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Halve the map."""
+        return self.main(x)
+
+
+def _down(channels: int, start: int) -> list[nn.Module]:
+    blocks: list[nn.Module] = []
+    while start > 8:
+        start //= 2
+        blocks.append(DownBlock(channels, HEAD_CHANNELS[start]))
+        channels = HEAD_CHANNELS[start]
+    return blocks
+
+
+class Head(nn.Module):
+    """One unconditional head: a map to a plane of logits."""
+
+    def __init__(self, channels: int, start: int) -> None:
+        super().__init__()
+        self.start_sz = start
+        last = _conv(HEAD_CHANNELS[8], 1, 1, 0, bias=False)
+        self.main = nn.Sequential(*_down(channels, start), last)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # noqa: ARG002
+        """(N, C, H, W) to (N, 1, h, w); ``c`` is not used."""
+        return self.main(x)
+
+
+class HeadCond(nn.Module):
+    """One conditional head: the logit is a projection on an embedding of the class."""
+
+    def __init__(
+        self,
+        channels: int,
+        start: int,
+        *,
+        rows: int = CLASS_ROWS,
+        cmap_dim: int = 64,
+        embedding_dim: int = 128,
+    ) -> None:
+        super().__init__()
+        self.start_sz, self.cmap_dim = start, cmap_dim
+        self.main = nn.Sequential(*_down(channels, start))
+        self.cls = _conv(HEAD_CHANNELS[8], cmap_dim, 1, 0, bias=False)
+        self.embed = nn.Embedding(rows, embedding_dim)
+        self.embed_proj = nn.Sequential(
+            nn.Linear(embedding_dim, cmap_dim), nn.LeakyReLU(0.2, inplace=True)
+        )
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """(N, C, H, W) and one-hot (N, classes) to (N, 1, h, w)."""
+        out = self.cls(self.main(x))
+        wanted = self.embed_proj(self.embed(c.argmax(1)))[:, :, None, None]
+        return (out * wanted).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
+
+
+class Heads(nn.Module):
+    """One head a map of the projector."""
+
+    def __init__(self, channels: tuple[int, ...], *, num_discs: int, cond: bool, rows: int) -> None:
+        super().__init__()
+        self.disc_in_channels = list(channels[:num_discs])
+        self.disc_in_res = list(RESOLUTIONS[:num_discs])
+        made: dict[str, nn.Module] = {}
+        pairs = zip(self.disc_in_channels, self.disc_in_res, strict=True)
+        for i, (width, start) in enumerate(pairs):
+            made[str(i)] = HeadCond(width, start, rows=rows) if cond else Head(width, start)
+        self.mini_discs = nn.ModuleDict(made)
+
+    def forward(self, maps: list[Tensor], c: Tensor) -> Tensor:
+        """All logits of all heads, (N, L)."""
+        found = [
+            self.mini_discs[str(i)](maps[i], c).flatten(1) for i in range(len(self.mini_discs))
+        ]
+        return torch.cat(found, dim=1)
+
+
+class ProjectedDiscriminator(nn.Module):
+    """Images (N, C, R, R) in [-1, 1] and one-hot classes (N, classes) to logits (N, L).
+
+    Args:
+        resolution: of the images; below 224 they are enlarged to that (bilinear).
+        classes: 0 for unconditional heads.
+        augment: DiffAugment policies, () for none.
+        cout: channels of the finest projected map.
+        expand: see :class:`Projector`.
+        num_discs: heads, from the finest map on.
+        weights: of the backbone, see :func:`dsconvert.projected.lite0.lite0`.
+        rows: rows of the class embedding; None: 1000, or ``classes`` where that is more.
+
+    Raises:
+        MissingExtraError: timm or the backbone's weights are not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        resolution: int,
+        classes: int = 0,
+        augment: tuple[str, ...] = tuple(POLICIES),
+        cout: int = 64,
+        expand: bool = True,
+        num_discs: int = 4,
+        weights: Weights = "auto",
+        rows: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.augment, self.interp224 = augment, resolution < SIDE
+        self.resolution, self.classes = resolution, classes
+        self.feature_network = Projector(cout=cout, expand=expand, weights=weights)
+        self.discriminator = Heads(
+            self.feature_network.channels,
+            num_discs=num_discs,
+            cond=classes > 0,
+            rows=rows or max(CLASS_ROWS, classes),
+        )
+
+    @classmethod
+    def from_state(
+        cls,
+        state: Mapping[str, Tensor],
+        *,
+        resolution: int,
+        classes: int = 0,
+        augment: tuple[str, ...] = tuple(POLICIES),
+    ) -> ProjectedDiscriminator:
+        """A discriminator with the state dict of an official one; its widths are read off shapes.
+
+        Raises:
+            TrainingError: the tensors are not those of an official ``fastgan`` discriminator.
+            MissingExtraError: timm is not installed.
+        """
+        prefix = "discriminator.mini_discs."
+        try:
+            ccm = [state[f"feature_network.scratch.layer{i}_ccm.weight"].shape[0] for i in range(4)]
+            embed = state.get(f"{prefix}0.embed.weight")
+            made = _quietly(
+                cls,
+                resolution=resolution,
+                classes=classes or (embed.shape[0] if embed is not None else 0),
+                augment=augment,
+                cout=ccm[0],
+                expand=ccm[1] != ccm[0],
+                num_discs=len({k.split(".")[2] for k in state if k.startswith(prefix)}),
+                rows=None if embed is None else embed.shape[0],
+            )
+            made.load_state_dict(state)
+        except (KeyError, RuntimeError, IndexError) as error:
+            raise TrainingError(
+                "the file's discriminator is not one of cfg fastgan or fastgan_lite "
+                f"({str(error)[:300]}). Start with a new one instead (--new-discriminator)."
+            ) from error
+        return made
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Logits of ``x``, augmented anew in each call; gradients flow to ``x``."""
+        x = diffaugment(x, self.augment)
+        return self.discriminator(self.features(x), c)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The projected maps of ``x``, not augmented."""
+        x = three_channels(x)
+        if self.interp224:
+            x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", align_corners=False)
+        return self.feature_network(x)
+
+
+def _quietly(cls: type[ProjectedDiscriminator], **options: Any) -> ProjectedDiscriminator:
+    """Build one whose backbone is about to be overwritten: no weights, and no warning of that."""
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore")
+        return cls(weights="random", **options)

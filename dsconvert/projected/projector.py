@@ -1,0 +1,97 @@
+"""The frozen feature space of Projected GAN: a pretrained network and random mixing of its maps.
+
+Sauer et al., "Projected GANs Converge Faster" (NeurIPS 2021), section 3: four maps of
+EfficientNet-Lite0 (1/4 to 1/32 of the image), cross-channel mixing (CCM: a random 1x1 convolution
+a map) and cross-scale mixing (CSM: from the coarsest map up, random 1x1 convolutions and bilinear
+upsampling). Nothing in it is ever trained. Child names are those of the official files.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsconvert.projected.lite0 import Weights, lite0
+
+BACKBONE_CHANNELS = (24, 40, 112, 320)
+RESOLUTIONS = (128, 64, 32, 16)
+"""Map sizes that the heads are built for. The official code fixes them to what a 256 px image
+gives, whatever the data set's size."""
+
+
+class Fusion(nn.Module):
+    """One step of cross-scale mixing: add the finer map, double the size, mix the channels."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.out_conv = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, coarse: Tensor, fine: Tensor | None = None) -> Tensor:
+        """(N, I, H, W), twice, to (N, O, 2H, 2W).
+
+        Bilinear weights sum to one, so the 1x1 convolution commutes with the upsampling; it runs
+        first here, on a quarter of the pixels.
+        """
+        mixed = self.out_conv(coarse if fine is None else coarse + fine)
+        return F.interpolate(mixed, scale_factor=2, mode="bilinear", align_corners=True)
+
+
+class Projector(nn.Module):
+    """Images (N, 3, H, W) in [-1, 1] to four maps, the finest first.
+
+    For an image of 256 px and ``cout`` 64 they are (64, 128, 128), (64, 64, 64), (128, 32, 32) and
+    (256, 16, 16).
+
+    Args:
+        cout: channels of the finest mixed map.
+        expand: whether coarser maps have more channels (x2 a level), as the official default.
+        weights: see :func:`dsconvert.projected.lite0.lite0`.
+
+    Raises:
+        MissingExtraError: timm or the backbone's weights are not installed.
+    """
+
+    def __init__(self, *, cout: int = 64, expand: bool = True, weights: Weights = "auto") -> None:
+        super().__init__()
+        net = lite0(weights=weights, extra="train", purpose="the projected discriminator")
+        self.cout, self.expand = cout, expand
+        self.pretrained = nn.Module()
+        # timm's normalisation holds the activation that once was a module beside it (place 2).
+        stem = (net.conv_stem, net.bn1, nn.Identity())
+        self.pretrained.layer0 = nn.Sequential(*stem, *net.blocks[0:2])
+        self.pretrained.layer1 = nn.Sequential(*net.blocks[2:3])
+        self.pretrained.layer2 = nn.Sequential(*net.blocks[3:5])
+        self.pretrained.layer3 = nn.Sequential(*net.blocks[5:9])
+        width = [cout * 2**i if expand else cout for i in range(4)]
+        self.scratch = nn.Module()
+        for i, (inputs, outputs) in enumerate(zip(BACKBONE_CHANNELS, width, strict=True)):
+            self.scratch.add_module(f"layer{i}_ccm", nn.Conv2d(inputs, outputs, 1))
+        out = [cout, *(w // 2 for w in width[1:])] if expand else width
+        for i in reversed(range(4)):
+            self.scratch.add_module(f"layer{i}_csm", Fusion(width[i], out[i]))
+        self.channels = tuple(out)
+        self.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> Projector:  # noqa: ARG002
+        """Stays in eval mode: its normalisations must never follow the images."""
+        return super().train(False)
+
+    def backbone(self, x: Tensor) -> list[Tensor]:
+        """The backbone's own four maps, unmixed."""
+        maps: list[Tensor] = []
+        for i in range(4):
+            x = self.pretrained.get_submodule(f"layer{i}")(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The four mixed maps; gradients flow to ``x``."""
+        scratch = self.scratch
+        mixed = [scratch.get_submodule(f"layer{i}_ccm")(m) for i, m in enumerate(self.backbone(x))]
+        y: Tensor = scratch.get_submodule("layer3_csm")(mixed[3])
+        maps = [y]
+        for i in (2, 1, 0):
+            y = scratch.get_submodule(f"layer{i}_csm")(y, mixed[i])
+            maps.append(y)
+        return maps[::-1]

@@ -1,0 +1,23 @@
+"""The frozen records that the stages hand to each other. No torch, no printing."""
+
+from __future__ import annotations
+
+from dsconvert.records.plan import Action, Decision, Plan
+from dsconvert.records.results import Conversion, Cost, Export, Fit, LayerCost
+from dsconvert.records.sites import NormKind, Shape, Site, Trace, within
+
+__all__ = [
+    "Action",
+    "Conversion",
+    "Cost",
+    "Decision",
+    "Export",
+    "Fit",
+    "LayerCost",
+    "NormKind",
+    "Plan",
+    "Shape",
+    "Site",
+    "Trace",
+    "within",
+]

@@ -1,0 +1,1 @@
+"""Read and write a pickle as inert data; nothing in it runs. Knows nothing of GANs."""

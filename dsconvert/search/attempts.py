@@ -1,0 +1,134 @@
+"""Plans that were run as a whole, and what each of them promises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from dsconvert.model.inputs import Inputs
+from dsconvert.model.trace import Traced
+from dsconvert.records import Plan, Site
+from dsconvert.search.clock import Clock
+from dsconvert.search.decide import as_it_is, changes_nothing, macs_of
+from dsconvert.search.records import Probe, Promise, Target
+from dsconvert.search.units import figure
+from dsconvert.search.verify import Figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What stays the same while layouts and rounds go by."""
+
+    model: nn.Module
+    traced: Traced
+    inputs: Inputs
+    base: Plan
+    """Decisions for the convolutions that are not free (dead, kept on request)."""
+    free: tuple[Site, ...]
+    targets: tuple[Target, ...]
+    clock: Clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """A plan that was run as a whole, beside the original."""
+
+    plan: Plan
+    loss: float
+    before: Figures
+    got: Figures
+
+    def overrun(self, targets: Sequence[Target]) -> float:
+        """The worst ratio of a figure to its budget; at most 1 where every target is met."""
+        return max(
+            self.got[t.metric].value / t.budget(self.before[t.metric].value) for t in targets
+        )
+
+    def sensible(self, probe: Probe) -> bool:
+        """Not slower than the original, and no more MACs but for a gain in time."""
+        if changes_nothing(self.plan):
+            return True
+        if any(self.got[m].value > self.before[m].value for m in probe.timed):
+            return False
+        macs = macs_of(self.plan)
+        if macs is None or macs[1] <= macs[0]:
+            return True
+        pairs = [(self.got[m].reading, self.before[m].reading) for m in probe.timed]
+        return any(a is not None and b is not None and a.below(b) for a, b in pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """A layout's best plan."""
+
+    plan: Plan
+    probe: Probe
+    promises: tuple[Promise, ...]
+    loss: float
+    overrun: float
+    missed: str | None = None
+    """Why the targets can't be reached, and the nearest; None: they are."""
+    notes: tuple[str, ...] = ()
+
+
+def unchanged(job: Job, before: Figures, reason: str) -> Attempt:
+    """The original as it is."""
+    plan = as_it_is(job.base, job.traced.trace, reason)
+    return Attempt(plan=plan, loss=0.0, before=before, got=before)
+
+
+def solution(
+    job: Job, probe: Probe, attempt: Attempt, *, missed: str | None = None,
+    notes: Sequence[str] = (),
+) -> Solution:  # fmt: skip
+    """What an attempt promises."""
+    promises = tuple(
+        Promise(
+            target=t,
+            before=attempt.before[t.metric].value,
+            promised=attempt.got[t.metric].value,
+        )
+        for t in job.targets
+    )
+    return Solution(
+        plan=attempt.plan,
+        probe=probe,
+        promises=promises,
+        loss=attempt.loss,
+        overrun=attempt.overrun(job.targets),
+        missed=missed,
+        notes=tuple(notes),
+    )
+
+
+def budgets_of(job: Job, before: Figures) -> dict[str, float]:
+    """By metric, what the targets allow where the original costs ``before``."""
+    return {t.metric: t.budget(before[t.metric].value) for t in job.targets}
+
+
+def out_of_reach(targets: Sequence[Target], best: Attempt, alone: Sequence[bool]) -> str:
+    """Say that the targets can't be reached, why not together, and what comes nearest.
+
+    Args:
+        targets: those that were asked for.
+        best: the nearest attempt.
+        alone: whether each target can be reached without the others.
+    """
+    near = ", ".join(
+        f"{m}={best.got[m].value / best.before[m].value:.3g}x "
+        f"({figure(m, best.got[m].value)} of {figure(m, best.before[m].value)})"
+        for m in (t.metric for t in targets)
+    )
+    if changes_nothing(best.plan):
+        near += ", the model left as it is; no other plan that was run is nearer and not slower"
+    asked = ", ".join(t.text for t in targets)
+    if len(targets) == 1:
+        return f"{asked} can't be reached on this device: the nearest is {near}."
+    out = [t.text for t, reached in zip(targets, alone, strict=True) if not reached]
+    why = "each of them can be reached alone, but they contradict each other"
+    if out:
+        are = "is" if len(out) == 1 else "are"
+        why = f"{' and '.join(out)} {are} out of reach without the others, too"
+    return f"{asked} can't be reached together on this device ({why}): the nearest is {near}."

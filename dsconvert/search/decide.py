@@ -1,0 +1,83 @@
+"""Chosen candidates as a plan's decisions, with the reason for each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from dsconvert.core.planner import structural
+from dsconvert.core.rewrite import costed
+from dsconvert.records import Decision, Plan, Site, Trace
+from dsconvert.search.records import TIMED, Candidate, Probe
+from dsconvert.search.units import figure
+
+
+def _metric(probe: Probe) -> str:
+    return next((m for m in probe.metrics if m in TIMED), probe.metrics[0])
+
+
+def as_it_is(base: Plan, trace: Trace, reason: str) -> Plan:
+    """The plan that changes nothing: no convolution rewritten, no norm folded, nothing removed."""
+    decisions = tuple(
+        dataclasses.replace(
+            d, action="keep", rule=None, rank=None, norm="keep", reason=reason,
+            params_after=d.params_before, macs_after=d.macs_before,
+        )
+        for d in base.decisions
+    )  # fmt: skip
+    plan = dataclasses.replace(base, preset="measured", decisions=decisions, remove=())
+    return costed(trace, plan)
+
+
+def changes_nothing(plan: Plan) -> bool:
+    """Whether a plan leaves the model as it is."""
+    return not plan.remove and all(d.action == "keep" and d.norm == "keep" for d in plan.decisions)
+
+
+def macs_of(plan: Plan) -> tuple[float, float] | None:
+    """MACs of the plan's convolutions before and after; None where they are unknown."""
+    if any(d.macs_before is None or d.macs_after is None for d in plan.decisions):
+        return None
+    before = sum(d.macs_before or 0 for d in plan.decisions)
+    return float(before), float(sum(d.macs_after or 0 for d in plan.decisions))
+
+
+def _reason(
+    site: Site, options: Sequence[Candidate], chosen: Candidate, original: Candidate, metric: str
+) -> str:
+    cost = figure(metric, chosen.costs[metric])
+    if chosen.rule is not None:
+        loss = f"error {100 * chosen.loss:.3g} % before the fit" if chosen.loss else "exact"
+        return f"{figure(metric, original.costs[metric])} > {cost} here; {loss}"
+    if (why := structural(site)) is not None:
+        return why
+    if all(c.costs[metric] >= chosen.costs[metric] for c in options):
+        what = "faster" if metric in TIMED else "smaller"
+        return f"nothing measured is {what} here ({cost})"
+    return f"the target leaves room for it ({cost})"
+
+
+def decided(
+    base: Plan,
+    trace: Trace,
+    sites: Sequence[Site],
+    options: Sequence[Sequence[Candidate]],
+    chosen: Sequence[int],
+    originals: Sequence[Candidate],
+    probe: Probe,
+) -> Plan:
+    """``base`` with the decisions of ``sites`` replaced by the chosen candidates."""
+    metric = _metric(probe)
+    new: dict[str, Decision] = {d.site: d for d in base.decisions}
+    for site, forms, index, original in zip(sites, options, chosen, originals, strict=True):
+        form = forms[index]
+        new[site.name] = dataclasses.replace(
+            new[site.name],
+            action="keep" if form.rule is None else "rewrite",
+            rule=form.rule,
+            rank=form.rank,
+            norm="fold",
+            reason=_reason(site, forms, form, original, metric),
+        )
+    decisions = tuple(new[d.site] for d in base.decisions)
+    return costed(trace, dataclasses.replace(base, preset="measured", decisions=decisions))

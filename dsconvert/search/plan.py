@@ -1,0 +1,292 @@
+"""A plan for a target: profile the convolutions, solve, and check on the whole model.
+
+What a convolution costs by itself is measured in :mod:`dsconvert.search.sites`; how a plan is
+found among the forms, and held against the whole model, is in :mod:`dsconvert.search.search`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dsconvert.adapter import adapter_for
+from dsconvert.bench import Settings, settle
+from dsconvert.core.pipeline import analyse
+from dsconvert.core.planner import make_plan, structural
+from dsconvert.errors import MissedTargetError, UsageError
+from dsconvert.model.graph import ConvTypes
+from dsconvert.model.inputs import Inputs, sampler_of
+from dsconvert.records import Plan
+from dsconvert.search.attempts import Job, Solution, solution, unchanged
+from dsconvert.search.clock import ORIGINAL, Clock, MachineClock
+from dsconvert.search.decide import changes_nothing
+from dsconvert.search.doubts import much_slower
+from dsconvert.search.parts import Parts
+from dsconvert.search.profile import Profile
+from dsconvert.search.records import TIMED, Probe, Promise, Target
+from dsconvert.search.search import search
+from dsconvert.search.sites import Forms, samples
+from dsconvert.search.solve import solver
+from dsconvert.search.targets import parse_targets
+from dsconvert.search.timer import Timer
+from dsconvert.search.units import figure
+from dsconvert.search.verify import Figures, whole_costs
+from dsconvert.util.progress import reports_progress
+
+_LAYOUT = "measured in channels_last: run it after .to(memory_format=torch.channels_last)"
+_MET = "left as it is: the original meets every target"
+_REPEAT = "Times vary widely here: if something else runs on this machine, try again without it."
+_CHECKED = 2
+"""Convolutions, the largest ones, whose times of an earlier run are compared with new ones."""
+Progress = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredPlan:
+    """A plan, the layout it was measured in, and what it promises for each target."""
+
+    plan: Plan
+    channels_last: bool
+    """Whether the model is to run with ``.to(memory_format=torch.channels_last)``."""
+    promises: tuple[Promise, ...]
+    loss: float
+    """Sum of the relative errors of the convolutions, before any fit."""
+    probe: Probe
+    measured: int
+    """How many times were measured now; the others were known from the profile."""
+    profile: str
+    """Where the profile is kept."""
+    missed: str | None = None
+    """Why the targets can't be reached (``best_effort`` alone returns such a plan)."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures should know."""
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the plan leaves the model as it is."""
+        return changes_nothing(self.plan)
+
+    def __str__(self) -> str:
+        lines = [str(self.plan)]
+        for p in self.promises:
+            lines.append(
+                f"{p.target.text}: {figure(p.metric, p.before)} before, "
+                f"{figure(p.metric, p.promised)} promised"
+            )
+        return "\n".join(lines)
+
+
+@reports_progress
+def plan_measured(
+    model: nn.Module,
+    targets: Sequence[str | Target],
+    *,
+    batch: int = 1,
+    train_batch: int = 4,
+    settings: Settings | None = None,
+    layouts: Sequence[bool] = (False,),
+    keep: Sequence[str] = (),
+    refit: Sequence[str] = (),
+    remove: Sequence[str] = (),
+    leaves: Sequence[str] = (),
+    inputs: Inputs | None = None,
+    calibrate: int = 8,
+    seed: int = 0,
+    repeats: int = 5,
+    remeasure: bool = False,
+    cache: Path | None = None,
+    clock: Clock | None = None,
+    best_effort: bool = False,
+    progress: Progress | None = None,
+) -> MeasuredPlan:
+    """The plan with the least loss that meets every target on this device.
+
+    The loss of a convolution's form is the relative squared error of its output on the original's
+    own activations (``calibrate`` samples), or the energy that its kernel loses (``calibrate=0``);
+    both before any fit. A convolution stays dense where nothing measured is faster. Where the
+    original meets every target it is left as it is, and no convolution is measured.
+
+    Times that contradict each other are measured again, a bounded number of times; see
+    :mod:`dsconvert.search.doubts`.
+
+    Args:
+        model: left as it was.
+        targets: for example ``["latency=0.2x", "params=20M"]``; see
+            :func:`~dsconvert.search.targets.parse_target`.
+        batch: of the forward pass whose latency counts.
+        train_batch: of the forward + backward that ``train-time`` and ``memory`` are about.
+        settings: device, type, threads; default: the device at hand, float32.
+        layouts: memory layouts to try; True is channels_last. The one with less loss wins, and the
+            plan's note says if the model has to be put into it (a file does not keep it).
+        keep: as for :func:`dsconvert.plan`.
+        refit: as for :func:`dsconvert.plan`.
+        remove: as for :func:`dsconvert.plan`.
+        leaves: names of modules that torch.fx must not look into.
+        inputs: sampler of inputs; an adapter's is used otherwise.
+        calibrate: samples for the losses.
+        seed: of these samples.
+        repeats: timed runs of each form.
+        remeasure: take no time from an earlier run.
+        cache: folder of the profiles; None: the user's cache folder.
+        clock: what measures times; None: the device.
+        best_effort: return the nearest plan where the targets can't be reached, with the reason
+            under ``missed``, instead of raising.
+        progress: called with ``(stage, done, total, detail)``.
+
+    Raises:
+        TargetError: a target is malformed.
+        MissedTargetError: the targets are out of reach; the message names the nearest.
+        MissingExtraError: scipy is not installed.
+        DsconvertError: the model can't be traced or run.
+    """
+    wanted = parse_targets(targets)
+    solver()  # what is missing is missed now, not after minutes of work
+    settings = settle(settings or Settings())
+    if inputs is None:
+        if adapter_for(model) is None:
+            raise UsageError(
+                f"a plan for {type(model).__name__} can't be measured: nothing says what its "
+                "inputs look like; pass inputs=lambda n, generator: (...)."
+            )
+        inputs = sampler_of(model)
+    found = analyse(model, leaves=leaves, inputs=inputs).traced
+    base = make_plan(found.trace, preset="exact", keep=keep, refit=refit, remove=remove)
+    held = {d.site for d in base.decisions if d.requested}
+    free = tuple(
+        s for s in found.trace.sites if s.calls and s.name not in held and s.locked is None
+    )
+    job = Job(
+        model=model, traced=found, inputs=inputs, base=base, free=free, targets=wanted,
+        clock=clock or MachineClock(),
+    )  # fmt: skip
+    profile = Profile(settings, folder=cache, remeasure=remeasure)
+    metrics = tuple(dict.fromkeys(t.metric for t in wanted))
+    # Counts do not depend on the layout.
+    tried = tuple(dict.fromkeys(layouts)) if any(m in TIMED for m in metrics) else (False,)
+    probes = [
+        Probe(
+            metrics=metrics,
+            batch=batch,
+            train_batch=train_batch,
+            channels_last=layout,
+            settings=settings,
+            repeats=repeats,
+        )
+        for layout in tried
+    ]
+    plain = dataclasses.replace(probes[0], channels_last=False)
+    before = whole_costs(model, {}, inputs, plain, clock=job.clock)[ORIGINAL]
+    if all(_met(t, before) for t in wanted):
+        best = solution(job, plain, unchanged(job, before, _MET))
+    else:
+        losses = _samples(job, calibrate, seed, progress)
+        solutions: list[Solution] = []
+        for probe in probes:
+            try:
+                timer = Timer(probe=probe, profile=profile, clock=job.clock)
+                parts = _parts(job, timer, losses, progress)
+                solutions.append(search(job, probe, parts, before, progress))
+            finally:
+                profile.save()
+        best = min(
+            solutions,
+            key=lambda s: (s.missed is not None, s.overrun if s.missed else s.loss, s.overrun),
+        )
+    varied = _varied(profile)
+    missed = best.missed
+    if missed is not None:
+        missed = " ".join([missed, "Ask for no less than that.", *(_REPEAT for _ in varied)])
+        if not best_effort:
+            raise MissedTargetError(missed)
+    plan = best.plan
+    if best.probe.channels_last and not changes_nothing(plan):
+        plan = dataclasses.replace(plan, note="; ".join(n for n in (plan.note, _LAYOUT) if n))
+    return MeasuredPlan(
+        plan=plan,
+        channels_last=best.probe.channels_last and not changes_nothing(plan),
+        promises=best.promises,
+        loss=best.loss,
+        probe=best.probe,
+        measured=profile.measured,
+        profile=str(profile.path),
+        missed=missed,
+        notes=(*profile.notes, *varied, *best.notes),
+    )
+
+
+def _met(target: Target, before: Figures) -> bool:
+    """Whether the original meets a target, beyond doubt."""
+    if target.ratio is not None:
+        return target.ratio >= 1
+    figures = before[target.metric]
+    highest = figures.value if figures.reading is None else figures.reading.high
+    return highest <= target.budget(figures.value)
+
+
+def _varied(profile: Profile) -> list[str]:
+    if not profile.unsettled:
+        return []
+    return [
+        f"{profile.unsettled} times vary widely, also when measured again: something else runs on "
+        "this machine"
+    ]
+
+
+def _samples(job: Job, calibrate: int, seed: int, progress: Progress | None) -> Mapping[str, Any]:
+    if calibrate <= 0:
+        return {}
+    if progress is not None:
+        progress("activations", 0, 1, "")
+    generator = torch.Generator().manual_seed(seed)
+    like = next(job.model.parameters(), torch.empty(0))
+    batches = [
+        tuple(
+            a.to(like.device, like.dtype if a.is_floating_point() else a.dtype)
+            if isinstance(a, torch.Tensor)
+            else a
+            for a in job.inputs(min(4, calibrate - start), generator)
+        )
+        for start in range(0, calibrate, 4)
+    ]
+    return samples(job.model, job.free, batches)
+
+
+def _parts(job: Job, timer: Timer, losses: Mapping[str, Any], progress: Progress | None) -> Parts:
+    """The forms of every free convolution, and what each costs as it is."""
+    modules = dict(job.model.named_modules())
+    parts = Parts()
+    for site in job.free:
+        conv = modules[site.name]
+        if not isinstance(conv, ConvTypes):
+            raise UsageError(f"{site.name} is a {type(conv).__name__}, not a convolution.")
+        parts.forms.append(
+            Forms(
+                conv,
+                site,
+                timer,
+                sample=losses.get(site.name),
+                fixed=structural(site) is not None,
+            )
+        )
+    largest = sorted(parts.forms, key=lambda f: f.site.macs or 0, reverse=True)
+    for forms in largest[:_CHECKED]:
+        forms.check()
+    stage = "time, channels_last" if timer.probe.channels_last else "time the convolutions"
+    for done, forms in enumerate(parts.forms):
+        if progress is not None:
+            progress(stage, done, len(job.free), forms.site.name)
+        original, found = forms.original(), forms.candidates()
+        # To fold a norm takes work away.
+        if much_slower(found[0], original):
+            original, found[0] = forms.original(again=True), forms.again(found[0])
+        parts.originals.append(original)
+        parts.options.append(found)
+    if progress is not None:
+        progress(stage, len(job.free), len(job.free), "")
+    return parts

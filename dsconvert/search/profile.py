@@ -1,0 +1,188 @@
+"""Measured times of single convolutions, kept on disk: a device is asked once.
+
+One JSON file for each device, type, torch version and number of threads, in the user's cache
+folder. A file that can't be read, or is another one's, is made anew, and a note says so; a folder
+that can't be written costs time, never a result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from math import isfinite, log
+from pathlib import Path
+from typing import Any
+
+from dsconvert.bench import Settings, facts
+from dsconvert.errors import OutputError
+from dsconvert.search.doubts import TRIES, disagree, middle, noisy
+from dsconvert.search.records import Reading
+from dsconvert.util.files import whole_file
+
+FORMAT = 2
+_HEADER = (
+    "device", "dtype", "compile", "threads", "machine", "cores", "instructions", "torch", "cuda",
+)  # fmt: skip
+_ALLOCATOR = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
+"""Variables of glibc that change every time by up to a factor of two."""
+Measure = Callable[[], Sequence[float]]
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/dsconvert`` (``~/.cache/dsconvert``)."""
+    # An empty or relative value is to be ignored, says the XDG base directory specification.
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "dsconvert"
+
+
+class Profile:
+    """Times by key; what is not known is measured and kept.
+
+    Args:
+        settings: settled; they and the machine name the file.
+        folder: where; None: :func:`cache_folder`.
+        remeasure: take nothing from the disk.
+
+    Attributes:
+        measured: how many times were measured in this run, those measured again included.
+        notes: what a reader of the figures should know, for people.
+    """
+
+    def __init__(
+        self, settings: Settings, *, folder: Path | None = None, remeasure: bool = False
+    ) -> None:
+        known = facts(settings)
+        allocator = {n: os.environ[n] for n in _ALLOCATOR if n in os.environ}
+        self.header: dict[str, Any] = {
+            "format": FORMAT,
+            **{k: known[k] for k in _HEADER},
+            "allocator": allocator,
+        }
+        name = hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).hexdigest()[:16]
+        self.path = (folder or cache_folder()) / f"profile-{name}.json"
+        self.measured = 0
+        self.notes: list[str] = []
+        known_times, settled, problem = self._read()
+        if problem is not None:
+            self.notes.append(f"the profile {self.path} {problem}; its times are measured again")
+        self._values: dict[str, Reading] = {} if remeasure else known_times
+        self._earlier = set(self._values)
+        self._doubted: set[str] = set() if remeasure else settled
+        self._unsettled: set[str] = set()
+        self._unsaved = False
+        self._distrusted = False
+
+    def _read(self) -> tuple[dict[str, Reading], set[str], str | None]:
+        """Read the file.
+
+        Returns:
+            The times, the keys of those that were measured again, and what is wrong with the file
+            (None: nothing, or there is none).
+        """
+        try:
+            data = json.loads(self.path.read_text(encoding="utf-8"))
+            header, stored, settled = data["header"], dict(data["times"]), set(data["settled"])
+        except FileNotFoundError:
+            return {}, set(), None
+        except OSError as error:
+            return {}, set(), f"can't be read ({error.strerror})"
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return {}, set(), "is damaged"
+        if header != self.header:
+            return {}, set(), "is of another machine or version"
+        times = {str(k): r for k, v in stored.items() if (r := _reading(v)) is not None}
+        problem = "is damaged in part" if len(times) < len(stored) else None
+        return times, {k for k in settled if k in times}, problem
+
+    @property
+    def unsettled(self) -> int:
+        """How many times still vary widely after they were measured again."""
+        return len(self._unsettled)
+
+    def get(self, key: str, measure: Measure) -> Reading:
+        """The time of ``key``: remembered, or measured now (again, if its runs differ widely)."""
+        if key in self._values:
+            return self._values[key]
+        reading = self._values[key] = self._measured(measure)
+        return self.again(key, measure) if noisy(reading) else reading
+
+    def again(self, key: str, measure: Measure) -> Reading:
+        """The time of ``key``, which is in doubt: measured twice more, and the middle one counts.
+
+        Once for each key: a time that has been measured again is taken as it is, also by a later
+        run that finds it in the file.
+        """
+        if key not in self._doubted:
+            self._doubted.add(key)
+            tries = [self.get(key, measure)] if key in self._values else []
+            tries += [self._measured(measure) for _ in range(TRIES - len(tries))]
+            self._values[key] = middle(tries)
+            if noisy(self._values[key]):
+                self._unsettled.add(key)
+        return self._values[key]
+
+    def check(self, key: str, measure: Measure) -> None:
+        """Compare a time of an earlier run with this machine now.
+
+        Where the two disagree by more than their spread a third measurement decides; if it is
+        nearer to the second, nothing of the earlier run is used.
+        """
+        if key not in self._earlier:
+            return
+        old, now = self._values[key], Reading.of(measure())
+        if not disagree(old, now):
+            return
+        third = self._measured(measure)
+        if _distance(third, old) <= _distance(third, now):
+            return
+        for stale in self._earlier:
+            self._values.pop(stale, None)
+            self._doubted.discard(stale)
+        self._earlier.clear()
+        self._distrusted = True
+        self._values[key] = middle([now, third])
+        self.notes.append(
+            f"the times of an earlier run in {self.path} differ from this machine's now by a "
+            f"factor of {old.value / now.value:.2g}; all are measured again"
+        )
+
+    def _measured(self, measure: Measure) -> Reading:
+        self.measured += 1
+        self._unsaved = True
+        return Reading.of(measure())
+
+    def save(self) -> None:
+        """Write what was measured, with what another run has written meanwhile."""
+        if not self._unsaved:
+            return
+        others, settled = ({}, set[str]()) if self._distrusted else self._read()[:2]
+        merged = others | self._values
+        data = {
+            "header": self.header,
+            "times": {k: (r.value, r.low, r.high) for k, r in merged.items()},
+            "settled": sorted(settled | self._doubted),
+        }
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(self.path, overwrite=True) as beside:
+                beside.write_text(json.dumps(data, indent=0), encoding="utf-8")
+        except (OSError, OutputError):
+            return  # a read-only home is no reason to lose a plan
+        self._unsaved = False
+
+
+def _reading(stored: Any) -> Reading | None:
+    """A time as it stands in a file; None: it is none."""
+    try:
+        value, low, high = (float(x) for x in stored)
+    except (TypeError, ValueError):
+        return None
+    if not (isfinite(high) and 0 < low <= value <= high):
+        return None
+    return Reading(value=value, low=low, high=high)
+
+
+def _distance(one: Reading, other: Reading) -> float:
+    return abs(log(one.value / other.value))

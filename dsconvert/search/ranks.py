@@ -1,0 +1,57 @@
+"""What each rank would cost a whole generator, before anything is converted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from dsconvert.core.pipeline import Inputs, analyse, plan_for
+from dsconvert.model.observe import undisturbed
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankCost:
+    """The whole model at one rank: what it has and what its plan says. ``macs`` for one sample."""
+
+    rank: int
+    params: int
+    macs: int | None
+    rewritten: int
+    """Convolutions that are rewritten; the others would not get cheaper at this rank."""
+
+
+def rank_costs(
+    model: nn.Module, ranks: Sequence[int], *, preset: str = "fast", inputs: Inputs | None = None
+) -> tuple[RankCost, ...]:
+    """The cost of ``model`` at each rank, from plans alone: no weight is read.
+
+    Args:
+        model: any module that :func:`dsconvert.plan` takes.
+        ranks: whole numbers of 1 and more.
+        preset: one that takes a rank.
+        inputs: as for :func:`dsconvert.plan`.
+
+    Raises:
+        DsconvertError: as :func:`dsconvert.plan`.
+    """
+    with undisturbed():
+        analysis = analyse(model, inputs=inputs)
+        whole = analysis.cost
+    rows: list[RankCost] = []
+    for rank in ranks:
+        decisions = plan_for(analysis, preset=preset, rank=rank).decisions
+        macs = whole.macs
+        for d in decisions:
+            if macs is not None and d.macs_before is not None and d.macs_after is not None:
+                macs += d.macs_after - d.macs_before
+        rows.append(
+            RankCost(
+                rank=rank,
+                params=whole.params + sum(d.params_after - d.params_before for d in decisions),
+                macs=macs,
+                rewritten=sum(d.action == "rewrite" for d in decisions),
+            )
+        )
+    return tuple(rows)

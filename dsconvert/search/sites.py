@@ -1,0 +1,224 @@
+"""One convolution by itself: its forms, what each costs on this device, and what each loses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsconvert.core.rewrite import kernel_of
+from dsconvert.fit.sample import Sample
+from dsconvert.model.editing import copied
+from dsconvert.model.graph import ConvTypes
+from dsconvert.model.norms import fold, norm_kind
+from dsconvert.model.observe import evaluating
+from dsconvert.records import Site
+from dsconvert.rules import Rule, rule_named, rules
+from dsconvert.search.doubts import implausible
+from dsconvert.search.records import Candidate
+from dsconvert.search.timer import Timer
+
+_CROP = 32
+"""Pixels of a map's side that errors are measured on: enough of them, quickly."""
+_EXACT = 1e-9
+"""Rounding is no loss: an exact rule must tie with the dense form."""
+
+
+class Forms:
+    """What one convolution could become.
+
+    Args:
+        conv: left as it was.
+        site: its record.
+        timer: answers what a form costs.
+        sample: inputs and wanted outputs; None: the loss is the kernel's lost energy.
+        fixed: only the dense form.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv2d | nn.ConvTranspose2d,
+        site: Site,
+        timer: Timer,
+        *,
+        sample: Sample | None,
+        fixed: bool,
+    ) -> None:
+        self.site = site
+        self._conv = conv
+        self._timer = timer
+        self._sample = sample
+        self._fixed = fixed
+        # Without a norm the original and the dense form are one: measured twice they would differ.
+        self._as_it_is = "original" if norm_kind(conv) != "none" else "dense"
+
+    def check(self) -> None:
+        """Hold the original's known times, if an earlier run left any, against this machine now."""
+        self._timer.check(self._original_module(), self._as_it_is, self.site)
+
+    def original(self, *, again: bool = False) -> Candidate:
+        """The convolution as it is, its norm included."""
+        read = self._timer.read(self._original_module(), self._as_it_is, self.site, again=again)
+        return self._with_macs(read, self.site.macs)
+
+    def again(self, candidate: Candidate) -> Candidate:
+        """A form whose times are in doubt, measured again."""
+        if candidate.rule is None or candidate.rank is None:
+            return self._dense(again=True)
+        rule = rule_named(candidate.rule)
+        module, _ = self._module(rule, candidate.rank)
+        fresh = self._read(rule, candidate.rank, module, again=True)
+        return dataclasses.replace(fresh, loss=candidate.loss)
+
+    def candidates(self) -> list[Candidate]:
+        """The forms that are worth having, the dense one first.
+
+        Ranks are tried upwards and given up at the first that is no cheaper, in any of the metrics,
+        than a form that loses nothing. Before that counts against a form with fewer MACs, and where
+        a rank seems slower than the next, both are measured again.
+        """
+        found = [self._dense()]
+        if self._fixed:
+            return found
+        # What is exact comes first: the others have to beat it.
+        for rule in sorted(rules(), key=lambda r: r.order != "dense"):
+            if rule.refuses(self.site) is not None:
+                continue
+            before: int | None = None
+            for rank in range(1, rule.max_rank(self.site) + 1):
+                made = self._candidate(rule, rank)
+                if before is not None and implausible(found[before], made):
+                    found[before], made = self.again(found[before]), self.again(made)
+                if self._beaten(made, found) is not None:
+                    made = self._second_look(made, found)
+                    if self._beaten(made, found) is not None:
+                        break
+                before = len(found)
+                found.append(made)
+        return found
+
+    def _beaten(self, made: Candidate, found: Sequence[Candidate]) -> int | None:
+        """The index of a lossless form that is no costlier in any metric."""
+        for index, form in enumerate(found):
+            costlier = any(form.costs[m] > made.costs[m] for m in self._timer.probe.metrics)
+            if form.loss <= _EXACT and not costlier:
+                return index
+        return None
+
+    def _second_look(self, made: Candidate, found: list[Candidate]) -> Candidate:
+        index = self._beaten(made, found)
+        if index is None or not implausible(made, found[index]):
+            return made
+        found[index] = self.again(found[index])
+        return self.again(made)
+
+    def _original_module(self) -> nn.Module:
+        return _with_upsample(self.site, copied(self._conv))
+
+    def _dense(self, *, again: bool = False) -> Candidate:
+        module = _with_upsample(self.site, _folded(self._conv))
+        return self._with_macs(
+            self._timer.read(module, "dense", self.site, again=again), self.site.macs
+        )
+
+    def _candidate(self, rule: Rule, rank: int) -> Candidate:
+        module, loss = self._module(rule, rank)
+        if self._sample is not None and loss > 0:
+            with torch.no_grad():
+                loss = self._sample.error(module.eval())
+        found = self._read(rule, rank, module)
+        return dataclasses.replace(found, loss=loss if loss > _EXACT else 0.0)
+
+    def _module(self, rule: Rule, rank: int) -> tuple[nn.Module, float]:
+        """A rewritten form with its upsample, and the energy that its kernel loses."""
+        kernel = kernel_of(self._conv).float()
+        bias = self._conv.bias.detach().float() if self._conv.bias is not None else None
+        built = _built(rule, self.site, kernel, bias, rank)
+        whole = built.module if rule.absorbs_upsample else _with_upsample(self.site, built.module)
+        return whole, built.residual
+
+    def _read(self, rule: Rule, rank: int, module: nn.Module, *, again: bool = False) -> Candidate:
+        read = self._timer.read(module, f"{rule.name} rank {rank}", self.site, again=again)
+        named = dataclasses.replace(read, rule=rule.name, rank=rank)
+        return self._with_macs(named, rule.macs(self.site, rank))
+
+    def _with_macs(self, candidate: Candidate, macs: int | None) -> Candidate:
+        costs = dict(candidate.costs)
+        if "macs" in self._timer.probe.metrics:
+            costs["macs"] = float(macs or 0)
+        known = None if macs is None else float(macs)
+        return dataclasses.replace(candidate, macs=known, costs=costs)
+
+
+def _with_upsample(site: Site, module: nn.Module) -> nn.Module:
+    if site.upsample is None:
+        return module
+    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), module)
+
+
+def _folded(conv: nn.Module) -> nn.Module:
+    dense = copied(conv)
+    if norm_kind(dense) != "none":
+        fold(dense)
+    return dense
+
+
+@torch.no_grad()
+def _built(rule: Rule, site: Site, kernel: Tensor, bias: Tensor | None, rank: int) -> Any:
+    return rule.build(site, kernel, bias, rank)
+
+
+def samples(
+    model: nn.Module, sites: Sequence[Site], batches: Sequence[tuple[Any, ...]]
+) -> dict[str, Sample]:
+    """Inputs (in front of the upsample) and outputs of every site, cropped, float32.
+
+    The original is run once; the random state and its modes stay as they were.
+    """
+    inputs: dict[str, list[Tensor]] = {s.name: [] for s in sites}
+    modules = dict(model.named_modules())
+
+    def take(name: str, side: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor) and len(inputs[name]) < len(batches):
+                x = args[0]
+                top, left = ((n - min(n, side)) // 2 for n in x.shape[-2:])
+                inputs[name].append(
+                    x[..., top : top + side, left : left + side].detach().float().clone()
+                )
+
+        return hook
+
+    handles = [
+        modules[s.upsample or s.name].register_forward_pre_hook(
+            take(s.name, _CROP // 2 if s.upsample else _CROP)
+        )
+        for s in sites
+    ]
+    try:
+        with evaluating(model):
+            torch.manual_seed(0)
+            for args in batches:
+                model(*args)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found: dict[str, Sample] = {}
+    for s in sites:
+        conv = modules[s.name]
+        if not inputs[s.name] or not isinstance(conv, ConvTypes):
+            continue
+        x = torch.cat(inputs[s.name])
+        with torch.no_grad():
+            wanted = _with_upsample(s, _folded(conv).float().eval())(x)
+        found[s.name] = Sample(
+            inputs=[],
+            wanted=[],
+            held_input=x,
+            held_wanted=wanted,
+            centred=s.batchnorm is not None and not s.bias,
+        )
+    return found

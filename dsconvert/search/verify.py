@@ -1,0 +1,193 @@
+"""Whole models under the probe: what a promise is held against."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from dsconvert.bench.machine import threads
+from dsconvert.core.pipeline import cost
+from dsconvert.model.inputs import Inputs, sampler_of
+from dsconvert.search.clock import ORIGINAL, Clock, MachineClock, operation, subject
+from dsconvert.search.decide import changes_nothing
+from dsconvert.search.doubts import TRIES, noisy
+from dsconvert.search.records import Probe, Promise, Reading, Target
+from dsconvert.search.timer import width
+from dsconvert.search.units import figure
+
+if TYPE_CHECKING:
+    from dsconvert.search.plan import MeasuredPlan
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One metric of one model; a time has the reading behind it."""
+
+    value: float
+    reading: Reading | None = None
+
+
+Figures = dict[str, Figure]
+"""By metric."""
+
+
+def whole_costs(
+    original: nn.Module,
+    others: Mapping[str, nn.Module],
+    inputs: Inputs,
+    probe: Probe,
+    *,
+    clock: Clock,
+    targets: Sequence[Target] = (),
+    patient: bool = False,
+) -> dict[str, Figures]:
+    """Every metric of ``original`` and of the others, timed in turn (see :mod:`dsconvert.bench`).
+
+    The original runs contiguous, as it is; the others in the probe's layout. Times are measured
+    again, at most :data:`~dsconvert.search.doubts.TRIES` times in all, while their runs differ
+    widely or a target is missed by no more than the spread; all runs count then.
+
+    Args:
+        original: the model that was planned for.
+        others: by name; none may be called ``original``.
+        inputs: sampler of inputs.
+        probe: what is measured, and how.
+        clock: what measures times.
+        targets: those that the others are to meet.
+        patient: measure again after any miss, however large.
+    """
+    models = {ORIGINAL: original, **others}
+    found: dict[str, Figures] = {name: {} for name in models}
+    for metric in probe.metrics:
+        if metric in probe.timed:
+            target = next((t for t in targets if t.metric == metric), None)
+            readings = _timed(models, inputs, probe, metric, clock, target, patient=patient)
+            for name, reading in readings.items():
+                found[name][metric] = Figure(reading.value, reading)
+        elif metric == "memory":
+            for name, model in models.items():
+                found[name][metric] = Figure(_memory(name, model, inputs, probe))
+        elif metric == "params":
+            for name, model in models.items():
+                found[name][metric] = Figure(float(sum(p.numel() for p in model.parameters())))
+        elif metric == "macs":
+            for name, model in models.items():
+                example = inputs(1, torch.Generator().manual_seed(0))
+                found[name][metric] = Figure(float(cost(model, example).macs or 0))
+    return found
+
+
+def _timed(
+    models: Mapping[str, nn.Module],
+    inputs: Inputs,
+    probe: Probe,
+    metric: str,
+    clock: Clock,
+    target: Target | None,
+    *,
+    patient: bool,
+) -> dict[str, Reading]:
+    runs: dict[str, list[float]] = {name: [] for name in models}
+    readings: dict[str, Reading] = {}
+    for _ in range(TRIES):
+        for name, seconds in clock.whole(models, inputs, probe, metric=metric).items():
+            runs[name] += seconds
+        readings = {name: Reading.of(seconds) for name, seconds in runs.items()}
+        if not any(noisy(r) for r in readings.values()) and not (
+            target is not None and _open(target, readings, patient=patient)
+        ):
+            break
+    return readings
+
+
+def _open(target: Target, readings: Mapping[str, Reading], *, patient: bool) -> bool:
+    """Whether a target is missed, and another measurement could show otherwise."""
+    budget = target.budget(readings[ORIGINAL].value)
+    missed = [r for n, r in readings.items() if n != ORIGINAL and r.value > budget]
+    return any(patient or r.low <= budget for r in missed)
+
+
+def _memory(name: str, model: nn.Module, inputs: Inputs, probe: Probe) -> float:
+    plain = dataclasses.replace(probe, channels_last=False) if name == ORIGINAL else probe
+    made = subject(name, model, inputs, plain)
+    try:
+        with threads(probe.settings):
+            kept = made.kept(operation("memory", probe))
+    finally:
+        made.close()
+    return float(kept + 2 * width(probe) * sum(p.numel() for p in model.parameters()))
+
+
+def verify(
+    measured: MeasuredPlan,
+    original: nn.Module,
+    converted: nn.Module,
+    *,
+    inputs: Inputs | None = None,
+    clock: Clock | None = None,
+) -> tuple[Promise, ...]:
+    """Run the original and the converted model in turn; the promises with what was measured.
+
+    The budgets of ratio targets follow the original's figure of this very run. A plan that changes
+    nothing is not run: its model takes what the original takes. What misses a target is measured
+    again (a bounded number of times), and all runs count.
+
+    Args:
+        measured: from :func:`~dsconvert.search.plan.plan_measured`.
+        original: the model that was planned for.
+        converted: what :func:`dsconvert.apply` made of it.
+        inputs: as for the plan.
+        clock: what measures times; None: the device.
+    """
+    if changes_nothing(measured.plan):
+        return tuple(dataclasses.replace(p, measured=p.promised) for p in measured.promises)
+    seen = whole_costs(
+        original,
+        {"converted": converted},
+        inputs or sampler_of(original),
+        measured.probe,
+        clock=clock or MachineClock(),
+        targets=[p.target for p in measured.promises],
+        patient=True,
+    )
+    checked: list[Promise] = []
+    for p in measured.promises:
+        before, after = seen[ORIGINAL][p.metric], seen["converted"][p.metric]
+        # A ratio was promised as a ratio: the same share of this run's original.
+        share = before.value / p.before if p.target.ratio is not None else 1.0
+        reading = after.reading
+        checked.append(
+            dataclasses.replace(
+                p,
+                before=before.value,
+                promised=p.promised * share,
+                measured=after.value,
+                spread=(reading.low, reading.high) if reading is not None else None,
+            )
+        )
+    return tuple(checked)
+
+
+def missed(promises: Sequence[Promise]) -> str | None:
+    """What was promised and not kept, and what can be done; None where every target is met.
+
+    Args:
+        promises: from :func:`verify`.
+    """
+    late = [p for p in promises if p.met is False]
+    if not late:
+        return None
+    takes = ", ".join(
+        f"{p.target.text} (the converted model takes {figure(p.metric, p.measured or 0.0)} of "
+        f"{figure(p.metric, p.before)}, {(p.measured or 0.0) / p.before:.3g}x)"
+        for p in late
+    )
+    return (
+        f"missed in the measurement of the result: {takes}. Run it again while nothing else runs "
+        "on the machine, or ask for a little less."
+    )

@@ -1,0 +1,57 @@
+"""Whole files: both generators by one plan, and neither of the caller's modules touched."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from dsconvert.errors import UsageError
+from dsconvert.formats.convert_file import convert_snapshot
+from dsconvert.formats.official import new_snapshot
+from tests.made_models import moved_generator
+
+
+def test_equal_generators_are_fitted_once():
+    model = moved_generator(ngf=2)
+    snap = new_snapshot(model)
+    snap.live["G"] = copy.deepcopy(model)
+    done = convert_snapshot(snap, preset="paper", calibrate=8).conversions
+    assert done["G"].seconds == {}
+    assert any("fitted once" in note for note in done["G"].notes)
+    assert done["G"].model is not done["G_ema"].model
+    for mine, theirs in zip(
+        done["G"].model.parameters(), done["G_ema"].model.parameters(), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+        assert mine.data_ptr() != theirs.data_ptr()
+
+
+def test_unequal_generators_are_fitted_each():
+    model = moved_generator(ngf=2)
+    snap = new_snapshot(model)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(other.parameters()).add_(0.1)
+    snap.live["G"] = other
+    done = convert_snapshot(snap, preset="paper", calibrate=8).conversions
+    assert "fit" in done["G"].seconds
+
+
+@pytest.mark.parametrize("init", ["svd", "random"])
+def test_a_live_generator_is_left_as_it_was(init):
+    model = moved_generator(ngf=2)
+    before = copy.deepcopy(model.state_dict())
+    convert_snapshot(new_snapshot(model), preset="fast", init=init, calibrate=0)
+    after = model.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_weights_that_are_not_finite_are_refused():
+    model = moved_generator(ngf=2)
+    with torch.no_grad():
+        model.get_submodule("synthesis.feat_16.1").weight_orig[0, 0] = float("nan")
+    with pytest.raises(UsageError, match=r"1 of the weights .*feat_16\.1\.weight_orig"):
+        convert_snapshot(new_snapshot(model), preset="paper", init="svd", calibrate=0)

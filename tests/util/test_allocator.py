@@ -1,0 +1,44 @@
+"""What keeping freed memory does, in a process of its own: it can't be undone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+_CODE = """
+import json, resource, sys, torch
+from dsconvert.util.allocator import keep_freed_memory
+
+torch.set_num_threads(1)
+kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(12 << 20)  # 48 MiB: above every threshold of its own
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+for _ in range(4):
+    faults()
+print(json.dumps([kept, faults()]))
+"""
+
+
+def _run(word: str) -> tuple[bool | None, int]:
+    done = subprocess.run(
+        [sys.executable, "-c", _CODE, word], capture_output=True, text=True, check=True
+    )
+    kept, faults = json.loads(done.stdout)
+    return kept, faults
+
+
+def test_kept_memory_is_not_cleared_again() -> None:
+    _, usual = _run("leave")
+    kept, fewer = _run("keep")
+    if not kept:
+        pytest.skip("not glibc: nothing can be kept")
+    # 4096 bytes a page: 48 MiB are 12288 of them, each time.
+    assert usual > 10 * (fewer + 1)
