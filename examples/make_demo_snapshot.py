@@ -1,9 +1,9 @@
 """Write the demo's snapshot, in the official format, from the weights beside this file.
 
 demo.safetensors holds a small dense FastGAN (128 px, objects on white) that examples/train_demo.py
-made; its header says how. An official file holds more than it: the training network ``G`` beside
-its moving average ``G_ema`` (here they are equal, in two copies), and every spectrally normalised
-weight twice.
+made; its header names the sources. An official file holds more: the training network ``G`` beside
+its moving average ``G_ema`` (equal here, as two copies), and every spectrally normalised weight
+twice.
 
     python examples/make_demo_snapshot.py out/demo.pkl
 """
@@ -25,7 +25,7 @@ WEIGHTS = Path(__file__).with_name("demo.safetensors")
 
 
 def demo_generator(path: Path = WEIGHTS) -> tuple[Generator, str]:
-    """The generator in ``path``, and how it was made."""
+    """Return the generator in ``path``, and the text that says how it was made."""
     with safe_open(path, "pt") as file:
         facts = file.metadata()
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -34,9 +34,11 @@ def demo_generator(path: Path = WEIGHTS) -> tuple[Generator, str]:
             resolution=int(facts["resolution"]), ngf=int(facts["ngf"])
         )
     missing = set(generator.state_dict()) - set(state)
-    assert all(name + "_orig" in state for name in missing), missing
+    lost = sorted(name for name in missing if f"{name}_orig" not in state)
+    if lost:
+        raise SystemExit(f"{path} lacks {', '.join(lost[:5])}; make it by examples/train_demo.py.")
     generator.load_state_dict(state, strict=False)
-    settle_spectral_norm(generator)  # computes the missing ones
+    settle_spectral_norm(generator)  # computes the missing tensors
     return generator, facts["made"]
 
 

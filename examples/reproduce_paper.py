@@ -3,24 +3,24 @@
     python examples/reproduce_paper.py --scale small --data stamps=stamps128.zip --out runs/paper
     python examples/reproduce_paper.py --scale paper --data pokemon=DIR --data landscape=DIR
 
-Every arm (a preset: ``none`` is the dense generator) is trained in short turns, one arm after the
-other, each turn in a process of its own: what else the machine does falls on all of them, and peak
-memory is each arm's own (on a CPU: of the whole process; the judging comes after the last reading).
-A turn that was cut short goes on from its checkpoint: run the same command again. At the end (or
-with ``--table``) it prints the table, with the paper's figures beside ours, and writes it to the
+Every arm is one preset (``none`` is the dense generator). The arms are trained in short turns, one
+after the other, each turn in a process of its own: other work on the machine affects all arms
+alike, and peak memory is measured per arm (on a CPU: of the whole process; distances are measured
+after the last reading). The same command continues a run that was interrupted. At the end (or with
+``--table``) the script prints the table, with the paper's figures beside ours, and writes it to the
 folder (table.md, table.json).
 
-``--scale small`` is a small CPU run (128 px, ngf 32, 400 images an arm) and says nothing about
-final quality: after so few images no generator makes pictures. ``--scale paper`` is the official
-recipe (256 px, ngf 128, batch 64). ``--evaluate 0`` judges nothing and only times.
+``--scale small`` is a small CPU run (128 px, ngf 32, 400 images per arm). It does not predict final
+quality: after so few images no generator makes pictures. ``--scale paper`` is the official recipe
+(256 px, ngf 128, batch 64). ``--evaluate 0`` measures time and memory alone.
 
-Data sets. Each is a folder or zip of images; sizes are brought to the resolution by the centre
-square and Lanczos, so no other preparation is needed:
+Data sets. Each is a folder or zip of images. The centre square of each image is resized with
+Lanczos, so no other preparation is needed:
 
 - ffhq-1k: 1000 images of FFHQ (NVlabs/ffhq-dataset, folder images1024x1024/00000), 256 px.
 - landscape, art-painting, pokemon: the few-shot sets of FastGAN (odegeasslbc/FastGAN-pytorch links
   them in its README: "few-shot-images"); their ``img`` folders as they are, 256 px.
-- earthquake: the authors' own set, for which we know no public source; any folder, 512 px.
+- earthquake: the authors' own set, without a public source that we know; any folder, 512 px.
 - landscape-debian, for ``--scale small`` here: ``--prepare-landscape out.zip`` downloads the Debian
   packages mate-backgrounds and lomiri-wallpapers-16.04 by apt-get and cuts squares from their
   photographs.
@@ -52,7 +52,7 @@ PAPER = {
     "ffhq-1k": "+2.05 %", "landscape": "+0.26 %", "art-painting": "+1.72 %",
     "pokemon": "+11.01 %", "earthquake": "better",
 }  # fmt: skip
-"""Change of FID in the paper, where training takes about 20 % less time and 15 % less memory."""
+"""Change of FID in the paper, in which training takes about 20 % less time and 15 % less memory."""
 SCALES: dict[str, dict[str, str]] = {
     "small": {
         "resolution": "128", "ngf": "32", "batch": "8", "kimg": "0.4", "tick": "0.04",
@@ -78,18 +78,18 @@ class Arm:
     folder: Path
 
     def rows(self) -> list[dict[str, Any]]:
-        """Its statistics so far."""
+        """Return the statistics so far, one dictionary per tick."""
         path = self.folder / "stats.jsonl"
         if not path.is_file():
             return []
         return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
     def images(self) -> int:
-        """How far it is."""
+        """Return the number of images that the arm has been trained on."""
         return max((r["images"] for r in self.rows()), default=0)
 
     def judged(self) -> list[tuple[int, float]]:
-        """Images seen, and FD-lite0 then."""
+        """Return pairs of images seen and FD-lite0 at that point."""
         return [(r["images"], r["fd_lite0"]) for r in self.rows() if "fd_lite0" in r]
 
 
@@ -110,11 +110,11 @@ def turn(arm: Arm, data: Path, options: argparse.Namespace, kimg: float) -> None
         words += ["--recompute", options.recompute] if options.recompute != "none" else []
     done = subprocess.run([*words, "--quiet"], stdout=subprocess.DEVNULL)
     if done.returncode:
-        raise SystemExit(f"stopped in {arm.folder}; the same command goes on from there.")
+        raise SystemExit(f"stopped in {arm.folder}; the same command continues from there.")
 
 
 def figures(arm: Arm) -> dict[str, float]:
-    """What the table needs of one run."""
+    """Return the figures of one run for the table."""
     rows = arm.rows()
     ticks = [r for r in rows if r.get("sec_per_kimg")]
     judged = arm.judged()
@@ -129,7 +129,7 @@ def figures(arm: Arm) -> dict[str, float]:
 
 
 def at_time(arm: Arm, seconds: float) -> float:
-    """FD of an arm after so many seconds of training, between the turns' values."""
+    """Interpolate the FD of an arm after ``seconds`` of training."""
     pace = figures(arm)["sec_per_kimg"] / 1000
     curve = [(images * pace, value) for images, value in arm.judged()]
     if not curve:
@@ -141,7 +141,7 @@ def at_time(arm: Arm, seconds: float) -> float:
 
 
 def change(ours: Sequence[float], dense: Sequence[float]) -> str:
-    """Mean change over the seeds, in percent, with the smallest and largest."""
+    """Format the mean change over the seeds, in percent, with the smallest and largest."""
     values = [100 * (o / d - 1) for o, d in zip(ours, dense, strict=True)]
     if any(map(math.isnan, values)):
         return ""
@@ -150,7 +150,7 @@ def change(ours: Sequence[float], dense: Sequence[float]) -> str:
 
 
 def table(arms: Sequence[Arm], presets: Sequence[str]) -> tuple[Table, list[dict[str, Any]]]:
-    """The paper's table, and the same as data."""
+    """Return the paper's table, and its rows as data."""
     made = Table(title="dense and converted, one recipe")
     for name in (
         "data", "generator", "parameters", "GMAC", "s/kimg", "change", "peak GiB", "change",
@@ -195,7 +195,7 @@ def table(arms: Sequence[Arm], presets: Sequence[str]) -> tuple[Table, list[dict
 
 
 def markdown(made: Table, options: argparse.Namespace) -> str:
-    """The table for a page, with what it is of."""
+    """Return the table as Markdown, with the settings of the runs."""
     header = [str(c.header) for c in made.columns]
     cells = list(zip(*(map(str, c.cells) for c in made.columns), strict=True))
     lines = [" | ".join(line) for line in (header, ["---"] * len(header), *cells)]
@@ -210,7 +210,7 @@ def markdown(made: Table, options: argparse.Namespace) -> str:
 
 
 def prepare_landscape(target: Path, *, side: int = 256, per_photo: int = 24) -> None:
-    """Squares from Debian's photo packages, in the official zip layout."""
+    """Write squares from Debian's photo packages to ``target``, in the official zip layout."""
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None
@@ -219,7 +219,7 @@ def prepare_landscape(target: Path, *, side: int = 256, per_photo: int = 24) -> 
         for package in PACKAGES:
             done = subprocess.run(["apt-get", "download", package], cwd=folder, capture_output=True)
             if done.returncode:
-                print(f"{package} could not be downloaded; going on without it")
+                print(f"{package} could not be downloaded; continuing without it")
         for archive in folder.glob("*.deb"):
             subprocess.run(["dpkg-deb", "-x", archive, folder / "files"], check=True)
         photos = sorted(
@@ -227,7 +227,7 @@ def prepare_landscape(target: Path, *, side: int = 256, per_photo: int = 24) -> 
             if any(k in str(p) for k in PHOTOS) and not any(k in p.name for k in NO_LANDSCAPE)
         )  # fmt: skip
         if not photos:
-            raise SystemExit("no photographs: are the packages in apt's lists (apt-get update)?")
+            raise SystemExit("there are no photographs: run apt-get update, then try again.")
         count = 0
         with zipfile.ZipFile(target, "w") as out:
             for photo in photos:
@@ -250,21 +250,21 @@ def prepare_landscape(target: Path, *, side: int = 256, per_photo: int = 24) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train what is missing, then print the table."""
+    """Train the turns that are missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--scale", choices=SCALES, default="small")
     add("--data", action="append", default=[], metavar="NAME=PATH")
     add("--out", type=Path, default=Path("runs/paper"))
-    add("--presets", default="none,paper", help="the first is what the others are compared with")
+    add("--presets", default="none,paper", help="the first is the baseline")
     add("--seeds", default="0,1")
     add("--cfg", default="fastgan")
     for name in SCALES["small"]:
-        add(f"--{name}", help="instead of the scale's")
+        add(f"--{name}", help="replaces the value of --scale")
     add("--discs", default="4")
     add("--recompute", default="none")
     add("--channels-last", action="store_true")
-    add("--table", action="store_true", help="only print the table of what is there")
+    add("--table", action="store_true", help="only print the table of the runs so far")
     add("--prepare-landscape", type=Path, metavar="ZIP")
     options = parser.parse_args(argv)
     if options.prepare_landscape:

@@ -6,17 +6,17 @@ r"""Make the weights of the demo's generator, examples/demo.safetensors.
 A dense FastGAN of the official architecture, half as wide as its teacher (ngf 16 of 32), in two
 stages, both by dsconvert's own loops:
 
-1. distilled from the teacher (``dsconvert.distill``), beginning with the half of its channels
-   that say most: latents are free, and the teacher's pictures say more per minute of a CPU than a
-   discriminator that begins from nothing;
-2. trained on against a projected discriminator on the images themselves (``finetune``).
+1. distillation from the teacher (``dsconvert.distill``), from the half of its channels with the
+   largest energy: latents cost nothing, and per minute of a CPU the teacher's pictures give more
+   information than a discriminator with random weights;
+2. training against a projected discriminator on the images themselves (``finetune``).
 
 FD-lite0 to the images is printed after each stage, and the better one is written: half precision,
 each weight once (the official file holds a spectrally normalised one twice).
 
 The images are those of Debian's package tuxpaint-stamps-default (objects on white, 473 of them);
 the package's licence, the GPL-2, allows training on them. The teacher was trained on the same
-images with the official code. A run that was cut short goes on from its checkpoints: run it again.
+images with the official code. The same command continues a run that was interrupted.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ CPU = torch.device("cpu")
 
 @torch.no_grad()
 def narrowed(teacher: nn.Module, ngf: int) -> Generator:
-    """A generator of width ``ngf`` that holds the teacher's loudest channels.
+    """Return a generator of width ``ngf`` with the teacher's channels of largest energy.
 
-    A gated unit ties row i of the convolution and normalisation before it to row i + C; what
-    convolves next, and every gate, takes the columns that are left.
+    A gated unit connects row i of the convolution and normalisation before it to row i + C; the
+    next convolution, and every gate, keeps the columns of the channels that remain.
     """
     student = Generator.from_config(resolution=128, ngf=ngf, z_dim=int(teacher.z_dim))
     state = teacher.state_dict()
     own = student.state_dict()
-    loud = loudness(teacher)
+    energy_of = energies(teacher)
 
     def put(name: str, rows: Tensor | None, columns: Tensor | None) -> None:
         layer = teacher.get_submodule(name)
@@ -69,9 +69,9 @@ def narrowed(teacher: nn.Module, ngf: int) -> Generator:
                 own[key].copy_(value)
 
     def unit(name: str, at: int, columns: Tensor | None) -> Tensor:
-        """Convolution ``at`` and its normalisation; which channels come out."""
+        """Copy convolution ``at`` and its normalisation; return the channels that are kept."""
         norm, glu = (1, 2) if name.endswith("init") else (at + 2, at + 3)
-        energy = loud[f"{name}.{glu}"]
+        energy = energy_of[f"{name}.{glu}"]
         width = own[f"{name}.{norm}.weight"].numel() // 2
         kept = energy.topk(width).indices.sort().values
         both = torch.cat([kept, kept + energy.numel()])
@@ -95,8 +95,8 @@ def narrowed(teacher: nn.Module, ngf: int) -> Generator:
     return student
 
 
-def loudness(teacher: nn.Module) -> dict[str, Tensor]:
-    """Mean square of every channel behind a gated unit, by its name, over 64 latents."""
+def energies(teacher: nn.Module) -> dict[str, Tensor]:
+    """Return the mean square of every channel behind a gated unit, over 64 latents."""
     found: dict[str, Tensor] = {}
 
     def listen(name: str) -> Callable[..., None]:
@@ -117,7 +117,7 @@ def loudness(teacher: nn.Module) -> dict[str, Tensor]:
 
 
 def stored(generator: nn.Module) -> dict[str, Tensor]:
-    """What the file holds: the state without what spectral normalisation computes from the rest."""
+    """Return the state dict without the tensors that spectral normalisation computes."""
     state = generator.state_dict()
     return {
         name: value.half() if value.is_floating_point() else value
@@ -127,7 +127,7 @@ def stored(generator: nn.Module) -> dict[str, Tensor]:
 
 
 def distilled(options: argparse.Namespace) -> Path:
-    """Stage 1, as an official file."""
+    """Return the official file of stage 1; make it if it is missing."""
     target: Path = options.run / "distilled.pkl"
     if target.exists():
         return target
@@ -139,7 +139,7 @@ def distilled(options: argparse.Namespace) -> Path:
         teacher,
         student,
         sampler_of(teacher),
-        # With half of the channels gone the statistics are others: they follow the batches.
+        # Half of the channels are gone, so batch statistics change: they follow the batches.
         config=DistillConfig(
             minutes=options.minutes, clock="cpu", statistics="batch", seed=options.seed
         ),
@@ -155,7 +155,7 @@ def distilled(options: argparse.Namespace) -> Path:
 
 
 def trained_on(start: Path, options: argparse.Namespace) -> Path:
-    """Stage 2: the newest snapshot of the adversarial run."""
+    """Run stage 2; return its newest snapshot."""
     folder = options.run / "adversarial"
     config = TrainConfig(
         kimg=options.kimg, batch=8, mirror=True, tick_kimg=0.04, snapshot_ticks=5,
@@ -170,7 +170,7 @@ def trained_on(start: Path, options: argparse.Namespace) -> Path:
 
 
 def distance_to(images: ImageSet, count: int, generator: nn.Module) -> float:
-    """FD-lite0 between ``count`` of the images and as many of the generator's."""
+    """Return FD-lite0 between ``count`` of the images and as many of the generator's."""
     net = LiteFeatures()
     reals = torch.stack([images.image(i)[0] for i in range(count)])
     made = sample_images(generator, sampler_of(generator), samples=count, seed=1)
@@ -186,8 +186,8 @@ def main() -> None:
     add("--out", type=Path, required=True)
     add("--run", type=Path, default=Path("runs/demo"), help="folder for checkpoints")
     add("--ngf", type=int, default=16)
-    add("--minutes", type=float, default=20.0, help="of distillation")
-    add("--kimg", type=float, default=0.4, help="of adversarial training")
+    add("--minutes", type=float, default=20.0, help="minutes of distillation")
+    add("--kimg", type=float, default=0.4, help="length of adversarial training")
     add("--samples", type=int, help="images a side of FD-lite0 (all)")
     add("--seed", type=int, default=0)
     options = parser.parse_args()
