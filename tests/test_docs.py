@@ -332,7 +332,7 @@ def test_the_site_builds(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     python = (tmp_path / "reference" / "python" / "index.html").read_text(encoding="utf-8")
-    assert 'id="dsconvert.core.pipeline.convert"' in python
+    assert 'id="dsconvert.convert"' in python
     commands = (tmp_path / "reference" / "commands" / "index.html").read_text(encoding="utf-8")
     assert "--calibrate" in commands
     assert "--resume" in commands
