@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsconvert.adapter import PERSISTENCE
+from dsconvert.adapter import PERSISTENCE, Adapter
 from dsconvert.errors import AdapterError
 
 from ..latents import latents_and_classes
@@ -40,7 +40,7 @@ def _text() -> str:
     return Path(network.__file__).read_text(encoding="utf-8")
 
 
-class StyleGan2:
+class StyleGan2(Adapter):
     """Adapter for StyleGAN2 generators in ``torch_utils.persistence`` files."""
 
     name = "stylegan2"
@@ -121,10 +121,6 @@ class StyleGan2:
     def noise_types(self) -> tuple[type[nn.Module], ...]:
         """The noise, behind the demodulation."""
         return (network.Noise,)
-
-    def norm_types(self) -> tuple[type[nn.Module], ...]:
-        """None: demodulation follows the kernel by itself."""
-        return ()
 
     def _require(self, model: nn.Module) -> Any:
         if not self.matches(model):

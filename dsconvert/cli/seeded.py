@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dsconvert.adapter import Truncates
+from dsconvert.adapter import Adapter
 from dsconvert.cli.output import Bars
 from dsconvert.errors import AdapterError, UsageError
 from dsconvert.formats.official import Snapshot
@@ -79,7 +79,7 @@ def _truncated(file: Opened, psi: float) -> Mapping[str, Any]:
         return {}
     model = file.generator
     adapter = getattr(file, "adapter", None)
-    if not isinstance(adapter, Truncates):
+    if not isinstance(adapter, Adapter) or not adapter.can_truncate:
         raise UsageError(
             f"--trunc {psi:g}: the {type(model).__name__} of {file.path} has no mapping network, "
             "whose mean latents could be pulled towards; leave it out."

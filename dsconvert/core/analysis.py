@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from dsconvert.adapter import Adapter, KnowsUnused, adapter_for
+from dsconvert.adapter import Adapter, adapter_for
 from dsconvert.core.cost import count
 from dsconvert.model.graph import ConvTypes
 from dsconvert.model.inputs import Inputs, examples_for, resolved_sampler
@@ -111,7 +111,7 @@ def analyse(
         leaf_types=types.leaves,
         noise_types=types.noises,
         norm_types=types.norms,
-        unused=adapter.unused(model) if isinstance(adapter, KnowsUnused) else (),
+        unused=adapter.unused(model) if adapter is not None else (),
     )
     return Analysis(
         model=model,

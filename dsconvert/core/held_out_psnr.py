@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dsconvert.adapter import Adapter, CheckpointAdapter, image_tensor
+from dsconvert.adapter import Adapter, image_tensor
 from dsconvert.data.pictures import psnr
 from dsconvert.errors import AdapterError
 
@@ -57,7 +57,7 @@ def held_out_psnr(outputs: tuple[Any, Any] | None, adapter: Adapter | None = Non
 
 
 def _image(output: Any, adapter: Adapter | None) -> Tensor:
-    if isinstance(adapter, CheckpointAdapter):
+    if adapter is not None:
         output = adapter.picture(_Returns(output))(None)
     return image_tensor(output).detach().float()
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from torch import nn
 
-from dsconvert.adapter import Adapter, CheckpointAdapter, Rebuilds
+from dsconvert.adapter import Adapter
 from dsconvert.errors import UsageError
 from dsconvert.export.api import SUFFIXES, check_export, export_model
 from dsconvert.formats.checkpoint import (
@@ -286,7 +286,7 @@ def check_output(opened: Opened, path: str | os.PathLike[str], *, overwrite: boo
         return
     check_export(path, name, noise="random", overwrite=overwrite)
     adapter: object = getattr(opened, "adapter", None)
-    if name == "safetensors" and not isinstance(adapter, Rebuilds):
+    if name == "safetensors" and not (isinstance(adapter, Adapter) and adapter.can_build):
         raise UsageError(
             f"{path}: safetensors is no format for the generator of {opened.path}, since no "
             f"adapter can rebuild it; end it in {(_kind(opened).suffixes or ('',))[0]}, .onnx, "
@@ -323,6 +323,6 @@ def picture_of(opened: Opened, model: nn.Module | None = None) -> nn.Module:
     """``model`` (or the file's generator) as one that returns image tensors in [-1, 1]."""
     model = opened.generator if model is None else model
     adapter: Any = getattr(opened, "adapter", None)
-    if isinstance(opened, Checkpoint) or isinstance(adapter, CheckpointAdapter):
+    if isinstance(opened, Checkpoint) or isinstance(adapter, Adapter):
         return adapter.picture(model)
     return model

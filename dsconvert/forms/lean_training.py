@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from dsconvert.adapter import Adapter, ConditionalNorms, adapter_for
+from dsconvert.adapter import Adapter, adapter_for
 from dsconvert.forms.gates import is_gate
 from dsconvert.forms.inputs import Inputs, examples_of
 from dsconvert.forms.layers import is_depthwise_upsample, upsample_depthwise
@@ -154,7 +154,7 @@ class LeanConditionalNorm(nn.Module):
 
     _before: _Before
     _norm: tuple[nn.Module]
-    _adapter: ConditionalNorms
+    _adapter: Adapter
 
     def forward(self, x: Tensor, *condition: Any) -> Tensor:
         """(N, I, h, w) and the condition to (N, C / 2, H, W)."""
@@ -183,7 +183,7 @@ def _chains(
 ) -> list[_Chain]:
     modules = dict(model.named_modules(remove_duplicate=False))
     noises = types.noises
-    own = types.norms if isinstance(adapter, ConditionalNorms) else ()
+    own = types.norms if adapter is not None and adapter.can_affine else ()
     calls = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
 
     def module(node: Any) -> nn.Module | None:

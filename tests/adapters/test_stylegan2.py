@@ -10,7 +10,7 @@ from dsconvert_adapters.stylegan2 import ADAPTER, Generator, network
 from torch import Tensor, nn
 
 import dsconvert
-from dsconvert.adapter import Adapter, Follows, PersistentAdapter
+from dsconvert.adapter import Adapter, Follows
 from dsconvert.core.merge import merge, merge_pair
 from dsconvert.core.pipeline import apply, cost
 from dsconvert.core.pipeline import plan as plan_of
@@ -229,7 +229,9 @@ def test_convert_leaves_the_original_alone() -> None:
 
 def test_the_adapter() -> None:
     assert isinstance(ADAPTER, Adapter)
-    assert isinstance(ADAPTER, PersistentAdapter)
+    assert ADAPTER.source() is not None
+    assert ADAPTER.can_truncate
+    assert not ADAPTER.can_build
     g = made(c_dim=3)
     facts = ADAPTER.describe(g)
     assert (facts["cfg"], facts["resolution"], facts["classes"]) == ("stylegan2", 16, 3)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from dsconvert.adapter import CheckpointAdapter, adapters
+from dsconvert.adapter import adapters
 from dsconvert.errors import (
     CorruptSnapshotError,
     ForeignFileError,
@@ -54,25 +54,25 @@ class Codebase(Protocol):
         ...
 
     def states(self, checkpoint: Mapping[str, Any]) -> Mapping[str, State]:
-        """See :class:`dsconvert.adapter.CheckpointAdapter`."""
+        """See :class:`dsconvert.adapter.Adapter`."""
         ...
 
     def read_config(self, state: State) -> Mapping[str, Any]:
-        """See :class:`dsconvert.adapter.CheckpointAdapter`."""
+        """See :class:`dsconvert.adapter.Adapter`."""
         ...
 
     def make(self, config: Mapping[str, Any]) -> nn.Module:
-        """See :class:`dsconvert.adapter.CheckpointAdapter`."""
+        """See :class:`dsconvert.adapter.Adapter`."""
         ...
 
     def replaced(
         self, checkpoint: Mapping[str, Any], states: Mapping[str, State]
     ) -> dict[str, Any]:
-        """See :class:`dsconvert.adapter.CheckpointAdapter`."""
+        """See :class:`dsconvert.adapter.Adapter`."""
         ...
 
     def picture(self, model: nn.Module) -> nn.Module:
-        """See :class:`dsconvert.adapter.CheckpointAdapter`."""
+        """See :class:`dsconvert.adapter.Adapter`."""
         ...
 
     def sampler(self, model: nn.Module) -> Sampler | None:
@@ -174,7 +174,7 @@ def _built(
 
 
 def _find(path: Path, content: Mapping[str, Any]) -> tuple[Codebase, Mapping[str, Any]]:
-    known = [a for a in adapters() if isinstance(a, CheckpointAdapter)]
+    known = [a for a in adapters() if a.has_checkpoints]
     stumbled = ""
     for adapter in known:
         try:

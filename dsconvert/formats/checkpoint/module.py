@@ -77,7 +77,7 @@ class ModuleCodebase:
         self._names = set(self._shapes)
 
     def make(self, config: Mapping[str, Any]) -> nn.Module:  # noqa: ARG002 - the protocol's
-        """See :class:`dsconvert.adapter.CheckpointAdapter`."""
+        """See :class:`dsconvert.adapter.Adapter`."""
         try:
             model = self._factory()
         except Exception as error:

@@ -10,13 +10,13 @@ from dsconvert.formats.checkpoint.places import ROOT, Place, State, alike, place
 if TYPE_CHECKING:
     from torch import nn
 
-    from dsconvert.adapter import CheckpointAdapter, Sampler
+    from dsconvert.adapter import Adapter, Sampler
 
 
 class Placed:
     """An adapter, for a file in which a wrapper (Lightning, an average) has put its generators."""
 
-    def __init__(self, adapter: CheckpointAdapter, found: tuple[Place, ...]) -> None:
+    def __init__(self, adapter: Adapter, found: tuple[Place, ...]) -> None:
         self._adapter = adapter
         self._places = {place.key or ROOT: place for place in found}
 
@@ -30,11 +30,11 @@ class Placed:
         return {key: place.state(checkpoint) for key, place in self._places.items()}
 
     def read_config(self, state: State) -> Mapping[str, Any]:
-        """See :class:`dsconvert.adapter.CheckpointAdapter`."""
+        """See :class:`dsconvert.adapter.Adapter`."""
         return self._adapter.read_config(state)
 
     def make(self, config: Mapping[str, Any]) -> nn.Module:
-        """See :class:`dsconvert.adapter.CheckpointAdapter`."""
+        """See :class:`dsconvert.adapter.Adapter`."""
         return self._adapter.make(config)
 
     def replaced(
@@ -48,7 +48,7 @@ class Placed:
         return {ROOT: made} if bare else made
 
     def picture(self, model: nn.Module) -> nn.Module:
-        """See :class:`dsconvert.adapter.CheckpointAdapter`."""
+        """See :class:`dsconvert.adapter.Adapter`."""
         return self._adapter.picture(model)
 
     def sampler(self, model: nn.Module) -> Sampler | None:
@@ -56,7 +56,7 @@ class Placed:
         return self._adapter.sampler(model)
 
 
-def placed(adapter: CheckpointAdapter, content: Mapping[str, Any]) -> Placed | None:
+def placed(adapter: Adapter, content: Mapping[str, Any]) -> Placed | None:
     """``adapter`` for the places at which its generators are; None where there are none."""
 
     def knows(place: Place) -> bool:

@@ -15,7 +15,6 @@ from torch.nn.utils.spectral_norm import (
 )
 from torch.nn.utils.weight_norm import WeightNorm
 
-from dsconvert.adapter import PersistentAdapter
 from dsconvert.errors import CorruptSnapshotError, SnapshotError, UnsupportedSnapshotError
 from dsconvert.formats.official.allowed import HOOK_CLASSES
 from dsconvert.formats.official.layers import CONTAINERS, LAYERS, Attributes, is_layer
@@ -110,8 +109,7 @@ class Builder:
         if ours is not None:
             check = getattr(made, "check_restored", None)
             problem = check() if check is not None else None
-            if isinstance(self._adapter, PersistentAdapter):
-                problem = problem or self._adapter.restored(made)
+            problem = problem or self._adapter.restored(made)
             if problem:
                 raise self._fail(where, str(problem))
         training = state.get("training", True)

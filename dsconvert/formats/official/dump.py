@@ -18,7 +18,7 @@ from torch.nn.utils.spectral_norm import (
 )
 from torch.nn.utils.weight_norm import WeightNorm
 
-from dsconvert.adapter import PERSISTENCE, PersistentAdapter
+from dsconvert.adapter import PERSISTENCE
 from dsconvert.errors import SnapshotError
 from dsconvert.formats.official.allowed import SPECTRAL
 from dsconvert.formats.official.layers import is_layer
@@ -64,7 +64,7 @@ class Dumper:
         classes = {**adapter.classes, **(foreign or {})}
         self._names = {kind: key for key, kind in classes.items()}
         self._foreign = frozenset(classes)
-        self._source = adapter.source() if isinstance(adapter, PersistentAdapter) else None
+        self._source = adapter.source()
         self._globals: dict[tuple[str, str], Global] = {}
         self._modules: dict[int, Record] = {}
         self._tensors: dict[int, Record] = {}

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dsconvert.adapter import PERSISTENCE, PersistentAdapter, adapters
+from dsconvert.adapter import PERSISTENCE, adapters
 from dsconvert.safepickle.nodes import DictNode, Global, Node, Record
 
 RECONSTRUCT = (PERSISTENCE, "_reconstruct_persistent_obj")
@@ -84,11 +84,10 @@ def origin(source: str) -> str | None:
     """Whose released text ``source`` is, word for word; None if no adapter knows it."""
     digest = _digest(source)
     for adapter in adapters():
-        if isinstance(adapter, PersistentAdapter):
-            if source == adapter.source():
-                return "dsconvert"
-            if digest in adapter.known_sources:
-                return adapter.known_sources[digest]
+        if source == adapter.source():
+            return "dsconvert"
+        if digest in adapter.known_sources:
+            return adapter.known_sources[digest]
     return None
 
 

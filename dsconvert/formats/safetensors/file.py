@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dsconvert.adapter import Adapter, Rebuilds, adapter_for, adapters, image_tensor
+from dsconvert.adapter import Adapter, adapter_for, adapters, image_tensor
 from dsconvert.config.choices import Noise
 from dsconvert.errors import (
     AdapterError,
@@ -115,7 +115,7 @@ def _folded(model: nn.Module) -> nn.Module:
 
 
 def _rebuild(adapter: Adapter, config: Any) -> nn.Module:
-    if not isinstance(adapter, Rebuilds):
+    if not adapter.can_build:
         raise AdapterError(
             f"the adapter {adapter.name!r} can't rebuild an architecture from its facts, so "
             "safetensors is no format for its generators; export to another."
