@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dsconvert.core.pipeline import Inputs, analyse, plan_for
+from dsconvert.core.analysis import analyse
+from dsconvert.core.pipeline import plan_for
+from dsconvert.model.inputs import Inputs
 from dsconvert.model.observe import undisturbed
 
 

@@ -95,7 +95,7 @@ def test_forward_takes_what_real_code_takes(forward: Any, args: tuple[Any, ...])
     model = type("G", (Net,), {"forward": forward})().eval()
     wanted = model(*args)
     found = analyse(model, example_inputs=args)
-    assert [s.name for s in found.trace.sites if s.calls] == ["main.0", "main.2", "main.4"]
+    assert [s.name for s in found.sites.convolutions if s.calls] == ["main.0", "main.2", "main.4"]
     assert found.cost.macs is not None
 
     def inputs(n: int, generator: torch.Generator) -> tuple[Any, ...]:
@@ -133,7 +133,7 @@ def test_a_number_that_depends_on_the_batch_is_no_constant() -> None:
         return self.main(x.reshape(x.shape[0] * 1, *x.shape[1:])) / x.shape[0]
 
     model = type("G", (Net,), {"forward": forward})().eval()
-    graph = analyse(model, example_inputs=(X,)).traced.graph
+    graph = analyse(model, example_inputs=(X,)).graph.graph
     more = torch.cat([X, X, X])
     made = torch.fx.GraphModule(model, graph)
     assert torch.allclose(made(more), model(more), atol=1e-6)
@@ -282,7 +282,7 @@ def test_no_copy_outlives_the_analysis() -> None:
     model = decoder()
     held = [weakref.ref(p) for p in model.parameters()]
     analysis = analyse(model, inputs=latents).without_model()
-    assert analysis.trace.sites
+    assert analysis.sites.convolutions
     del model
     gc.collect()
     assert not any(ref() is not None for ref in held)
