@@ -124,14 +124,19 @@ def analyse(
 
 
 def analyse_alike(
-    known: Analysis | None, model: nn.Module, *, inputs: Inputs | None = None, owned: bool = False
+    known: Analysis | None,
+    model: nn.Module,
+    *,
+    inputs: Inputs | None = None,
+    adapter: Adapter | None = None,
+    owned: bool = False,
 ) -> Analysis:
     """Return the analysis of ``model``; reuse ``known`` if that is of the same architecture.
 
-    ``inputs`` and ``owned`` are as for :func:`analyse`.
+    ``inputs``, ``adapter`` and ``owned`` are as for :func:`analyse`.
     """
     if known is None or _shape(known.model) != _shape(model):
-        return analyse(model, inputs=inputs, owned=owned)
+        return analyse(model, inputs=inputs, adapter=adapter, owned=owned)
     return replace(known, model=model, owned=owned)
 
 
