@@ -1,4 +1,4 @@
-"""The training form of a generator: the same function and state dict, far less memory kept."""
+"""The training form of a generator: the same function and state dict, with far less memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Passed(nn.Module):
     """Holds the parameters of a module whose operation the normalisation behind it performs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x``, unchanged."""
+        """Return ``x``."""
         return x
 
 
@@ -42,7 +42,7 @@ class PassedConv(nn.Conv2d):
     """A convolution whose operation is performed behind it; norm hooks still compute its weight."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
-        """``input``, unchanged."""
+        """Return ``input``."""
         return input
 
 
@@ -50,7 +50,7 @@ class PassedConvTranspose(nn.ConvTranspose2d):
     """The same, transposed."""
 
     def forward(self, input: Tensor, output_size: Any = None) -> Tensor:  # noqa: A002, ARG002
-        """``input``, unchanged."""
+        """Return ``input``."""
         return input
 
 
@@ -81,12 +81,12 @@ class _Before:
     def run(
         self, norm: Any, x: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, var: Tensor
     ) -> Tensor:
-        """Convolution, noise, normalisation and gate."""
+        """Run convolution, noise, normalisation and gate."""
         conv, weight, plane = self.conv, None, None
         if self.noise is not None:
             weight = self.noise.get_parameter("weight")
             size = tuple(x.shape[2:]) if conv is None else _size(conv, tuple(x.shape[2:]))
-            # As the original draws it: on the CPU, whatever the device.
+            # The original draws on the CPU for every device.
             plane = torch.randn(x.shape[0], 1, *size).to(x.device)
         step: Any = NormGate.apply
         return step(
@@ -144,15 +144,15 @@ def lean(
     channels_last: bool = True,
     adapter: Adapter | None = None,
 ) -> nn.Module:
-    """Return the training form of ``model``: the same function, far less memory kept for backward.
+    """Return the training form of ``model``: the same function, with far less memory for backward.
 
     Each noise injection + batch normalisation + gate, with the depthwise convolution in front if
     there is one, becomes one step that stores its input only and recomputes the rest in the
     backward pass (:class:`~dsconvert.forms.recompute.NormGate`). Gradients are exact; draws and
     running statistics are those of the ordinary form; once differentiable.
 
-    The state dict has the same names and shapes: checkpoints move freely between the two forms, and
-    ``ordinary.load_state_dict(lean.state_dict())`` gives back what can be saved as a file.
+    The state dict has the same names and shapes: checkpoints fit both forms, and
+    ``ordinary.load_state_dict(lean.state_dict())`` restores a model that can be saved as a file.
 
     Args:
         model: a generator, converted or not; it does not change.

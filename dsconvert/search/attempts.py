@@ -1,4 +1,4 @@
-"""Plans that were run as a whole, and what each of them promises."""
+"""Plans that were run on the whole model, and the promises of each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """A plan that was run as a whole, beside the original."""
+    """A plan that was run on the whole model, beside the original."""
 
     plan: Plan
     loss: float
@@ -38,13 +38,13 @@ class Attempt:
     got: Figures
 
     def overrun(self, targets: Sequence[Target]) -> float:
-        """The worst ratio of a figure to its budget; at most 1 where every target is met."""
+        """Return the worst ratio of a figure to its budget; at most 1 if every target is met."""
         return max(
             self.got[t.metric].value / t.budget(self.before[t.metric].value) for t in targets
         )
 
     def sensible(self, probe: Probe) -> bool:
-        """Not slower than the original, and no more MACs but for a gain in time."""
+        """Return whether it is not slower than the original; more MACs need a gain in time."""
         if changes_nothing(self.plan):
             return True
         if any(self.got[m].value > self.before[m].value for m in probe.timed):
@@ -58,7 +58,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
-    """A layout's best plan."""
+    """The best plan of one memory layout."""
 
     plan: Plan
     probe: Probe
@@ -66,12 +66,12 @@ class Solution:
     loss: float
     overrun: float
     missed: str | None = None
-    """Why the targets can't be reached, and the nearest; None: they are."""
+    """The reason why the targets can't be reached, with the nearest plan, or None."""
     notes: tuple[str, ...] = ()
 
 
 def unchanged(task: Task, before: Figures, reason: str) -> Attempt:
-    """The original as it is."""
+    """Return the attempt that leaves the original as it is."""
     plan = as_it_is(task.base, task.analysis.sites, reason)
     return Attempt(plan=plan, loss=0.0, before=before, got=before)
 
@@ -80,7 +80,7 @@ def solution(
     task: Task, probe: Probe, attempt: Attempt, *, missed: str | None = None,
     notes: Sequence[str] = (),
 ) -> Solution:  # fmt: skip
-    """What an attempt promises."""
+    """Return the solution of an attempt, with a promise for each target."""
     promises = tuple(
         Promise(
             target=t,
@@ -101,12 +101,12 @@ def solution(
 
 
 def budgets_of(task: Task, before: Figures) -> dict[str, float]:
-    """By metric, what the targets allow where the original costs ``before``."""
+    """Return the budget of each metric, if the original costs ``before``."""
     return {t.metric: t.budget(before[t.metric].value) for t in task.targets}
 
 
 def out_of_reach(targets: Sequence[Target], best: Attempt, alone: Sequence[bool]) -> str:
-    """Say that the targets can't be reached, why not together, and what comes nearest.
+    """Return a message that the targets can't be reached, with the reason and the nearest plan.
 
     Args:
         targets: those that were asked for.

@@ -1,4 +1,4 @@
-"""Chosen candidates as a plan's decisions, with the reason for each."""
+"""Turn the chosen candidates into a plan's decisions, with the reason for each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _metric(probe: Probe) -> str:
 
 
 def as_it_is(base: Plan, whole: Sites, reason: str) -> Plan:
-    """The plan that changes nothing: no convolution rewritten, no norm folded, nothing removed."""
+    """Return the plan that changes nothing: no rewrite, no folded norm, no removed module."""
     decisions = tuple(
         dataclasses.replace(
             d, action="keep", rule=None, rank=None, norm="keep", reason=reason,
@@ -30,12 +30,12 @@ def as_it_is(base: Plan, whole: Sites, reason: str) -> Plan:
 
 
 def changes_nothing(plan: Plan) -> bool:
-    """Whether a plan leaves the model as it is."""
+    """Return whether a plan leaves the model as it is."""
     return not plan.remove and all(d.action == "keep" and d.norm == "keep" for d in plan.decisions)
 
 
 def macs_of(plan: Plan) -> tuple[float, float] | None:
-    """MACs of the plan's convolutions before and after; None where they are unknown."""
+    """Return the MACs of the plan's convolutions before and after; None where they are unknown."""
     if any(d.macs_before is None or d.macs_after is None for d in plan.decisions):
         return None
     before = sum(d.macs_before or 0 for d in plan.decisions)
@@ -66,7 +66,7 @@ def decided(
     originals: Sequence[Candidate],
     probe: Probe,
 ) -> Plan:
-    """``base`` with the decisions of ``sites`` replaced by the chosen candidates."""
+    """Return ``base`` with the chosen candidates as the decisions of ``sites``."""
     metric = _metric(probe)
     new: dict[str, Decision] = {d.site: d for d in base.decisions}
     for site, forms, index, original in zip(sites, options, chosen, originals, strict=True):

@@ -1,7 +1,7 @@
-"""A plan for a target: profile the convolutions, solve, and check on the whole model.
+"""Make a plan for a target: profile the convolutions, solve, and check on the whole model.
 
-What a convolution costs by itself is measured in :mod:`dsconvert.search.sites`; how a plan is
-found among the forms, and held against the whole model, is in :mod:`dsconvert.search.search`.
+:mod:`dsconvert.search.candidates` measures single convolutions; :mod:`dsconvert.search.search`
+selects among their forms and checks the plan on the whole model.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from dsconvert.model.graph import ConvTypes
 from dsconvert.model.inputs import Inputs
 from dsconvert.records import Plan
 from dsconvert.search.attempts import Solution, Task, solution, unchanged
+from dsconvert.search.candidates import Candidates, samples
 from dsconvert.search.clock import ORIGINAL, Clock, MachineClock
+from dsconvert.search.consistency import much_slower
 from dsconvert.search.decide import changes_nothing
-from dsconvert.search.doubts import much_slower
 from dsconvert.search.parts import Parts
 from dsconvert.search.profile import Profile
 from dsconvert.search.records import TIMED, Probe, Promise, Target
 from dsconvert.search.search import search
-from dsconvert.search.sites import Forms, samples
 from dsconvert.search.solve import solver
 from dsconvert.search.targets import parse_targets
 from dsconvert.search.timer import Timer
@@ -44,12 +44,12 @@ _LAYOUT = "measured in channels_last: run it after .to(memory_format=torch.chann
 _MET = "left as it is: the original meets every target"
 _REPEAT = "Times vary widely here: if something else runs on this machine, try again without it."
 _CHECKED = 2
-"""Convolutions, the largest ones, whose times of an earlier run are compared with new ones."""
+"""Number of convolutions (the largest) whose earlier times are compared with new ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredPlan:
-    """A plan, the layout it was measured in, and what it promises for each target."""
+    """A plan, the memory layout of its measurement, and its promise for each target."""
 
     plan: Plan
     channels_last: bool
@@ -59,13 +59,13 @@ class MeasuredPlan:
     """Sum of the relative errors of the convolutions, before any fit."""
     probe: Probe
     measured: int
-    """How many times were measured now; the others were known from the profile."""
+    """Number of times measured now; the others come from the profile."""
     profile: str
-    """Where the profile is kept."""
+    """Path of the profile."""
     missed: str | None = None
-    """Why the targets can't be reached (``best_effort`` alone returns such a plan)."""
+    """The reason if the targets can't be reached (only with ``best_effort``)."""
     notes: tuple[str, ...] = ()
-    """What a reader of the figures should know."""
+    """Remarks on the figures, for people."""
 
     @property
     def unchanged(self) -> bool:
@@ -106,29 +106,29 @@ def plan_measured(
     best_effort: bool = False,
     progress: Progress | None = None,
 ) -> MeasuredPlan:
-    """The plan with the least loss that meets every target on this device.
+    """Return the plan with the least loss that meets every target on this device.
 
     The loss of a convolution's form is the relative squared error of its output on the original's
     own activations (``calibrate`` samples), or the energy that its kernel loses (``calibrate=0``);
-    both before any fit. A convolution stays dense where nothing measured is faster. Where the
-    original meets every target it is left as it is, and no convolution is measured.
+    both before any fit. A convolution stays dense if no measured form is faster. If the original
+    meets every target, the plan changes nothing and no convolution is measured.
 
-    Times that contradict each other are measured again, a bounded number of times; see
-    :mod:`dsconvert.search.doubts`.
+    Contradictory times are measured again, a limited number of times; see
+    :mod:`dsconvert.search.consistency`.
 
     Args:
-        model: left as it was.
+        model: does not change.
         targets: for example ``["latency=0.2x", "params=20M"]``; see
             :func:`~dsconvert.search.targets.parse_target`.
-        batch: of the forward pass whose latency counts.
-        train_batch: of the forward + backward that ``train-time`` and ``memory`` are about.
+        batch: batch size of the forward pass for ``latency``.
+        train_batch: batch size of forward + backward for ``train-time`` and ``memory``.
         settings: device, type, threads; default: the device at hand, float32.
-        layouts: memory layouts to try; True is channels_last. The one with less loss wins, and the
-            plan's note says if the model has to be put into it (a file does not keep it).
+        layouts: memory layouts to try; True is channels_last. The plan with less loss is
+            returned; its note names the layout that the model needs (a file does not store it).
         keep: as for :func:`dsconvert.plan`.
         refit: as for :func:`dsconvert.plan`.
         remove: as for :func:`dsconvert.plan`.
-        leaves: names of modules that torch.fx must not look into.
+        leaves: names of modules that torch.fx must not trace into.
         inputs: sampler of inputs; an adapter's is used otherwise.
         adapter: as for :func:`dsconvert.plan`.
         calibrate: samples for the losses.
@@ -136,9 +136,9 @@ def plan_measured(
         repeats: timed runs of each form.
         remeasure: take no time from an earlier run.
         cache: folder of the profiles; None: the user's cache folder.
-        clock: what measures times; None: the device.
-        best_effort: return the nearest plan where the targets can't be reached, with the reason
-            under ``missed``, instead of raising.
+        clock: measures times; None: this machine.
+        best_effort: if the targets can't be reached, return the nearest plan with the reason in
+            ``missed`` instead of raising.
         progress: called with ``(stage, done, total, detail)``.
 
     Raises:
@@ -222,7 +222,7 @@ def plan_measured(
 
 
 def _met(target: Target, before: Figures) -> bool:
-    """Whether the original meets a target, beyond doubt."""
+    """Return whether the original meets a target by more than its spread."""
     if target.ratio is not None:
         return target.ratio >= 1
     figures = before[target.metric]
@@ -259,7 +259,7 @@ def _samples(task: Task, calibrate: int, seed: int, progress: Progress | None) -
 
 
 def _parts(task: Task, timer: Timer, losses: Mapping[str, Any], progress: Progress | None) -> Parts:
-    """The forms of every free convolution, and what each costs as it is."""
+    """Return the candidates of every free convolution and the costs of the originals."""
     modules = dict(task.analysis.model.named_modules())
     parts = Parts()
     for site in task.free:
@@ -267,7 +267,7 @@ def _parts(task: Task, timer: Timer, losses: Mapping[str, Any], progress: Progre
         if not isinstance(conv, ConvTypes):
             raise UsageError(f"{site.name} is a {type(conv).__name__}, not a convolution.")
         parts.forms.append(
-            Forms(
+            Candidates(
                 conv,
                 site,
                 timer,
@@ -283,7 +283,7 @@ def _parts(task: Task, timer: Timer, losses: Mapping[str, Any], progress: Progre
         if progress is not None:
             progress(stage, done, len(task.free), forms.site.name)
         original, found = forms.original(), forms.candidates()
-        # To fold a norm takes work away.
+        # Folding a norm can only save time.
         if much_slower(found[0], original):
             original, found[0] = forms.original(again=True), forms.again(found[0])
         parts.originals.append(original)

@@ -1,10 +1,10 @@
 """From candidates to a plan: solve, run the whole model, correct.
 
-What everything but the convolutions costs follows from the leanest plan run as a whole, less its
-convolutions. A solved plan is then run as a whole beside the original; where it misses its budget,
-the difference is added to the rest and it is solved again. Every plan that was run is an attempt,
-and so is the original as it is, which takes 1.0x of everything and loses nothing: of the attempts
-that meet the targets the one with the least loss is taken, and where none does, the nearest.
+The cost outside the convolutions is that of the leanest plan, run on the whole model, minus its
+convolutions. A solved plan is run on the whole model beside the original. If it misses its budget,
+the difference is added to the fixed cost and the plan is solved again. Every plan that ran is an
+attempt, and so is the unchanged original. Of the attempts that meet the targets, the one with the
+least loss is selected; if none does, the nearest.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from dsconvert.search.verify import Figures, whole_costs
 from dsconvert.util.progress import Progress
 
 _ROUNDS = 3
-"""Solve, look at the whole model, correct, at most so often."""
+"""The largest number of rounds: solve, run the whole model, correct."""
 _MARGIN = 0.05
 """A plan is solved for a budget less the spread of the whole model's times, but no less than this
-share: a time at its very bound would be met today and missed tomorrow."""
+share: a time exactly at its bound would be met in one run and missed in the next."""
 
 
 def search(
     task: Task, probe: Probe, parts: Parts, before: Figures, progress: Progress | None
 ) -> Solution:
-    """The plan with the least loss within the budgets, as far as the forms go, or the nearest.
+    """Return the plan with the least loss within the budgets, or the nearest plan.
 
     Args:
         task: the model and its targets.
         probe: layout, batches, settings.
-        parts: the convolutions by themselves; those that are in doubt are measured again.
-        before: what the original costs as a whole.
+        parts: the measured convolutions; implausible times are measured again.
+        before: the costs of the whole original.
         progress: called with ``(stage, done, total, detail)``.
     """
 
@@ -97,7 +97,7 @@ def search(
         if tried.overrun(task.targets) <= 1:
             break
         for t in task.targets:
-            # What is over its budget was cheaper on paper than it is.
+            # The estimate was too low where a figure exceeds its budget.
             got = tried.got[t.metric].value
             miss = got - t.budget(tried.before[t.metric].value)
             if miss > 0:
@@ -147,7 +147,7 @@ def _chosen(
     before: Figures,
     margins: Mapping[str, float],
 ) -> tuple[int, ...] | None:
-    """The least loss, with a margin for the noise if there is room for one."""
+    """Return the choice with the least loss, with a margin for noise if possible."""
     budgets = budgets_of(task, before)
     careful = {m: b * (1 - margins.get(m, 0.0)) - rest[m] for m, b in budgets.items()}
     choice = least_loss(options, careful)
@@ -157,6 +157,6 @@ def _chosen(
 
 
 def _leanest(options: Options, probe: Probe) -> tuple[int, ...]:
-    # What the first forms add up to: overruns of different metrics compare by it.
+    # The sums of the first forms make overruns of different metrics comparable.
     scales = {m: max(sum(o[0].costs[m] for o in options), 1e-30) for m in probe.metrics}
     return nearest(options, scales, dict.fromkeys(probe.metrics, 0.0))

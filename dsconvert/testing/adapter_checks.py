@@ -1,3 +1,4 @@
+# pyright: reportUnnecessaryIsInstance=false
 """Check an adapter against the contract of :class:`dsconvert.adapter.Adapter`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# pyright: reportUnnecessaryIsInstance=false
 """Check a rule against the contract of :class:`dsconvert.rules.Rule`."""
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def check_rule(rule: Rule) -> None:
         ConformanceError: at least one member breaks its contract.
     """
     problems = Problems(f"the rule {getattr(rule, 'name', type(rule).__name__)!r}")
-    inherits = isinstance(rule, Rule)  # pyright: ignore[reportUnnecessaryIsInstance]
+    inherits = isinstance(rule, Rule)
     problems.expect(inherits, "it does not inherit dsconvert.rules.Rule")
     problems.report()
     named: object = rule.name
