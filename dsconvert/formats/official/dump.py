@@ -23,7 +23,7 @@ from dsconvert.errors import SnapshotError
 from dsconvert.formats.official.allowed import SPECTRAL
 from dsconvert.formats.official.layers import is_layer
 from dsconvert.formats.official.persistence import node_of
-from dsconvert.safepickle.nodes import (
+from dsconvert.safepickle import (
     DictNode,
     Global,
     Node,

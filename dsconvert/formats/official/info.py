@@ -6,14 +6,26 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsconvert.errors import CorruptSnapshotError, SnapshotError
-from dsconvert.formats.official.api import describe
 from dsconvert.formats.official.build import Builder
-from dsconvert.formats.official.parse import GENERATOR, Parsed, find_adapter, is_module, parse
+from dsconvert.formats.official.load import describe
 from dsconvert.formats.official.persistence import persistent
-from dsconvert.formats.official.policy import Offence, Walk, examine
+from dsconvert.formats.official.policy import examine
+from dsconvert.formats.official.read import GENERATOR, find_adapter, is_module, parse
 from dsconvert.rules.recognise import Structure, structure_of
-from dsconvert.safepickle.nodes import Global, Node, Record, clean
-from dsconvert.safepickle.storage import Storages, is_parameter, is_storage, is_tensor, parse_tensor
+from dsconvert.safepickle import (
+    Global,
+    Node,
+    Offence,
+    Pickle,
+    Record,
+    Storages,
+    Walk,
+    clean,
+    is_parameter,
+    is_storage,
+    is_tensor,
+    parse_tensor,
+)
 
 if TYPE_CHECKING:
     import os
@@ -72,7 +84,7 @@ def _type_name(node: Node) -> str:
     )
 
 
-def _entry(parsed: Parsed, key: str, node: Node, storages: Storages) -> EntryInfo:
+def _entry(parsed: Pickle, key: str, node: Node, storages: Storages) -> EntryInfo:
     walk = Walk(parsed.source)
     walk.add([(key, node)])
     parameters = tensors = nbytes = 0
@@ -88,7 +100,7 @@ def _entry(parsed: Parsed, key: str, node: Node, storages: Storages) -> EntryInf
     )
 
 
-def _writer(parsed: Parsed) -> str:
+def _writer(parsed: Pickle) -> str:
     # Python's pickler puts protocol 4 and younger into frames, at once; our writer does not.
     head = parsed.source.read_at(0, 3)
     if parsed.machine.protocol == _OURS and head[2:] != _FRAME:
@@ -109,9 +121,9 @@ def inspect_snapshot(path: str | os.PathLike[str]) -> SnapshotInfo:
         UnsafeSnapshotError: a tensor's storage hides a call.
     """
     parsed = parse(path)
-    offences, storages = examine(parsed.source, parsed.machine, parsed.root)
-    entries = tuple(_entry(parsed, k, v, storages) for k, v in parsed.root.items)
-    node = dict(parsed.root.items).get(GENERATOR)
+    offences, storages = examine(parsed)
+    entries = tuple(_entry(parsed, k, v, storages) for k, v in parsed.entries)
+    node = dict(parsed.entries).get(GENERATOR)
     adapter, config, note, structure = None, {}, None, None
     if not is_module(node):
         note = f"there is no module {GENERATOR}"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dsconvert.errors import CorruptSnapshotError
-from dsconvert.safepickle.nodes import list_of, tuple_of
+from dsconvert.safepickle import list_of, tuple_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from dsconvert.adapter import PERSISTENCE, adapters
-from dsconvert.safepickle.nodes import DictNode, Global, Node, Record
+from dsconvert.safepickle import DictNode, Global, Node, Record
 
 RECONSTRUCT = (PERSISTENCE, "_reconstruct_persistent_obj")
 VERSION = 6

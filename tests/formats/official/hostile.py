@@ -13,8 +13,8 @@ import struct
 import zipfile
 from typing import TYPE_CHECKING
 
-from dsconvert.formats.official.parse import parse
 from dsconvert.formats.official.persistence import node_of, persistent
+from dsconvert.formats.official.read import parse
 from dsconvert.safepickle.encode import storage_header
 from dsconvert.safepickle.nodes import DictNode, Global, Node, Record, children, is_leaf
 from dsconvert.safepickle.source import Source
