@@ -106,16 +106,16 @@ def test_the_command_line(
     [
         ("models", "not like package.path:factory"),
         ("no_such_package_at_all:f", "can't be imported"),
-        ("models:nothing", "has no nothing"),
-        ("models:SITES", "name a function or class"),
-        ("models:conv", "fails"),
+        ("tests.models:nothing", "has no nothing"),
+        ("tests.models:SITES", "name a function or class"),
+        ("tests.models:conv", "fails"),
         ("builtins:dict", "not a torch.nn.Module"),
-        ("models:Noise", "no state dict .* fits"),
+        ("tests.models:Noise", "no state dict .* fits"),
     ],
 )
 def test_a_wrong_factory_is_explained(state_file: Path, factory: str, says: str) -> None:
-    if factory == "models:conv":
-        factory = "models:output"  # wants arguments
+    if factory == "tests.models:conv":
+        factory = "tests.models:output"  # wants arguments
     with pytest.raises(UsageError, match=says):
         load_checkpoint(state_file, module=ModuleSource(factory=factory))
 
