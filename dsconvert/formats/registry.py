@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,46 +16,53 @@ from dsconvert.util.files import check_regular
 if TYPE_CHECKING:
     import os
 
-_FORMATS: list[FileFormat] = [SAFETENSORS, CHECKPOINT, OFFICIAL]
-"""In the order in which they are asked. The official snapshot comes last: it takes every file, and
-its reader says what is wrong with one that is none."""
+
+class Registry:
+    """File formats, in the order in which they are asked."""
+
+    def __init__(self, formats: Sequence[FileFormat] = ()) -> None:
+        self._formats = list(formats)
+
+    @property
+    def formats(self) -> tuple[FileFormat, ...]:
+        """All formats, in the order in which they are asked."""
+        return tuple(self._formats)
+
+    def register(self, format: FileFormat, *, before: str | None = None) -> None:  # noqa: A002
+        """Add a format.
+
+        Args:
+            format: the format; its name must be new.
+            before: name of the format that is asked after it; None: all of them.
+
+        Raises:
+            UsageError: a format of that name is registered, or none is called ``before``. The
+                registry is unchanged then.
+        """
+        names = [f.name for f in self._formats]
+        if format.name in names:
+            raise UsageError(
+                f"a file format called {format.name!r} is registered; name this one differently."
+            )
+        if before is not None and before not in names:
+            raise UsageError(f"no file format is called {before!r}; there are {', '.join(names)}.")
+        self._formats.insert(0 if before is None else names.index(before), format)
+
+    def format_of(self, path: str | os.PathLike[str]) -> FileFormat:
+        """Return the first format that detects ``path`` as its own; nothing in the file runs.
+
+        Raises:
+            ForeignFileError: ``path`` is no regular file (a pipe, a device).
+        """
+        where = Path(path)
+        check_regular(where)
+        return next(f for f in self._formats if f.detects(where))
 
 
-def register(format: FileFormat, *, before: str | None = None) -> None:  # noqa: A002
-    """Add a format.
-
-    Args:
-        format: the format; its name must be new.
-        before: name of the format that is asked after it; None: all of them.
-
-    Raises:
-        UsageError: a format of that name is registered, or none is called ``before``. The registry
-            is unchanged then.
-    """
-    names = [f.name for f in _FORMATS]
-    if format.name in names:
-        raise UsageError(
-            f"a file format called {format.name!r} is registered; name this one differently."
-        )
-    if before is not None and before not in names:
-        raise UsageError(f"no file format is called {before!r}; there are {', '.join(names)}.")
-    _FORMATS.insert(0 if before is None else names.index(before), format)
-
-
-def formats() -> tuple[FileFormat, ...]:
-    """Return all formats, in the order in which they are asked."""
-    return tuple(_FORMATS)
-
-
-def format_of(path: str | os.PathLike[str]) -> FileFormat:
-    """Return the first format that detects ``path`` as its own; nothing in the file runs.
-
-    Raises:
-        ForeignFileError: ``path`` is no regular file (a pipe, a device).
-    """
-    where = Path(path)
-    check_regular(where)
-    return next(f for f in _FORMATS if f.detects(where))
+FORMATS = Registry((SAFETENSORS, CHECKPOINT, OFFICIAL))
+"""The formats that :func:`open_file` knows. The official snapshot comes last: it takes every file,
+and its reader says what is wrong with one that is none."""
+register = FORMATS.register
 
 
 def open_file(
@@ -75,7 +82,7 @@ def open_file(
     Raises:
         DsconvertError: it is no such file, is damaged, or an option does not fit it.
     """
-    return format_of(path).open(Path(path), drop, module)
+    return FORMATS.format_of(path).open(Path(path), drop, module)
 
 
 def inspect_file(path: str | os.PathLike[str], *, module: ModuleSource | None = None) -> FileFacts:
@@ -84,4 +91,4 @@ def inspect_file(path: str | os.PathLike[str], *, module: ModuleSource | None = 
     Raises:
         DsconvertError: it is no such file, or ``module`` does not fit it.
     """
-    return format_of(path).inspect(Path(path), module)
+    return FORMATS.format_of(path).inspect(Path(path), module)
