@@ -68,7 +68,7 @@ def export_graph(
         noise_types: classes that add freshly drawn noise, besides the adapter's.
 
     Raises:
-        UsageError: nothing says what the inputs look like.
+        UsageError: the inputs are unknown.
         OutputError: the file can't be written.
         TraceError: the model can't be traced.
         ExportError: the format can't hold the model, or the export, loaded again, makes other

@@ -1,7 +1,7 @@
 """The two interfaces of this package: a file that holds generators, and a format of such files.
 
-Every format provides a subclass of :class:`GeneratorFile`; whoever has one needs to know nothing of
-its format. :class:`FileFormat` is the entry in :mod:`dsconvert.formats.registry`.
+Every format provides a subclass of :class:`GeneratorFile`; its users need to know nothing of the
+format. :class:`FileFormat` is the entry in :mod:`dsconvert.formats.registry`.
 """
 
 from __future__ import annotations
@@ -180,8 +180,7 @@ class GeneratorFile(ABC):
 
         Raises:
             AdapterError: nothing could rebuild the generator from such a file.
-            ExportError: the model holds something that the format can't describe, or comes back
-                different.
+            ExportError: the format can't describe the model, or the model comes back different.
             OutputError: the file can't be written.
         """
 

@@ -110,7 +110,7 @@ def export_model(
         noise_types: classes that add freshly drawn noise, besides the adapter's.
 
     Raises:
-        UsageError: an unknown format or noise, or nothing says what the inputs look like.
+        UsageError: an unknown format or noise, or the inputs are unknown.
         MissingExtraError: a library that the format needs is not installed.
         OutputError: the file can't be written.
         TraceError: the model can't be traced.

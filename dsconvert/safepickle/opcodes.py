@@ -114,7 +114,7 @@ def _build(m: Machine) -> None:
 
 
 def _extension(width: int) -> Handler:
-    # Only the writer's own copyreg registry knows what the code stands for.
+    # Only the writer's own copyreg registry knows the class of the code.
     return lambda m: m.push(m.name("copyreg extension", str(m.cursor.uint(width))))
 
 

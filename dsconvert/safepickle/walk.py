@@ -38,7 +38,7 @@ class Walk:
             if depth > MAX_DEPTH:
                 raise CorruptSnapshotError(
                     f"{self._source.path} is nested more than {MAX_DEPTH} levels deep, which no "
-                    "snapshot is. Copy or download it again."
+                    "honest file is. Copy or download it again."
                 )
             self.seen[id(node)] = (parent, label)
             self.nodes.append(node)

@@ -52,7 +52,7 @@ class CheckpointInfo:
     """The generator's convolutions, and by which rules they were rewritten."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain data for JSON."""
+        """Return the facts as plain data for JSON."""
         return asdict(self)
 
 

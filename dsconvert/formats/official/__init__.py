@@ -39,4 +39,4 @@ def _inspect(path: Path, module: ModuleSource | None) -> SnapshotInfo:
 
 
 FORMAT = FileFormat(file=Snapshot, detects=lambda _: True, open=_open, inspect=_inspect)
-"""Detects every file; the reader says what is wrong with one that is no snapshot."""
+"""Detects every file; the reader explains the defect of one that is no snapshot."""

@@ -1,7 +1,7 @@
 """The allow-list of official snapshots: the classes and callables that honest files refer to.
 
 Names are exact, or a class below a module root; dotted names, private names and anything that
-is not here are refused. :mod:`dsconvert.safepickle` says what being on the list means.
+is not here are refused. :class:`dsconvert.safepickle.AllowList` defines the roles.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ BEHAVIOUR = frozenset({
 
 
 def class_allowed(key: Key) -> bool:
-    """Whether objects of this class may be made by ``__new__``."""
+    """Return whether objects of this class may be made by ``__new__``."""
     if key in _EXACT_CLASSES:
         return True
     module, name = key

@@ -54,7 +54,7 @@ class Snapshot(GeneratorFile):
 
         Raises:
             UsageError: there is no such entry, or it is no module.
-            UnsupportedSnapshotError: its classes are only carried, never built.
+            UnsupportedSnapshotError: its classes are copied unread, never built.
             CorruptSnapshotError: its parts do not fit together.
         """
         if key not in self.entries:
@@ -66,10 +66,10 @@ class Snapshot(GeneratorFile):
         return widen(Builder(self.source, self.adapter).module(node, key))
 
     def own(self, key: str) -> dict[str, Tensor]:
-        """The generator's tensors as the file has them, for their types; on the meta device.
+        """Return the generator's tensors as the file has them, for their types.
 
-        With their values where some are more precise than float32. Empty for what is no module of
-        the file.
+        They are on the meta device, unless some are more precise than float32. Empty where ``key``
+        is no module of the file.
 
         Raises:
             CorruptSnapshotError: its parts do not fit together.
@@ -85,7 +85,7 @@ class Snapshot(GeneratorFile):
         return Builder(source, self.adapter).module(node, key).state_dict() if wide else shapes
 
     def state(self, key: str) -> dict[str, Tensor]:
-        """The state dict of the module under ``key``, also of one that is only carried (``D``).
+        """Return the state dict of the module under ``key``, also of one that is not built (``D``).
 
         Raises:
             UsageError: there is no such entry, or it is no module.
@@ -168,7 +168,7 @@ def new_snapshot(
     foreign: Mapping[tuple[str, str], type[nn.Module]] | None = None,
     training_set_kwargs: Mapping[str, Any] | None = None,
 ) -> Snapshot:
-    """A snapshot in memory around a generator that came from no file.
+    """Make a snapshot in memory around a generator that came from no file.
 
     Args:
         generator: ``G_ema``, and ``G`` too unless ``modules`` has one.
@@ -211,10 +211,10 @@ def save_snapshot(
 
     Entries that are not replaced are written back as they were; only a ``G`` or ``D`` that is
     None, missing or dropped becomes an empty ``torch.nn.Module``, since the official loader
-    insists on modules.
+    requires modules.
 
     Args:
-        snap: where everything else comes from.
+        snap: the source of everything else.
         generator: the new ``G_ema``, or modules by entry (``G``, ``G_ema``).
         path: the file to write; written beside it first, so that it may be ``snap.path``.
         overwrite: whether ``path`` may exist.

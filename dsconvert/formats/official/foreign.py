@@ -31,14 +31,14 @@ _RELATIVES: tuple[tuple[set[str], str], ...] = (
     ({"SynthesisInput"}, "StyleGAN3 (cfg stylegan3-t or stylegan3-r) or StyleGAN-XL"),
     ({"TriPlaneGenerator", "DualDiscriminator"}, "EG3D"),
 )
-"""Persistent classes that tell other generators of the family."""
+"""Persistent classes that only other generators of the family have."""
 
 
 def check_first_bytes(source: Source) -> None:
     """Check that the file begins like a pickle.
 
     Raises:
-        ForeignFileError: it is something else; says what, and what to do.
+        ForeignFileError: it is something else; the message names it and the remedy.
         CorruptSnapshotError: it is a pickle so short that it can only be truncated.
         UnsupportedSnapshotError: it is a state dict or checkpoint of plain torch.
     """

@@ -1,4 +1,4 @@
-"""What is in a snapshot, told without reading a tensor and without running anything."""
+"""The facts about a snapshot, found without reading a tensor or running anything."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class SnapshotInfo:
     protocol: int
     opcodes: int
     writer: str
-    """``pickle``, ``dill`` or ``dsconvert``, as far as one can tell."""
+    """``pickle``, ``dill`` or ``dsconvert``, as far as its opcodes show."""
     adapter: str | None
     config: Mapping[str, Any]
     entries: tuple[EntryInfo, ...]
@@ -70,7 +70,7 @@ class SnapshotInfo:
     """The generator's convolutions, and by which rules they were rewritten."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain data for JSON."""
+        """Return the facts as plain data for JSON."""
         return asdict(self)
 
 
@@ -112,7 +112,7 @@ def _writer(parsed: Pickle) -> str:
 
 
 def inspect_snapshot(path: str | os.PathLike[str]) -> SnapshotInfo:
-    """Look into a file. Unknown globals are reported, not raised; nothing is run or imported.
+    """Return the facts about a file; nothing is run or imported. Unknown globals are reported.
 
     Raises:
         ForeignFileError: the file is missing, or something else altogether.

@@ -38,12 +38,12 @@ def load_snapshot(path: str | os.PathLike[str], *, drop: Collection[str] = ()) -
     Args:
         path: the file.
         drop: entries to leave out (for example ``("D",)``); an empty module is written for a
-            dropped ``G`` or ``D``, so that the official loader stays content.
+            dropped ``G`` or ``D``, as the official loader requires.
 
     Raises:
         ForeignFileError: the file is missing, or something else altogether.
         CorruptSnapshotError: it is truncated or malformed.
-        UnsafeSnapshotError: it refers to what is not on the allow-list.
+        UnsafeSnapshotError: it refers to names that are not on the allow-list.
         UnsupportedSnapshotError: a known format that dsconvert does not convert.
         UsageError: ``drop`` names ``G_ema``, or an entry that is not there.
     """
@@ -88,9 +88,9 @@ def load_snapshot(path: str | os.PathLike[str], *, drop: Collection[str] = ()) -
 def describe(
     source: Source, adapter: Adapter, node: Node, shapes: nn.Module | None = None
 ) -> Mapping[str, Any]:
-    """What the adapter says of a generator in a file, from shapes alone.
+    """Return the adapter's facts about a generator in a file, from shapes alone.
 
-    ``shapes`` is the generator without data, where somebody has built it already.
+    ``shapes`` is the generator without data, where it is built already.
 
     Raises:
         CorruptSnapshotError: its parts do not fit together.

@@ -47,7 +47,7 @@ def examine(parsed: Pickle, drop: Collection[str] = ()) -> tuple[list[Offence], 
         CorruptSnapshotError: too deep, or a tensor is malformed.
         UnsafeSnapshotError: a call hides inside a tensor's storage.
     """
-    # Whoever installs an adapter trusts the classes that it names.
+    # By installing an adapter a user trusts the classes that it names.
     known = frozenset(
         key for adapter in adapters() for key in adapter.classes if key[0] != PERSISTENCE
     )
@@ -97,7 +97,7 @@ def _judge_source(node: Record) -> list[Objection]:
 
 
 def refuse(source: Source, offences: list[Offence], keys: Collection[str]) -> UnsafeSnapshotError:
-    """The error for a file with ``offences``, all of them, with the remedy."""
+    """Return the error for a file with ``offences``: all of them, with the remedy."""
     lines = [f"  {o.name} at {o.path}: {o.why}" for o in offences[:MAX_LISTED]]
     if len(offences) > MAX_LISTED:
         lines.append(f"  and {len(offences) - MAX_LISTED} more")

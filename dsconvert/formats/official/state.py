@@ -1,7 +1,7 @@
 """The tensors of a carried module by name, without building it.
 
 A discriminator's classes (the official repository's, old timm's) are carried as records and never
-made; whoever has a class of his own with the same names only needs its state dict.
+made; a class of our own with the same names only needs its state dict.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class PlainInfo:
     """The format holds tensors and text only."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain data for JSON."""
+        """Return the facts as plain data for JSON."""
         return asdict(self)
 
 
