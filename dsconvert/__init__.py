@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dsconvert.util.version import VERSION
 
 if TYPE_CHECKING:
+    from dsconvert.core.analysis import Analysis, analyse
     from dsconvert.core.pipeline import (
         apply,
         convert,
@@ -45,6 +46,7 @@ __version__ = VERSION
 _HOMES = {
     "dsconvert.errors": ("DsconvertError",),
     "dsconvert.records": ("Conversion", "Cost", "Plan"),
+    "dsconvert.core.analysis": ("Analysis", "analyse"),
     "dsconvert.core.pipeline": (
         "apply",
         "convert",
@@ -75,12 +77,14 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Analysis",
     "Conversion",
     "Cost",
     "DsconvertError",
     "ModuleSource",
     "Plan",
     "Snapshot",
+    "analyse",
     "apply",
     "convert",
     "convert_file",

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from dsconvert.core.analysis import Analysis, analyse_alike
-from dsconvert.core.pipeline import apply_to, costed_plan, plan_for
+from dsconvert.core.conversion import apply_to
+from dsconvert.core.pipeline import costed_plan, plan_for
 from dsconvert.core.pipeline import plan as plan_model
-from dsconvert.fit import Progress
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.model.observe import undisturbed
 from dsconvert.records import Conversion, Plan
-from dsconvert.util.progress import reports_progress
+from dsconvert.util.progress import Progress, reports_progress
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
+from dsconvert.core.analysis import Analysis
 from dsconvert.model.inputs import Inputs
-from dsconvert.model.trace import Traced
 from dsconvert.records import Plan, Site
 from dsconvert.search.clock import Clock
 from dsconvert.search.decide import as_it_is, changes_nothing, macs_of
@@ -18,14 +16,13 @@ from dsconvert.search.verify import Figures
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What stays the same while layouts and rounds go by."""
+class Task:
+    """The input of a search, the same for all layouts and rounds."""
 
-    model: nn.Module
-    traced: Traced
+    analysis: Analysis
     inputs: Inputs
     base: Plan
-    """Decisions for the convolutions that are not free (dead, kept on request)."""
+    """The decisions for convolutions that are not free (dead, kept on request)."""
     free: tuple[Site, ...]
     targets: tuple[Target, ...]
     clock: Clock
@@ -73,14 +70,14 @@ class Solution:
     notes: tuple[str, ...] = ()
 
 
-def unchanged(job: Job, before: Figures, reason: str) -> Attempt:
+def unchanged(task: Task, before: Figures, reason: str) -> Attempt:
     """The original as it is."""
-    plan = as_it_is(job.base, job.traced.trace, reason)
+    plan = as_it_is(task.base, task.analysis.sites, reason)
     return Attempt(plan=plan, loss=0.0, before=before, got=before)
 
 
 def solution(
-    job: Job, probe: Probe, attempt: Attempt, *, missed: str | None = None,
+    task: Task, probe: Probe, attempt: Attempt, *, missed: str | None = None,
     notes: Sequence[str] = (),
 ) -> Solution:  # fmt: skip
     """What an attempt promises."""
@@ -90,22 +87,22 @@ def solution(
             before=attempt.before[t.metric].value,
             promised=attempt.got[t.metric].value,
         )
-        for t in job.targets
+        for t in task.targets
     )
     return Solution(
         plan=attempt.plan,
         probe=probe,
         promises=promises,
         loss=attempt.loss,
-        overrun=attempt.overrun(job.targets),
+        overrun=attempt.overrun(task.targets),
         missed=missed,
         notes=tuple(notes),
     )
 
 
-def budgets_of(job: Job, before: Figures) -> dict[str, float]:
+def budgets_of(task: Task, before: Figures) -> dict[str, float]:
     """By metric, what the targets allow where the original costs ``before``."""
-    return {t.metric: t.budget(before[t.metric].value) for t in job.targets}
+    return {t.metric: t.budget(before[t.metric].value) for t in task.targets}
 
 
 def out_of_reach(targets: Sequence[Target], best: Attempt, alone: Sequence[bool]) -> str:

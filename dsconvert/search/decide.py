@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from dsconvert.core.planner import structural
+from dsconvert.core.presets import structural
 from dsconvert.core.rewrite import costed
-from dsconvert.records import Decision, Plan, Site, Trace
+from dsconvert.records import Decision, Plan, Site, Sites
 from dsconvert.search.records import TIMED, Candidate, Probe
 from dsconvert.search.units import figure
 
@@ -16,7 +16,7 @@ def _metric(probe: Probe) -> str:
     return next((m for m in probe.metrics if m in TIMED), probe.metrics[0])
 
 
-def as_it_is(base: Plan, trace: Trace, reason: str) -> Plan:
+def as_it_is(base: Plan, whole: Sites, reason: str) -> Plan:
     """The plan that changes nothing: no convolution rewritten, no norm folded, nothing removed."""
     decisions = tuple(
         dataclasses.replace(
@@ -26,7 +26,7 @@ def as_it_is(base: Plan, trace: Trace, reason: str) -> Plan:
         for d in base.decisions
     )  # fmt: skip
     plan = dataclasses.replace(base, preset="measured", decisions=decisions, remove=())
-    return costed(trace, plan)
+    return costed(whole, plan)
 
 
 def changes_nothing(plan: Plan) -> bool:
@@ -59,7 +59,7 @@ def _reason(
 
 def decided(
     base: Plan,
-    trace: Trace,
+    whole: Sites,
     sites: Sequence[Site],
     options: Sequence[Sequence[Candidate]],
     chosen: Sequence[int],
@@ -80,4 +80,4 @@ def decided(
             reason=_reason(site, forms, form, original, metric),
         )
     decisions = tuple(new[d.site] for d in base.decisions)
-    return costed(trace, dataclasses.replace(base, preset="measured", decisions=decisions))
+    return costed(whole, dataclasses.replace(base, preset="measured", decisions=decisions))

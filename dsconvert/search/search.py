@@ -9,13 +9,13 @@ that meet the targets the one with the least loss is taken, and where none does,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from dsconvert.core.rewrite import rewrite
 from dsconvert.search.attempts import (
     Attempt,
-    Job,
     Solution,
+    Task,
     budgets_of,
     out_of_reach,
     solution,
@@ -36,8 +36,7 @@ from dsconvert.search.parts import (
 from dsconvert.search.records import Probe
 from dsconvert.search.solve import least_loss, nearest
 from dsconvert.search.verify import Figures, whole_costs
-
-Progress = Callable[[str, int, int, str], None]
+from dsconvert.util.progress import Progress
 
 _ROUNDS = 3
 """Solve, look at the whole model, correct, at most so often."""
@@ -47,12 +46,12 @@ share: a time at its very bound would be met today and missed tomorrow."""
 
 
 def search(
-    job: Job, probe: Probe, parts: Parts, before: Figures, progress: Progress | None
+    task: Task, probe: Probe, parts: Parts, before: Figures, progress: Progress | None
 ) -> Solution:
     """The plan with the least loss within the budgets, as far as the forms go, or the nearest.
 
     Args:
-        job: the model and its targets.
+        task: the model and its targets.
         probe: layout, batches, settings.
         parts: the convolutions by themselves; those that are in doubt are measured again.
         before: what the original costs as a whole.
@@ -64,11 +63,11 @@ def search(
             progress("the whole model", done, _ROUNDS + 1, detail)
 
     notes: list[str] = []
-    attempts = [unchanged(job, before, "left as it is: no plan that meets the targets was found")]
+    attempts = [unchanged(task, before, "left as it is: no plan that meets the targets was found")]
     tell(0, "the leanest plan")
     worth = worthwhile_of(parts, probe)
     leanest = _leanest(worth, probe)
-    lean = _attempt(job, probe, parts, worth, leanest)
+    lean = _attempt(task, probe, parts, worth, leanest)
     attempts.append(lean)
     if in_doubt(probe, parts, worth, leanest, lean):
         parts.again(indices_of(parts, worth, leanest), probe)
@@ -81,23 +80,23 @@ def search(
         ]
         worth = [[scaled(c, shares) for c in site] for site in worth]
         if (again := _leanest(worth, probe)) != leanest:
-            leanest, lean = again, _attempt(job, probe, parts, worth, again)
+            leanest, lean = again, _attempt(task, probe, parts, worth, again)
             attempts.append(lean)
     rest = {m: max(0.0, lean.got[m].value - total(worth, leanest, m)) for m in probe.metrics}
     margins = {m: _margin(lean, m) for m in probe.timed}
     for turn in range(1, _ROUNDS + 1):
-        choice = _chosen(job, worth, rest, lean.before, margins)
+        choice = _chosen(task, worth, rest, lean.before, margins)
         if choice is None:
-            if len(job.targets) > 1 and len(attempts) == 2:
-                budgets = budgets_of(job, lean.before)
-                attempts.append(_attempt(job, probe, parts, worth, nearest(worth, budgets, rest)))
+            if len(task.targets) > 1 and len(attempts) == 2:
+                budgets = budgets_of(task, lean.before)
+                attempts.append(_attempt(task, probe, parts, worth, nearest(worth, budgets, rest)))
             break
         tell(turn, f"round {turn}")
-        tried = _attempt(job, probe, parts, worth, choice)
+        tried = _attempt(task, probe, parts, worth, choice)
         attempts.append(tried)
-        if tried.overrun(job.targets) <= 1:
+        if tried.overrun(task.targets) <= 1:
             break
-        for t in job.targets:
+        for t in task.targets:
             # What is over its budget was cheaper on paper than it is.
             got = tried.got[t.metric].value
             miss = got - t.budget(tried.before[t.metric].value)
@@ -105,25 +104,32 @@ def search(
                 rest[t.metric] += max(got - rest[t.metric] - total(worth, choice, t.metric), miss)
     tell(_ROUNDS + 1, "")
     sensible = [a for a in attempts if a.sensible(probe)]
-    met = [a for a in sensible if a.overrun(job.targets) <= 1]
+    met = [a for a in sensible if a.overrun(task.targets) <= 1]
     if met:
-        return solution(job, probe, min(met, key=lambda a: a.loss), notes=notes)
-    best = min(sensible, key=lambda a: a.overrun(job.targets))
-    budgets = budgets_of(job, lean.before)
+        return solution(task, probe, min(met, key=lambda a: a.loss), notes=notes)
+    best = min(sensible, key=lambda a: a.overrun(task.targets))
+    budgets = budgets_of(task, lean.before)
     alone = [
         least_loss(worth, {t.metric: budgets[t.metric] - rest[t.metric]}) is not None
-        for t in job.targets
+        for t in task.targets
     ]
-    return solution(job, probe, best, missed=out_of_reach(job.targets, best, alone), notes=notes)
+    return solution(task, probe, best, missed=out_of_reach(task.targets, best, alone), notes=notes)
 
 
 def _attempt(
-    job: Job, probe: Probe, parts: Parts, options: Options, choice: Sequence[int]
+    task: Task, probe: Probe, parts: Parts, options: Options, choice: Sequence[int]
 ) -> Attempt:
-    plan = decided(job.base, job.traced.trace, job.free, options, choice, parts.originals, probe)
-    model = rewrite(job.model, job.traced.trace, plan).model
+    plan = decided(
+        task.base, task.analysis.sites, task.free, options, choice, parts.originals, probe
+    )
+    model = rewrite(task.analysis.model, task.analysis.sites, plan).model
     found = whole_costs(
-        job.model, {"plan": model}, job.inputs, probe, clock=job.clock, targets=job.targets
+        task.analysis.model,
+        {"plan": model},
+        task.inputs,
+        probe,
+        clock=task.clock,
+        targets=task.targets,
     )
     loss = sum(o[i].loss for o, i in zip(options, choice, strict=True))
     return Attempt(plan=plan, loss=loss, before=found[ORIGINAL], got=found["plan"])
@@ -135,14 +141,14 @@ def _margin(lean: Attempt, metric: str) -> float:
 
 
 def _chosen(
-    job: Job,
+    task: Task,
     options: Options,
     rest: Mapping[str, float],
     before: Figures,
     margins: Mapping[str, float],
 ) -> tuple[int, ...] | None:
     """The least loss, with a margin for the noise if there is room for one."""
-    budgets = budgets_of(job, before)
+    budgets = budgets_of(task, before)
     careful = {m: b * (1 - margins.get(m, 0.0)) - rest[m] for m, b in budgets.items()}
     choice = least_loss(options, careful)
     if choice is None and any(margins.values()):

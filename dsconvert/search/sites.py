@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.core.rewrite import kernel_of
-from dsconvert.fit.sample import Sample
+from dsconvert.fit import Sample
 from dsconvert.model.editing import copied
 from dsconvert.model.graph import ConvTypes
 from dsconvert.model.norms import fold, norm_kind
@@ -83,9 +83,9 @@ class Forms:
         found = [self._dense()]
         if self._fixed:
             return found
-        # What is exact comes first: the others have to beat it.
-        for rule in sorted(rules(), key=lambda r: r.order != "dense"):
-            if rule.refuses(self.site) is not None:
+        # Exact rules come first: the others must be cheaper than they are.
+        for rule in sorted(rules(), key=lambda r: not r.exact):
+            if rule.why_not(self.site) is not None:
                 continue
             before: int | None = None
             for rank in range(1, rule.max_rank(self.site) + 1):
