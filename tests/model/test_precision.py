@@ -13,10 +13,9 @@ from torch import nn
 from torch.nn.utils import spectral_norm
 
 import dsconvert
-from dsconvert import ModuleSource, convert_snapshot, open_file, save_file
+from dsconvert import ModuleSource, convert_snapshot, export_model, open_file, save_file
 from dsconvert.cli import main
 from dsconvert.errors import OutputError
-from dsconvert.export import export_model
 from dsconvert.formats.official import load_snapshot, new_snapshot, save_snapshot
 from dsconvert.model.precision import as_stored, narrowed, stored_copy, widen
 from tests.made_models import moved_generator
