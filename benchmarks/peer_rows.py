@@ -72,7 +72,7 @@ class Exported(nn.Module):
     def forward(self, *args: torch.Tensor) -> torch.Tensor:
         """What the file computes."""
         if self._run is None:
-            from dsconvert.export import load_export
+            from dsconvert import load_export
 
             self._run = load_export(self.path, threads=self.threads)
         return self._run(*args)
@@ -163,8 +163,8 @@ def _lean(original: nn.Module, options: Options) -> Built:
 
 def _export(kind: str, suffix: str) -> Callable[[nn.Module, Options], Built]:
     def build(original: nn.Module, options: Options) -> Built:
+        from dsconvert import export_model
         from dsconvert.errors import MissingExtraError
-        from dsconvert.export import export_model
 
         fast = _fast(original, options)
         path = options.folder / f"fast-{options.config}{suffix}"

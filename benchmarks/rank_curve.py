@@ -23,7 +23,7 @@ from dsconvert import apply, load_snapshot, plan
 from dsconvert.core.pipeline import sampler_of
 from dsconvert.data.pictures import grid, save_png
 from dsconvert.metrics import LiteFeatures, compare_features, frechet_distance, sample_images
-from dsconvert.model.trace import trace
+from dsconvert.model.sites import find_sites
 from dsconvert.records import Plan
 from dsconvert.rules import rule_named
 
@@ -40,7 +40,7 @@ def at_rank(base: Plan, sites: dict, form: str, rank: int) -> Plan:
             continue
         site = sites[d.site]
         name = form if form != "upsample-aware" else "dw-pw"
-        if form == "upsample-aware" and rule_named("up-pw-dw").refuses(site) is None:
+        if form == "upsample-aware" and rule_named("up-pw-dw").why_not(site) is None:
             name = "up-pw-dw"
         rule = rule_named(name)
         r = min(rank, rule.max_rank(site))
@@ -110,9 +110,8 @@ def main() -> None:
     }
     rows: list[dict] = json.loads(state.read_text())["rows"] if state.exists() else []
     base = plan(teacher, preset="paper")
-    sites = {
-        s.name: s for s in trace(teacher, example_inputs=sampler(1, torch.Generator())).trace.sites
-    }
+    found, _ = find_sites(teacher, example_inputs=sampler(1, torch.Generator()))
+    sites = {s.name: s for s in found.convolutions}
     jobs = [(p, plan(teacher, preset=p)) for p in ("exact", "paper", "balanced", "fast")]
     jobs += [
         (f"{form} rank {rank}", at_rank(base, sites, form, rank))

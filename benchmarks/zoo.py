@@ -204,20 +204,21 @@ def _everything(model: nn.Module, inputs: Any, made: Any) -> Any:
     import dataclasses
 
     from dsconvert.core.pipeline import adapter_for
-    from dsconvert.model.trace import trace
+    from dsconvert.model.sites import find_sites
     from dsconvert.rules import rule_named
 
     adapter = adapter_for(model)
     extra = {} if adapter is None else {"noise_types": adapter.noise_types()}
-    found = trace(model, example_inputs=inputs(1, torch.Generator().manual_seed(0)), **extra).trace
-    sites = {s.name: s for s in found.sites}
+    examples = inputs(1, torch.Generator().manual_seed(0))
+    found, _ = find_sites(model, example_inputs=examples, **extra)
+    sites = {s.name: s for s in found.convolutions}
     decisions = []
     for decision in made.decisions:
         site = sites[decision.site]
         rule = rule_named("up-pw-dw")
-        if rule.refuses(site) is not None:
+        if rule.why_not(site) is not None:
             rule = rule_named("dw-pw")
-        if decision.action != "remove" and site.calls and rule.refuses(site) is None:
+        if decision.action != "remove" and site.calls and rule.why_not(site) is None:
             decision = dataclasses.replace(
                 decision, action="rewrite", rule=rule.name, rank=rule.max_rank(site)
             )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dsconvert.util.version import VERSION
 
 if TYPE_CHECKING:
+    from dsconvert.core.analysis import Analysis, analyse
     from dsconvert.core.pipeline import (
         apply,
         convert,
@@ -19,9 +20,15 @@ if TYPE_CHECKING:
         plan,
     )
     from dsconvert.errors import DsconvertError
-    from dsconvert.export import export_model, load_export, load_generator
-    from dsconvert.formats.checkpoint import ModuleSource
-    from dsconvert.formats.convert_file import convert_snapshot, plan_snapshot
+    from dsconvert.export import load_export
+    from dsconvert.formats.base import ModuleSource
+    from dsconvert.formats.convert_file import (
+        convert_file,
+        convert_snapshot,
+        plan_file,
+        plan_snapshot,
+    )
+    from dsconvert.formats.export_file import export_model, load_generator
     from dsconvert.formats.official import (
         Snapshot,
         inspect_snapshot,
@@ -29,7 +36,8 @@ if TYPE_CHECKING:
         new_snapshot,
         save_snapshot,
     )
-    from dsconvert.formats.registry import inspect_file, open_file, save_file
+    from dsconvert.formats.registry import inspect_file, open_file
+    from dsconvert.formats.save_file import save_file
     from dsconvert.forms import deploy, lean
     from dsconvert.records import Conversion, Cost, Plan
 
@@ -38,6 +46,7 @@ __version__ = VERSION
 _HOMES = {
     "dsconvert.errors": ("DsconvertError",),
     "dsconvert.records": ("Conversion", "Cost", "Plan"),
+    "dsconvert.core.analysis": ("Analysis", "analyse"),
     "dsconvert.core.pipeline": (
         "apply",
         "convert",
@@ -45,11 +54,18 @@ _HOMES = {
         "merge",
         "plan",
     ),
-    "dsconvert.formats.checkpoint": ("ModuleSource",),
-    "dsconvert.export": ("export_model", "load_export", "load_generator"),
+    "dsconvert.export": ("load_export",),
     "dsconvert.forms": ("deploy", "lean"),
-    "dsconvert.formats.convert_file": ("convert_snapshot", "plan_snapshot"),
-    "dsconvert.formats.registry": ("inspect_file", "open_file", "save_file"),
+    "dsconvert.formats.base": ("ModuleSource",),
+    "dsconvert.formats.convert_file": (
+        "convert_file",
+        "convert_snapshot",
+        "plan_file",
+        "plan_snapshot",
+    ),
+    "dsconvert.formats.export_file": ("export_model", "load_generator"),
+    "dsconvert.formats.registry": ("inspect_file", "open_file"),
+    "dsconvert.formats.save_file": ("save_file",),
     "dsconvert.formats.official": (
         "Snapshot",
         "inspect_snapshot",
@@ -61,14 +77,17 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Analysis",
     "Conversion",
     "Cost",
     "DsconvertError",
     "ModuleSource",
     "Plan",
     "Snapshot",
+    "analyse",
     "apply",
     "convert",
+    "convert_file",
     "convert_snapshot",
     "cost",
     "deploy",
@@ -83,6 +102,7 @@ __all__ = [
     "new_snapshot",
     "open_file",
     "plan",
+    "plan_file",
     "plan_snapshot",
     "save_file",
     "save_snapshot",

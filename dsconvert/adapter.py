@@ -1,16 +1,20 @@
-"""What dsconvert needs to know about a GAN codebase, and where it looks for it.
+"""The contract between dsconvert and a GAN codebase, and the look-up of installed adapters.
 
-An adapter is an object found through the entry-point group ``dsconvert.adapters``; the built-in
-ones come through the same door as a stranger's.
+An adapter describes one codebase: its classes, the inputs of its generator, its files. It inherits
+:class:`Adapter`. An installed adapter is found through the entry-point group
+``dsconvert.adapters``; the built-in adapters use the same group. Functions that take ``adapter=``
+or ``adapters=`` also accept one that is not installed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from dsconvert.errors import AdapterError
+from dsconvert.util.image_output import image_path, image_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,207 +24,271 @@ if TYPE_CHECKING:
 
     Sampler = Callable[[int, torch.Generator], tuple[Any, ...]]
     """``sampler(n, generator)`` returns the positional arguments of one forward call, batch n."""
+    State = Mapping[str, torch.Tensor]
+    """A state dict."""
+
+__all__ = [
+    "GROUP", "PERSISTENCE", "Adapter", "Follows", "adapter_for", "adapters", "as_adapter",
+    "image_path", "image_tensor",
+]  # fmt: skip
 
 GROUP = "dsconvert.adapters"
 PERSISTENCE = "torch_utils.persistence"
-"""The module part of :attr:`Adapter.classes` for files that bring their classes' source along."""
+"""The module part of :attr:`Adapter.classes` for files that embed the source of their classes."""
+_REQUIRED = ("name", "matches", "describe", "sampler")
 
 
-@runtime_checkable
-class Adapter(Protocol):
-    """One GAN codebase: its architecture, its names, its example inputs."""
+class Adapter(ABC):
+    """One GAN codebase: its architecture, its class names, its inputs and its files.
 
-    @property
-    def name(self) -> str:
-        """A short name, for example ``projected_gan``."""
-        ...
+    Required members: :attr:`name`, :meth:`matches`, :meth:`describe` and :meth:`sampler`. Each
+    other member has a default for a codebase that does not need it; its docstring says which
+    feature it enables. :func:`dsconvert.testing.check_adapter` tests all of them.
+    """
 
-    @property
-    def classes(self) -> Mapping[tuple[str, str], type[nn.Module]]:
-        """Foreign ``(module, class)`` names to our own classes, as the files spell them."""
-        ...
+    name: str
+    """A short unique name, for example ``projected_gan``."""
 
+    @abstractmethod
     def matches(self, model: nn.Module) -> bool:
-        """Whether this adapter knows the live module ``model``."""
-        ...
+        """Return whether this adapter knows the live module ``model``."""
 
+    @abstractmethod
     def describe(self, generator: nn.Module) -> Mapping[str, Any]:
-        """Architecture facts read off names and shapes (cfg, resolution, ngf, c_dim, ...)."""
-        ...
+        """Return architecture facts read from names and shapes (cfg, resolution, c_dim, ...).
 
+        ``generator`` may be a converted one, in which ``nn.Sequential`` modules replace some
+        convolutions. The facts are plain data (JSON).
+        """
+
+    @abstractmethod
     def sampler(self, model: nn.Module) -> Sampler:
-        """A sampler of random inputs for ``model`` (latents are free: no data is needed)."""
-        ...
+        """Return a sampler of random inputs for ``model``; no data is needed.
+
+        The sampler takes every random number from the generator that it is given.
+        """
+
+    # The optional members: first the meaning of the codebase's modules.
 
     def leaves(self) -> tuple[type[nn.Module], ...]:
-        """Module classes that torch.fx must not look into."""
-        ...
+        """Return module classes that torch.fx must not trace into; default: none."""
+        return ()
 
     def noise_types(self) -> tuple[type[nn.Module], ...]:
-        """Module classes that add freshly drawn noise, scaled by a ``weight`` parameter."""
-        ...
+        """Return classes that add random noise scaled by a parameter ``weight``; default: none."""
+        return ()
 
     def norm_types(self) -> tuple[type[nn.Module], ...]:
-        """Batch normalisations of the codebase's own, with ``stored_mean`` and ``stored_var``."""
-        ...
+        """Return own batch normalisations with ``stored_mean`` and ``stored_var``; default: none.
 
-
-_IMAGES = ("image", "images", "img", "sample")
-"""Keys of a dictionary under which a generator returns its images, the likeliest first."""
-
-
-def image_path(output: Any) -> tuple[int | str, ...]:
-    """Indices and keys that lead to the images in what a generator returns.
-
-    Of a list or tuple that is the first tensor of four dimensions. Of a dictionary it is the only
-    one, or the one under a usual name (``image``, ``images``, ``img``, ``sample``).
-
-    Raises:
-        AdapterError: there is no such tensor, or several of a dictionary could be it.
-    """
-    found = list(_images(output, ()))
-    if not found:
-        raise AdapterError(
-            f"the generator returns a {type(output).__name__}, not images (N, C, H, W)."
-        )
-    first = found[0]
-    keys = list(dict.fromkeys(path[0] for path in found)) if isinstance(output, Mapping) else []
-    if len(keys) < 2:
-        return first
-    known = next((k for k in _IMAGES if k in keys), None)
-    if known is None:
-        raise AdapterError(
-            f"the generator returns several maps of four dimensions ({', '.join(map(str, keys))}) "
-            "and does not say which is the image; wrap it in a module that returns the image alone."
-        )
-    return next(path for path in found if path[0] == known)
-
-
-def _images(output: Any, path: tuple[int | str, ...]) -> Iterator[tuple[int | str, ...]]:
-    import torch
-
-    if isinstance(output, torch.Tensor):
-        if output.dim() == 4:
-            yield path
-    elif isinstance(output, Mapping):
-        for key, each in output.items():
-            yield from _images(each, (*path, key))
-    elif isinstance(output, list | tuple):
-        for i, each in enumerate(output):
-            yield from _images(each, (*path, i))
-
-
-def image_tensor(output: Any) -> torch.Tensor:
-    """The images in what a generator returns; see :func:`image_path`.
-
-    Raises:
-        AdapterError: there are none, or several of a dictionary could be them.
-    """
-    found: Any = output
-    for key in image_path(output):
-        found = found[key]
-    return found
-
-
-@runtime_checkable
-class GeneratorBuilder(Protocol):
-    """What an adapter may also do: build new generators, for training from scratch."""
-
-    @property
-    def configurations(self) -> tuple[str, ...]:
-        """The names of its configurations (``--cfg``)."""
-        ...
-
-    def new_generator(
-        self,
-        *,
-        cfg: str,
-        resolution: int,
-        ngf: int,
-        classes: int,
-        img_channels: int,
-        z_dim: int,
-    ) -> nn.Module:
-        """A new generator with random weights, from torch's global random state.
-
-        Raises:
-            AdapterError: a configuration or resolution that it does not have.
+        They normalise by the batch's statistics or by the stored ones, with ``eps`` and
+        ``momentum``, then apply gain and bias.
         """
-        ...
-
-
-@runtime_checkable
-class Rebuilds(Protocol):
-    """What an adapter may also do: build a generator from its own description.
-
-    With it, generators can be exported to safetensors and loaded again.
-    """
-
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        """The generator that ``describe`` says ``config`` of, with any weights.
-
-        ``config`` comes from a file: nothing in it may be trusted.
-
-        Raises:
-            AdapterError: there is no such generator.
-        """
-        ...
-
-
-@runtime_checkable
-class KnowsUnused(Protocol):
-    """What an adapter may also say: which modules of a generator never run, by construction.
-
-    Only these may be removed without being asked for: elsewhere, what ``forward`` does not call
-    may be called by something else.
-    """
+        return ()
 
     def unused(self, generator: nn.Module) -> tuple[str, ...]:
-        """Names of modules that never run, whatever the generator is called with."""
-        ...
+        """Return names of modules that never run by construction; default: none.
 
+        A plan removes these without being asked. Any other module that ``forward`` does not call
+        stays, since other code may call it.
+        """
+        return ()
 
-@runtime_checkable
-class Truncates(Protocol):
-    """What an adapter may also do: pull latents towards their mean (Karras et al. 2019, sec. B)."""
+    def affine(self, norm: nn.Module, *condition: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return gain and bias (N, C) of ``norm``, one of :meth:`norm_types`.
+
+        Enables the training form (:func:`dsconvert.lean`) of these normalisations.
+
+        Args:
+            norm: the normalisation.
+            condition: the arguments of its call after the map.
+        """
+        raise AdapterError(f"the adapter {self.name!r} does not know the gain of its norms.")
+
+    @property
+    def can_affine(self) -> bool:
+        """Whether :meth:`affine` is implemented."""
+        return self._implements("affine")
 
     def truncation(self, generator: nn.Module, psi: float) -> Mapping[str, Any]:
-        """The keywords of a forward call that truncates; psi 1 changes nothing, 0 gives the mean.
+        """Return the keywords of a forward call with truncated latents (``--trunc``).
+
+        Truncation pulls latents towards their mean (Karras et al. 2019, sec. B): psi 1 changes
+        nothing, psi 0 gives the mean.
 
         Raises:
             AdapterError: ``generator`` does not hold the mean of its latents.
         """
-        ...
+        raise AdapterError(f"generators of {self.name} have no mapping network")
 
+    @property
+    def can_truncate(self) -> bool:
+        """Whether :meth:`truncation` is implemented."""
+        return self._implements("truncation")
 
-@runtime_checkable
-class PersistentAdapter(Adapter, Protocol):
-    """An adapter of a codebase whose files bring the source of their classes along.
+    # Optional: new generators.
 
-    Its :attr:`classes` have keys ``(PERSISTENCE, class name)``. Nothing in a file is run: its
-    states are read into our own classes, and what is written carries *our* source.
-    """
+    configurations: tuple[str, ...] = ()
+    """Names of the configurations that :meth:`new_generator` builds (``dsconvert train --cfg``)."""
+
+    def new_generator(
+        self, *, cfg: str, resolution: int, ngf: int, classes: int, img_channels: int, z_dim: int
+    ) -> nn.Module:
+        """Build a generator for training, with weights from torch's global random state.
+
+        Raises:
+            AdapterError: an unknown configuration or resolution.
+        """
+        raise AdapterError(f"the adapter {self.name!r} builds no new generators.")
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        """Build the generator that :meth:`describe` describes by ``config``, with any weights.
+
+        Enables export to safetensors. ``config`` comes from a file: check every value.
+
+        Raises:
+            AdapterError: there is no such generator.
+        """
+        raise AdapterError(f"the adapter {self.name!r} can't rebuild an architecture.")
+
+    @property
+    def can_build(self) -> bool:
+        """Whether :meth:`build` is implemented."""
+        return self._implements("build")
+
+    # Optional: pickled files that hold modules.
+
+    @property
+    def classes(self) -> Mapping[tuple[str, str], type[nn.Module]]:
+        """``(module, class)`` names in files, and the classes here that replace them.
+
+        Default: none. Classes of ``torch_utils.persistence`` have keys
+        ``(PERSISTENCE, class name)``. No code in a file runs: states are read into these classes.
+        """
+        return {}
 
     @property
     def known_sources(self) -> Mapping[str, str]:
-        """SHA-256 of released source texts (UTF-8), and whose they are.
+        """SHA-256 of released source texts (UTF-8), and the repository of each; default: none.
 
-        Objects that are carried unread (a discriminator) may bring these texts, and no others.
+        Objects that are copied unread (a discriminator) may embed these texts and no others.
         """
-        ...
+        return {}
 
-    def source(self) -> str:
-        """The text of the module that defines our classes; it has to stand alone."""
-        ...
+    def source(self) -> str | None:
+        """Return the text of the module that defines :attr:`classes`; it must stand alone.
+
+        Files of ``torch_utils.persistence`` embed it. Default: None, no such files.
+        """
+        return None
 
     def restored(self, module: nn.Module) -> str | None:
-        """Settle ``module``, just read from a file; what is wrong with it, or None."""
-        ...
+        """Complete ``module``, just read from a file; return its defect, or None (the default)."""
+        return None
+
+    # Optional: `torch.save` checkpoints, which hold tensors by name and no classes. They are read
+    # with `torch.load(weights_only=True)` and not checked further: expect any content.
+
+    def states(self, checkpoint: Mapping[str, Any]) -> Mapping[str, State]:
+        """Return the state dicts of a checkpoint's generators, the one that makes images first.
+
+        Default: none, as for any file of another codebase. A converted generator has other names
+        and parameters below the name of each converted convolution.
+        """
+        return {}
+
+    def read_config(self, state: State) -> Mapping[str, Any]:
+        """Return the arguments of :meth:`make`, from names and shapes of an original state dict."""
+        raise AdapterError(f"the adapter {self.name!r} reads no checkpoints.")
+
+    def make(self, config: Mapping[str, Any]) -> nn.Module:
+        """Return a generator of the original architecture, with any weights."""
+        raise AdapterError(f"the adapter {self.name!r} reads no checkpoints.")
+
+    def replaced(
+        self, checkpoint: Mapping[str, Any], states: Mapping[str, State]
+    ) -> dict[str, Any]:
+        """Return the checkpoint's content with ``states`` in place of its generators'."""
+        raise AdapterError(f"the adapter {self.name!r} writes no checkpoints.")
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether :meth:`states` is implemented."""
+        return self._implements("states")
+
+    def picture(self, model: nn.Module) -> nn.Module:
+        """Return a module that returns one image tensor (N, C, H, W) in [-1, 1].
+
+        Default: ``model`` itself.
+        """
+        return model
+
+    def _implements(self, member: str) -> bool:
+        return getattr(type(self), member) is not getattr(Adapter, member)
+
+
+def as_adapter(given: Any, origin: str = "") -> Adapter:
+    """Return ``given`` as an adapter; an object with the required members need not inherit.
+
+    Args:
+        given: an adapter.
+        origin: the place of its definition, for the message.
+
+    Raises:
+        AdapterError: a required member is missing.
+    """
+    lacks = [member for member in _REQUIRED if not hasattr(given, member)]
+    if lacks:
+        raise AdapterError(
+            f"{origin or f'{given!r}'} is not a dsconvert.adapter.Adapter: it lacks "
+            f"{', '.join(lacks)}. Inherit that class and define them."
+        )
+    if isinstance(given, Adapter):
+        return given
+    members = {m: getattr(given, m) for m in _members() if hasattr(given, m)}
+    made: type[Adapter] = type(type(given).__name__, (Adapter,), members)
+    return made()
+
+
+def _members() -> tuple[str, ...]:
+    return (*_REQUIRED, *(m for m in vars(Adapter) if not m.startswith("_")))
+
+
+def adapters(given: Sequence[Adapter] = ()) -> tuple[Adapter, ...]:
+    """Return the adapters ``given``, then all installed ones in order of their names.
+
+    An installed adapter gives way to a given one of its name.
+
+    Raises:
+        AdapterError: two adapters claim one name, or one can't be imported.
+    """
+    first = {a.name: a for a in map(as_adapter, given)}
+    if len(first) < len(given):
+        raise AdapterError("two of the given adapters have one name; pass each once.")
+    found: dict[str, Adapter] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
+        try:
+            loaded = point.load()
+        except Exception as error:
+            raise AdapterError(
+                f"adapter {point.name!r} ({point.value}) can't be imported: {error}. "
+                "Uninstall or mend the package that provides it."
+            ) from error
+        adapter = as_adapter(loaded, f"adapter {point.name!r} ({point.value})")
+        if adapter.name in found:
+            raise AdapterError(f"two installed adapters are called {adapter.name!r}; remove one.")
+        found[adapter.name] = adapter
+    return (*first.values(), *(a for name, a in found.items() if name not in first))
+
+
+def adapter_for(model: nn.Module, given: Sequence[Adapter] = ()) -> Adapter | None:
+    """Return the adapter that knows ``model``, one of ``given`` first, or None."""
+    return next((a for a in adapters(given) if a.matches(model)), None)
 
 
 @runtime_checkable
 class Follows(Protocol):
-    """A module that can adapt itself to a changed input when a model is fitted."""
+    """A module that adapts itself to a changed input when a model is fitted."""
 
     def follow(self, student: Any, teacher: Any, wanted: Any) -> None:
         """Adapt, in place.
@@ -228,86 +296,6 @@ class Follows(Protocol):
         Args:
             student: per batch, the arguments of this module's call.
             teacher: per batch, the arguments of the same call in the original model.
-            wanted: per batch, what the original returned.
+            wanted: per batch, the output of the original.
         """
-        ...
-
-
-@runtime_checkable
-class ConditionalNorms(Protocol):
-    """What an adapter may also say: what its own batch normalisations (``norm_types``) do.
-
-    With it, the training form (:func:`dsconvert.lean`) takes them too. They normalise by the batch
-    or by ``stored_mean`` and ``stored_var``, with ``eps`` and ``momentum``; then follow
-    gain and bias.
-    """
-
-    def affine(self, norm: nn.Module, *condition: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gain and bias (N, C) for what else the module is called with."""
-        ...
-
-
-def adapters() -> tuple[Adapter, ...]:
-    """All installed adapters, in order of their names.
-
-    Raises:
-        AdapterError: two adapters claim one name, or one can't be imported.
-    """
-    found: dict[str, Adapter] = {}
-    for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
-        try:
-            adapter = point.load()
-        except Exception as error:
-            raise AdapterError(
-                f"adapter {point.name!r} ({point.value}) can't be imported: {error}. "
-                "Uninstall or mend the package that provides it."
-            ) from error
-        if not isinstance(adapter, Adapter):
-            raise AdapterError(
-                f"adapter {point.name!r} ({point.value}) is not a dsconvert.adapter.Adapter: "
-                "it lacks a member of that protocol."
-            )
-        if adapter.name in found:
-            raise AdapterError(f"two installed adapters are called {adapter.name!r}; remove one.")
-        found[adapter.name] = adapter
-    return tuple(found.values())
-
-
-def adapter_for(model: nn.Module) -> Adapter | None:
-    """The installed adapter that knows ``model``, or None."""
-    return next((a for a in adapters() if a.matches(model)), None)
-
-
-@runtime_checkable
-class CheckpointAdapter(Adapter, Protocol):
-    """A codebase whose files are ``torch.save`` checkpoints: tensors by name, no classes.
-
-    A file is read with ``torch.load(weights_only=True)``; what these members get from it are
-    plain containers, numbers, texts and tensors, and never checked further: expect anything.
-    """
-
-    def states(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Mapping[str, torch.Tensor]]:
-        """The state dicts of the generators in a file, the one that makes the images first.
-
-        Empty where the file is none of this codebase's. Converted generators are found too; their
-        convolutions have other names, and other parameters, behind the original's name.
-        """
-        ...
-
-    def read_config(self, state: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
-        """The arguments of `make`, from names and shapes of an original's state dict."""
-        ...
-
-    def make(self, config: Mapping[str, Any]) -> nn.Module:
-        """A generator of the original architecture; its weights don't matter."""
-        ...
-
-    def replaced(
-        self, checkpoint: Mapping[str, Any], states: Mapping[str, Mapping[str, torch.Tensor]]
-    ) -> dict[str, Any]:
-        """The file's content with these generators' state dicts in place of its own."""
-        ...
-
-    def picture(self, model: nn.Module) -> nn.Module:
-        """``model``, or a wrapper of it that returns one image tensor (N, C, H, W) in [-1, 1]."""
         ...

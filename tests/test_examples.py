@@ -26,7 +26,10 @@ def run(name: str, *arguments: str | Path) -> str:
 
 def test_custom_rule() -> None:
     lines = run("custom_rule.py").splitlines()
-    changes = [float(line.rsplit(" ", 1)[1]) for line in lines]
+    changes = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("rank")]
+    errors = [re.findall(r"held-out error (\S+) > (\S+)", line) for line in lines]
+    assert any(errors)
+    assert all(float(after) < float(before) for found in errors for before, after in found)
     assert changes == sorted(changes, reverse=True)
     assert changes[-1] < 1e-5  # at the full rank the rewrite is exact
 

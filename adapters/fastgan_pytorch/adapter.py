@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dsconvert.adapter import image_tensor
+from dsconvert.adapter import Adapter, image_tensor
 from dsconvert.errors import AdapterError
 
 from .. import projected_gan
@@ -37,15 +37,10 @@ class _Picture(nn.Module):
         return image_tensor(self.model(z))
 
 
-class FastganPytorch:
+class FastganPytorch(Adapter):
     """Adapter for ``all_N.pth`` (``g``, ``g_ema``, ``d``, optimisers) and ``N.pth`` (``g``)."""
 
     name = "fastgan_pytorch"
-
-    @property
-    def classes(self) -> Mapping[tuple[str, str], type[nn.Module]]:
-        """None: these files hold tensors, no classes."""
-        return {}
 
     def matches(self, model: nn.Module) -> bool:
         """Whether ``model`` is a generator of ours or of the original code."""
@@ -143,10 +138,6 @@ class FastganPytorch:
     def noise_types(self) -> tuple[type[nn.Module], ...]:
         """The noise injection."""
         return (blocks.NoiseInjection,)
-
-    def norm_types(self) -> tuple[type[nn.Module], ...]:
-        """None of its own."""
-        return ()
 
     def _require(self, model: nn.Module) -> None:
         if not self.matches(model):

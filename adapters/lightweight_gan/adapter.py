@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dsconvert.adapter import Adapter
 from dsconvert.errors import AdapterError
 
 from ..latents import normal_latents
@@ -35,15 +36,10 @@ class _Picture(nn.Module):
         return self.model(z) * 2 - 1
 
 
-class LightweightGan:
+class LightweightGan(Adapter):
     """Adapter for the package's ``model_N.pt``: everything under ``GAN``, with prefixes."""
 
     name = "lightweight_gan"
-
-    @property
-    def classes(self) -> Mapping[tuple[str, str], type[nn.Module]]:
-        """None: these files hold tensors, no classes."""
-        return {}
 
     def matches(self, model: nn.Module) -> bool:
         """Whether ``model`` is a generator of ours or of the package."""
@@ -144,17 +140,9 @@ class LightweightGan:
         self._blocks(model)
         return normal_latents(_latents(model))
 
-    def leaves(self) -> tuple[type[nn.Module], ...]:
-        """Classes whose inside torch.fx can't trace."""
-        return ()
-
     def noise_types(self) -> tuple[type[nn.Module], ...]:
         """The noise injection."""
         return (Noise,)
-
-    def norm_types(self) -> tuple[type[nn.Module], ...]:
-        """None of its own."""
-        return ()
 
     def _blocks(self, model: nn.Module) -> nn.ModuleList:
         blocks = model._modules.get("layers")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dsconvert.adapter import Adapter
 from dsconvert.errors import AdapterError
 
 from ..latents import latents_and_classes
@@ -43,7 +44,7 @@ def _official_name(module: nn.Module) -> tuple[str, str] | None:
     return next((k for k, v in _CLASSES.items() if v is kind), None)
 
 
-class ProjectedGan:
+class ProjectedGan(Adapter):
     """Adapter for generators of the official Projected GAN code, ``fastgan`` configurations."""
 
     name = "projected_gan"

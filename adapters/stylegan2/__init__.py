@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
+from . import architecture
 from .adapter import ADAPTER, StyleGan2
-from .network import Generator
+from .architecture import Generator
+
+# Earlier versions pickled modules under this name.
+sys.modules[f"{__name__}.network"] = architecture
 
 __all__ = ["ADAPTER", "Generator", "StyleGan2"]

@@ -10,37 +10,37 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsconvert.adapter import PERSISTENCE
+from dsconvert.adapter import PERSISTENCE, Adapter
 from dsconvert.errors import AdapterError
 
 from ..latents import latents_and_classes
-from . import network
+from . import architecture
 from .restore import restored
 from .sources import KNOWN_SOURCES
 
 _CLASSES: dict[tuple[str, str], type[nn.Module]] = {
     (PERSISTENCE, kind.__name__): kind
     for kind in (
-        network.Generator,
-        network.MappingNetwork,
-        network.SynthesisNetwork,
-        network.SynthesisBlock,
-        network.SynthesisLayer,
-        network.ToRGBLayer,
-        network.Conv2dLayer,
-        network.FullyConnectedLayer,
-        network.Demodulation,
-        network.Noise,
+        architecture.Generator,
+        architecture.MappingNetwork,
+        architecture.SynthesisNetwork,
+        architecture.SynthesisBlock,
+        architecture.SynthesisLayer,
+        architecture.ToRGBLayer,
+        architecture.Conv2dLayer,
+        architecture.FullyConnectedLayer,
+        architecture.Demodulation,
+        architecture.Noise,
     )
 }
 
 
 @lru_cache(maxsize=1)
 def _text() -> str:
-    return Path(network.__file__).read_text(encoding="utf-8")
+    return Path(architecture.__file__).read_text(encoding="utf-8")
 
 
-class StyleGan2:
+class StyleGan2(Adapter):
     """Adapter for StyleGAN2 generators in ``torch_utils.persistence`` files."""
 
     name = "stylegan2"
@@ -56,7 +56,7 @@ class StyleGan2:
         return KNOWN_SOURCES
 
     def source(self) -> str:
-        """The text of :mod:`~dsconvert_adapters.stylegan2.network`."""
+        """The text of :mod:`~dsconvert_adapters.stylegan2.architecture`."""
         return _text()
 
     def restored(self, module: nn.Module) -> str | None:
@@ -65,7 +65,7 @@ class StyleGan2:
 
     def matches(self, model: nn.Module) -> bool:
         """Whether ``model`` is a generator of ours."""
-        return isinstance(model, network.Generator)
+        return isinstance(model, architecture.Generator)
 
     def describe(self, generator: nn.Module) -> Mapping[str, Any]:
         """Facts about a generator, read off its structure; also of a converted one.
@@ -116,15 +116,11 @@ class StyleGan2:
 
     def leaves(self) -> tuple[type[nn.Module], ...]:
         """The demodulation, whose kernel is a site of its own."""
-        return (network.Demodulation,)
+        return (architecture.Demodulation,)
 
     def noise_types(self) -> tuple[type[nn.Module], ...]:
         """The noise, behind the demodulation."""
-        return (network.Noise,)
-
-    def norm_types(self) -> tuple[type[nn.Module], ...]:
-        """None: demodulation follows the kernel by itself."""
-        return ()
+        return (architecture.Noise,)
 
     def _require(self, model: nn.Module) -> Any:
         if not self.matches(model):

@@ -1,7 +1,7 @@
-"""What official files hold, brought into the layout of our classes, and checked.
+"""Bring the modules of official files into the layout of our classes, and check them.
 
 The official classes keep a layer's kernel and noise in the layer itself; ours keep them in children
-(see :mod:`~dsconvert_adapters.stylegan2.network`). A file that dsconvert wrote has ours already.
+(see :mod:`~dsconvert_adapters.stylegan2.architecture`). A file that dsconvert wrote has our layout.
 """
 
 from __future__ import annotations
@@ -9,82 +9,44 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from . import network
-
-Problem = str | None
-MAX_RESOLUTION = 8192
-
-
-def _shape(store: dict[str, Any], name: str) -> tuple[int, ...] | None:
-    value = store.get(name)
-    return tuple(value.shape) if isinstance(value, Tensor) else None
-
-
-def _known(
-    module: nn.Module, parameters: set[str], buffers: set[str], children: set[str]
-) -> Problem:
-    inside: Any = module
-    given = {
-        *(inside._parameters.keys() - parameters),
-        *(inside._buffers.keys() - buffers),
-        *(inside._modules.keys() - children),
-    }
-    return f"holds {', '.join(sorted(given))}, which its class never has" if given else None
+from . import architecture
+from .restore_layers import (
+    MAX_RESOLUTION,
+    Problem,
+    check_widths,
+    has,
+    restore_demodulation,
+    restore_filter,
+    restore_fully_connected,
+    restore_layer,
+    restore_noise,
+    restore_rgb,
+    restore_skip,
+    shape_of,
+    stray_in,
+)
 
 
-def _is(module: nn.Module, name: str, kind: type[nn.Module]) -> bool:
-    return isinstance(module._modules.get(name), kind)
-
-
-def _fully_connected(module: network.FullyConnectedLayer) -> Problem:
-    if (stray := _known(module, {"weight", "bias"}, set(), set())) is not None:
-        return stray
-    inside: Any = module
-    shape = _shape(inside._parameters, "weight")
-    if shape is None or len(shape) != 2 or not all(shape):
-        return "has no usable weight"
-    module.out_features, module.in_features = shape
-    if "bias" not in inside._parameters:
-        module.register_parameter("bias", None)
-    if _shape(inside._parameters, "bias") not in (None, shape[:1]):
-        return "has a bias of the wrong size"
-    return _activation(module)
-
-
-def _activation(module: Any) -> Problem:
-    known = network.ACTIVATIONS
-    return None if module.activation in known else f"has an activation that is none of {set(known)}"
-
-
-def _widths(module: Any, name: str, inp: int | None, out: int | None) -> Problem:
-    layer = module._modules.get(name)
-    if not isinstance(layer, network.FullyConnectedLayer):
-        return f"lacks {name}"
-    if inp not in (None, layer.in_features) or out not in (None, layer.out_features):
-        return f"has a layer {name} of the wrong size"
-    return None
-
-
-def _mapping(module: network.MappingNetwork) -> Problem:
+def _mapping(module: architecture.MappingNetwork) -> Problem:
     layers = [f"fc{i}" for i in range(min(module.num_layers, 100))]
-    stray = _known(module, set(), {"w_avg"}, {"embed", *layers})
+    stray = stray_in(module, set(), {"w_avg"}, {"embed", *layers})
     if stray is not None or not layers:
         return stray or "has no layers"
     width: int | None = module.z_dim
     if module.c_dim:
-        if (wrong := _widths(module, "embed", module.c_dim, None)) is not None:
+        if (wrong := check_widths(module, "embed", module.c_dim, None)) is not None:
             return wrong
         width = module.z_dim + module.embed.out_features
     inside: Any = module
     for name in layers:
-        if (wrong := _widths(module, name, width, None)) is not None:
+        if (wrong := check_widths(module, name, width, None)) is not None:
             return wrong
         width = inside._modules[name].out_features
     if width != module.w_dim:
         return "ends in another width than w_dim"
-    if module.w_avg_beta is not None and _shape(inside._buffers, "w_avg") != (module.w_dim,):
+    if module.w_avg_beta is not None and shape_of(inside._buffers, "w_avg") != (module.w_dim,):
         return "has no usable w_avg"
     if "w_avg" not in inside._buffers:
         module.w_avg_beta = None
@@ -92,147 +54,22 @@ def _mapping(module: network.MappingNetwork) -> Problem:
     return None
 
 
-def _filter(module: nn.Module) -> Problem:
-    inside: Any = module
-    shape = _shape(inside._buffers, "resample_filter")
-    if shape is not None and len(shape) == 1 and 8 <= shape[0] <= 64:
-        # A filter of eight taps and more is kept as one direction of a separable one.
-        taps = inside._buffers["resample_filter"]
-        inside._buffers["resample_filter"] = taps[:, None] * taps[None, :]
-    elif shape is None or len(shape) != 2 or shape[0] != shape[1] or shape[0] > 64:
-        return "has no usable resample_filter"
-    if inside._buffers["resample_filter"].shape[0] % 2:
-        return "has a resample filter of odd length, which no official configuration uses"
-    return None
-
-
-def _layer(module: network.SynthesisLayer) -> Problem:
-    inside: Any = module
-    parameters, buffers = inside._parameters, inside._buffers
-    if module.up not in (1, 2) or not 4 <= module.resolution <= MAX_RESOLUTION:
-        return "has an up or a resolution that does not exist"
-    if "demod" not in inside._modules:
-        stray = _known(
-            module,
-            {"weight", "bias", "noise_strength"},
-            {"resample_filter", "noise_const"},
-            {"affine"},
-        )
-        shape = _shape(parameters, "weight")
-        if stray is not None or shape is None or shape[2:] != (3, 3):
-            return stray or "has no 3x3 kernel"
-        noise = None
-        if module.use_noise:
-            noise = network.Noise.__new__(network.Noise)
-            nn.Module.__init__(noise)
-            strength, plane = (
-                parameters.pop("noise_strength", None),
-                buffers.pop("noise_const", None),
-            )
-            if strength is None or plane is None:
-                return "lacks noise_strength or noise_const"
-            noise.weight = strength
-            noise.register_buffer("noise_const", plane)
-            if (wrong := _noise(noise)) is not None:
-                return wrong
-        module.grow(parameters.pop("weight"), noise)
-    children = {"affine", "demod", "noise"}
-    if (stray := _known(module, {"bias"}, {"resample_filter"}, children)) is not None:
-        return stray
-    if not _is(module, "demod", network.Demodulation):
-        return "has no kernel"
-    outs = _outputs(module.demod.conv)
-    if outs is None or module.demod.gain.shape != (outs,):
-        return "has a kernel that is neither dense nor a separable pair"
-    module.in_channels, module.out_channels = _inputs(module.demod.conv), outs
-    if _shape(parameters, "bias") != (outs,):
-        return "has no bias of the kernel's size"
-    if module.use_noise:
-        if not _is(module, "noise", network.Noise):
-            return "lacks its noise"
-        if module.noise.noise_const.shape != (module.resolution, module.resolution):
-            return "has noise of another resolution"
-    wrong = _widths(module, "affine", None, module.in_channels)
-    return wrong or _filter(module) or _activation(module)
-
-
-def _outputs(conv: Any) -> int | None:
-    if isinstance(conv, nn.Conv2d | nn.ConvTranspose2d):
-        return conv.out_channels
-    if isinstance(conv, nn.Sequential):
-        names, kinds = list(conv._modules), (nn.Conv2d, nn.ConvTranspose2d)
-        if names not in (["depthwise", "pointwise"], ["pointwise", "depthwise"]):
-            return None
-        first: Any = conv[0]
-        last: Any = conv[1]
-        fits = isinstance(first, kinds) and isinstance(last, kinds)
-        return last.out_channels if fits and first.out_channels == last.in_channels else None
-    return None
-
-
-def _inputs(conv: Any) -> int:
-    first: Any = next(conv.children(), conv)
-    return int(first.in_channels)
-
-
-def _noise(module: network.Noise) -> Problem:
-    inside: Any = module
-    stray = _known(module, {"weight"}, {"noise_const"}, set())
-    if stray is None and _shape(inside._parameters, "weight") != ():
-        return "has no scalar noise strength"
-    shape = _shape(inside._buffers, "noise_const")
-    if stray is None and (shape is None or len(shape) != 2):
-        return "has no plane of noise"
-    return stray
-
-
-def _demod(module: network.Demodulation) -> Problem:
-    inside: Any = module
-    if "conv" not in inside._modules or _shape(inside._buffers, "gain") is None:
-        return "lacks its kernel or its gain"
-    return _known(module, set(), {"gain"}, {"conv"})
-
-
-def _rgb(module: network.ToRGBLayer) -> Problem:
-    inside: Any = module
-    shape = _shape(inside._parameters, "weight")
-    if shape is None or shape[2:] != (1, 1):
-        return "has no 1x1 kernel"
-    module.out_channels, module.in_channels = shape[:2]
-    if _shape(inside._parameters, "bias") != shape[:1]:
-        return "has no bias of the kernel's size"
-    stray = _known(module, {"weight", "bias"}, set(), {"affine"})
-    return stray or _widths(module, "affine", None, module.in_channels)
-
-
-def _skip(module: network.Conv2dLayer) -> Problem:
-    inside: Any = module
-    shape = _shape(inside._parameters, "weight")
-    if shape is None or shape[2:] != (1, 1) or module.up != 2 or module.activation != "linear":
-        return "is no 1x1 convolution that upsamples"
-    if inside._parameters.get("bias") is not None:
-        return "has a bias, which a skip never has"
-    inside._parameters.pop("bias", None)
-    module.out_channels, module.in_channels = shape[:2]
-    return _known(module, {"weight"}, {"resample_filter"}, set()) or _filter(module)
-
-
-def _block(module: network.SynthesisBlock) -> Problem:
+def _block(module: architecture.SynthesisBlock) -> Problem:
     inside: Any = module
     children = {"conv0", "conv1", "torgb", "skip"}
-    if (stray := _known(module, {"const"}, {"resample_filter"}, children)) is not None:
+    if (stray := stray_in(module, {"const"}, {"resample_filter"}, children)) is not None:
         return stray
     if module.architecture not in ("skip", "resnet", "orig"):
         return "has an architecture that is none of skip, resnet, orig"
     module.count()
-    need: dict[str, type[nn.Module]] = {"conv1": network.SynthesisLayer}
+    need: dict[str, type[nn.Module]] = {"conv1": architecture.SynthesisLayer}
     if module.in_channels:
-        need["conv0"] = network.SynthesisLayer
+        need["conv0"] = architecture.SynthesisLayer
         if module.architecture == "resnet":
-            need["skip"] = network.Conv2dLayer
+            need["skip"] = architecture.Conv2dLayer
     if module.num_torgb:
-        need["torgb"] = network.ToRGBLayer
-    lost = [name for name, kind in need.items() if not _is(module, name, kind)]
+        need["torgb"] = architecture.ToRGBLayer
+    lost = [name for name, kind in need.items() if not has(module, name, kind)]
     if lost:
         return f"lacks {', '.join(lost)}"
     width = module.conv1.in_channels
@@ -240,7 +77,7 @@ def _block(module: network.SynthesisBlock) -> Problem:
         return "has a conv1 that changes the number of channels or the size"
     if not module.in_channels:
         side = module.resolution
-        if _shape(inside._parameters, "const") != (width, side, side):
+        if shape_of(inside._parameters, "const") != (width, side, side):
             return "has no usable const"
     else:
         for name in need:
@@ -256,27 +93,27 @@ def _block(module: network.SynthesisBlock) -> Problem:
     ):
         return "has a torgb of the wrong size"
     for name, kind in need.items():
-        if kind is not network.Conv2dLayer:
+        if kind is not architecture.Conv2dLayer:
             layer = inside._modules[name]
             if layer.affine.in_features != module.w_dim:
                 return f"has a {name} for another w_dim"
-            if kind is network.SynthesisLayer and layer.resolution != module.resolution:
+            if kind is architecture.SynthesisLayer and layer.resolution != module.resolution:
                 return f"has a {name} of another resolution"
-    return _filter(module)
+    return restore_filter(module)
 
 
-def _synthesis(module: network.SynthesisNetwork) -> Problem:
+def _synthesis(module: architecture.SynthesisNetwork) -> Problem:
     side = module.img_resolution
     if not 4 <= side <= MAX_RESOLUTION or side & (side - 1):
         return "has an img_resolution that is no power of two from 4 to 8192"
     inside: Any = module
     names = [f"b{r}" for r in module.resolutions()]
-    if (stray := _known(module, set(), set(), set(names))) is not None:
+    if (stray := stray_in(module, set(), set(), set(names))) is not None:
         return stray
     width = 0
     for name, resolution in zip(names, module.resolutions(), strict=True):
         block = inside._modules.get(name)
-        if not isinstance(block, network.SynthesisBlock):
+        if not isinstance(block, architecture.SynthesisBlock):
             return f"lacks {name}"
         facts = (block.in_channels, block.resolution, block.w_dim, block.img_channels)
         if facts != (width, resolution, module.w_dim, module.img_channels):
@@ -288,10 +125,10 @@ def _synthesis(module: network.SynthesisNetwork) -> Problem:
     return None
 
 
-def _generator(module: network.Generator) -> Problem:
-    if not _is(module, "synthesis", network.SynthesisNetwork):
+def _generator(module: architecture.Generator) -> Problem:
+    if not has(module, "synthesis", architecture.SynthesisNetwork):
         return "has no synthesis network of StyleGAN2"
-    if not _is(module, "mapping", network.MappingNetwork):
+    if not has(module, "mapping", architecture.MappingNetwork):
         return "has no mapping network of StyleGAN2"
     synthesis, mapping = module.synthesis, module.mapping
     module.num_ws = synthesis.num_ws
@@ -305,20 +142,20 @@ def _generator(module: network.Generator) -> Problem:
         mapping.num_ws,
     ):
         return "has a mapping network of other dimensions"
-    return _known(module, set(), set(), {"synthesis", "mapping"})
+    return stray_in(module, set(), set(), {"synthesis", "mapping"})
 
 
 _CHECKS: dict[type[nn.Module], Callable[[Any], Problem]] = {
-    network.FullyConnectedLayer: _fully_connected,
-    network.MappingNetwork: _mapping,
-    network.SynthesisLayer: _layer,
-    network.Noise: _noise,
-    network.Demodulation: _demod,
-    network.ToRGBLayer: _rgb,
-    network.Conv2dLayer: _skip,
-    network.SynthesisBlock: _block,
-    network.SynthesisNetwork: _synthesis,
-    network.Generator: _generator,
+    architecture.FullyConnectedLayer: restore_fully_connected,
+    architecture.MappingNetwork: _mapping,
+    architecture.SynthesisLayer: restore_layer,
+    architecture.Noise: restore_noise,
+    architecture.Demodulation: restore_demodulation,
+    architecture.ToRGBLayer: restore_rgb,
+    architecture.Conv2dLayer: restore_skip,
+    architecture.SynthesisBlock: _block,
+    architecture.SynthesisNetwork: _synthesis,
+    architecture.Generator: _generator,
 }
 
 
@@ -326,6 +163,6 @@ def restored(module: nn.Module) -> Problem:
     """Bring one module that was read from a file into our layout.
 
     Returns:
-        what is wrong with it, or None.
+        its defect, or None.
     """
     return _CHECKS[type(module)](module)

@@ -6,8 +6,8 @@ from argparse import Namespace
 from collections.abc import Collection
 
 from dsconvert.errors import UsageError
-from dsconvert.formats.checkpoint import ModuleSource
-from dsconvert.formats.registry import Opened, open_file
+from dsconvert.formats.base import GeneratorFile, ModuleSource
+from dsconvert.formats.registry import open_file
 
 
 def source_of(options: Namespace) -> ModuleSource | None:
@@ -23,6 +23,6 @@ def source_of(options: Namespace) -> ModuleSource | None:
     return ModuleSource(factory=options.module, key=options.key, shapes=tuple(options.input))
 
 
-def opened(path: str, options: Namespace, *, drop: Collection[str] = ()) -> Opened:
+def opened(path: str, options: Namespace, *, drop: Collection[str] = ()) -> GeneratorFile:
     """The file, of whatever kind."""
     return open_file(path, drop=drop, module=source_of(options))

@@ -12,7 +12,7 @@ from torch import nn
 from dsconvert.bench import Settings
 from dsconvert.cli.output import Bars, say
 from dsconvert.errors import MissedTargetError, UsageError
-from dsconvert.formats.registry import Opened, inputs_of
+from dsconvert.formats.base import GeneratorFile
 from dsconvert.report.layout import compact
 from dsconvert.search import Clock, MeasuredPlan, missed, plan_measured, verify
 from dsconvert.search.units import figure
@@ -21,14 +21,14 @@ _REMEDY = "Nothing was written; --best-effort writes the nearest all the same."
 
 
 def planned(
-    file: Opened, options: Namespace, bars: Bars, *, clock: Clock | None = None
+    file: GeneratorFile, options: Namespace, bars: Bars, *, clock: Clock | None = None
 ) -> MeasuredPlan:
     """The plan for the targets that were typed.
 
     Raises:
         MissedTargetError: they are out of reach, and ``--best-effort`` was not given.
     """
-    inputs = inputs_of(file)
+    inputs = file.inputs()
     if inputs is None:
         raise UsageError(
             f"--target runs the generator, and nothing says what the inputs of {file.path} look "
@@ -59,14 +59,14 @@ def planned(
 
 def checked(
     measured: MeasuredPlan,
-    file: Opened,
+    file: GeneratorFile,
     models: Mapping[str, nn.Module],
     *,
     clock: Clock | None = None,
 ) -> MeasuredPlan:
     """The same with its promises measured on the converted model."""
     main = models[file.generators[0]]
-    promises = verify(measured, file.generator, main, inputs=inputs_of(file), clock=clock)
+    promises = verify(measured, file.generator, main, inputs=file.inputs(), clock=clock)
     return dataclasses.replace(measured, promises=promises)
 
 

@@ -1,6 +1,6 @@
-"""Model -> Analysis: all that is known about a model before anything is decided.
+"""Model -> Analysis: the facts about a model that all later stages use.
 
-It is made once, and carried through planning, rewriting, fitting and reporting.
+An analysis is made once per model and passed to planning, rewriting, fitting and reporting.
 """
 
 from __future__ import annotations
@@ -12,48 +12,42 @@ from typing import Any
 
 from torch import nn
 
-from dsconvert.adapter import Adapter, KnowsUnused, adapter_for
+from dsconvert.adapter import Adapter, adapter_for, as_adapter
 from dsconvert.core.cost import count
-from dsconvert.model.graph import ConvTypes
+from dsconvert.model.graph import ConvTypes, TracedGraph
 from dsconvert.model.inputs import Inputs, examples_for, resolved_sampler
-from dsconvert.model.model_types import types_of
-from dsconvert.model.observe import meta_copy
-from dsconvert.model.trace import Traced, trace
+from dsconvert.model.model_types import ModelTypes, types_of
+from dsconvert.model.observe import meta_copy, undisturbed
+from dsconvert.model.sites import find_sites
 from dsconvert.model.wrappers import unwrapped
-from dsconvert.records import Cost, Trace
+from dsconvert.records import Cost, Sites
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Analysis:
-    """A model and what was found out about it; nothing here is ever changed.
+    """A model and the facts about it; nothing here changes.
 
     Attributes:
         model: the original, without wrappers.
         bare: whether the model given was one convolution; ``model`` then holds it as its child.
-        adapter: the one that knows the model.
-        sampler: of its inputs.
-        examples: arguments of one forward call, batch 1.
-        traced: graph and convolution sites.
+        adapter: the adapter that knows the model, or None.
+        types: the classes with a meaning for dsconvert (noise, norms, leaves).
+        sampler: of the model's inputs, or None.
+        examples: arguments of one forward call, batch 1, or None.
+        sites: the convolutions, their surroundings and shapes.
+        graph: the operations, recorded by torch.fx.
         owned: whether the model is the library's own, read from a file, and may be run as it is.
     """
 
     model: nn.Module
     bare: bool
     adapter: Adapter | None
+    types: ModelTypes
     sampler: Inputs | None
     examples: tuple[Any, ...] | None
-    traced: Traced
+    sites: Sites
+    graph: TracedGraph
     owned: bool = False
-
-    @property
-    def trace(self) -> Trace:
-        """The convolution sites."""
-        return self.traced.trace
-
-    @property
-    def opaque_types(self) -> tuple[type[nn.Module], ...]:
-        """Classes that use their children's weights without calling them."""
-        return types_of(self.model, self.adapter).leaves
 
     @cached_property
     def cost(self) -> Cost:
@@ -61,15 +55,16 @@ class Analysis:
         return self.count(self.model, own=self.owned)
 
     def count(self, model: nn.Module, *, own: bool) -> Cost:
-        """Parameters and MACs of ``model`` on the same example inputs."""
-        return count(model, self.examples, leaves=self.opaque_types, own=own)
+        """Return parameters and MACs of ``model`` on the same example inputs."""
+        # A declared leaf uses its children's weights without calling them.
+        return count(model, self.examples, leaves=self.types.leaves, own=own)
 
     def without_model(self) -> Analysis:
-        """The same, with a copy on the meta device in the model's place: no weights stay."""
+        """Return a copy whose model is on the meta device, so that no weights stay in memory."""
         return replace(self, model=meta_copy(self.model))
 
     def result(self, model: nn.Module) -> nn.Module:
-        """What a caller gets back for a rewritten ``model``."""
+        """Return the form of a rewritten ``model`` that the caller gets."""
         return next(model.children()) if self.bare else model
 
 
@@ -79,17 +74,19 @@ def analyse(
     example_inputs: Sequence[Any] | None = None,
     inputs: Inputs | None = None,
     leaves: Sequence[str] = (),
+    adapter: Adapter | None = None,
     owned: bool = False,
 ) -> Analysis:
-    """Look at ``model``, which is left as it was.
+    """Analyse ``model``, which does not change.
 
     Args:
         model: any ``nn.Module`` that torch.fx can trace; wrappers (``DataParallel``,
-            ``torch.compile``, a moving average) are taken off.
-        example_inputs: positional arguments of one forward call; an adapter or ``inputs`` gives
-            them otherwise. Without any, shapes, MACs and dead modules are unknown.
+            ``torch.compile``, a moving average) are removed.
+        example_inputs: positional arguments of one forward call. Without them, an adapter or
+            ``inputs`` gives the arguments; otherwise shapes, MACs and dead modules are unknown.
         inputs: ``inputs(n, generator)`` returns the arguments of a call with batch n.
-        leaves: names of modules that torch.fx must not look into.
+        leaves: names of modules that torch.fx must not trace into.
+        adapter: the model's adapter; None: the installed one that knows the model.
         owned: the model is the library's own and may be run as it is.
 
     Raises:
@@ -100,44 +97,51 @@ def analyse(
     bare = isinstance(model, ConvTypes)
     if bare:
         model = nn.Sequential(model).train(model.training)
-    adapter = adapter_for(model)
-    examples = examples_for(model, example_inputs, inputs, adapter)
-    sampler = resolved_sampler(model, inputs, adapter)
-    types = types_of(model, adapter)
-    traced = trace(
-        model,
-        example_inputs=examples,
-        leaves=leaves,
-        leaf_types=types.leaves,
-        noise_types=types.noises,
-        norm_types=types.norms,
-        unused=adapter.unused(model) if isinstance(adapter, KnowsUnused) else (),
-    )
+    known = adapter_for(model) if adapter is None else as_adapter(adapter)
+    with undisturbed():
+        examples = examples_for(model, example_inputs, inputs, known)
+        types = types_of(model, known)
+        sites, graph = find_sites(
+            model,
+            example_inputs=examples,
+            leaves=leaves,
+            leaf_types=types.leaves,
+            noise_types=types.noises,
+            norm_types=types.norms,
+            unused=known.unused(model) if known is not None else (),
+        )
     return Analysis(
         model=model,
         bare=bare,
-        adapter=adapter,
-        sampler=sampler,
+        adapter=known,
+        types=types,
+        sampler=resolved_sampler(model, inputs, known),
         examples=examples,
-        traced=traced,
+        sites=sites,
+        graph=graph,
         owned=owned,
     )
 
 
 def analyse_alike(
-    known: Analysis | None, model: nn.Module, *, inputs: Inputs | None = None, owned: bool = False
+    known: Analysis | None,
+    model: nn.Module,
+    *,
+    inputs: Inputs | None = None,
+    adapter: Adapter | None = None,
+    owned: bool = False,
 ) -> Analysis:
-    """The analysis of ``model``; ``known`` is reused where that is of the same architecture.
+    """Return the analysis of ``model``; reuse ``known`` if that is of the same architecture.
 
-    ``inputs`` and ``owned`` are as for :func:`analyse`.
+    ``inputs``, ``adapter`` and ``owned`` are as for :func:`analyse`.
     """
     if known is None or _shape(known.model) != _shape(model):
-        return analyse(model, inputs=inputs, owned=owned)
+        return analyse(model, inputs=inputs, adapter=adapter, owned=owned)
     return replace(known, model=model, owned=owned)
 
 
 def _shape(model: nn.Module) -> list[tuple[Any, ...]]:
-    """Names, classes and parameter shapes; which parameters are one and the same."""
+    """Return names, classes and parameter shapes, and which parameters are shared."""
     numbers: dict[int, int] = {}
     return [
         (

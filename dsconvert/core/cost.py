@@ -1,11 +1,10 @@
 """Parameters and MACs, counted by fvcore.
 
-What counts: fvcore's own operators, one multiply-accumulate as one (a MAC, not two FLOPs):
+The counted operators are fvcore's, one multiply-accumulate as one (a MAC, not two FLOPs):
 convolutions (plain, grouped, transposed: input positions x kernel x I x O / groups), matrix
 products, and, at one or a few operations an element, normalisations and resampling, which are
-0.2 % of an official generator. What does not: element-wise work (activations, noise) and the small
-products that spectral norm's hook repeats for the weight (``mv``, ``dot``, ``div``). It is named in
-``Cost.unsupported``, never silently dropped.
+0.2 % of an official generator. Element-wise operators (activations, noise) and small products in
+spectral norm's hook (``mv``, ``dot``, ``div``) are not counted; ``Cost.unsupported`` lists them.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ NO_INPUTS = "no MACs: nothing says what the inputs look like (pass example_input
 
 
 def _convolution_mode(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """MACs of a convolution with ``padding="same"``, an operator that fvcore does not know."""
+    """Return the MACs of a convolution with ``padding="same"``, which fvcore does not know."""
     weight, result = get_shape(inputs[1]), get_shape(outputs[0])
     if weight is None or result is None:
         return Counter()
@@ -58,7 +57,7 @@ def _quiet() -> Generator[None, None, None]:
 
 @contextmanager
 def _called(model: nn.Module) -> Generator[set[str], None, None]:
-    """The names of modules that run meanwhile; hooks that are gone afterwards."""
+    """Collect the names of modules that run, by hooks that are removed at the end."""
     names: set[str] = set()
 
     def note(name: str) -> Callable[..., None]:
@@ -78,7 +77,7 @@ def _params(module: nn.Module) -> int:
 
 
 def _one_sample(inputs: Sequence[Any]) -> tuple[Any, ...]:
-    """The first sample of a batch: every tensor with the first tensor's leading size is cut."""
+    """Return the first sample of a batch: cut every tensor of the first tensor's leading size."""
     sizes = [t.shape[0] for t in tensors_of(tuple(inputs)) if t.dim() > 0]
     if not sizes or sizes[0] < 2:
         return tuple(inputs)
@@ -103,12 +102,12 @@ def count(
             Without them only parameters are counted, and ``note`` says why.
         leaves: classes that use their children's weights without calling them; what is inside one
             that ran is not reported as uncalled.
-        own: the copy may share the parameters (of a large model, one set is enough): nobody else
-            has the model, or its ``forward`` is known to write into none.
+        own: the copy may share the parameters, since no other code has the model, or its
+            ``forward`` writes into none.
 
     Returns:
         The cost. ``macs`` is None, and ``note`` says why, without inputs and where torch.jit
-        can't trace the model (which is no reason to lose a conversion).
+        can't trace the model (a conversion may continue).
     """
     if inputs is None:
         return _cost(model, {}, None, {}, (), NO_INPUTS)
@@ -125,7 +124,7 @@ def count(
         try:
             with _called(twin) as called:
                 by_module = {_inner(k, plain): v for k, v in analysis.by_module().items()}
-        except Exception as error:  # whatever the user's forward or torch.jit raises
+        except Exception as error:  # the user's forward and torch.jit may raise anything
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             return _cost(model, {}, None, {}, (), f"no MACs: fvcore can't run it ({reason})")
         unsupported = dict(analysis.unsupported_ops())
@@ -152,7 +151,7 @@ class _Bound(nn.Module):
 
 
 def _inner(name: str, plain: bool) -> str:
-    """The name of a module in the model itself."""
+    """Return the name of a module in the model itself."""
     return name if plain else name.removeprefix("inner").removeprefix(".")
 
 

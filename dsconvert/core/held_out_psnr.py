@@ -1,4 +1,4 @@
-"""How near a fitted model's images are to the original's, on the held-out latents of the fit."""
+"""The PSNR of a fitted model's images to the original's, on the held-out latents of the fit."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dsconvert.adapter import Adapter, CheckpointAdapter, image_tensor
+from dsconvert.adapter import Adapter, image_tensor
 from dsconvert.data.pictures import psnr
 from dsconvert.errors import AdapterError
 
 _BEYOND = 2.0
-"""Images in [-1, 1] overshoot by less; what goes further has another scale, or is no image."""
+"""Images in [-1, 1] overshoot by less; a larger output has another scale, or is no image."""
 _CHANNELS = (1, 3, 4)
 
 
 class _Returns(nn.Module):
-    """A model that has run already, for an adapter that wraps models."""
+    """A stand-in for a model that has run already, for an adapter that wraps models."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()
         self._output = output
 
     def forward(self, *_: Any) -> Any:
-        """What the model returned."""
+        """Return the output of that run."""
         return self._output
 
 
 def held_out_psnr(outputs: tuple[Any, Any] | None, adapter: Adapter | None = None) -> float | None:
-    """Mean PSNR, dB, as :func:`dsconvert.data.pictures.psnr` defines it.
+    """Return the mean PSNR, dB, as :func:`dsconvert.data.pictures.psnr` defines it.
 
     Args:
-        outputs: what the fitted model and the original return for the held-out batch.
-        adapter: the model's; it knows the way from an output to an image in [-1, 1]. Without one
+        outputs: of the fitted model and of the original for the held-out batch.
+        adapter: the model's; it converts an output to an image in [-1, 1]. Without one
             the first tensor (N, C, H, W) is the image; one in [0, 1] is brought to [-1, 1].
 
     Returns:
@@ -57,11 +57,11 @@ def held_out_psnr(outputs: tuple[Any, Any] | None, adapter: Adapter | None = Non
 
 
 def _image(output: Any, adapter: Adapter | None) -> Tensor:
-    if isinstance(adapter, CheckpointAdapter):
+    if adapter is not None:
         output = adapter.picture(_Returns(output))(None)
     return image_tensor(output).detach().float()
 
 
 def _from_zero_to_one(image: Tensor) -> bool:
-    """Whether the range is [0, 1]: no batch of images in [-1, 1] is without a dark pixel."""
+    """Return whether the range is [0, 1]; a batch in [-1, 1] always has a negative pixel."""
     return float(image.amin()) >= 0.0 and float(image.amax()) <= 1.0

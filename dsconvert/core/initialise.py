@@ -1,4 +1,4 @@
-"""What happens to the factors beside the fit: random starts, and spectral norm put back."""
+"""Initialise factors at random, and restore spectral norm on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from dsconvert.fit.statistics import buffers_of
 from dsconvert.model.norms import respectralise
-from dsconvert.records import Plan, Site, Trace
+from dsconvert.records import Plan, Site, Sites
 
 
 def randomise(model: nn.Module, plan: Plan, *, seed: int) -> None:
@@ -26,22 +26,22 @@ def randomise(model: nn.Module, plan: Plan, *, seed: int) -> None:
                     module.requires_grad_(needs_grad)
 
 
-def finish(model: nn.Module, trace: Trace, plan: Plan) -> list[str]:
-    """Put spectral norm back on both factors where the plan keeps it; the function stays.
+def restore_spectral_norm(model: nn.Module, sites: Sites, plan: Plan) -> list[str]:
+    """Put spectral norm on both factors where the plan keeps it, without a change of the function.
 
-    The pair's scale is lost to the two norms. It is carried into what follows: the noise weight,
-    the statistics of the batch normalisation and the root of its epsilon are divided by the same
-    factor, after which the normalisation's output is what it was. (The factor is 10 to 30 on real
-    generators: with the epsilon left alone the image would lose 1 dB.)
+    The two norms remove the pair's scale. The following modules compensate for it: the noise
+    weight, the statistics of the batch normalisation and the root of its epsilon are divided by the
+    same factor, so that the normalisation's output does not change. (The factor is 10 to 30 on real
+    generators: without the change of the epsilon the image would lose 1 dB.)
 
     Returns:
         names of the convolutions that carry spectral norm again.
     """
-    sites = {s.name: s for s in trace.sites}
+    by_name = {s.name: s for s in sites.convolutions}
     names: list[str] = []
     with torch.no_grad():
         for decision in plan.decisions:
-            site = sites[decision.site]
+            site = by_name[decision.site]
             if decision.action != "rewrite" or decision.norm != "keep" or site.norm == "none":
                 continue
             scale = 1.0

@@ -1,7 +1,7 @@
-"""Plan -> model': a copy of the user's own class with its convolutions replaced.
+"""Apply a plan to a copy of a model: its own class, with some convolutions replaced.
 
-Everything is checked before the first change, so a model is never half converted; the input model
-is not touched.
+Everything is checked before the first change, so a model is never half converted. The input model
+does not change.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dsconvert.errors import PlanError, UsageError
 from dsconvert.model.editing import carry_hooks, copied, replace
 from dsconvert.model.graph import ConvTypes
 from dsconvert.model.norms import effective_weight, fold, norm_kind, trainable
-from dsconvert.records import Decision, Plan, Site, Trace, within
+from dsconvert.records import Decision, Plan, Site, Sites, within
 from dsconvert.rules import Rule, rule_named
 
 
@@ -29,26 +29,26 @@ class Rewritten:
 
 
 def kernel_of(conv: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
-    """The kernel as applied, in ``(O, I, kh, kw)`` order for both kinds (ungrouped)."""
+    """Return the kernel as applied, in ``(O, I, kh, kw)`` order for both kinds (ungrouped)."""
     weight = effective_weight(conv)
     return weight.transpose(0, 1) if isinstance(conv, nn.ConvTranspose2d) else weight
 
 
 Matched = list[tuple[Site, Decision, Rule]]
-"""What is rewritten, by which decision and rule."""
+"""The rewritten sites, each with its decision and its rule."""
 
 
-def check(trace: Trace, plan: Plan) -> Matched:
+def check(sites: Sites, plan: Plan) -> Matched:
     """Match a plan to a model.
 
     Raises:
         PlanError: the plan names convolutions that the model lacks, a rule that does not fit, or a
             rank out of range. All problems are named at once.
     """
-    sites = {s.name: s for s in trace.holding(plan.keep).sites}
+    by_name = {s.name: s for s in sites.holding(plan.keep).convolutions}
     problems: list[str] = []
     rewrites: Matched = []
-    unknown = [d.site for d in plan.decisions if d.site not in sites]
+    unknown = [d.site for d in plan.decisions if d.site not in by_name]
     if unknown:
         problems.append(f"the model has no convolution called {', '.join(unknown)}")
     seen: set[str] = set()
@@ -58,16 +58,16 @@ def check(trace: Trace, plan: Plan) -> Matched:
         seen.add(decision.site)
         if decision.action == "remove" and not within(decision.site, plan.remove):
             problems.append(f"{decision.site}: to be removed, but nothing under 'remove' holds it")
-        if decision.action != "rewrite" or decision.site not in sites:
+        if decision.action != "rewrite" or decision.site not in by_name:
             continue
-        site = sites[decision.site]
+        site = by_name[decision.site]
         if decision.rule is None or decision.rank is None:
             problems.append(f"{decision.site}: a rewrite needs a rule and a rank")
             continue
         rule = rule_named(decision.rule)
         if site.locked is not None:
             problems.append(f"{decision.site} can't be rewritten: {site.locked}")
-        elif (why := rule.refuses(site)) is not None:
+        elif (why := rule.why_not(site)) is not None:
             problems.append(f"{decision.site}: rule {rule.name} does not fit: {why}")
         elif not 1 <= decision.rank <= rule.max_rank(site):
             problems.append(
@@ -76,33 +76,33 @@ def check(trace: Trace, plan: Plan) -> Matched:
         else:
             rewrites.append((site, decision, rule))
     problems += [
-        f"{name} is to be removed but runs" for name in plan.remove if not within(name, trace.dead)
+        f"{name} is to be removed but runs" for name in plan.remove if not within(name, sites.dead)
     ]
-    unknown = [name for name in plan.keep if name not in trace.modules]
+    unknown = [name for name in plan.keep if name not in sites.modules]
     if unknown:
         problems.append(f"the model has no module called {', '.join(unknown)} to keep")
     if problems:
         raise PlanError(
-            f"the plan (made for {plan.model}) does not fit this {trace.model}: "
+            f"the plan (made for {plan.model}) does not fit this {sites.model}: "
             f"{'; '.join(problems)}. Make a new plan for this model, or mend the lines named here."
         )
     return rewrites
 
 
-def costed(trace: Trace, plan: Plan, matched: Matched | None = None) -> Plan:
-    """``plan`` with the costs of this model: a person who edits a rank does not edit those.
+def costed(sites: Sites, plan: Plan, matched: Matched | None = None) -> Plan:
+    """Return ``plan`` with the costs of this model; a person who edits a rank does not edit them.
 
-    ``matched`` is what :func:`check` returns, where that was called already.
+    ``matched`` is the result of :func:`check`, if that was called already.
 
     Raises:
         PlanError: see :func:`check`.
     """
-    matched = check(trace, plan) if matched is None else matched
+    matched = check(sites, plan) if matched is None else matched
     rules = {decision.site: rule for _, decision, rule in matched}
-    sites = {s.name: s for s in trace.sites}
+    by_name = {s.name: s for s in sites.convolutions}
     decisions: list[Decision] = []
     for d in plan.decisions:
-        site, rule = sites[d.site], rules.get(d.site)
+        site, rule = by_name[d.site], rules.get(d.site)
         params, macs = site.params, site.macs
         if d.action == "remove":
             params, macs = 0, None if macs is None else 0
@@ -121,7 +121,7 @@ def costed(trace: Trace, plan: Plan, matched: Matched | None = None) -> Plan:
 
 
 def check_finite(model: nn.Module, plan: Plan) -> None:
-    """Refuse weights that are not finite, where the plan does not remove them anyway.
+    """Reject weights that are not finite, unless the plan removes them.
 
     Raises:
         UsageError: at least one is not.
@@ -142,7 +142,7 @@ def check_finite(model: nn.Module, plan: Plan) -> None:
 
 def rewrite(
     model: nn.Module,
-    trace: Trace,
+    sites: Sites,
     plan: Plan,
     *,
     matched: Matched | None = None,
@@ -151,15 +151,15 @@ def rewrite(
     """Apply ``plan`` to a copy of ``model``; each factor starts from the SVD of its own kernel.
 
     Norms are folded here; where a decision says ``norm="keep"`` they come back after the fit
-    (:func:`dsconvert.core.initialise.finish`). With ``consume`` the model itself is rewritten, and
-    each kernel freed once its factors are there: of a large model one copy is enough. ``matched``
-    is what :func:`check` returns, where that was called already.
+    (:func:`dsconvert.core.initialise.restore_spectral_norm`). With ``consume`` the model itself is
+    rewritten, and each kernel is freed as soon as its factors exist, which saves the memory of a
+    copy. ``matched`` is the result of :func:`check`, if that was called already.
 
     Raises:
         PlanError: the plan does not fit the model.
     """
-    rewrites = check(trace, plan) if matched is None else matched
-    locked = {s.name for s in trace.holding(plan.keep).sites if s.locked is not None}
+    rewrites = check(sites, plan) if matched is None else matched
+    locked = {s.name for s in sites.holding(plan.keep).convolutions if s.locked is not None}
     result = model if consume else copied(model, frozenset(s.name for s, _, _ in rewrites))
     residuals: dict[str, float] = {}
     with torch.no_grad():

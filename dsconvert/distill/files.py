@@ -18,15 +18,9 @@ from dsconvert.distill.api import Distilled, distill
 from dsconvert.distill.config import DistillConfig
 from dsconvert.distill.loop import Progress
 from dsconvert.errors import UsageError
-from dsconvert.formats.checkpoint import ModuleSource
-from dsconvert.formats.registry import (
-    Opened,
-    check_output,
-    inputs_of,
-    open_file,
-    picture_of,
-    save_file,
-)
+from dsconvert.formats.base import GeneratorFile, ModuleSource
+from dsconvert.formats.registry import open_file
+from dsconvert.formats.save_file import check_output, save_file
 from dsconvert.metrics import sample_images
 from dsconvert.projected.lite0 import Weights
 from dsconvert.records import Cost
@@ -103,7 +97,7 @@ def distill_snapshot(
     first, snap = open_file(teacher, module=module), open_file(student, module=module)
     check_output(snap, out, overwrite=overwrite)
     original, fast = first.generator, snap.generator
-    inputs = inputs_of(first)
+    inputs = first.inputs()
     if inputs is None:
         raise UsageError(f"nobody knows what the generator of {teacher} takes; give --input.")
     mine, theirs = _shape(fast), _shape(original)
@@ -112,7 +106,7 @@ def distill_snapshot(
             f"{student} takes and makes {mine}, {teacher} {theirs}: one can't learn from the other."
         )
     # A codebase's generator may return more than a picture; what wraps it, and where it is within.
-    seen, seeing = picture_of(first), picture_of(snap)
+    seen, seeing = first.picture(), snap.picture()
     place_of_it = next(n for n, m in seeing.named_modules() if m is fast)
     done = distill(
         seen,
@@ -147,7 +141,7 @@ def distill_snapshot(
     )
 
 
-def _learnt_by(snap: Opened, learnt: nn.Module, *, moved: bool) -> dict[str, nn.Module]:
+def _learnt_by(snap: GeneratorFile, learnt: nn.Module, *, moved: bool) -> dict[str, nn.Module]:
     """``learnt`` for the main generator, and a copy for each that is built like it.
 
     Where the start was the best (not ``moved``), the others stay as they were, too.

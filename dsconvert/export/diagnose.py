@@ -1,4 +1,4 @@
-"""Why a model can't be exported: the operator and the module, out of an exporter's long message."""
+"""Find the operator and the module that an exporter's long message is about."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _CALL = re.compile(r'File "([^"]+)", line (\d+), in \w+\s*\n\s*(.+)')
 def blame(
     fmt: str, model: nn.Module, core: Core, args: tuple[Tensor, ...], error: Exception
 ) -> ExportError:
-    """An error that names the operator and the module that ``error`` is about, as far as it says.
+    """Return an error that names the operator and the module that ``error`` is about.
 
-    ``model`` and ``core`` are only looked at; ``args`` are what the core was traced with.
+    ``model`` and ``core`` are only looked at; ``args`` are the arguments of the core's trace.
     """
     name = type(model).__name__
     program, inside = _program(core, args)
@@ -46,7 +46,7 @@ def blame(
 
 
 def _chain(error: BaseException | None) -> str:
-    """The messages of an error and of its causes."""
+    """Return the messages of an error and of its causes."""
     parts: list[str] = []
     while error is not None and len(parts) < 8:
         parts.append(str(error))
@@ -62,7 +62,7 @@ def _brief(error: BaseException) -> str:
 
 
 def _program(core: Core, args: tuple[Tensor, ...]) -> tuple[Any, str]:
-    """The exported program, or None and the module in which the export stopped."""
+    """Return the exported program, or None and the module in which the export stopped."""
     entered: list[str] = []
 
     def enter(name: str) -> Any:
@@ -88,7 +88,7 @@ def _program(core: Core, args: tuple[Tensor, ...]) -> tuple[Any, str]:
 
 
 def _module_of(core: Core, program: Any, operator: str) -> str:
-    """The module that calls ``operator``: by the flat graph where it was inlined."""
+    """Return the module that calls ``operator``: by the flat graph where it was inlined."""
     for node in program.graph.nodes:
         if node.op != "call_function" or operator not in str(node.target):
             continue
@@ -104,6 +104,6 @@ def _module_of(core: Core, program: Any, operator: str) -> str:
 
 
 def _path(node: fx.Node) -> str:
-    """The module of the original that a node of the flat graph comes from."""
+    """Return the module of the original that a node of the flat graph comes from."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return str(stack[-1][0]) if stack and isinstance(stack[-1], tuple) else ""

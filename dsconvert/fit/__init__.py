@@ -1,13 +1,35 @@
-"""The fit: factors and statistics of a rewritten model, from activations, without data.
+"""Fit modules to activations: the pass that records them, and the solvers that rules use.
 
-``stream`` runs teacher and student side by side; ``moments`` gathers what least squares needs;
-``least_squares`` and ``blueprint`` fit the two orders; ``statistics`` follows with the batch
-normalisations; ``run`` puts them together; ``original`` does it for a whole model.
+``activation_stream`` runs the original and the rewritten model side by side; a :class:`Sample`
+holds the activations of one layer; ``moments`` condenses them to what least squares needs;
+``least_squares`` solves; ``statistics`` corrects batch normalisations; ``overflow`` guards all of
+that against values that are not finite.
 """
 
 from __future__ import annotations
 
-from dsconvert.fit.original import fit_to_original
-from dsconvert.fit.run import BATCH, DEFAULT_LATENTS, Outcome, Progress, run
+from dsconvert.fit.least_squares import MAX_UNKNOWNS, RIDGES, fit_dense, pick, ridge_towards
+from dsconvert.fit.moments import (
+    Moments,
+    channel_mean,
+    channel_variance,
+    moments,
+    second_moment,
+    taps_per_phase,
+)
+from dsconvert.fit.sample import Sample
 
-__all__ = ["BATCH", "DEFAULT_LATENTS", "Outcome", "Progress", "fit_to_original", "run"]
+__all__ = [
+    "MAX_UNKNOWNS",
+    "RIDGES",
+    "Moments",
+    "Sample",
+    "channel_mean",
+    "channel_variance",
+    "fit_dense",
+    "moments",
+    "pick",
+    "ridge_towards",
+    "second_moment",
+    "taps_per_phase",
+]

@@ -1,4 +1,4 @@
-"""Second moments of (input patch, output) pairs: all that least squares needs to know.
+"""Second moments of (input patch, output) pairs, which determine every least-squares fit.
 
 A convolution is linear, so its squared error on data is a quadratic form of its kernel: with
 ``C = E[x x^T]`` over input patches, ``B = E[x y^T]`` and ``E[y^2]``, the error of any kernel can be
@@ -27,7 +27,7 @@ class _Phase:
     taps: tuple[int, ...]
     """Indices into the flattened kernel."""
     shifts: tuple[tuple[int, int], ...]
-    """Where each tap reads, relative to ``step * position``."""
+    """The position that each tap reads, relative to ``step * position``."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Moments:
     """Raw moments of one phase; patch features are ordered ``(tap, channel)``.
 
     ``xx`` is ``(T P, T P)``, ``xy`` is ``(T P, O)``, ``yy`` is ``(O,)``; ``x`` and ``y`` are means.
-    Nothing is centred on the way: padding is a real zero, and on small maps it is everywhere.
+    The sums are not centred: padding is a real zero, and on small maps it is everywhere.
     """
 
     taps: tuple[int, ...]
@@ -46,20 +46,20 @@ class Moments:
     y: Tensor
 
     def centred(self) -> tuple[Tensor, Tensor]:
-        """``xx`` and ``xy`` with a free constant an output taken out, in double precision."""
+        """Return ``xx`` and ``xy`` without a free constant an output, in double precision."""
         x, y = self.x.double(), self.y.double()
         return self.xx.double() - torch.outer(x, x), self.xy.double() - torch.outer(x, y)
 
 
 def channel_mean(values: Sequence[Tensor]) -> Tensor:
-    """Mean over batch and space, ``(C,)``."""
+    """Return the mean over batch and space, ``(C,)``."""
     total = sum((v.sum((0, 2, 3), dtype=torch.float64) for v in values), torch.tensor(0.0))
     count = sum(v.numel() // v.shape[1] for v in values)
     return (total / count).to(values[0].dtype)
 
 
 def channel_variance(values: Sequence[Tensor], mean: Tensor) -> Tensor:
-    """Variance over batch and space, ``(C,)``."""
+    """Return the variance over batch and space, ``(C,)``."""
     shift = mean[None, :, None, None]
     total = sum(
         ((v - shift).square().sum((0, 2, 3), dtype=torch.float64) for v in values),
@@ -69,7 +69,7 @@ def channel_variance(values: Sequence[Tensor], mean: Tensor) -> Tensor:
 
 
 def second_moment(values: Sequence[Tensor]) -> Tensor:
-    """``E[x x^T]`` between channels over batch and space, ``(C, C)`` in double precision."""
+    """Return ``E[x x^T]`` between channels over batch and space, ``(C, C)`` in double precision."""
     channels = values[0].shape[1]
     result = values[0].new_zeros(channels, channels, dtype=torch.float64)
     count = 0
@@ -124,12 +124,12 @@ def _phases(conv: Conv) -> tuple[_Phase, ...]:
 
 
 def taps_per_phase(conv: Conv) -> tuple[int, ...]:
-    """How many taps each phase of ``conv`` has (one phase for an ordinary convolution)."""
+    """Return the number of taps of each phase (one phase for an ordinary convolution)."""
     return tuple(len(p.taps) for p in _phases(conv))
 
 
 def _padded(x: Tensor, conv: Conv, margin: int) -> Tensor:
-    """``x`` with ``margin`` pixels around it, filled the way ``conv`` pads."""
+    """Return ``x`` with ``margin`` pixels around it, padded as ``conv`` pads."""
     if isinstance(conv, nn.ConvTranspose2d) or conv.padding_mode == "zeros":
         return F.pad(x, (margin,) * 4)
     ph, pw = _pairs(conv.padding, conv)
@@ -148,15 +148,15 @@ def moments(
     samples: int = 30_000,
     seed: int = 0,
 ) -> tuple[Moments, ...]:
-    """Moments between input patches as ``conv`` reads them and wanted outputs, phase by phase.
+    """Return the moments between input patches of ``conv`` and wanted outputs, phase by phase.
 
     Args:
-        conv: whose geometry counts (kernel size, stride, padding, dilation), not its weight.
+        conv: its geometry is used (kernel size, stride, padding, dilation), not its weight.
         inputs: batches ``(N, I, h, w)``.
         wanted: batches ``(N, O, H, W)``.
-        offset: ``(O,)``, a known bias that is taken off the outputs first.
+        offset: ``(O,)``, a known bias, subtracted from the outputs first.
         project: ``(P, I)``; patches are of ``project @ x`` where it is given.
-        samples: how many positions to draw in all, for each phase.
+        samples: number of positions drawn for each phase.
         seed: of the draw.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -203,7 +203,7 @@ def _draw(
     share: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Patches ``(S, T P)`` and outputs ``(S, O)`` at random positions of one batch."""
+    """Return patches ``(S, T P)`` and outputs ``(S, O)`` at random positions of one batch."""
     n, _, height, width = y.shape
     reach = max(
         [abs(s) for shift in phase.shifts for s in shift]

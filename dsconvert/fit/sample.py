@@ -1,4 +1,4 @@
-"""The activations that one layer is fitted to, and the held-out ones that judge it."""
+"""The activations that one layer is fitted to, and the held-out ones that measure its error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Sample:
     centred: bool
 
     def double(self) -> Sample:
-        """The same in float64."""
+        """Return the same sample in float64."""
         return replace(
             self,
             inputs=[x.double() for x in self.inputs],
@@ -36,7 +36,7 @@ class Sample:
         )
 
     def error(self, module: nn.Module) -> float:
-        """``|y - y'|^2 / |y - mean|^2`` on the held-out batch."""
+        """Return ``|y - y'|^2 / |y - mean|^2`` on the held-out batch."""
         if any(p.dtype != self.held_input.dtype for p in module.parameters()):
             module = copy.deepcopy(module).to(self.held_input.dtype)
         difference = module(self.held_input) - self.held_wanted
@@ -50,7 +50,7 @@ class Sample:
         return value / total if total > 0 else (0.0 if value == 0 else float("inf"))
 
     def shift(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
-        """What the bias of ``conv`` adds, so that the kernel is fitted to the rest."""
+        """Return the bias of ``conv`` (or zeros), which the kernel need not reproduce."""
         return (
             conv.bias.detach()
             if conv.bias is not None
@@ -58,7 +58,7 @@ class Sample:
         )
 
     def match_mean(self, module: nn.Module, last: nn.Module) -> None:
-        """Let the bias of ``last`` (if it has one) take up the mean error of ``module``."""
+        """Add the mean error of ``module`` to the bias of ``last``, if it has one."""
         if not isinstance(last, nn.Conv2d | nn.ConvTranspose2d) or last.bias is None:
             return
         got = [module(x) for x in self.inputs]

@@ -1,4 +1,4 @@
-"""Batch normalisations behind rewritten convolutions: their statistics follow the new inputs."""
+"""Correct the statistics of batch normalisations behind rewritten convolutions."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from dsconvert.fit.guard import widened
 from dsconvert.fit.moments import channel_mean, channel_variance
+from dsconvert.fit.overflow import widened
 
 
 def buffers_of(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Running mean and variance of a ``BatchNorm2d``, or of a conditional one (``stored_*``)."""
+    """Return mean and variance of a ``BatchNorm2d``, or of a conditional one (``stored_*``)."""
     for mean, var in (("running_mean", "running_var"), ("stored_mean", "stored_var")):
         a, b = getattr(norm, mean, None), getattr(norm, var, None)
         if isinstance(a, Tensor) and isinstance(b, Tensor):
@@ -19,10 +19,10 @@ def buffers_of(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-def restate(
+def correct_statistics(
     norm: nn.Module, student: Sequence[Tensor], teacher: Sequence[Tensor]
 ) -> tuple[float, float] | None:
-    """Move the statistics by what the inputs' statistics moved, where held-out inputs agree.
+    """Shift the statistics as the inputs' statistics shifted, where held-out inputs agree.
 
     The teacher's buffers need not equal its present statistics (they are averages from training):
     so the student's mean is shifted by the difference of means, its variance scaled by the ratio
@@ -68,7 +68,7 @@ def _mismatch(
     teacher: tuple[Tensor, Tensor],
     eps: float,
 ) -> float:
-    """How far the normalised held-out mean and deviation are from the teacher's."""
+    """Return the distance of the normalised held-out mean and deviation from the teacher's."""
     (s_mean, s_var), (t_mean, t_var) = held
     s_scale, t_scale = (student[1] + eps).rsqrt(), (teacher[1] + eps).rsqrt()
     means = (s_mean - student[0]) * s_scale - (t_mean - teacher[0]) * t_scale

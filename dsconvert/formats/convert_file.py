@@ -1,4 +1,4 @@
-"""The pipeline on a whole file: every generator in it, by one plan."""
+"""Plan and convert a whole file: every generator in it, by one plan."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ import torch
 from torch import nn
 
 from dsconvert.core.analysis import Analysis, analyse_alike
-from dsconvert.core.pipeline import apply_to, costed_plan, plan_for
+from dsconvert.core.conversion import apply_to
+from dsconvert.core.pipeline import costed_plan, plan_for
 from dsconvert.core.pipeline import plan as plan_model
-from dsconvert.fit import Progress
-from dsconvert.formats.checkpoint import Checkpoint
-from dsconvert.formats.official import Snapshot
-from dsconvert.formats.registry import Opened, inputs_of
+from dsconvert.formats.base import GeneratorFile
 from dsconvert.model.observe import undisturbed
 from dsconvert.records import Conversion, Plan
-from dsconvert.util.progress import reports_progress
+from dsconvert.util.progress import Progress, reports_progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class SnapshotConversion:
-    """All converted generators of one file, by their key in it; the one for images first."""
+class FileConversion:
+    """All converted generators of one file, by their key in it; the main one first."""
 
     conversions: dict[str, Conversion] = field(default_factory=dict)
 
@@ -37,12 +35,12 @@ class SnapshotConversion:
 
     @property
     def models(self) -> dict[str, nn.Module]:
-        """What :func:`dsconvert.formats.registry.save_file` takes."""
+        """The converted generators, for :func:`dsconvert.save_file`."""
         return {key: c.model for key, c in self.conversions.items()}
 
 
-def plan_snapshot(
-    snap: Opened,
+def plan_file(
+    file: GeneratorFile,
     *,
     preset: str = "balanced",
     rank: int | None = None,
@@ -51,15 +49,15 @@ def plan_snapshot(
     remove: Sequence[str] = (),
     plan: Plan | None = None,
 ) -> Plan:
-    """The plan for a file's main generator (``G_ema``); it serves the others as well.
+    """Plan the conversion of a file's main generator; the plan serves the others as well.
 
     A ``plan`` of the caller's own is checked and costed anew, and the other options play no part.
     """
-    inputs = inputs_of(snap)
+    inputs = file.inputs()
     if plan is not None:
-        return costed_plan(snap.generator, plan, inputs=inputs)
+        return costed_plan(file.generator, plan, inputs=inputs)
     return plan_model(
-        snap.generator,
+        file.generator,
         preset=preset,
         rank=rank,
         keep=keep,
@@ -70,8 +68,8 @@ def plan_snapshot(
 
 
 @reports_progress
-def convert_snapshot(
-    snap: Opened,
+def convert_file(
+    file: GeneratorFile,
     *,
     preset: str = "balanced",
     rank: int | None = None,
@@ -84,21 +82,33 @@ def convert_snapshot(
     seed: int = 0,
     progress: Progress | bool | None = None,
     generators: Sequence[str] | None = None,
-) -> SnapshotConversion:
-    """Convert every generator of a file (``G_ema``, ``G``): one plan, each its own weights.
+) -> FileConversion:
+    """Convert every generator of a file by one plan, each with its own weights.
 
-    ``generators`` names those that are wanted; None: all of them.
+    The options are those of :func:`dsconvert.convert`.
+
+    Args:
+        file: an opened file.
+        preset: see there.
+        rank: see there.
+        keep: see there.
+        refit: see there.
+        remove: see there.
+        plan: see there.
+        init: see there.
+        calibrate: see there.
+        seed: see there.
+        progress: see there; the stage's name begins with the generator's key.
+        generators: keys of the generators to convert; None: all of them.
     """
     decided = plan
     conversions: dict[str, Conversion] = {}
     digests: dict[bytes, str] = {}
-    # Of an official file the adapter is found by the model, one original at a time.
-    inputs = inputs_of(snap) if isinstance(snap, Checkpoint) else None
     known: Analysis | None = None
-    wanted = snap.generators if generators is None else tuple(generators)
+    wanted = file.generators if generators is None else tuple(generators)
     for key in wanted:
-        # Not ``snap.generator``, which is kept: of a large file one original at a time is enough.
-        model = snap.module(key)
+        # Not ``file.generator``, which is kept: of a large file one original at a time is enough.
+        model = file.module(key)
         # A fit takes minutes, its digest a second.
         if init == "fit" and calibrate != 0 and len(wanted) > 1:
             twin = digests.setdefault(_digest(model), key)
@@ -111,9 +121,10 @@ def convert_snapshot(
                 progress(f"{key}: {stage}", done, total, detail)
 
         began = time.perf_counter()
-        owned = isinstance(snap, Snapshot) and key not in snap.live
         with undisturbed():
-            analysis = analyse_alike(known, model, inputs=inputs, owned=owned)
+            analysis = analyse_alike(
+                known, model, inputs=file.inputs(model), owned=file.is_private(key)
+            )
             traced = time.perf_counter() - began
             # The graph serves the next generator, too; the weights need not stay for that.
             known = known or analysis.without_model()
@@ -132,11 +143,11 @@ def convert_snapshot(
                 traced=traced,
             )
         del model, analysis
-    return SnapshotConversion(conversions=conversions)
+    return FileConversion(conversions=conversions)
 
 
 def _digest(model: nn.Module) -> bytes:
-    """Of all weights and statistics: equal ones need not be fitted twice."""
+    """Return a digest of all weights and statistics: equal models need not be fitted twice."""
     digest = hashlib.blake2b(digest_size=32)
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -152,3 +163,11 @@ def _again(conversion: Conversion, twin: str) -> Conversion:
         notes=(*conversion.notes, f"the same weights as {twin}: fitted once"),
         seconds={},
     )
+
+
+plan_snapshot = plan_file
+"""The name of :func:`plan_file` in version 0.1."""
+convert_snapshot = convert_file
+"""The name of :func:`convert_file` in version 0.1."""
+SnapshotConversion = FileConversion
+"""The name of :class:`FileConversion` in version 0.1."""

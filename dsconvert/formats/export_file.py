@@ -1,33 +1,141 @@
-"""The generator of any file that is known, in another format."""
+"""Export a generator, of a file or in memory, to a format that holds it alone."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from dsconvert.adapter import adapter_for
-from dsconvert.config.choices import Noise
+from dsconvert.config.choices import FORMATS, NOISES, Noise
 from dsconvert.errors import UsageError
-from dsconvert.export import check_export, export_model
-from dsconvert.formats.checkpoint import Checkpoint, ModuleSource, load_checkpoint, save_checkpoint
-from dsconvert.formats.checkpoint.module import ModuleCodebase
-from dsconvert.formats.registry import Opened, inputs_of
-from dsconvert.formats.safetensors.file import exported, same_images
+from dsconvert.export import GRAPHS, check_graph, export_graph
+from dsconvert.export.graphs import need
+from dsconvert.formats.official import load_snapshot
+from dsconvert.formats.safetensors import load_plain, save_plain
+from dsconvert.formats.seeds import unknown_inputs
 from dsconvert.forms.inputs import Inputs
-from dsconvert.model.copying import isolated_copy
-from dsconvert.model.model_types import types_of
+from dsconvert.model.observe import undisturbed
+from dsconvert.model.wrappers import unwrapped
 from dsconvert.records import Export
-from dsconvert.util.files import whole_files
+from dsconvert.util.files import check_target
 
 if TYPE_CHECKING:
     import os
 
+    from dsconvert.formats.base import GeneratorFile
+
+PLAIN = "safetensors"
+SUFFIXES = {f.suffix: f.name for f in GRAPHS.values()} | {".safetensors": PLAIN}
+"""Suffixes of export formats, and the names of the formats."""
+
+
+def _format_of(path: str | os.PathLike[str], name: str | None) -> str:
+    suffix = Path(path).suffix.lower()
+    if name is None:
+        if suffix not in SUFFIXES:
+            raise UsageError(
+                f"{path} does not say which format is wanted; name one of {', '.join(FORMATS)}."
+            )
+        return SUFFIXES[suffix]
+    if name not in FORMATS:
+        raise UsageError(f"no format is called {name!r}; choose {', '.join(FORMATS)}.")
+    wanted = next(s for s, f in SUFFIXES.items() if f == name)
+    if suffix != wanted:
+        raise UsageError(f"a file of the format {name} is called *{wanted}, not {Path(path).name}.")
+    return name
+
+
+def check_export(
+    path: str | os.PathLike[str],
+    format: str | None,  # noqa: A002 - the command line's word
+    *,
+    noise: str,
+    overwrite: bool,
+) -> str:
+    """Check everything about an export that can be checked before any work.
+
+    Returns:
+        the name of the format: the given one, or else that of the suffix of ``path``.
+
+    Raises:
+        UsageError: an unknown format or noise.
+        MissingExtraError: a library that the format needs is not installed.
+        OutputError: the file may not be written.
+    """
+    name = _format_of(path, format)
+    if noise not in NOISES:
+        raise UsageError(f"no noise is called {noise!r}; choose {', '.join(NOISES)}.")
+    if name != PLAIN:
+        check_graph(path, name, overwrite=overwrite)
+        return name
+    need(name, PLAIN)
+    if noise == "fixed":
+        raise UsageError(
+            "safetensors holds the generator itself, which draws its own noise: --noise is "
+            "random or zero there, not fixed."
+        )
+    check_target(path, overwrite=overwrite)
+    return name
+
+
+def export_model(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,  # noqa: A002 - the command line's word
+    noise: Noise = "random",
+    seed: int = 0,
+    overwrite: bool = False,
+    inputs: Inputs | None = None,
+    noise_types: tuple[type[nn.Module], ...] = (),
+) -> Export:
+    """Write ``model`` to another format; load it again and compare the images.
+
+    ``onnx`` (through ``torch.onnx``), ``torch`` (a ``torch.export`` program, which unlike
+    TorchScript has a future, needs no dsconvert to run, and whose graph is checked when loaded)
+    and ``openvino`` hold a graph with a free batch size, with norms and batch normalisation folded.
+    ``safetensors`` holds the generator itself, for :func:`dsconvert.load_generator`.
+
+    Args:
+        model: a generator, converted or not; left as it was.
+        path: ends in ``.onnx``, ``.pt2``, ``.xml`` (a ``.bin`` goes beside it) or ``.safetensors``.
+        format: by its name; None: the format of the suffix.
+        noise: ``random``: an input ``noise`` (N, K) of normal numbers; ``fixed``: built in;
+            ``zero``: none.
+        seed: of the fixed noise.
+        overwrite: whether ``path`` may exist.
+        inputs: ``inputs(n, generator)`` returns the arguments of one call with batch n; needed
+            where no adapter knows the model.
+        noise_types: classes that add freshly drawn noise, besides the adapter's.
+
+    Raises:
+        UsageError: an unknown format or noise, or the inputs are unknown.
+        MissingExtraError: a library that the format needs is not installed.
+        OutputError: the file can't be written.
+        TraceError: the model can't be traced.
+        ExportError: the format can't hold the model, or the export, loaded again, makes other
+            images. Nothing is written then.
+    """
+    name = check_export(path, format, noise=noise, overwrite=overwrite)
+    target, model = Path(path), unwrapped(model)
+    with undisturbed():
+        if name == PLAIN:
+            return save_plain(model, target, noise=noise, overwrite=overwrite, inputs=inputs)
+        return export_graph(
+            model,
+            target,
+            name,
+            noise=noise,
+            seed=seed,
+            overwrite=overwrite,
+            inputs=inputs,
+            noise_types=noise_types,
+        )
+
 
 def export_file(
-    opened: Opened,
+    file: GeneratorFile,
     path: str | os.PathLike[str],
     *,
     format: str | None = None,  # noqa: A002 - the command line's word
@@ -36,72 +144,47 @@ def export_file(
     overwrite: bool = False,
     model: nn.Module | None = None,
 ) -> Export:
-    """Write the generator of a file to another format; load it again and compare the images.
+    """Write the main generator of a file to another format; load it again and compare the images.
 
-    The arguments and errors are those of :func:`dsconvert.export.export_model`. A checkpoint of
-    another codebase becomes a safetensors file of the kind that ``convert`` writes of it, whose
-    architecture is built by what knows the checkpoint (an adapter, or ``--module``).
+    The arguments are those of :func:`dsconvert.export_model`. How safetensors holds the
+    architecture depends on the file: see :meth:`GeneratorFile.save_safetensors`.
 
     Args:
-        opened: the file.
-        path: see there.
-        format: see there.
-        noise: see there.
-        seed: see there.
-        overwrite: see there.
-        model: what to write instead of the file's own generator (a converted one).
+        file: an opened file.
+        path: the file to write.
+        format: by its name; None: the format of the suffix.
+        noise: random, fixed or zero.
+        seed: of the fixed noise.
+        overwrite: whether ``path`` may exist.
+        model: the model to write instead of the file's own generator (a converted one).
 
     Raises:
-        DsconvertError: see there; also where nothing says what the generator is called with.
+        DsconvertError: as for :func:`dsconvert.export_model`; also where the inputs of the
+            generator are unknown.
     """
     name = check_export(path, format, noise=noise, overwrite=overwrite)
-    model = opened.generator if model is None else model
-    inputs = inputs_of(opened)
+    model = unwrapped(file.generator if model is None else model)
+    inputs = file.inputs()
     if inputs is None:
-        raise UsageError(
-            f"nothing says what the generator of {opened.path} is called with: give --input 256 "
-            "(the shape of one latent)."
+        raise UsageError(unknown_inputs(file.path))
+    with undisturbed():
+        if name == PLAIN:
+            return file.save_safetensors(model, Path(path), noise=noise, overwrite=overwrite)
+        return export_graph(
+            model, Path(path), name, noise=noise, seed=seed, overwrite=overwrite, inputs=inputs
         )
-    if name == "safetensors" and isinstance(opened, Checkpoint):
-        return _safetensors(opened, model, Path(path), noise, inputs, overwrite=overwrite)
-    return export_model(
-        model, path, format=name, noise=noise, seed=seed, overwrite=overwrite, inputs=inputs
-    )
 
 
-def _safetensors(
-    opened: Checkpoint,
-    model: nn.Module,
-    path: Path,
-    noise: Noise,
-    inputs: Inputs,
-    *,
-    overwrite: bool,
-) -> Export:
-    began = time.perf_counter()
-    twin = isolated_copy(model).eval().requires_grad_(False)
-    if noise == "zero":
-        noises = types_of(twin, adapter_for(twin)).noises
-        for module in twin.modules():
-            if isinstance(module, noises):
-                module.get_parameter("weight").zero_()
-    codebase = opened.adapter
-    source = None
-    if isinstance(codebase, ModuleCodebase):
-        source = ModuleSource(factory=codebase.source.factory, shapes=codebase.source.shapes)
-    # Under a name with the suffix, by which the format is known.
-    with whole_files(path, overwrite=overwrite) as file:
-        save_checkpoint(opened, twin, file)
-        error, reach = same_images(
-            twin, load_checkpoint(file, module=source).generator, path, inputs
-        )
-        size = file.stat().st_size
-    return exported(
-        model,
-        path,
-        inputs,
-        noise=noise,
-        size=size,
-        compared=(error, reach),
-        seconds=time.perf_counter() - began,
-    )
+def load_generator(path: str | os.PathLike[str]) -> nn.Module:
+    """Load the generator of a file: ``G_ema`` of a snapshot, or that of a safetensors export.
+
+    Returns:
+        a plain module, in eval mode, without gradients. Nothing in the file is executed.
+
+    Raises:
+        SnapshotError: the file can't be read as either.
+        MissingExtraError: it is a safetensors file, and safetensors is not installed.
+    """
+    if Path(path).suffix.lower() == ".safetensors":
+        return load_plain(path)
+    return load_snapshot(path).generator.eval().requires_grad_(False)

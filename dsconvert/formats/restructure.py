@@ -1,8 +1,8 @@
-"""What a conversion changed, as plain data, and the way from it to the converted architecture.
+"""The changes of a conversion as plain data, and the way from them to the converted architecture.
 
-A checkpoint holds tensors without classes, so a converted one needs the architecture beside them:
-a *recipe* of what stands where in place of the original's modules. This file imports nothing but
-torch. Copy it into a project that has no dsconvert; there it takes three lines::
+A file that holds tensors without classes needs the converted architecture beside them: a *recipe*
+that names the modules which replace the original's. This file imports nothing but torch. Copy it
+into a project that has no dsconvert; there it takes three lines::
 
     checkpoint = torch.load("fast.pth", weights_only=True)
     generator = restructure(Generator(ngf=64, nz=256, im_size=256), checkpoint["dsconvert"])
@@ -11,7 +11,6 @@ torch. Copy it into a project that has no dsconvert; there it takes three lines:
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,13 +19,57 @@ from torch import nn
 from torch.nn.utils import parametrize, spectral_norm
 
 Recipe = dict[str, Any]
-"""``{"replaced": {name: module}, "removed": [name], "eps": {name: value}}``, plain data only."""
+"""Plain data: ``{"replaced": {name: module}, "removed": [name], "eps": {name: value}}``, and
+``"attributes": {name: {attribute: value}}`` where other attributes have changed.
 
+A module is ``{"type": class in torch.nn, argument of its constructor: value, ...}``; a convolution
+also has its ``norm``, a container its ``children`` as pairs of name and module."""
+
+_CONTAINERS: dict[str, type[nn.Module]] = {
+    "Sequential": nn.Sequential,
+    "ModuleList": nn.ModuleList,
+    "ModuleDict": nn.ModuleDict,
+}
 _CONVOLUTIONS: dict[str, type[nn.Module]] = {
     "Conv2d": nn.Conv2d,
     "ConvTranspose2d": nn.ConvTranspose2d,
 }
-_FIELDS = ("stride", "padding", "dilation", "output_padding")
+_CONV = ("in_channels", "out_channels", "kernel_size", "groups", "padding_mode", "bias",
+         "stride", "padding", "dilation")  # fmt: skip
+_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "Conv2d": _CONV,
+    "ConvTranspose2d": (*_CONV, "output_padding"),
+    "Identity": (),
+    "BatchNorm2d": ("num_features", "eps", "momentum", "affine", "track_running_stats"),
+    "GroupNorm": ("num_groups", "num_channels", "eps", "affine"),
+    "Linear": ("in_features", "out_features", "bias"),
+    "Embedding": ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type",
+                  "scale_grad_by_freq", "sparse"),
+    "Upsample": ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor"),
+    "AdaptiveAvgPool2d": ("output_size",),
+    "AvgPool2d": ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
+    "PixelShuffle": ("upscale_factor",),
+    "ZeroPad2d": ("padding",),
+    "ReflectionPad2d": ("padding",),
+    "ReLU": ("inplace",),
+    "ReLU6": ("inplace",),
+    "SiLU": ("inplace",),
+    "LeakyReLU": ("negative_slope", "inplace"),
+    "Sigmoid": (),
+    "Tanh": (),
+    "GELU": ("approximate",),
+    "GLU": ("dim",),
+}  # fmt: skip
+"""The layers of ``torch.nn`` that a recipe may hold, with arguments of their constructors. Each
+layer keeps an argument as an attribute of the same name; ``bias`` says whether there is one."""
+_WORDS = (
+    "zeros", "reflect", "replicate", "circular", "same", "valid", "none", "tanh",
+    "nearest", "nearest-exact", "bilinear", "bicubic",
+)  # fmt: skip
+_POSITIVE = frozenset({"kernel_size", "stride", "dilation", "groups", "output_size"})
+_LIMIT = 1 << 20
+_DEPTH = 32
+_OWN = frozenset(vars(nn.Module()))
 
 
 def restructure(model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
@@ -34,67 +77,98 @@ def restructure(model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
 
     Args:
         model: an instance of the original class, built with the original's arguments.
-        recipe: what :func:`describe_changes` found; or an entry that holds it under ``recipe``.
+        recipe: a result of :func:`describe_changes`; or an entry that holds it under ``recipe``.
+            It may come from a foreign file: every value is checked.
 
     Returns:
         ``model`` itself, for ``load_state_dict`` of the converted weights.
 
     Raises:
-        ValueError: the recipe does not fit the model, or has something unknown in it.
+        ValueError: the recipe does not fit the model, or holds something unknown.
     """
     recipe = recipe.get("recipe", recipe)
     names = dict(model.named_modules(remove_duplicate=False))
-    wanted = [*recipe["replaced"], *recipe["removed"], *recipe["eps"]]
-    missing = [n for n in wanted if n not in names and not _inside(n, recipe["replaced"])]
+    replaced, removed = dict(recipe["replaced"]), list(recipe["removed"])
+    eps, attributes = dict(recipe["eps"]), dict(recipe.get("attributes", {}))
+    if "" in replaced or "" in removed:
+        raise ValueError("a recipe can't replace or remove the model itself")
+    missing = [n for n in replaced if n not in names and not _has_place(names, n)]
+    others = (*removed, *eps, *attributes)
+    missing += [n for n in others if n not in names and not _inside(n, replaced)]
     if missing:
         raise ValueError(f"the model has no module called {', '.join(missing)}")
-    for name, spec in recipe["replaced"].items():
-        old, new = names[name], _build(spec)
-        if old.training is False:
-            new.eval()
+    for name, spec in replaced.items():
+        new = _build(spec, _DEPTH)
+        old = names.get(name)
+        if old is None:
+            model.get_submodule(_parent(name)).add_module(name.rpartition(".")[2], new)
+            new.train(model.training)
+            continue
+        new.train(old.training)
         for place, module in names.items():  # a shared module has several names
             if module is old:
-                parent, _, child = place.rpartition(".")
-                setattr(model.get_submodule(parent), child, new)
-    for name in recipe["removed"]:
-        parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(_parent(place)), place.rpartition(".")[2], new)
+    for name in removed:
         # None, not deleted: a forward may ask whether it is there.
-        setattr(model.get_submodule(parent), child, None)
-    for name, value in recipe["eps"].items():
+        setattr(model.get_submodule(_parent(name)), name.rpartition(".")[2], None)
+    for name, value in eps.items():
         norm: Any = model.get_submodule(name)
         norm.eps = float(value)
+    for name, values in attributes.items():
+        _set_attributes(model.get_submodule(name), dict(values), name)
     return model
 
 
-def describe_changes(original: nn.Module, converted: nn.Module) -> Recipe:
-    """The recipe by which :func:`restructure` makes ``original``'s architecture ``converted``'s.
+def describe_changes(
+    original: nn.Module, converted: nn.Module, *, complete: bool = False
+) -> Recipe:
+    """Return the recipe by which :func:`restructure` gives ``original`` the other's architecture.
+
+    Args:
+        original: only looked at.
+        converted: only looked at.
+        complete: describe every difference that a recipe can hold. Otherwise only the changes that
+            a conversion makes: convolutions, upsamples, removed modules and epsilons.
 
     Raises:
-        ValueError: they differ by more than convolutions, upsamples, removed modules and epsilons.
+        ValueError: they differ by more than that.
     """
-    before = dict(original.named_modules())
-    after = dict(converted.named_modules())
+    before, after = dict(original.named_modules()), dict(converted.named_modules())
+    allowed = tuple(_ARGUMENTS) if complete else ("Conv2d", "ConvTranspose2d", "Identity")
     replaced: dict[str, Any] = {}
     removed: list[str] = []
     eps: dict[str, float] = {}
+    attributes: dict[str, dict[str, Any]] = {}
     for name, old in before.items():
         if any(_inside(name, table) for table in (replaced, removed)):
             continue
         new = after.get(name)
         if new is None:
             removed.append(name)
-        elif _plain(old) != _plain(new):
-            replaced[name] = _describe(new, name)
-        elif type(old) is not type(new):
-            # The user's own class and ours with its names are one architecture.
-            if type(old).__name__ != type(new).__name__:
-                replaced[name] = _describe(new, name)
-        elif hasattr(old, "eps") and hasattr(new, "eps") and old.eps != new.eps:
-            eps[name] = float(new.eps)  # type: ignore[arg-type]
-    strange = [n for n in after if n not in before and not any(_inside(n, t) for t in (replaced,))]
+        # The user's own class and ours with its names are one architecture.
+        elif _key(old, complete) != _key(new, complete) or type(old).__name__ != type(new).__name__:
+            replaced[name] = _describe(new, name, allowed)
+        elif complete or type(old) is type(new):
+            if hasattr(old, "eps") and hasattr(new, "eps") and old.eps != new.eps:
+                eps[name] = float(new.eps)  # type: ignore[arg-type]
+            if complete and (changed := _changed(old, new)):
+                attributes[name] = changed
+    strange: list[str] = []
+    for name in after:
+        if name in before or _inside(name, replaced):
+            continue
+        if complete and _has_place(before, name):
+            replaced[name] = _describe(after[name], name, allowed)
+        else:
+            strange.append(name)
     if strange:
         raise ValueError(f"modules that the original has not: {', '.join(strange[:5])}")
-    return {"replaced": replaced, "removed": removed, "eps": eps}
+    recipe = {"replaced": replaced, "removed": removed, "eps": eps}
+    return recipe | ({"attributes": attributes} if attributes else {})
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _inside(name: str, parents: Any) -> bool:
@@ -102,29 +176,76 @@ def _inside(name: str, parents: Any) -> bool:
     return any(".".join(parts[: i + 1]) in parents for i in range(len(parts)))
 
 
-def _plain(module: nn.Module) -> Any:
-    """What must be equal for two convolutions to be the same one; None for another module."""
-    kind = next((k for k, v in _CONVOLUTIONS.items() if isinstance(module, v)), None)
-    if kind is None:
-        return "Identity" if type(module) is nn.Identity else None
-    return _convolution(kind, module)
+def _has_place(names: Mapping[str, nn.Module], name: str) -> bool:
+    """Return whether a module may be added under ``name``, which is free."""
+    parent = names.get(_parent(name))
+    place = name.rpartition(".")[2]
+    return bool(place) and (
+        isinstance(parent, tuple(_CONTAINERS.values()))
+        or (parent is not None and place in parent._modules)
+    )
 
 
-def _convolution(kind: str, module: Any) -> dict[str, Any]:
-    spec: dict[str, Any] = {
-        "type": kind,
-        "in_channels": module.in_channels,
-        "out_channels": module.out_channels,
-        "kernel_size": list(module.kernel_size),
-        "groups": module.groups,
-        "padding_mode": module.padding_mode,
-        "bias": module.bias is not None,
-        "norm": _norm(module),
+def _key(module: nn.Module, complete: bool) -> Any:
+    """Return plain data that is equal for two modules of one architecture.
+
+    None for modules that only their children tell apart.
+    """
+    for kind, cls in _CONVOLUTIONS.items():
+        if isinstance(module, cls):
+            return _spec(kind, module)
+    if type(module) is nn.Identity:
+        return "Identity"
+    if not complete:
+        return None
+    kind = _layer(module)
+    spec = _spec(kind, module) if kind in _ARGUMENTS else {}
+    spec.pop("eps", None)  # has an entry of its own
+    tensors = (*module._parameters.items(), *module._buffers.items())
+    return spec, {k: tuple(t.shape) for k, t in tensors if t is not None}
+
+
+def _layer(module: nn.Module) -> str:
+    """Return the name of a class of torch.nn that a recipe may hold; empty for another class."""
+    name = type(module).__name__
+    known = name in _ARGUMENTS or name in _CONTAINERS
+    return name if known and type(module) is getattr(nn, name) else ""
+
+
+def _changed(old: nn.Module, new: nn.Module) -> dict[str, Any]:
+    """Return the plain attributes of a module of a codebase's own that differ."""
+    if _layer(new):
+        return {}
+    known = vars(old)
+    return {
+        k: v
+        for k, v in vars(new).items()
+        if k not in _OWN
+        and k != "eps"
+        and isinstance(v, int | float | str)
+        and type(known.get(k)) is type(v)
+        and known[k] != v
     }
-    for field in _FIELDS:
-        value = getattr(module, field)
-        if field != "output_padding" or kind == "ConvTranspose2d":
-            spec[field] = value if isinstance(value, str) else list(value)
+
+
+def _set_attributes(module: nn.Module, values: Mapping[str, Any], name: str) -> None:
+    for key, value in values.items():
+        # An attribute keeps its type; none is added, and none of torch's own is changed.
+        plain = isinstance(value, int | float | str)
+        if not plain or key in _OWN or type(vars(module).get(key)) is not type(value):
+            raise ValueError(f"{name or 'the model'} has no attribute {key!r} of this type")
+        setattr(module, key, value)
+
+
+def _spec(kind: str, module: Any) -> dict[str, Any]:
+    spec: dict[str, Any] = {"type": kind}
+    for name in _ARGUMENTS[kind]:
+        value = getattr(module, name)
+        if name == "bias":
+            value = value is not None
+        spec[name] = list(value) if isinstance(value, tuple) else value
+    if kind in _CONVOLUTIONS:
+        spec["norm"] = _norm(module)
     return spec
 
 
@@ -135,43 +256,54 @@ def _norm(module: nn.Module) -> str | None:
     return next((n for n in ("SpectralNorm", "WeightNorm") if n in names), None)
 
 
-def _describe(module: nn.Module, name: str) -> dict[str, Any]:
-    for kind, cls in _CONVOLUTIONS.items():
-        if type(module) is cls:
-            return _convolution(kind, module)
-    if type(module) is nn.Identity:
-        return {"type": "Identity"}
-    if type(module) is nn.Sequential:
-        children = [[k, _describe(v, f"{name}.{k}")] for k, v in module.named_children()]
-        return {"type": "Sequential", "children": children}
+def _describe(module: nn.Module, name: str, allowed: tuple[str, ...]) -> dict[str, Any]:
+    kind = _layer(module)
+    if kind in allowed:
+        return _spec(kind, module)
+    if kind == "Sequential" or (kind in _CONTAINERS and len(allowed) == len(_ARGUMENTS)):
+        children = [[k, _describe(v, f"{name}.{k}", allowed)] for k, v in module.named_children()]
+        return {"type": kind, "children": children}
     raise ValueError(f"{name} is a {type(module).__name__}, which a recipe has no words for")
 
 
-def _pair(value: Any) -> Any:
-    return value if isinstance(value, str) else (int(value[0]), int(value[1]))
-
-
-def _build(spec: Mapping[str, Any]) -> nn.Module:
+def _build(spec: Mapping[str, Any], depth: int) -> nn.Module:
     kind = spec["type"]
-    if kind == "Identity":
-        return nn.Identity()
-    if kind == "Sequential":
-        return nn.Sequential(OrderedDict((str(k), _build(v)) for k, v in spec["children"]))
-    if kind not in _CONVOLUTIONS:
+    if depth == 0:
+        raise ValueError("the modules of the recipe are nested too deeply")
+    if kind in _CONTAINERS:
+        made = _CONTAINERS[kind]()
+        for name, child in spec["children"]:
+            made.add_module(str(name), _build(child, depth - 1))
+        return made
+    if kind not in _ARGUMENTS:
         raise ValueError(f"a recipe has no module of type {kind!r}")
-    options = {f: _pair(spec[f]) for f in _FIELDS if f in spec}
-    with torch.random.fork_rng(devices=[]):
-        conv: Any = _CONVOLUTIONS[kind](
-            int(spec["in_channels"]),
-            int(spec["out_channels"]),
-            _pair(spec["kernel_size"]),
-            groups=int(spec["groups"]),
-            bias=bool(spec["bias"]),
-            padding_mode=str(spec["padding_mode"]),
-            **options,
-        )
-        if spec["norm"] == "SpectralNorm":
-            return spectral_norm(conv, dim=1 if kind == "ConvTranspose2d" else 0)
-    if spec["norm"] is not None:
-        raise ValueError(f"a recipe has no norm of kind {spec['norm']!r}")
-    return conv
+    options = {a: _checked(a, spec[a]) for a in _ARGUMENTS[kind] if a in spec}
+    norm = spec.get("norm")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            layer: Any = getattr(nn, kind)(**options)
+            if norm == "SpectralNorm" and kind in _CONVOLUTIONS:
+                return spectral_norm(layer, dim=1 if kind == "ConvTranspose2d" else 0)
+    except (TypeError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"a {kind} of the recipe can't be built ({error})") from error
+    if norm is not None:
+        raise ValueError(f"a recipe has no norm of kind {norm!r}")
+    return layer
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Return an argument of a layer's constructor, if it is one that honest recipes have."""
+    if isinstance(value, list | tuple):
+        if len(value) > 4 or any(isinstance(v, list | tuple) for v in value):
+            raise ValueError(f"{name} is no pair")
+        return tuple(_checked(name, v) for v in value)
+    low = 1 if name in _POSITIVE else -4 if name == "dim" else 0
+    if type(value) is int and not low <= value <= _LIMIT:
+        raise ValueError(f"{name} is {value}, not {low} to {_LIMIT}")
+    if type(value) is float and not -1e30 < value < 1e30:
+        raise ValueError(f"{name} is {value}, not a finite number")
+    if type(value) is str and value not in _WORDS:
+        raise ValueError(f"{name} is the unknown word {value[:40]!r}")
+    if value is not None and type(value) not in (bool, int, float, str):
+        raise ValueError(f"{name} is a {type(value).__name__}")
+    return value

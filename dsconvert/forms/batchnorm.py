@@ -1,4 +1,4 @@
-"""Batch normalisation in eval mode is affine: it goes into the convolution in front of it."""
+"""Fold batch normalisation, which is affine in eval mode, into the convolution in front of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dsconvert.model.graph import ConvTypes
 
 
 def fold_batch_norms(module: fx.GraphModule) -> None:
-    """Batch normalisation into the convolution in front, through a noise injection in between."""
+    """Fold batch normalisations into the convolutions in front, also across a noise injection."""
     graph = module.graph
     calls: dict[str, int] = {}
     for node in graph.nodes:
@@ -41,7 +41,7 @@ def fold_batch_norms(module: fx.GraphModule) -> None:
 
 
 def affine_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift (C,) of a batch normalisation in eval mode, in float64."""
+    """Return scale and shift (C,) of a batch normalisation in eval mode, in float64."""
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None
     assert var is not None

@@ -1,8 +1,7 @@
-"""How a generator is called: which of its arguments are tensors, and what the rest is.
+"""Describe the call of a generator: its tensor arguments, and the values of the others.
 
-``forward`` may name its arguments as it likes, and take tensors in lists or beside numbers, flags
-and defaults. A flat graph takes tensors only, one after the other, each by a name of its own; what
-is no tensor is built into it.
+``forward`` may take tensors in lists or beside numbers, flags and defaults. A flat graph takes
+tensors only, each under its own name; the other values are constants of the graph.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from dsconvert.errors import UsageError
 
 Path = tuple[str | int, ...]
-"""Where a tensor stands: the parameter of ``forward``, then indices and keys."""
+"""The position of a tensor: the parameter of ``forward``, then indices and keys."""
 
 _PLAIN = (bool, int, float, str, type(None))
 _MISSING = object()
@@ -34,7 +33,7 @@ class Call:
         keywords: those that must be given by name.
         star: the name behind ``*``, if there is one.
         loose: whether ``forward`` takes any keyword.
-        tensors: names of the tensors, in the order of the call, and where each stands.
+        tensors: names of the tensors, in the order of the call, with the position of each.
         batched: names of the tensors whose first dimension is the batch.
         built_in: parameters that are no tensors, with the plain values that they keep.
     """
@@ -48,7 +47,7 @@ class Call:
     built_in: Mapping[str, Any]
 
     def given(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """What a call gives, by the names of the parameters.
+        """Return the values of a call by the names of the parameters.
 
         Raises:
             TypeError: ``forward`` has no such parameter, or gets one twice.
@@ -79,7 +78,7 @@ class Call:
         return found
 
     def select(self, found: Mapping[str, Any], names: tuple[str, ...]) -> list[Tensor]:
-        """The tensors of these names in what :meth:`given` returns.
+        """Return the tensors of these names in the result of :meth:`given`.
 
         Raises:
             TypeError: one is missing.
@@ -110,7 +109,7 @@ def _equal(a: Any, b: Any) -> bool:
 def call_of(
     model: nn.Module, examples: tuple[Any, ...], other: tuple[Any, ...] | None = None
 ) -> Call:
-    """How ``model`` is called with ``examples``.
+    """Describe the call of ``model`` with ``examples``.
 
     Args:
         model: only looked at.
@@ -177,7 +176,7 @@ def _tensors(value: Any, path: Path) -> Iterator[tuple[Path, Tensor]]:
 
 
 def _name(path: Path, taken: Mapping[str, Path]) -> str:
-    """An identifier that nothing else is called."""
+    """Return an identifier that is not taken."""
     name = re.sub(r"\W", "_", "_".join(str(key) for key in path))
     while name in taken or name == "self" or keyword.iskeyword(name):
         name += "_"

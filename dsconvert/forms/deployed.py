@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsconvert.adapter import Adapter, adapter_for, as_adapter
 from dsconvert.config.choices import Noise
 from dsconvert.errors import ExportError
 from dsconvert.forms.call import Call
 from dsconvert.forms.flat_graph import Core, draw, flatten, largest_map
-from dsconvert.forms.inputs import Inputs, examples_of
 from dsconvert.forms.layers import AddNoise, FewChannels, GatedPointwise, GatedUpsample
 from dsconvert.forms.nodes import drop_dead, module_of, only_user, replace_node, sized
 from dsconvert.forms.verify import compare
+from dsconvert.model.inputs import Inputs, examples_of
+from dsconvert.model.model_types import Types
 from dsconvert.model.norms import other_hooks
 from dsconvert.model.observe import undisturbed
 from dsconvert.model.wrappers import unwrapped
@@ -72,7 +74,7 @@ def fuse(core: Core) -> None:
 
 
 def _multiply_in_place(core: Core) -> None:
-    """A gate's factor on a map fresh from a part of ours, which nobody else reads."""
+    """Multiply in place where the map is a fused module's output that no other node reads."""
     for node in list(core.module.graph.nodes):
         if node.target not in (operator.mul, torch.mul) or len(node.args) != 2:
             continue
@@ -86,17 +88,17 @@ def _multiply_in_place(core: Core) -> None:
 class Deployed(nn.Module):
     """A generator for inference: called like the original, with the same images.
 
-    Everything in front of an image is one flat graph (``core``); noise is drawn as the original
-    draws it, so that the same ``torch.manual_seed`` gives the same picture; on a CPU a batch is
-    worked off in chunks whose maps stay small. Plain attributes of the original (``z_dim``,
-    ``img_resolution``, ...) are there too.
+    All operations up to the image are one flat graph (``core``). Noise is drawn as the original
+    draws it, so that the same ``torch.manual_seed`` gives the same image. On a CPU a batch runs in
+    chunks whose maps stay small. It also has the plain attributes of the original (``z_dim``,
+    ``img_resolution``, ...).
     """
 
     def __init__(self, core: Core, *, chunk: int | None) -> None:
         super().__init__()
         self.core: Callable[..., Tensor] = core.module
         self.chunk = chunk
-        """Images worked on at a time, None: all."""
+        """Images per chunk; None: the whole batch."""
         self.noise = core.noise
         self.planes = core.planes
         self._call = core.call
@@ -104,7 +106,7 @@ class Deployed(nn.Module):
         self._takes_noise = core.takes_noise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickled one, also of dsconvert 0.x before arguments could be nested."""
+        """Restore a pickled one, also from a version without nested arguments."""
         if "_arguments" in state:
             names, inputs = state.pop("_arguments"), state.pop("_inputs")
             state["_call"] = Call(
@@ -141,22 +143,33 @@ class Deployed(nn.Module):
 
 
 def _more_than_forward(model: nn.Module) -> bool:
-    """Whether hooks, or a ``__call__`` of its own, may change what a module's ``forward`` makes."""
+    """Return whether hooks, or an own ``__call__``, may change the output of ``forward``."""
     plain = nn.Module.__call__
     return any(type(m).__call__ is not plain or other_hooks(m) for m in model.modules())
 
 
 def _check_forward_alone(
-    model: nn.Module, core: Core, inputs: Inputs | None, noise_types: tuple[type[nn.Module], ...]
+    model: nn.Module,
+    core: Core,
+    inputs: Inputs | None,
+    noise_types: Types,
+    adapter: Adapter | None,
 ) -> None:
-    """Compare the images where there is a doubt.
+    """Compare the images, since only ``forward`` is part of the deployed form.
 
     Raises:
         ExportError: they differ.
     """
     try:
         compare(
-            model, core, core.module, "it", inputs=inputs, noise_types=noise_types, batches=(1,)
+            model,
+            core,
+            core.module,
+            "it",
+            inputs=inputs,
+            noise_types=noise_types,
+            batches=(1,),
+            adapter=adapter,
         )
     except ExportError as error:
         raise ExportError(
@@ -175,15 +188,16 @@ def deploy(
     compile: bool = False,  # noqa: A002 - torch's own word
     inputs: Inputs | None = None,
     noise_types: tuple[type[nn.Module], ...] = (),
+    adapter: Adapter | None = None,
 ) -> Deployed:
-    """The inference form of ``model``: the same images to float tolerance, faster.
+    """Return the inference form of ``model``: the same images to float tolerance, faster.
 
     Norms are folded, batch normalisation goes into the convolutions, and (``fused``) depthwise
     upsampling, pointwise convolutions, noise and gates run as the parts of
     :mod:`dsconvert.forms.layers`, in ``channels_last``.
 
     Args:
-        model: a generator, converted or not; left as it was.
+        model: a generator, converted or not; it does not change.
         noise: ``random`` (drawn as the original does, from torch's random state), ``fixed`` (the
             same planes for every image) or ``zero``.
         seed: of the fixed planes.
@@ -193,19 +207,22 @@ def deploy(
         inputs: ``inputs(n, generator)`` returns the arguments of one call with batch n; needed
             where no adapter knows the model.
         noise_types: classes that add freshly drawn noise, besides the adapter's.
+        adapter: the model's adapter; None: the installed one that knows the model.
 
     Raises:
         DsconvertError: the model can't be traced, or nothing says what its inputs look like.
     """
     model = unwrapped(model)
     with undisturbed():
+        known = adapter_for(model) if adapter is None else as_adapter(adapter)
         core = flatten(
             model,
-            examples_of(model, inputs),
-            other=examples_of(model, inputs, n=2),
+            examples_of(model, inputs, adapter=known),
+            other=examples_of(model, inputs, n=2, adapter=known),
             noise=noise,
             seed=seed,
             noise_types=noise_types,
+            adapter=known,
         )
         if fused and not compile:
             fuse(core)
@@ -219,7 +236,7 @@ def deploy(
                 setattr(made, name, value)
         made.eval().requires_grad_(False)
         if _more_than_forward(model):
-            _check_forward_alone(model, core, inputs, noise_types)
+            _check_forward_alone(model, core, inputs, noise_types, known)
     if compile:
         made.core = torch.compile(core.module, dynamic=False)  # type: ignore[assignment]
     return made

@@ -1,6 +1,6 @@
-"""Model -> Core: one flat graph of plain ``torch.nn`` parts, with the noise as an input of its own.
+"""Model -> Core: one flat graph of plain ``torch.nn`` modules, with the noise as a separate input.
 
-This is what every export and :func:`dsconvert.forms.deployed` start from. Norms are folded into the
+Every export and :func:`dsconvert.forms.deployed` start from it. Norms are folded into the
 kernels, batch normalisation into the convolution in front of it (exact in eval mode), and each
 noise injection becomes an explicit addition, so that the graph is a function of its inputs.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dsconvert.adapter import adapter_for, image_path
+from dsconvert.adapter import Adapter, adapter_for, image_path
 from dsconvert.config.choices import NOISES, Noise
 from dsconvert.errors import ExportError, UsageError
 from dsconvert.forms.batchnorm import fold_batch_norms
@@ -42,21 +42,21 @@ class Core:
     module: fx.GraphModule
     inputs: tuple[str, ...]
     call: Call
-    """How the original is called; some of its tensors may play no part."""
+    """The arguments of the original; the graph may not use all of its tensors."""
     noise_input: str | None
-    """The name of the noise among the inputs: ``noise``, unless the original has one called so."""
+    """The name of the noise input: ``noise``, unless the original has an argument of that name."""
     planes: tuple[Plane, ...]
     noise: Noise
     seed: int
 
     @property
     def plane_numbers(self) -> int:
-        """K: how many random numbers one image takes."""
+        """K, the number of random numbers for one image."""
         return sum(p.height * p.width for p in self.planes)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the parameters, and so of the noise."""
+        """The type of the parameters and of the noise."""
         return next(
             (p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32
         )
@@ -76,11 +76,11 @@ class Core:
         return name == self.noise_input or name in self.call.batched
 
     def select(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        """The tensors of a call of the original that the graph uses, without the noise."""
+        """Return the tensors of a call of the original that the graph uses, without the noise."""
         return tuple(self.call.select(self.call.given(*args), self.given))
 
     def fixed_planes(self) -> Tensor:
-        """The numbers (1, K) of ``noise="fixed"``: always the same for a seed."""
+        """Return the numbers (1, K) of ``noise="fixed"``, the same for each seed."""
         return draw(self.planes, 1, torch.Generator().manual_seed(self.seed))
 
 
@@ -93,34 +93,37 @@ def flatten(
     seed: int = 0,
     noise_types: Types = (),
     leaves: tuple[str, ...] = (),
+    adapter: Adapter | None = None,
 ) -> Core:
-    """The :class:`Core` of ``model``, which is left as it was.
+    """Return the :class:`Core` of ``model``, which does not change.
 
     Args:
         model: a generator; used in eval mode.
         examples: positional arguments of one forward call.
-        other: those of a call with another batch size, from which is seen what is batched.
-        noise: what becomes of noise injections: left out (``zero``), the same planes for every
+        other: those of a call with another batch size, which shows the batched arguments.
+        noise: the treatment of noise injections: removed (``zero``), the same planes for every
             image (``fixed``) or an input (``random``).
         seed: of the fixed planes.
         noise_types: classes that add freshly drawn noise, besides those that an adapter names.
-        leaves: names of modules that torch.fx must not look into.
+        leaves: names of modules that torch.fx must not trace into.
+        adapter: the model's adapter; None: the installed one that knows the model.
 
     Raises:
         TraceError: the model can't be traced.
-        ExportError: a noise injection is not of a kind that can be taken out, or is not known as
-            one where there must be no noise; or the image does not depend on the arguments.
-        AdapterError: it is not clear which part of what the model returns is the image.
-        UsageError: no noise is called so, or the model does not take these arguments.
+        ExportError: a noise injection can't be removed, or an unknown one remains where there must
+            be no noise; or the image does not depend on the arguments.
+        AdapterError: the model returns several maps, and none is clearly the image.
+        UsageError: an unknown noise, or the model does not take these arguments.
     """
     if noise not in NOISES:
         raise UsageError(f"no noise is called {noise!r}; choose {', '.join(NOISES)}.")
-    types = types_of(model, adapter_for(model), noises=noise_types)
+    known = adapter_for(model) if adapter is None else adapter
+    types = types_of(model, known, noises=noise_types)
     call = call_of(model, examples, other)
     tensors = call.select(call.given(*examples), tuple(call.tensors))
     twin = isolated_copy(model).eval().requires_grad_(False)
     _fold_norms(twin)
-    # The conditional normalisations are traced through: what they do to the scale is plain.
+    # Conditional normalisations are traced through: they consist of plain operations.
     recorded = trace_graph(
         twin, examples=examples, leaf_types=types.noises, leaf_names=frozenset(leaves)
     )
@@ -148,7 +151,7 @@ def flatten(
     drop_dead(module.graph)
     module.delete_all_unused_submodules()
     module.recompile()
-    # Ours wants to be told what a leaf is; when unpickled, every module is one.
+    # Our tracer needs arguments; an unpickled module is traced with every child as a leaf.
     module._tracer_cls = None  # pyright: ignore[reportPrivateUsage]
     inputs = _inputs(module)
     if noise != "random":
@@ -165,12 +168,12 @@ def flatten(
 
 
 def _inputs(module: fx.GraphModule) -> tuple[str, ...]:
-    """Names of what the graph takes; those of its nodes may differ (``input`` is Python's own)."""
+    """Return the names of the graph's inputs; a node may have another (``input`` is Python's)."""
     return tuple(str(n.target) for n in module.graph.nodes if n.op == "placeholder")
 
 
 def _name_inputs(module: fx.GraphModule, names: tuple[str, ...]) -> None:
-    """Call what the graph takes, the tensors of the call in order, by ``names``."""
+    """Name the inputs of the graph, the tensors of the call in order, by ``names``."""
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     for node, name in zip(placeholders, names, strict=True):
         node.target = name
@@ -185,9 +188,9 @@ def _fold_norms(model: nn.Module) -> None:
 
 
 def _drop_unused_inputs(module: fx.GraphModule) -> None:
-    """Inputs that nothing reads: an unconditional generator's class, ``**kwargs``, defaults.
+    """Remove inputs that no node reads: an unconditional generator's class, ``**kwargs``, defaults.
 
-    Of an argument that keeps its default torch.fx leaves a check that it does.
+    torch.fx records a check for an argument that keeps its default; it is removed, too.
     """
     graph = module.graph
     for node in list(graph.nodes):
@@ -204,13 +207,13 @@ def _drop_unused_inputs(module: fx.GraphModule) -> None:
 
 
 def _image_only(module: fx.GraphModule, path: tuple[int | str, ...]) -> None:
-    """Return the images alone; ``path`` leads to them in what is returned."""
+    """Let the graph return the images alone; ``path`` leads to them in its output."""
     graph = module.graph
     output = next(n for n in graph.nodes if n.op == "output")
     found: Any = output.args[0]
     with graph.inserting_before(output):
         for key in path:
-            # A module that is not looked into returns its list or tuple as one value.
+            # A leaf returns its list or tuple as one value.
             opaque = isinstance(found, fx.Node)
             found = graph.call_function(operator.getitem, (found, key)) if opaque else found[key]
     output.args = (found,)
@@ -219,7 +222,7 @@ def _image_only(module: fx.GraphModule, path: tuple[int | str, ...]) -> None:
 
 
 def largest_map(core: Core) -> int:
-    """Bytes of the largest (N, C, H, W) value of one image in the example run."""
+    """Return the bytes of the largest (N, C, H, W) value of one image in the example run."""
     sizes = [
         math.prod(shape[1:]) * node.meta["tensor_meta"].dtype.itemsize
         for node in core.module.graph.nodes

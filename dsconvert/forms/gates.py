@@ -1,4 +1,4 @@
-"""Gated linear units: known by what they do, however they are spelt."""
+"""Recognise gated linear units by their function, in any notation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dsconvert.forms.nodes import drop_dead, module_of, replace_node
 
 
 def unify_gates(module: fx.GraphModule) -> None:
-    """Gated linear units, however they are spelt, become ``F.glu``: one operator, one kernel."""
+    """Replace gated linear units in any notation by ``F.glu``: one operator, one kernel."""
     graph = module.graph
     for node in list(graph.nodes):
         kind = module_of(module, node)
@@ -34,7 +34,7 @@ def unify_gates(module: fx.GraphModule) -> None:
 
 
 def _gated(node: fx.Node) -> fx.Node | None:
-    """``x`` of ``x.chunk(2, 1)[0] * sigmoid(x.chunk(2, 1)[1])``, if that is what ``node`` is."""
+    """Return ``x`` if ``node`` is ``x.chunk(2, 1)[0] * sigmoid(x.chunk(2, 1)[1])``, else None."""
     if len(node.args) != 2:
         return None
     for value, gate in (node.args, node.args[::-1]):
@@ -61,10 +61,10 @@ def _is_halving(node: Any) -> bool:
 
 
 def is_gate(module: nn.Module) -> bool:
-    """Whether ``module`` computes a gated linear unit over channels.
+    """Return whether ``module`` computes a gated linear unit over channels.
 
-    A module that can't be looked into (the official GLU asserts on a shape) is known by what it
-    does: without state, and equal to ``F.glu`` on random numbers.
+    A module that can't be traced (the official GLU asserts on a shape) is tested: it has no state,
+    and equals ``F.glu`` on random numbers.
     """
     if isinstance(module, nn.GLU):
         return module.dim == 1
@@ -83,5 +83,5 @@ def is_gate(module: nn.Module) -> bool:
                     and torch.allclose(found, F.glu(probe, 1), rtol=1e-5, atol=1e-6)
                 )
             )
-    except Exception:  # it wants something else: no gate
+    except Exception:  # it takes another input: no gate
         return False

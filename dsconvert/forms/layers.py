@@ -1,10 +1,10 @@
-"""Parts of a deployed generator that are faster on a CPU than the operators they stand for.
+"""Modules of a deployed generator that are faster on a CPU than the operators they replace.
 
 Measured on one core (AMD EPYC, AVX-512, torch 2.14): the depthwise ``ConvTranspose2d`` of 128
 channels to 256 x 256 takes 66-80 ms, the same as four 2 x 2 depthwise convolutions (one a parity of
 the output's row and column) 8 ms; a depthwise 3 x 3 is 3 times faster in ``channels_last``; and a
-map above 32 MiB costs more in page faults than in arithmetic, since the C library gives so large
-a block back to the system each time.
+map above 32 MiB costs more in page faults than in arithmetic, since the C library returns so large
+a block to the system each time.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 from dsconvert.forms.packed import PackedLinear
 
 TILE = 4 << 20
-"""Bytes of the part of a map that is worked on at a time; well inside a second-level cache slice
-plus a share of the third level, and far under the 32 MiB above which memory is mapped anew."""
+"""Bytes of the part of a map that is processed at a time: it fits into a second-level cache slice
+and a share of the third level, and is far below 32 MiB, above which memory is mapped again."""
 
 
 class AddNoise(nn.Module):
@@ -33,7 +33,7 @@ class AddNoise(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
 
     def scale(self, by: Tensor) -> None:
-        """Multiply what is added by (C,) numbers."""
+        """Multiply the added plane by (C,) numbers."""
         scaled = (self.weight.detach().double().reshape(-1) * by).reshape(-1, 1, 1)
         self.weight = nn.Parameter(
             scaled.to(self.weight.device, self.weight.dtype), requires_grad=False
@@ -47,9 +47,9 @@ class AddNoise(nn.Module):
 def _finish(
     y: Tensor, weight: Tensor | None, plane: Tensor | None, gate: bool, out: Tensor | None = None
 ) -> Tensor:
-    """Noise and gate of a map nobody else holds, so that it may be changed in place.
+    """Apply noise and gate to a map that has no other reader, in place.
 
-    The result goes to ``out``, a part of a larger map, if there is one.
+    The result is written to ``out``, a part of a larger map, if that is given.
     """
     if weight is not None and plane is not None:
         y = y.addcmul_(weight, plane)
@@ -64,7 +64,7 @@ of the input rows."""
 
 
 def is_depthwise_upsample(conv: nn.Module) -> bool:
-    """Whether ``conv`` is a depthwise ``ConvTranspose2d(k=4, s=2, p=1)``, as ``up-pw-dw`` makes."""
+    """Return whether ``conv`` is a depthwise ``ConvTranspose2d(k=4, s=2, p=1)`` (``up-pw-dw``)."""
     return (
         isinstance(conv, nn.ConvTranspose2d)
         and conv.kernel_size == (4, 4)
@@ -167,7 +167,7 @@ class GatedUpsample(nn.Module):
 
     @staticmethod
     def fits(conv: nn.Module) -> bool:
-        """Whether ``conv`` is such a convolution."""
+        """Return whether ``conv`` is such a convolution."""
         return is_depthwise_upsample(conv)
 
     def forward(self, x: Tensor, plane: Tensor | None = None) -> Tensor:
@@ -201,7 +201,7 @@ class GatedPointwise(nn.Module):
 
     @staticmethod
     def fits(conv: nn.Module) -> bool:
-        """Whether ``conv`` is such a convolution."""
+        """Return whether ``conv`` is such a convolution."""
         return (
             isinstance(conv, nn.Conv2d)
             and conv.kernel_size == (1, 1)
@@ -249,7 +249,7 @@ class FewChannels(nn.Module):
 
     @staticmethod
     def fits(conv: nn.Module) -> bool:
-        """Whether ``conv`` is such a convolution."""
+        """Return whether ``conv`` is such a convolution."""
         return (
             isinstance(conv, nn.Conv2d)
             and conv.kernel_size == (3, 3)

@@ -1,4 +1,4 @@
-"""What the passes over a torch.fx graph share: looking at nodes, and replacing them."""
+"""Inspect, replace and erase nodes of a torch.fx graph."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from dsconvert.errors import ExportError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What a node's value was in the example run."""
+class ValueFacts:
+    """Shape and type of a node's value in the example run."""
 
     shape: torch.Size
     dtype: torch.dtype
 
 
 class Shapes(fx.Interpreter):
-    """Runs a graph once and notes the shape of each tensor; torch's own prints a traceback."""
+    """Runs a graph once and records the shape of each tensor; torch's own prints a traceback."""
 
     def run_node(self, n: fx.Node) -> Any:
         """See :class:`torch.fx.Interpreter`.
@@ -38,39 +38,39 @@ class Shapes(fx.Interpreter):
                 f"{type(error).__name__}: {text[0] if text else error!r}."
             ) from error
         if isinstance(result, Tensor):
-            n.meta["tensor_meta"] = Seen(shape=result.shape, dtype=result.dtype)
+            n.meta["tensor_meta"] = ValueFacts(shape=result.shape, dtype=result.dtype)
         return result
 
 
 def sized(node: Any) -> tuple[int, ...] | None:
-    """The shape of a node's value in the example run."""
+    """Return the shape of a node's value in the example run."""
     meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
     shape = getattr(meta, "shape", None)
     return None if shape is None else tuple(shape)
 
 
 def module_of(module: fx.GraphModule, node: Any) -> nn.Module | None:
-    """The module that ``node`` calls, if it calls one."""
+    """Return the module that ``node`` calls, or None."""
     if isinstance(node, fx.Node) and node.op == "call_module":
         return module.get_submodule(str(node.target))
     return None
 
 
 def replace_node(graph: fx.Graph, node: fx.Node, by: Any) -> None:
-    """Let ``by`` stand for ``node`` everywhere, and take ``node`` out."""
+    """Replace ``node`` by ``by`` everywhere, and erase it."""
     node.replace_all_uses_with(by)
     graph.erase_node(node)
 
 
 def only_user(node: fx.Node) -> fx.Node | None:
-    """The one node that reads ``node``, if it is one."""
+    """Return the only reader of ``node``, or None."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def drop_dead(graph: fx.Graph) -> None:
-    """Erase nodes that nobody reads; unlike torch.fx's own pass, not what writes in place.
+    """Erase nodes without readers; unlike torch.fx's own pass, keep those that write in place.
 
-    ``y[:, :2] = 0`` and ``y.mul_(2)`` are recorded as values that nobody reads.
+    ``y[:, :2] = 0`` and ``y.mul_(2)`` are recorded as values without readers.
     """
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op != "output" and not (node.is_impure() or _writes(node)):
@@ -97,7 +97,7 @@ def _writes(node: fx.Node) -> bool:
 
 
 def _module(node: fx.Node) -> nn.Module | None:
-    """The module that a ``call_module`` node runs, where the graph knows its owner."""
+    """Return the module of a ``call_module`` node, if the graph knows its owner."""
     owner = node.graph.owning_module
     try:
         return None if owner is None else owner.get_submodule(str(node.target))

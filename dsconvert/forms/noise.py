@@ -1,4 +1,4 @@
-"""Noise of a flat graph: taken out of its modules, as an explicit addition, or altogether."""
+"""Replace the noise injections of a flat graph by explicit additions, or remove them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DRAWS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:
-    """One noise injection: where it stands, and the size of the plane that it adds."""
+    """One noise injection: its module, and the size of the plane that it adds."""
 
     module: str
     height: int
@@ -32,10 +32,10 @@ class Plane:
 
 
 def draw(planes: tuple[Plane, ...], n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Normal numbers (n, K) for all planes.
+    """Draw normal numbers (n, K) for all planes.
 
-    Drawn plane by plane on the CPU, as a run of the original would: the same random state gives
-    the same picture.
+    They are drawn plane by plane on the CPU, as the original does: the same random state gives the
+    same image.
     """
     parts = [torch.randn(n, 1, p.height, p.width, generator=generator) for p in planes]
     return torch.cat([p.flatten(1) for p in parts], 1) if parts else torch.zeros(n, 0)
@@ -44,10 +44,10 @@ def draw(planes: tuple[Plane, ...], n: int, generator: torch.Generator | None = 
 def take_noise_out(
     module: fx.GraphModule, types: Types, noise: Noise, seed: int, noise_input: str
 ) -> tuple[Plane, ...]:
-    """Replace the noise injections of ``module``, in place; returns them in execution order.
+    """Replace the noise injections of ``module``, in place; return them in execution order.
 
     Raises:
-        ExportError: one does something else than to add a weighted plane.
+        ExportError: one does not just add a weighted plane.
     """
     graph = module.graph
     found: list[tuple[fx.Node, Plane]] = []
@@ -101,12 +101,12 @@ def take_noise_out(
 
 
 def _noisy(node: fx.Node) -> Any:
-    """What a noise injection adds to: its first argument, also one that is given by name."""
+    """Return the map that a noise injection adds to: its first argument, also by name."""
     return node.args[0] if node.args else next(iter(node.kwargs.values()))
 
 
 def check_silent(module: nn.Module, args: list[Tensor], name: str, noise: Noise) -> None:
-    """Check that ``module`` makes the same image each time.
+    """Check that ``module`` returns the same image at each call.
 
     Raises:
         ExportError: it does not.

@@ -1,9 +1,9 @@
-"""A linear layer whose matrix lies in oneDNN's own layout.
+"""A linear layer whose matrix is in oneDNN's own layout.
 
-``F.linear`` multiplies with the matrix as it lies in memory. oneDNN's kernels want it in blocks;
-packed once, and with the bias added in the same pass, a product of the sizes that generators have
-is 5 to 15 % faster, and 2.6 times where few rows meet a large matrix (16 x 2048 by 2048 x 2048; AMD
-EPYC, 2 threads, torch 2.14). ``torch.compile`` uses the same operator for frozen weights.
+``F.linear`` uses the matrix as it is in memory, while oneDNN's kernels need it in blocks. Packed
+once, and with the bias added in the same pass, a product of the sizes that generators have is 5 to
+15 % faster, and 2.6 times where few rows meet a large matrix (16 x 2048 by 2048 x 2048; AMD EPYC,
+2 threads, torch 2.14). ``torch.compile`` uses the same operator for frozen weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 @functools.cache
 def _operators() -> tuple[Any, Any] | None:
-    """The packing and the product of oneDNN, where this build of torch has them."""
+    """Return the packing and the product of oneDNN, if this build of torch has them."""
     if not torch.backends.mkldnn.is_available():
         return None
     try:
@@ -32,8 +32,8 @@ class PackedLinear(nn.Module):
     """``F.linear`` for inference: (..., I) -> (..., O), float32 on a CPU; elsewhere the plain one.
 
     The packed matrix is made at the first call. It belongs to the process: copies and pickles hold
-    the plain one only, and moving the module or loading a state dict drops it. Whoever writes into
-    ``weight`` calls :meth:`unpack`.
+    the plain one only, and moving the module or loading a state dict drops it. Code that writes
+    into ``weight`` calls :meth:`unpack`.
     """
 
     weight: Tensor
@@ -47,11 +47,11 @@ class PackedLinear(nn.Module):
 
     @property
     def out_features(self) -> int:
-        """O."""
+        """O, the size of the output."""
         return self.weight.shape[0]
 
     def unpack(self) -> None:
-        """Forget the packed matrix; the next call packs anew."""
+        """Drop the packed matrix; the next call packs it again."""
         self._packed = None
 
     def forward(self, x: Tensor) -> Tensor:

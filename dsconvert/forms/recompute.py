@@ -3,8 +3,8 @@
 Written as four operators these keep five maps for the backward pass: the convolution's output with
 its noise, the normalised map, both halves of the gate, its sigmoid. All of them follow from the
 input of the depthwise convolution (a quarter of the size, behind an upsample) by arithmetic that
-costs less than reading them back; so only that input is kept, with the statistics of the batch,
-and the rest is made anew in the backward pass, some rows at a time so that it stays in the cache.
+costs less than reading them from memory. So only that input is kept, with the statistics of the
+batch; the rest is recomputed in the backward pass, some rows at a time to stay in the cache.
 Gradients are exact.
 """
 
@@ -21,12 +21,12 @@ from torch.autograd.function import once_differentiable
 Spatial = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 """``spatial(x, kernel, bias)``: a depthwise convolution with everything else fixed."""
 TILE = 2 << 20
-"""Bytes of a map that are worked on at a time."""
+"""Bytes of a map that are processed at a time."""
 Part = tuple[slice, slice, slice, slice]
 
 
 def _parts(y: Tensor) -> Iterator[Part]:
-    """Slices of ``y`` (N, C, H, W): one sample, some rows."""
+    """Yield slices of ``y`` (N, C, H, W): one sample, some rows."""
     n, c, h, w = y.shape
     rows = h if y.device.type != "cpu" else max(1, TILE // max(1, c * w * y.element_size()))
     every = slice(None)
@@ -36,7 +36,7 @@ def _parts(y: Tensor) -> Iterator[Part]:
 
 
 def _noisy(x: Tensor, weight: Tensor | None, plane: Tensor | None, *, owned: bool) -> Tensor:
-    """``x + weight * plane``; in place where nobody else needs ``x``."""
+    """Return ``x + weight * plane``; in place where ``x`` has no other reader."""
     if weight is None or plane is None:
         return x
     if x.dtype == weight.dtype == plane.dtype:
@@ -45,7 +45,7 @@ def _noisy(x: Tensor, weight: Tensor | None, plane: Tensor | None, *, owned: boo
 
 
 def _column(values: Tensor, part: Part) -> Tensor:
-    """Numbers (C,) or (N, C) to (1, C, 1, 1) for a part."""
+    """Reshape numbers (C,) or (N, C) to (1, C, 1, 1) for a part."""
     return values[None, :, None, None] if values.dim() == 1 else values[part[0], :, None, None]
 
 
@@ -54,8 +54,8 @@ class NormGate(torch.autograd.Function):
 
     Batch normalisation after Ioffe and Szegedy (2015), gated linear unit after Dauphin et al.
     (2017). ``gain`` and ``bias`` are (2C,), or (N, 2C) where they depend on the sample. Running
-    statistics are updated once, in the forward pass. ``owned``: nobody else needs ``x``, so noise
-    may be added in place (torch's own version counter finds out if that is wrong).
+    statistics are updated once, in the forward pass. ``owned``: ``x`` has no other reader, so that
+    noise may be added in place (torch's version counter detects a violation).
     """
 
     @staticmethod
@@ -82,7 +82,7 @@ class NormGate(torch.autograd.Function):
         if training:
             batch_mean, batch_var = torch.batch_norm_update_stats(y, mean, var, momentum)
         else:
-            # Copies: a later update must not matter to this step's backward pass.
+            # Copies, so that a later update does not change this step's backward pass.
             batch_mean, batch_var = mean.clone(), var.clone()
         scale = (batch_var + eps).rsqrt()
         a = gain * scale
@@ -90,7 +90,7 @@ class NormGate(torch.autograd.Function):
         out = torch.empty_like(y[:, : y.shape[1] // 2], memory_format=_format(y))
         for part in _parts(y):
             out[part] = F.glu(torch.addcmul(_column(b, part), y[part], _column(a, part)), 1)
-        # Without a convolution the noisy map is what is kept; x itself is then free to go.
+        # Without a convolution the noisy map is kept, and x can be freed.
         kept = y if spatial is None else x
         ctx.save_for_backward(
             kept, kernel, kernel_bias, weight, plane, gain, bias, batch_mean, scale
@@ -103,7 +103,7 @@ class NormGate(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """Make the maps anew, then the operators' own backward passes."""
+        """Recompute the maps, then run the operators' own backward passes."""
         (grad,) = grads
         kept, kernel, kernel_bias, weight, plane, gain, bias, mean, scale = ctx.saved_tensors
         x = made = y = kept
@@ -149,7 +149,7 @@ def _norm_gate_backward(
     scale: Tensor,
     training: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of y, gain and bias of ``glu(gain * (y - mean) * scale + bias)``.
+    """Return the gradients of y, gain and bias of ``glu(gain * (y - mean) * scale + bias)``.
 
     With batch statistics, ``dy = a (g - mean(g) - n mean(g n))`` for ``n = (y - mean) scale`` and
     ``a = gain scale``, the means over N, H and W (Ioffe and Szegedy 2015, after its eq. 4).
@@ -176,7 +176,7 @@ def _norm_gate_backward(
             total[part].mul_(_column(a, part))
         return total, grad_gain, grad_bias
     count = y.numel() // y.shape[1]
-    # Of the gradient behind the normalisation, gain * g.
+    # Sums of gain * g, the gradient behind the normalisation.
     along, across = gain * grad_gain, gain * grad_bias
     if gain.dim() == 2:
         along, across = along.sum(0), across.sum(0)

@@ -1,4 +1,4 @@
-"""An export against the model it came from, on random latents."""
+"""Compare an export with the model that it was made from, on random latents."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsconvert.adapter import adapter_for, image_tensor
+from dsconvert.adapter import Adapter, adapter_for, image_tensor
 from dsconvert.errors import ExportError
 from dsconvert.forms.flat_graph import Core
-from dsconvert.forms.inputs import Inputs, examples_of
 from dsconvert.forms.noise import DRAWS, draw
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.editing import replace
+from dsconvert.model.inputs import Inputs, examples_of
 from dsconvert.model.model_types import types_of
 from dsconvert.model.observe import evaluating
 
 BATCHES = (2, 1, 3)
-"""Batch sizes that are compared. Programs are traced with the first; the others find out a batch
-size that was built in."""
+"""Batch sizes that are compared. Programs are traced with the first; the others detect a fixed
+batch size."""
 _TOLERANCE = {torch.float16: 3e-2, torch.bfloat16: 1e-1, torch.float64: 1e-6}
 
 
 class _Given(nn.Module):
-    """Stands for a noise injection: takes its plane from a list instead of drawing it."""
+    """A noise injection that takes its plane from a list instead of drawing it."""
 
     def __init__(self, weight: Tensor, planes: list[Tensor]) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class _Given(nn.Module):
         self._planes = planes
 
     def forward(self, *args: Tensor, **named: Tensor) -> Tensor:
-        # StyleGAN2 says which noise, too; the map comes first, by whatever name.
+        # The map is the first argument, by any name; StyleGAN2 passes a noise mode, too.
         x = args[0] if args else next(iter(named.values()))
         return x + self.weight * self._planes.pop(0)
 
@@ -42,9 +42,15 @@ class Reference:
     """The original, in eval mode, with the noise as an argument."""
 
     def __init__(
-        self, model: nn.Module, core: Core, noise_types: tuple[type[nn.Module], ...] = ()
+        self,
+        model: nn.Module,
+        core: Core,
+        noise_types: tuple[type[nn.Module], ...] = (),
+        *,
+        adapter: Adapter | None = None,
     ) -> None:
-        types = types_of(model, adapter_for(model), noises=noise_types).noises
+        known = adapter_for(model) if adapter is None else adapter
+        types = types_of(model, known, noises=noise_types).noises
         self._core = core
         self._queue: list[Tensor] = []
         self._model = isolated_copy(model).eval()
@@ -54,7 +60,7 @@ class Reference:
                 replace(self._model, module, _Given(weight.detach(), self._queue))
 
     def __call__(self, args: tuple[Any, ...], numbers: Tensor) -> Tensor:
-        """Images for the model's own ``args`` and noise ``numbers`` (N or 1, K)."""
+        """Return images for the model's own ``args`` and noise ``numbers`` (N or 1, K)."""
         self._queue[:] = [
             part.reshape(-1, 1, p.height, p.width)
             for p, part in zip(
@@ -77,18 +83,20 @@ def compare(
     noise_types: tuple[type[nn.Module], ...] = (),
     batches: Sequence[int] = BATCHES,
     seed: int = 1,
+    adapter: Adapter | None = None,
 ) -> tuple[float, float]:
     """Run ``run`` and ``model`` on the same random inputs, for several batch sizes.
 
     Args:
         model: the original.
-        core: what was exported.
+        core: the exported graph.
         run: takes the tensors of ``core.inputs``, returns images.
         what: a name for ``run``, for errors.
         inputs: sampler of the model's arguments, where no adapter knows it.
         noise_types: as for :func:`dsconvert.forms.flat_graph.flatten`.
         batches: batch sizes.
         seed: of the inputs.
+        adapter: the model's adapter; None: the installed one that knows the model.
 
     Returns:
         the largest difference of a pixel, and the largest magnitude of a pixel of the original.
@@ -96,11 +104,11 @@ def compare(
     Raises:
         ExportError: the images differ by more than float tolerance, or ``run`` fails.
     """
-    reference = Reference(model, core, noise_types)
+    reference = Reference(model, core, noise_types, adapter=adapter)
     generator = torch.Generator().manual_seed(seed)
     worst, reach = 0.0, 0.0
     for i, n in enumerate(batches):
-        args = examples_of(model, inputs, n=n, seed=seed + i)
+        args = examples_of(model, inputs, n=n, seed=seed + i, adapter=adapter)
         tensors = list(core.select(args))
         first = tensors[0]
         if core.noise == "random":
@@ -128,7 +136,7 @@ def compare(
             )
         error = (got.to(want.device).double() - want.double()).abs().max().item()
         size = want.double().abs().max().item()
-        # A comparison with NaN is false: the model itself may be broken, and so may the export.
+        # A comparison with NaN is false, and fails the check.
         if not error <= _TOLERANCE.get(core.dtype, 1e-3) * max(size, 1e-3):
             raise ExportError(
                 f"{what}, loaded again, differs from the model by {error:.3g} (batch {n}, images "
@@ -139,7 +147,7 @@ def compare(
 
 
 def _why(reference: Reference, args: tuple[Any, ...], numbers: Tensor) -> str:
-    """A sentence on a model that makes another image each time."""
+    """Return the reason if the model makes another image at each call, or an empty text."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         one = reference(args, numbers)
@@ -151,6 +159,6 @@ def _why(reference: Reference, args: tuple[Any, ...], numbers: Tensor) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """One line that says what went wrong."""
+    """Return one line that describes an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

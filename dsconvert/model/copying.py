@@ -1,9 +1,9 @@
-"""A copy of a model that shares nothing with it: neither tensors, nor attributes, nor classes.
+"""Copy a model so that the copy shares nothing with it: no tensors, attributes or classes.
 
-``copy.deepcopy`` alone is not enough. ``torch.nn.utils.parametrize`` keeps what it does on a class
-that it makes for one module, and a deep copy takes that class over: whoever removes the
-parametrization from the copy breaks the original. And a tensor with a gradient history, which a
-forward pass in training may leave on a module, can't be deep-copied at all.
+``copy.deepcopy`` alone is not enough. ``torch.nn.utils.parametrize`` makes a class for one module,
+and a deep copy has the same class: to remove the parametrization from the copy would break the
+original. And a tensor with a gradient history, which a forward pass in training may store on a
+module, can't be deep-copied at all.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from dsconvert.model.norms import norm_kind
 
 
 def owned_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy of ``model`` that can be changed in any way without an effect on it.
+    """Return a deep copy of ``model``; no change of the copy affects the model.
 
     Tensors that are no leaves (of a forward pass in training) are detached. The plain ``weight``
-    that the norm hooks leave behind is shared: the hook puts another tensor in its place before
-    each use, and nobody writes into it.
+    that norm hooks store is shared: the hook replaces it before each use, and no code writes into
+    it.
 
     Args:
-        model: left as it was.
-        memo: as for ``copy.deepcopy``: objects by their id, and what stands for them in the copy.
-            A tensor that stands for itself is shared.
+        model: does not change.
+        memo: as for ``copy.deepcopy``: objects by their id, and their replacements in the copy. A
+            tensor that is its own replacement is shared.
 
     Raises:
         UsageError: an attribute of the model can't be copied.
@@ -61,13 +61,13 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def isolated_copy(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
-    """A copy that can be *run* without an effect on ``model``: what hooks write to is copied too.
+    """Return a copy that can be *run* without an effect on ``model``, its hooks included.
 
-    Hooks are functions, and a deep copy takes functions over as they are, with all that they
-    refer to: a hook that collects features would collect those of the copy's runs.
+    Hooks are functions, and a deep copy shares functions with all objects that they refer to: a
+    hook that collects features would also collect those of the copy's runs.
 
     Args:
-        model: left as it was.
+        model: does not change.
         share_parameters: the copy holds the parameters themselves (of a large model, one set is
             enough); for runs that write into none.
 
@@ -93,7 +93,7 @@ def isolate_hooks(model: nn.Module, memo: dict[int, Any] | None = None) -> None:
 
 
 def _isolated(hook: Any, memo: dict[int, Any]) -> Any:
-    """``hook`` with a closure and defaults of its own, where these can be copied."""
+    """Return ``hook`` with its own closure and defaults, if these can be copied."""
     if not isinstance(hook, types.FunctionType) or not (hook.__closure__ or hook.__defaults__):
         return hook
     cell: Any = types.CellType
@@ -109,19 +109,19 @@ def _isolated(hook: Any, memo: dict[int, Any]) -> Any:
 
 
 def own_classes(model: nn.Module) -> None:
-    """Give each parametrized module of ``model`` a class that no other module has, in place."""
+    """Give each parametrized module of ``model`` its own class, in place."""
     for module in model.modules():
         if not parametrize.is_parametrized(module):
             continue
         kind: Any = type(module)
         make: Any = type(kind)
         tables = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
-        # The same bases: torch takes the first of them for the class without parametrizations.
+        # The same bases: torch assumes that the first one is the class without parametrizations.
         module.__class__ = make(kind.__name__, kind.__bases__, tables)
 
 
 def _detach(value: Any, known: dict[int, Any], seen: set[int]) -> None:
-    """Enter into ``known`` what stands for the tensors in ``value`` that can't be deep-copied."""
+    """Add to ``known`` replacements for the tensors in ``value`` that can't be deep-copied."""
     if id(value) in known or id(value) in seen:
         return
     seen.add(id(value))

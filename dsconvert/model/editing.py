@@ -1,4 +1,4 @@
-"""Put one module in the place of another, on a copy of the model."""
+"""Replace modules in a copy of a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dsconvert.model.copying import owned_copy
 
 
 def copied(model: nn.Module, replaced: frozenset[str] = frozenset()) -> nn.Module:
-    """A copy that shares the parameters of the modules about to be replaced, and nothing else."""
+    """Return a copy that shares only the parameters of the modules that will be replaced."""
     memo: dict[int, Any] = {}
     for name, module in model.named_modules():
         if name in replaced:
@@ -20,7 +20,7 @@ def copied(model: nn.Module, replaced: frozenset[str] = frozenset()) -> nn.Modul
 
 
 def carry_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Give ``new``, which takes the place of ``old``, its hooks; a norm's own stays behind."""
+    """Copy the hooks of ``old`` to ``new``, its replacement, without those of a norm."""
     for table in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
         for key, hook in getattr(old, table).items():
             if type(hook).__name__ not in ("SpectralNorm", "WeightNorm"):
@@ -28,7 +28,7 @@ def carry_hooks(old: nn.Module, new: nn.Module) -> None:
 
 
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever ``old`` stands in ``model`` (a shared module has several names)."""
+    """Replace ``old`` by ``new`` under all of its names in ``model``."""
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module is old:
             model.set_submodule(name, new)

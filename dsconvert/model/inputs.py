@@ -1,22 +1,22 @@
-"""What a generator is called with: samplers of random inputs, on its device and in its dtype."""
+"""The arguments of a generator's call: random samples, on its device and in its dtype."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dsconvert.adapter import Adapter, adapter_for
-from dsconvert.errors import AdapterError
+from dsconvert.errors import AdapterError, UsageError
 
 Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
 """``inputs(n, generator)`` returns the positional arguments of one forward call, batch n."""
 
 
 def map_tensors(function: Callable[[torch.Tensor], Any], value: Any) -> Any:
-    """``value`` with every tensor in it, also in lists, tuples and dictionaries, replaced."""
+    """Return ``value`` with every tensor replaced, also in lists, tuples and dictionaries."""
     if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -29,26 +29,26 @@ def map_tensors(function: Callable[[torch.Tensor], Any], value: Any) -> Any:
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:
-    """The tensors in ``value``, in order: what a traced graph takes as its inputs."""
+    """Return the tensors in ``value``, in the order of a traced graph's inputs."""
     found: list[torch.Tensor] = []
     map_tensors(lambda t: (found.append(t), t)[1], value)
     return found
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where its parameters are; the CPU without any."""
+    """Return the device of the parameters; the CPU without any."""
     tensor = next(model.parameters(), None)
     return tensor.device if tensor is not None else torch.device("cpu")
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
-    """That of its first floating parameter; float32 without any."""
+    """Return the dtype of the first floating-point parameter; float32 without any."""
     tensor = next((p for p in model.parameters() if p.is_floating_point()), None)
     return tensor.dtype if tensor is not None else torch.float32
 
 
 def like(args: tuple[Any, ...], model: nn.Module) -> tuple[Any, ...]:
-    """Arguments on the model's device, floating ones in its dtype."""
+    """Return ``args`` on the model's device, floating-point tensors in its dtype."""
     device, dtype = device_of(model), dtype_of(model)
     return map_tensors(
         lambda a: a.to(device, dtype) if a.is_floating_point() else a.to(device), args
@@ -58,14 +58,14 @@ def like(args: tuple[Any, ...], model: nn.Module) -> tuple[Any, ...]:
 def resolved_sampler(
     model: nn.Module, inputs: Inputs | None, adapter: Adapter | None
 ) -> Inputs | None:
-    """The caller's own sampler, the adapter's, or None."""
+    """Return the caller's own sampler, the adapter's, or None."""
     if inputs is not None:
         return inputs
     return adapter.sampler(model) if adapter is not None else None
 
 
 def sampler_of(model: nn.Module) -> Inputs:
-    """The sampler that the model's adapter knows.
+    """Return the sampler of the installed adapter that knows ``model``.
 
     Raises:
         AdapterError: no installed adapter knows the model.
@@ -82,10 +82,44 @@ def examples_for(
     inputs: Inputs | None,
     adapter: Adapter | None,
 ) -> tuple[Any, ...] | None:
-    """Arguments of one call with batch 1: given, or sampled; None where nothing says what."""
+    """Return arguments of one call with batch 1, given or sampled; None if both are missing."""
     if example_inputs is not None:
         return tuple(example_inputs)
     sampler = resolved_sampler(model, inputs, adapter)
     if sampler is None:
         return None
     return like(sampler(1, torch.Generator().manual_seed(0)), model)
+
+
+def examples_of(
+    model: nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    n: int = 1,
+    seed: int = 0,
+    adapter: Adapter | None = None,
+) -> tuple[Any, ...]:
+    """Return arguments of one call with batch n, in the model's dtype and on its device.
+
+    Args:
+        model: whose arguments.
+        inputs: the caller's sampler; None: the adapter's.
+        n: batch size.
+        seed: of the sampler.
+        adapter: the model's adapter; None: the installed one that knows the model.
+
+    Raises:
+        UsageError: no adapter knows the model, and ``inputs`` is not given.
+    """
+    sampler = inputs
+    if sampler is None:
+        known = adapter_for(model) if adapter is None else adapter
+        sampler = resolved_sampler(model, None, known)
+    if sampler is None:
+        raise UsageError(
+            f"no installed adapter knows {type(model).__name__}; pass inputs, a function "
+            "(n, generator) -> arguments of one call."
+        )
+    sample: Any = sampler(n, torch.Generator().manual_seed(seed))
+    args: tuple[Any, ...] = (sample,) if isinstance(sample, Tensor | Mapping) else tuple(sample)
+    return like(args, model)

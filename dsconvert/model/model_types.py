@@ -1,7 +1,7 @@
-"""What an adapter says of the classes in a model, for our classes and for the original code's.
+"""The module classes that an adapter names, together with the original code's of the same names.
 
-An adapter knows its own classes. A live model of the original code has others of the same names:
-they mean the same, so every stage asks here, never the adapter itself.
+An adapter knows its own classes. A live model of the original code has other classes of the same
+names and meanings; so every stage asks here and not the adapter itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ModelTypes:
     """Classes with a meaning in one model.
 
     Attributes:
-        leaves: torch.fx must not look into these.
+        leaves: torch.fx must not trace into these.
         noises: they add freshly drawn noise.
         norms: batch normalisations of the codebase's own.
     """
@@ -34,11 +34,11 @@ class ModelTypes:
 
 
 def types_of(model: nn.Module, adapter: Adapter | None, *, noises: Types = ()) -> ModelTypes:
-    """The classes that ``adapter`` names, and those of the same names in ``model``.
+    """Return the classes that ``adapter`` names, and those of the same names in ``model``.
 
     Args:
-        model: only looked at.
-        adapter: the model's adapter; without one nothing is known.
+        model: does not change.
+        adapter: the model's adapter; without one no class is known.
         noises: noise injections that the caller knows of, besides the adapter's.
     """
     if adapter is None:

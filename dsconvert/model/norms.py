@@ -1,8 +1,7 @@
 """Weight reparametrisations (spectral norm, weight norm; hooks and parametrizations alike).
 
 ``effective_weight`` is the kernel *as applied* in eval mode; ``fold`` makes it the plain
-parameter; ``respectralise`` puts spectral norm back on a pair of factors without losing what the
-pair computes.
+parameter; ``respectralise`` puts spectral norm on a factor and returns the scale that it removes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _POWER_ITERATIONS = 50
 
 
 def norm_kind(module: nn.Module) -> NormKind:
-    """Which weight reparametrisation, if any, is applied to ``module.weight``."""
+    """Return the weight reparametrisation of ``module.weight``, or "none"."""
     if parametrize.is_parametrized(module, "weight"):
         inner = module.parametrizations["weight"]  # type: ignore[index]
         spectral = any(type(p).__name__ == "_SpectralNorm" for p in inner)
@@ -32,13 +31,13 @@ def norm_kind(module: nn.Module) -> NormKind:
 
 
 def other_hooks(module: nn.Module) -> bool:
-    """Whether something is hooked to calls of ``module`` besides a weight reparametrisation."""
+    """Return whether ``module`` has call hooks besides a weight reparametrisation."""
     before = module._forward_pre_hooks.values()
     return bool(module._forward_hooks) or any(type(h).__name__ not in _HOOKS for h in before)
 
 
 def effective_weight(module: nn.Module) -> Tensor:
-    """The weight as applied in eval mode: no power iteration, nothing of the module changes."""
+    """Return the weight as applied in eval mode, without a power iteration or other change."""
     was = module.training
     module.eval()
     try:
@@ -58,12 +57,12 @@ def effective_weight(module: nn.Module) -> Tensor:
 
 
 def trainable(module: nn.Module) -> bool:
-    """Whether the module's weight (or what it is made from) requires a gradient."""
+    """Return whether the module's weight, or a tensor behind it, requires a gradient."""
     return any(p.requires_grad for p in module.parameters())
 
 
 def fold(module: nn.Module) -> None:
-    """Replace a reparametrised weight by the plain parameter it stands for (exact in eval mode)."""
+    """Replace a reparametrised weight by an equal plain parameter (exact in eval mode)."""
     kind = norm_kind(module)
     if kind == "none":
         return
@@ -99,7 +98,7 @@ def respectralise(module: nn.Conv2d | nn.ConvTranspose2d) -> float:
     """Put (hook-style) spectral norm on a plain convolution, with a converged u and v.
 
     Returns:
-        sigma, the factor by which the applied weight is now smaller than it was.
+        sigma: the applied weight is now smaller by this factor.
     """
     weight = module.weight.detach().clone()
     needs_grad = module.weight.requires_grad
@@ -114,7 +113,7 @@ def respectralise(module: nn.Conv2d | nn.ConvTranspose2d) -> float:
     for _ in range(_POWER_ITERATIONS):
         u = nn.functional.normalize(matrix @ v, dim=0)
         v = nn.functional.normalize(matrix.t() @ u, dim=0)
-    # What the module will divide by, converged or not: the scale that is carried is exact.
+    # The module divides by this value, converged or not: the returned scale is exact.
     sigma = float(u @ (matrix @ v))
     if sigma <= 0.0:
         return 1.0

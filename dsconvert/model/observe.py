@@ -1,4 +1,4 @@
-"""Looking at a model while it runs once, and leaving it as it was."""
+"""Observe one run of a model, and leave the model as it was."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dsconvert.records import Shape
 
 @contextmanager
 def undisturbed() -> Generator[None, None, None]:
-    """Put the random states of torch, NumPy and Python back at the end.
+    """Restore the random states of torch, NumPy and Python at the end.
 
     A sampler or a ``forward`` may draw from any of them.
     """
@@ -36,11 +36,11 @@ def undisturbed() -> Generator[None, None, None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Generator[None, None, None]:
-    """Put ``model`` in eval mode for a while and give every module its own mode back.
+    """Put ``model`` in eval mode, and restore the mode of every module at the end.
 
-    The random state is forked too: looking at a model must not move the caller's generator. And the
-    plain ``weight`` that norm hooks leave behind is put back as it was: on a large model the copies
-    of all kernels would stay in memory.
+    The random state is forked too, so that the caller's generator does not advance. The plain
+    ``weight`` that norm hooks store on a module is restored: on a large model the copies of all
+    kernels would stay in memory.
     """
     modes = {m: m.training for m in model.modules()}
     weights = {m: m.__dict__["weight"] for m in modes if "weight" in m.__dict__}
@@ -56,7 +56,7 @@ def evaluating(model: nn.Module) -> Generator[None, None, None]:
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` without data: every tensor on the meta device, nothing is duplicated."""
+    """Return a copy of ``model`` without data: every tensor is on the meta device."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for table in (module._parameters, module._buffers, module.__dict__):
@@ -71,15 +71,15 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
 
 @dataclass
-class Watch:
-    """What one run shows, by module name.
+class Observation:
+    """The calls of one run, by module name.
 
     Attributes:
         calls: how often each module ran; also through ``module.forward(...)``.
         inputs: shape of the first argument of its first call.
         outputs: shape of what that returned.
-        reads: of a convolution, an attribute that somebody else's ``forward`` looked at.
-        extra: of a convolution, what it was called with beside its input.
+        reads: of a convolution, an attribute that another module's ``forward`` read.
+        extra: of a convolution, an argument of its call beside the input.
     """
 
     calls: dict[str, int] = field(default_factory=dict)
@@ -88,8 +88,8 @@ class Watch:
     reads: dict[str, str] = field(default_factory=dict)
     extra: dict[str, str] = field(default_factory=dict)
 
-    def note(self, name: str, args: tuple[Any, ...], output: Any) -> None:
-        """A call has ended."""
+    def record(self, name: str, args: tuple[Any, ...], output: Any) -> None:
+        """Record a call that has ended."""
         self.calls[name] = self.calls.get(name, 0) + 1
         if args and isinstance(args[0], torch.Tensor):
             self.inputs.setdefault(name, tuple(args[0].shape))
@@ -102,11 +102,11 @@ _OWN = frozenset(
     | {"dilation", "groups", "output_padding", "padding_mode", "weight_orig", "weight_g"}
     | {"weight_v", "_conv_forward", "parametrizations"}
 )
-"""What a convolution has and the modules that replace it lack."""
+"""Attributes of a convolution that the modules which replace it lack."""
 
 
-def _guarded(name: str, conv: nn.Module, watch: Watch) -> None:
-    """Let ``conv``, a module of a copy, note its calls and who else looks at it."""
+def _guarded(name: str, conv: nn.Module, observed: Observation) -> None:
+    """Let ``conv``, a module of a copy, record its calls and the reads of its attributes."""
     kind: Any = type(conv)
     depth = 0
 
@@ -119,13 +119,13 @@ def _guarded(name: str, conv: nn.Module, watch: Watch) -> None:
             depth -= 1
         if not depth:
             if kwargs.keys() - {"input"} or len(args) > 1:
-                watch.extra.setdefault(name, next(iter(kwargs), "a second argument"))
-            watch.note(name, args, output)
+                observed.extra.setdefault(name, next(iter(kwargs), "a second argument"))
+            observed.record(name, args, output)
         return output
 
     def read(self: nn.Module, attribute: str) -> Any:
         if not depth and attribute in _OWN:
-            watch.reads.setdefault(name, attribute)
+            observed.reads.setdefault(name, attribute)
         if attribute == "__class__":
             return kind
         value = kind.__getattribute__(self, attribute)
@@ -139,15 +139,15 @@ def _guarded(name: str, conv: nn.Module, watch: Watch) -> None:
     conv.__class__ = type(kind.__name__, (kind,), {"__getattribute__": read, "__call__": call})
 
 
-def _watch(model: nn.Module, example_inputs: Sequence[Any]) -> Watch:
-    """Run ``model``, a copy, once, and note which modules run, how often, with which shapes."""
-    watch = Watch()
-    # One module under two names is one module: named_modules yields its first name.
+def _observe(model: nn.Module, example_inputs: Sequence[Any]) -> Observation:
+    """Run ``model``, a copy, once; record which modules run, how often, with which shapes."""
+    observed = Observation()
+    # A module with two names is observed once, under its first name.
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            _guarded(name, module, watch)
+            _guarded(name, module, observed)
         else:
-            module.register_forward_hook(_noting(name, watch))
+            module.register_forward_hook(_recording(name, observed))
     try:
         with evaluating(model):
             model(*example_inputs)
@@ -158,24 +158,24 @@ def _watch(model: nn.Module, example_inputs: Sequence[Any]) -> Watch:
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error!r}. "
             "Pass example_inputs that the model accepts."
         ) from error
-    return watch
+    return observed
 
 
-def observe(model: nn.Module, example_inputs: Sequence[Any]) -> Watch:
-    """Watch a run of a copy, on the meta device (no data, no time); for real where that fails.
+def observe(model: nn.Module, example_inputs: Sequence[Any]) -> Observation:
+    """Observe a run of a copy, on the meta device (no data, no time), or for real if that fails.
 
     Raises:
         TraceError: the model fails on its example inputs.
     """
     try:
         inputs = map_tensors(lambda x: x.to("meta"), tuple(example_inputs))
-        return _watch(meta_copy(model), inputs)
-    except Exception:  # whatever a model does that meta tensors can't: run it for real
-        return _watch(isolated_copy(model), copy.deepcopy(tuple(example_inputs)))
+        return _observe(meta_copy(model), inputs)
+    except Exception:  # the model needs data, and may raise any error without
+        return _observe(isolated_copy(model), copy.deepcopy(tuple(example_inputs)))
 
 
 def first_failure(model: nn.Module, example_inputs: Sequence[Any]) -> tuple[str, Exception] | None:
-    """Run ``model``, a copy, once; the innermost module that raises and its error, or None."""
+    """Run ``model``, a copy, once; return the innermost module that fails, with its error."""
     entered: list[str] = []
     for name, module in list(model.named_modules()):
         module.register_forward_pre_hook(lambda *_, name=name: entered.append(name))
@@ -188,9 +188,9 @@ def first_failure(model: nn.Module, example_inputs: Sequence[Any]) -> tuple[str,
     return None
 
 
-def _noting(name: str, watch: Watch) -> Any:
+def _recording(name: str, observed: Observation) -> Any:
     def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        watch.note(name, args, output)
+        observed.record(name, args, output)
 
     return hook
 

@@ -1,4 +1,4 @@
-"""What people pass in place of a model: take wrappers off, refuse the rest by name."""
+"""Remove wrappers from a model, and reject arguments that are no modules."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _INNER = {
     "ModelEmaV3": "module",
     "_FabricModule": "_forward_module",
 }
-"""Classes of torch, torch.compile, ema-pytorch, timm and Lightning, and what they wrap."""
+"""Wrappers of torch, ema-pytorch, timm and Lightning, and the attribute that holds the model."""
 
 
 def unwrapped(model: Any) -> nn.Module:
-    """The model itself, without the wrappers that training puts around it.
+    """Return the model itself, without wrappers that training adds.
 
     Raises:
         UsageError: it is no ``nn.Module`` that can be rewritten; the message says what to pass.
@@ -60,7 +60,7 @@ def unwrapped(model: Any) -> nn.Module:
 
 
 def _check_parts(model: nn.Module) -> None:
-    """Raise UsageError where a part of ``model`` can be neither copied nor watched."""
+    """Raise UsageError if a part of ``model`` can be neither copied nor observed."""
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise UsageError(

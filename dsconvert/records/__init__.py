@@ -1,10 +1,10 @@
-"""The frozen records that the stages hand to each other. No torch, no printing."""
+"""The frozen records that the stages pass on. No torch, no printing."""
 
 from __future__ import annotations
 
 from dsconvert.records.plan import Action, Decision, Plan
 from dsconvert.records.results import Conversion, Cost, Export, Fit, LayerCost
-from dsconvert.records.sites import NormKind, Shape, Site, Trace, within
+from dsconvert.records.sites import NormKind, Shape, Site, Sites, within
 
 __all__ = [
     "Action",
@@ -18,6 +18,6 @@ __all__ = [
     "Plan",
     "Shape",
     "Site",
-    "Trace",
+    "Sites",
     "within",
 ]

@@ -1,4 +1,4 @@
-"""A plan: what happens to each convolution, as JSON that a person can edit."""
+"""A plan: the decision for each convolution, as JSON that a person can edit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Action = Literal["keep", "rewrite", "remove"]
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What happens to one convolution, and why. Costs are None where shapes are unknown."""
+    """The decision for one convolution, and its reason. Costs are None if shapes are unknown."""
 
     site: str
     action: Action
@@ -26,7 +26,7 @@ class Decision:
     macs_before: int | None = None
     macs_after: int | None = None
     requested: bool = False
-    """Whether it is kept because somebody asked for that."""
+    """Whether it is kept on the user's request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,14 @@ class Plan:
     preset: str
     decisions: tuple[Decision, ...]
     remove: tuple[str, ...] = ()
-    """Dead modules that are taken out."""
+    """Dead modules that are removed."""
     keep: tuple[str, ...] = ()
     """Modules whose bytes stay as they are, by request: nothing in them is rewritten, refitted,
     folded or re-estimated."""
     note: str | None = None
 
     def to_json(self) -> str:
-        """The plan as JSON, for a person to edit; :meth:`from_json` reads it back."""
+        """Return the plan as JSON, for a person to edit; :meth:`from_json` reads it."""
         return json.dumps({"dsconvert_plan": 1, **asdict(self)}, indent=2)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a conversion or an export came to."""
+"""The results of a conversion and of an export."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How well one rewritten convolution reproduces the original's output.
+    """The error of one rewritten convolution against the original's output.
 
     ``svd`` and ``fitted`` are relative errors ``||y - y'||^2 / ||y - mean||^2`` of the
     convolution's output on held-out inputs, after the per-channel affine that the following
-    batch normalisation undoes (if there is one); ``residual`` is the energy that the SVD leaves
-    in the kernel. None where that was not measured.
+    batch normalisation undoes (if there is one); ``residual`` is the share of the kernel's energy
+    that the SVD loses. None where that was not measured.
     """
 
     site: str
@@ -43,21 +43,21 @@ class LayerCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a model costs: ``macs`` are counted by fvcore for one sample (not 'FLOPs')."""
+    """The cost of a model: ``macs`` are counted by fvcore for one sample (not 'FLOPs')."""
 
     params: int
     macs: int | None
     layers: tuple[LayerCost, ...]
     unsupported: dict[str, int] = field(default_factory=dict)
-    """Operators that fvcore has no count for, with the number of calls."""
+    """Operators that fvcore does not count, with the number of calls."""
     uncalled: tuple[str, ...] = ()
     note: str | None = None
-    """Why ``macs`` is None, when it is."""
+    """The reason if ``macs`` is None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """A converted model and everything that is known about how it came to be."""
+    """A converted model, its plan, its errors and its costs."""
 
     model: nn.Module
     plan: Plan
@@ -91,5 +91,5 @@ class Export:
     range: float
     """Largest magnitude of a pixel of the model's images."""
     batches: tuple[int, ...]
-    """Batch sizes that were compared."""
+    """The compared batch sizes."""
     seconds: float

@@ -1,4 +1,4 @@
-"""The convolutions of a model, as the trace saw them."""
+"""The convolutions of a model and their surroundings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NormKind = Literal["none", "spectral-hook", "spectral-param", "weight-hook", "we
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """One convolution of a model, as the trace saw it.
+    """One convolution of a model.
 
     Shapes are ``(N, C, H, W)`` of the first call, None where the convolution never ran.
     ``macs`` are multiply-accumulates of all its calls for one sample, without the bias.
@@ -46,44 +46,44 @@ class Site:
     """Whether a constant factor on the output can be undone behind it: a batch normalisation
     follows, and the noise in between (if any) serves no other convolution."""
     custom: str | None = None
-    """Name of its class, where that computes something other than the ``torch.nn`` layer does."""
+    """Name of its class, if that computes something other than the ``torch.nn`` layer."""
     locked: str | None = None
-    """Why it must stay a convolution with this very kernel, if somebody else uses it."""
+    """The reason why it must keep its kernel (other code uses it), or None."""
     params: int
     macs: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trace:
-    """What tracing found.
+class Sites:
+    """All convolutions of a model, and the facts about its other modules that a plan needs.
 
-    ``dead`` are modules (not only convolutions) that ``forward`` did not call. Something else may
-    (an embedding of the classes, outside ``forward``): only those that are ``unused``, too, by what
-    an adapter knows, can go without being asked for.
+    ``dead`` are modules (not only convolutions) that ``forward`` did not call. Other code may call
+    them (an embedding of the classes, outside ``forward``): a plan removes those that the adapter
+    also lists as ``unused``, and others only on request.
     """
 
     model: str
-    sites: tuple[Site, ...]
+    convolutions: tuple[Site, ...]
     order: tuple[str, ...]
     """Names of the live sites in execution order."""
     dead: tuple[str, ...]
     leaves: tuple[str, ...]
-    """Modules that torch.fx did not look into, by themselves or because somebody said so."""
+    """Modules that torch.fx did not trace into: it could not, or they were declared leaves."""
     shapes_known: bool
     note: str | None = None
-    """Why shapes are unknown, when they are."""
+    """The reason if shapes are unknown."""
     modules: tuple[str, ...] = ()
     """The names of all modules."""
     aliases: tuple[tuple[str, str], ...] = ()
-    """Further names of modules that have several, each with the first, which stands for all."""
+    """Further names of modules with several names, each with the first name."""
     unused: tuple[str, ...] = ()
 
-    def holding(self, names: Sequence[str]) -> Trace:
-        """The same, where ``names`` are to stay as they are: no site may change one of them."""
+    def holding(self, names: Sequence[str]) -> Sites:
+        """Return a copy in which no site may change one of the modules ``names``."""
         if not names:
             return self
         sites: list[Site] = []
-        for site in self.sites:
+        for site in self.convolutions:
             upsample = None if within(site.upsample, names) else site.upsample
             noise = None if within(site.noise, names) else site.noise
             norm = None if within(site.batchnorm, names) else site.batchnorm
@@ -100,9 +100,9 @@ class Trace:
                     locked="kept on request" if held else site.locked,
                 )
             )
-        return replace(self, sites=tuple(sites))
+        return replace(self, convolutions=tuple(sites))
 
 
 def within(name: str | None, parents: Sequence[str]) -> bool:
-    """Whether a module is one of ``parents``, or inside one."""
+    """Return whether a module is one of ``parents`` or inside one."""
     return name is not None and any(name == p or name.startswith(f"{p}.") for p in parents)

@@ -1,19 +1,20 @@
-"""What a rewrite rule is: which convolutions it fits, what it costs, what it builds.
+"""The interface of a rewrite rule: where it applies, its cost, its module, its fit, its inverse.
 
-A rule makes plain ``torch.nn`` modules only, so that a converted model needs no dsconvert to run.
+A rule builds plain ``torch.nn`` modules only, so that a converted model runs without dsconvert.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
+from dsconvert.fit import Sample
 from dsconvert.records import Site
-
-Order = Literal["dw-pw", "pw-dw", "dense"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,56 +25,86 @@ class Built:
     residual: float
 
 
-class Rule(Protocol):
-    """One way to rewrite a convolution. Stateless; registered by name in ``dsconvert.rules``."""
+@dataclass(frozen=True, kw_only=True)
+class FitMethod:
+    """The solver of one rule.
 
-    @property
-    def name(self) -> str:
-        """Unique, for plans and reports, for example ``dw-pw``."""
-        ...
+    Attributes:
+        name: for reports, for example ``least squares``.
+        run: ``run(module, sample)`` fits ``module``, which :meth:`Rule.build` made, to ``sample``
+            in place and without gradients. The caller measures the held-out error, and restores
+            the module where that rises or a parameter is not finite.
+    """
 
-    @property
-    def order(self) -> Order:
-        """How the replacement is laid out; the fit depends on it."""
-        ...
+    name: str
+    run: Callable[[nn.Module, Sample], None]
 
-    @property
-    def absorbs_upsample(self) -> bool:
-        """Whether ``site.upsample`` becomes an ``nn.Identity``, its work done by the rule."""
-        ...
 
-    def refuses(self, site: Site) -> str | None:
-        """Why this rule does not fit ``site`` (for a person to read), or None if it does."""
-        ...
+class Rule(ABC):
+    """One way to rewrite a convolution; it has no state and is registered by name.
 
+    Required members: :attr:`name`, :meth:`why_not`, :meth:`max_rank`, :meth:`params`, :meth:`macs`
+    and :meth:`build`. The other members have defaults. :func:`dsconvert.testing.check_rule` tests
+    all of them.
+    """
+
+    name: str
+    """Unique, for plans and reports, for example ``dw-pw``."""
+    absorbs_upsample: bool = False
+    """Whether the replacement includes ``site.upsample``, which becomes an ``nn.Identity``."""
+    exact: bool = False
+    """Whether the replacement computes the same function at every rank."""
+    fit: FitMethod | None = None
+    """The solver that improves a replacement from activations; None: it stays at its SVD."""
+
+    @abstractmethod
+    def why_not(self, site: Site) -> str | None:
+        """Return the reason, for a person, why the rule does not apply to ``site``, or None."""
+
+    @abstractmethod
     def max_rank(self, site: Site) -> int:
-        """The rank at which the rewrite is exact."""
-        ...
+        """Return the rank at which the rewrite is exact."""
 
+    @abstractmethod
     def params(self, site: Site, rank: int) -> int:
-        """Parameters of the replacement."""
-        ...
+        """Return the parameters of the replacement."""
 
+    @abstractmethod
     def macs(self, site: Site, rank: int) -> int | None:
-        """Multiply-accumulates of the replacement, all calls, one sample; None: shapes unknown."""
-        ...
+        """Return the multiply-accumulates of all calls for one sample; None: shapes unknown."""
 
+    @abstractmethod
     def build(self, site: Site, kernel: Tensor, bias: Tensor | None, rank: int) -> Built:
-        """The replacement of a convolution with the dense ``kernel (O, I, kh, kw)``.
+        """Build the replacement of a convolution with the dense ``kernel (O, I, kh, kw)``.
 
         The kernel is in the order of ``nn.Conv2d`` for both kinds of convolution, as applied
         (norms folded). The result has the kernel's dtype and device.
         """
-        ...
+
+    def rank_of(self, module: nn.Module) -> int | None:  # noqa: ARG002 - a default
+        """Return the rank of ``module`` if it has the layout that :meth:`build` makes, else None.
+
+        Converted files hold no rule names: reports recognise a replacement by this method. A rule
+        with ``absorbs_upsample`` is asked only about modules behind an ``nn.Identity``. Default:
+        None, the replacement is not recognised.
+        """
+        return None
+
+    def merge(self, module: nn.Module) -> nn.Module | None:  # noqa: ARG002 - a default
+        """Return the dense convolution that computes the same as ``module``, norms folded.
+
+        Default: None, as for any module that this rule did not build.
+        """
+        return None
 
 
 def area(kernel_size: tuple[int, int]) -> int:
-    """Taps of a kernel."""
+    """Return the number of taps of a kernel."""
     return kernel_size[0] * kernel_size[1]
 
 
 def grids(site: Site) -> tuple[int, int] | None:
-    """Pixels of the input and of the output, times the calls; None where shapes are unknown."""
+    """Return the pixels of input and output, times the calls; None where shapes are unknown."""
     if site.calls is None:
         return None
     if site.input_shape is None or site.output_shape is None:
@@ -82,8 +113,8 @@ def grids(site: Site) -> tuple[int, int] | None:
     return site.calls * ih * iw, site.calls * oh * ow
 
 
-def refuses_common(site: Site) -> str | None:
-    """What no separable rewrite can do."""
+def why_not_separable(site: Site) -> str | None:
+    """Return the reason why no separable rewrite applies to ``site``, or None."""
     if site.custom is not None:
         return f"a {site.custom} computes in a way of its own, which plain layers would not repeat"
     if site.groups != 1:
@@ -93,8 +124,20 @@ def refuses_common(site: Site) -> str | None:
     return None
 
 
+def assign(module: nn.Conv2d | nn.ConvTranspose2d, weight: Tensor, bias: Tensor | None) -> None:
+    """Set the parameters of ``module``; they take the tensors' dtype and device."""
+    module.weight = nn.Parameter(weight.reshape(module.weight.shape).contiguous())
+    if bias is not None:
+        module.bias = nn.Parameter(bias.clone())
+
+
+def named(**children: nn.Module) -> nn.Sequential:
+    """Return an ``nn.Sequential`` with named children, in the given order."""
+    return nn.Sequential(OrderedDict(children))
+
+
 def spatial_options(site: Site) -> dict[str, Any]:
-    """Constructor arguments that the spatial (depthwise) factor takes over from the original."""
+    """Return the constructor arguments that the spatial factor copies from the original."""
     options: dict[str, Any] = {
         "stride": site.stride,
         "padding": site.padding,
@@ -104,15 +147,3 @@ def spatial_options(site: Site) -> dict[str, Any]:
     if site.kind == "transposed":
         options["output_padding"] = site.output_padding
     return options
-
-
-def assign(module: nn.Conv2d | nn.ConvTranspose2d, weight: Tensor, bias: Tensor | None) -> None:
-    """Give ``module`` its parameters; they take the tensors' dtype and device."""
-    module.weight = nn.Parameter(weight.reshape(module.weight.shape).contiguous())
-    if bias is not None:
-        module.bias = nn.Parameter(bias.clone())
-
-
-def named(**children: nn.Module) -> nn.Sequential:
-    """An ``nn.Sequential`` with named children, in the given order."""
-    return nn.Sequential(OrderedDict(children))

@@ -1,4 +1,4 @@
-"""Pure tensors: a dense kernel to its separable factors and back.
+"""Factor a dense kernel into separable factors, and compose it from them.
 
 Kernels here are ``(O, I, kh, kw)`` in the order of ``nn.Conv2d``; a transposed convolution's
 ``(I, O, kh, kw)`` is permuted by its rule before and after.
@@ -37,14 +37,16 @@ class Factors(NamedTuple):
 
 
 def _unit(rows: Tensor) -> float:
-    """What to divide a kernel by so that its squares are in range: 1 for a usual one."""
+    """Return a divisor that brings a kernel's squares into range: 1 for a usual kernel."""
     low, high = torch.aminmax(rows)
     peak = max(-float(low), float(high))
     return peak if peak and not 1e-12 < peak < 1e12 else 1.0
 
 
 def _leading(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Rank-R cut of a batch of ``(n, m, k)`` matrices: ``(n, m, R)`` and orthonormal ``(n, R, k)``.
+    """Return the rank-R cut of a batch of ``(n, m, k)`` matrices.
+
+    The factors are ``(n, m, R)`` and orthonormal ``(n, R, k)``.
 
     The two sides share the scale evenly, which keeps half precision and training well behaved.
     """
@@ -101,13 +103,13 @@ def pointwise_depthwise(kernel: Tensor, rank: int) -> Factors:
 
 
 def compose_depthwise_pointwise(depthwise: Tensor, pointwise: Tensor) -> Tensor:
-    """The dense ``(O, I, kh, kw)`` kernel of a dw -> pw pair (the inverse of the cut)."""
+    """Return the dense ``(O, I, kh, kw)`` kernel of a dw -> pw pair (the inverse of the cut)."""
     inp, rank = depthwise.shape[:2]
     return torch.einsum("oir,irhw->oihw", pointwise.reshape(-1, inp, rank), depthwise)
 
 
 def compose_pointwise_depthwise(pointwise: Tensor, depthwise: Tensor) -> Tensor:
-    """The dense ``(O, I, kh, kw)`` kernel of a pw -> dw pair."""
+    """Return the dense ``(O, I, kh, kw)`` kernel of a pw -> dw pair."""
     return torch.einsum("ori,orhw->oihw", pointwise, depthwise)
 
 

@@ -1,7 +1,7 @@
-"""By which rules a model was converted, told from its modules alone.
+"""Recognise the rules by which a model was converted, from its modules alone.
 
-Converted models hold plain ``torch.nn`` modules, so a file of one says nothing by name; but what
-the built-in rules make has a layout of its own.
+A converted model holds plain ``torch.nn`` modules and no rule names. Each rule recognises the
+layout that it builds (:meth:`dsconvert.rules.Rule.rank_of`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from dsconvert.rules.registry import rules
+
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """The convolutions of a model, and how many of them were rewritten, by rule."""
+    """The convolutions of a model, and the number of rewritten ones by rule."""
 
     parameters: int
     convolutions: int
@@ -31,17 +33,17 @@ class Structure:
 
 
 def structure_of(model: nn.Module) -> Structure:
-    """Look through ``model``; its tensors may be on the meta device."""
+    """Return the structure of ``model``, whose tensors may be on the meta device."""
     found: Counter[str] = Counter()
     covered: set[nn.Module] = set()
     count = 0
     for parent in model.modules():
         before: nn.Module | None = None
         for child in parent.children():
-            # Behind the place of an upsample that the rule has taken in.
-            name = _rule(child, behind=type(before) is nn.Identity)
-            if name is not None and child not in covered:
-                found[name] += 1
+            # An absorbed upsample leaves an identity in its place.
+            label = _label(child, behind_identity=type(before) is nn.Identity)
+            if label is not None and child not in covered:
+                found[label] += 1
                 count += 1
                 covered.update(child.modules())
             before = child
@@ -53,24 +55,11 @@ def structure_of(model: nn.Module) -> Structure:
     )
 
 
-def _rule(module: nn.Module, *, behind: bool) -> str | None:
-    if behind and isinstance(module, nn.ConvTranspose2d) and _doubles(module):
-        return "up-merge" if module.groups == 1 else None
-    if type(module) is not nn.Sequential:
-        return None
-    children = dict(module.named_children())
-    spatial, point = children.get("depthwise"), children.get("pointwise")
-    if len(children) != 2 or not isinstance(spatial, Convolution):
-        return None
-    if not isinstance(point, nn.Conv2d):
-        return None
-    if next(iter(children)) == "depthwise":
-        return f"dw-pw rank {spatial.out_channels // max(1, spatial.groups)}"
-    rank = spatial.in_channels // max(1, spatial.groups)
-    merged = behind and isinstance(spatial, nn.ConvTranspose2d) and _doubles(spatial)
-    return f"{'up-pw-dw' if merged else 'pw-dw'} rank {rank}"
-
-
-def _doubles(conv: nn.ConvTranspose2d) -> bool:
-    """Whether it is what an upsample and a 3x3 convolution become together."""
-    return tuple(conv.kernel_size) == (4, 4) and tuple(conv.stride) == (2, 2)
+def _label(module: nn.Module, *, behind_identity: bool) -> str | None:
+    """Return the rule and the rank that ``module`` was built by, or None."""
+    # Behind an identity, the rules that absorb an upsample are asked first.
+    asked = sorted(rules(), key=lambda rule: not rule.absorbs_upsample)
+    for rule in asked if behind_identity else (r for r in asked if not r.absorbs_upsample):
+        if (rank := rule.rank_of(module)) is not None:
+            return rule.name if rule.exact else f"{rule.name} rank {rank}"
+    return None

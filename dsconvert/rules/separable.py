@@ -1,43 +1,41 @@
-"""The two separable forms of a convolution or transposed convolution, in place."""
+"""The parts that both separable rules share: the two factors, their recognition, their product."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from dsconvert.model.norms import effective_weight
 from dsconvert.records import Site
-from dsconvert.rules import factorise
-from dsconvert.rules.base import (
-    Built,
-    Order,
-    area,
-    assign,
-    grids,
-    named,
-    refuses_common,
-    spatial_options,
-)
+from dsconvert.rules.base import assign, spatial_options
+
+Convolution = nn.Conv2d | nn.ConvTranspose2d
 
 
-def _blank(cls: type[nn.Module], *args: object, **kwargs: object) -> nn.Module:
+class Pair(NamedTuple):
+    """The two factors of a separable convolution."""
+
+    depthwise: Convolution
+    pointwise: nn.Conv2d
+
+
+def _blank(cls: type[nn.Module], *args: object, **kwargs: object) -> Any:
     # No random draw: a conversion must not move the caller's random state, and it is faster.
     return skip_init(cls, *args, **kwargs)
 
 
 def pointwise(inp: int, out: int, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
-    """A 1x1 convolution with the given ``(out, inp)`` weight."""
+    """Return a 1x1 convolution with the given ``(out, inp)`` weight."""
     conv = _blank(nn.Conv2d, inp, out, 1, bias=bias is not None)
-    assert isinstance(conv, nn.Conv2d)
     assign(conv, weight, bias)
     return conv
 
 
-def depthwise(
-    site: Site, inp: int, out: int, weight: Tensor, bias: Tensor | None
-) -> nn.Conv2d | nn.ConvTranspose2d:
-    """The spatial factor: the original's geometry, ``min(inp, out)`` groups."""
+def depthwise(site: Site, inp: int, out: int, weight: Tensor, bias: Tensor | None) -> Convolution:
+    """Return the spatial factor: the original's geometry, ``min(inp, out)`` groups."""
     cls = nn.ConvTranspose2d if site.kind == "transposed" else nn.Conv2d
     conv = _blank(
         cls,
@@ -48,93 +46,63 @@ def depthwise(
         bias=bias is not None,
         **spatial_options(site),
     )
-    assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
     assign(conv, weight, bias)
     return conv
 
 
-@dataclass(frozen=True)
-class DepthwisePointwise:
-    """Depthwise (multiplier R), then pointwise: the order of Faster Projected GAN."""
+def pair_of(module: nn.Module, *names: str) -> Pair | None:
+    """Return the factors of ``module`` if it is a separable pair in the order of ``names``.
 
-    name: str = "dw-pw"
-    order: Order = "dw-pw"
-    absorbs_upsample: bool = False
-
-    def refuses(self, site: Site) -> str | None:
-        """See :class:`dsconvert.rules.base.Rule`."""
-        return refuses_common(site)
-
-    def max_rank(self, site: Site) -> int:
-        """Exact at ``min(k^2, O)``: the matrices are ``O x k^2``."""
-        return min(area(site.kernel_size), site.out_channels)
-
-    def params(self, site: Site, rank: int) -> int:
-        """``I R k^2 + I R O``, and the bias."""
-        inner = site.in_channels * rank
-        bias = site.out_channels if site.bias else 0
-        return inner * (area(site.kernel_size) + site.out_channels) + bias
-
-    def macs(self, site: Site, rank: int) -> int | None:
-        """The pointwise runs at the output's resolution."""
-        if (grid := grids(site)) is None:
-            return None
-        inner = site.in_channels * rank
-        spatial = grid[0] if site.kind == "transposed" else grid[1]
-        return inner * (area(site.kernel_size) * spatial + site.out_channels * grid[1])
-
-    def build(self, site: Site, kernel: Tensor, bias: Tensor | None, rank: int) -> Built:
-        """See :class:`dsconvert.rules.base.Rule`."""
-        factors = factorise.depthwise_pointwise(kernel, rank)
-        inner = site.in_channels * rank
-        # Both kinds store the spatial filters as (I R, 1, ..) or (I, R, ..): the same memory.
-        return Built(
-            module=named(
-                depthwise=depthwise(site, site.in_channels, inner, factors.depthwise, None),
-                pointwise=pointwise(inner, site.out_channels, factors.pointwise, bias),
-            ),
-            residual=factors.residual,
-        )
+    A pair is an ``nn.Sequential`` of exactly the children ``depthwise`` and ``pointwise``.
+    """
+    if type(module) is not nn.Sequential or [n for n, _ in module.named_children()] != [*names]:
+        return None
+    spatial, point = module.get_submodule("depthwise"), module.get_submodule("pointwise")
+    if not isinstance(point, nn.Conv2d) or point.kernel_size != (1, 1):
+        return None
+    if not isinstance(spatial, nn.Conv2d | nn.ConvTranspose2d):
+        return None
+    if spatial.groups != min(spatial.in_channels, spatial.out_channels):
+        return None
+    return Pair(spatial, point)
 
 
-@dataclass(frozen=True)
-class PointwiseDepthwise:
-    """Pointwise to R channels per output, then depthwise: the blueprint order."""
+def as_stored_wide(pair: Pair) -> tuple[Tensor, Tensor]:
+    """Return the applied weights of depthwise and pointwise, half precision as float32.
 
-    name: str = "pw-dw"
-    order: Order = "pw-dw"
-    absorbs_upsample: bool = False
+    The depthwise is ``(C, 1, kh, kw)`` or ``(C, R, kh, kw)``, the pointwise ``(out, inp)``.
+    """
+    mix = effective_weight(pair.pointwise).flatten(1)
+    wide = mix.float() if mix.dtype in (torch.float16, torch.bfloat16) else mix
+    return effective_weight(pair.depthwise).to(wide.dtype), wide
 
-    def refuses(self, site: Site) -> str | None:
-        """See :class:`dsconvert.rules.base.Rule`."""
-        return refuses_common(site)
 
-    def max_rank(self, site: Site) -> int:
-        """Exact at ``min(k^2, I)``: the matrices are ``I x k^2``."""
-        return min(area(site.kernel_size), site.in_channels)
+def dense_of(module: nn.Module, pair: Pair, kernel: Tensor, bias: Tensor | None) -> Convolution:
+    """Return the dense convolution with ``kernel (O, I, kh, kw)`` and the geometry of ``pair``.
 
-    def params(self, site: Site, rank: int) -> int:
-        """``I O R + O R k^2``, and the bias."""
-        inner = site.out_channels * rank
-        bias = site.out_channels if site.bias else 0
-        return inner * (area(site.kernel_size) + site.in_channels) + bias
-
-    def macs(self, site: Site, rank: int) -> int | None:
-        """The pointwise runs at the input's resolution."""
-        if (grid := grids(site)) is None:
-            return None
-        inner = site.out_channels * rank
-        spatial = grid[0] if site.kind == "transposed" else grid[1]
-        return inner * (area(site.kernel_size) * spatial + site.in_channels * grid[0])
-
-    def build(self, site: Site, kernel: Tensor, bias: Tensor | None, rank: int) -> Built:
-        """See :class:`dsconvert.rules.base.Rule`."""
-        factors = factorise.pointwise_depthwise(kernel, rank)
-        inner = site.out_channels * rank
-        return Built(
-            module=named(
-                pointwise=pointwise(site.in_channels, inner, factors.pointwise, None),
-                depthwise=depthwise(site, inner, site.out_channels, factors.depthwise, bias),
-            ),
-            residual=factors.residual,
-        )
+    Mode, type and ``requires_grad`` are those of ``module``, which holds the pair.
+    """
+    spatial = pair.depthwise
+    options: dict[str, Any] = {
+        "stride": spatial.stride,
+        "padding": spatial.padding,
+        "dilation": spatial.dilation,
+        "padding_mode": spatial.padding_mode,
+    }
+    transposed = isinstance(spatial, nn.ConvTranspose2d)
+    if transposed:
+        options["output_padding"] = spatial.output_padding
+    outs, inp = kernel.shape[:2]
+    dense = _blank(
+        nn.ConvTranspose2d if transposed else nn.Conv2d,
+        inp,
+        outs,
+        tuple(kernel.shape[-2:]),
+        bias=bias is not None,
+        **options,
+    )
+    weight = kernel.transpose(0, 1) if transposed else kernel
+    kind = effective_weight(pair.pointwise).dtype
+    assign(dense, weight.to(kind), bias.detach() if bias is not None else None)
+    dense.requires_grad_(any(p.requires_grad for p in module.parameters()))
+    return dense.train(module.training)

@@ -1,4 +1,4 @@
-"""Rewrites that take a nearest x2 upsample into the convolution behind it.
+"""Rewrites that merge a nearest x2 upsample with the convolution behind it.
 
 A pointwise convolution commutes with a nearest upsample, so it can run at the low resolution, at a
 quarter of the cost; what remains is a depthwise 3x3 behind the upsample, which is exactly one
@@ -7,7 +7,6 @@ depthwise transposed convolution (see :func:`dsconvert.rules.factorise.upsampled
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,14 +14,19 @@ from torch.nn.utils import skip_init
 
 from dsconvert.records import Site
 from dsconvert.rules import factorise
-from dsconvert.rules.base import Built, Order, assign, grids, named, refuses_common
+from dsconvert.rules.base import Built, FitMethod, Rule, assign, grids, named, why_not_separable
+from dsconvert.rules.pointwise_depthwise import (
+    PointwiseDepthwise,
+    fit_pointwise_depthwise,
+    pointwise_depthwise_of,
+)
 from dsconvert.rules.separable import pointwise
 
 _TAPS = 16
 
 
-def _refuses(site: Site) -> str | None:
-    if (common := refuses_common(site)) is not None:
+def _why_not(site: Site) -> str | None:
+    if (common := why_not_separable(site)) is not None:
         return common
     if site.kind != "conv" or site.upsample is None:
         return "no nearest x2 nn.Upsample feeds this convolution alone"
@@ -44,17 +48,25 @@ def _transposed(inp: int, out: int, groups: int, weight: Tensor, bias: Tensor | 
     return conv
 
 
-@dataclass(frozen=True)
-class UpsamplePointwiseDepthwise:
+def _doubles(conv: nn.Module) -> bool:
+    """Whether ``conv`` has the form that an upsample and a 3x3 convolution merge to."""
+    return (
+        isinstance(conv, nn.ConvTranspose2d)
+        and tuple(conv.kernel_size) == (4, 4)
+        and tuple(conv.stride) == (2, 2)
+    )
+
+
+class UpsamplePointwiseDepthwise(Rule):
     """Pointwise at the low resolution, then one depthwise transposed convolution (k=4, s=2)."""
 
-    name: str = "up-pw-dw"
-    order: Order = "pw-dw"
-    absorbs_upsample: bool = True
+    name = "up-pw-dw"
+    absorbs_upsample = True
+    fit = FitMethod(name="moments", run=fit_pointwise_depthwise)
 
-    def refuses(self, site: Site) -> str | None:
-        """See :class:`dsconvert.rules.base.Rule`."""
-        return _refuses(site)
+    def why_not(self, site: Site) -> str | None:
+        """See :class:`dsconvert.rules.Rule`."""
+        return _why_not(site)
 
     def max_rank(self, site: Site) -> int:
         """Nine: the 16 taps are a linear image of the 3x3 kernel."""
@@ -72,7 +84,7 @@ class UpsamplePointwiseDepthwise:
         return site.out_channels * rank * (site.in_channels + _TAPS) * (grid[1] // 4)
 
     def build(self, site: Site, kernel: Tensor, bias: Tensor | None, rank: int) -> Built:
-        """See :class:`dsconvert.rules.base.Rule`."""
+        """See :class:`dsconvert.rules.Rule`."""
         factors = factorise.pointwise_depthwise(kernel, rank)
         out = site.out_channels
         return Built(
@@ -85,37 +97,52 @@ class UpsamplePointwiseDepthwise:
             residual=factors.residual,
         )
 
+    def rank_of(self, module: nn.Module) -> int | None:
+        """That of a pw -> dw pair whose depthwise also upsamples."""
+        pair = pointwise_depthwise_of(module)
+        if pair is None or not _doubles(pair.depthwise):
+            return None
+        return PointwiseDepthwise().rank_of(module)
 
-@dataclass(frozen=True)
-class UpsampleMerge:
+    def merge(self, module: nn.Module) -> nn.Module | None:
+        """The dense transposed convolution, which upsamples, too."""
+        return PointwiseDepthwise().merge(module)
+
+
+class UpsampleMerge(Rule):
     """Upsample + 3x3 as one dense transposed convolution: the same image, 16/36 of the MACs."""
 
-    name: str = "up-merge"
-    order: Order = "dense"
-    absorbs_upsample: bool = True
+    name = "up-merge"
+    absorbs_upsample = True
+    exact = True
 
-    def refuses(self, site: Site) -> str | None:
-        """See :class:`dsconvert.rules.base.Rule`."""
-        return _refuses(site)
+    def why_not(self, site: Site) -> str | None:
+        """See :class:`dsconvert.rules.Rule`."""
+        return _why_not(site)
 
-    def max_rank(self, site: Site) -> int:  # noqa: ARG002 - the protocol's signature
-        """Always exact; the rank means nothing here."""
+    def max_rank(self, site: Site) -> int:  # noqa: ARG002 - the interface
+        """Always exact: there is no rank to choose."""
         return 1
 
-    def params(self, site: Site, rank: int) -> int:  # noqa: ARG002 - the protocol's signature
+    def params(self, site: Site, rank: int) -> int:  # noqa: ARG002 - the interface
         """``16 I O``, and the bias: more parameters, fewer MACs."""
         bias = site.out_channels if site.bias else 0
         return site.in_channels * site.out_channels * _TAPS + bias
 
-    def macs(self, site: Site, rank: int) -> int | None:  # noqa: ARG002 - the protocol's signature
+    def macs(self, site: Site, rank: int) -> int | None:  # noqa: ARG002 - the interface
         """``16 I O`` an input pixel."""
         if (grid := grids(site)) is None:
             return None
         return site.in_channels * site.out_channels * _TAPS * (grid[1] // 4)
 
     def build(self, site: Site, kernel: Tensor, bias: Tensor | None, rank: int) -> Built:  # noqa: ARG002
-        """See :class:`dsconvert.rules.base.Rule`."""
+        """See :class:`dsconvert.rules.Rule`."""
         weight = factorise.upsampled(kernel.transpose(0, 1))
         return Built(
             module=_transposed(site.in_channels, site.out_channels, 1, weight, bias), residual=0.0
         )
+
+    def rank_of(self, module: nn.Module) -> int | None:
+        """1 for a dense transposed convolution that doubles the size."""
+        dense = isinstance(module, nn.ConvTranspose2d) and module.groups == 1
+        return 1 if dense and _doubles(module) else None

@@ -6,12 +6,12 @@ import struct
 
 
 def u32(value: int) -> bytes:
-    """Four little-endian bytes."""
+    """Return four little-endian bytes."""
     return struct.pack("<I", value)
 
 
 def integer(value: int) -> bytes:
-    """An int as an opcode."""
+    """Return an int as an opcode."""
     if 0 <= value < 256:
         return b"K" + bytes([value])
     if 0 <= value < 65536:
@@ -23,7 +23,7 @@ def integer(value: int) -> bytes:
 
 
 def bytes_header(length: int) -> bytes:
-    """The opcode in front of ``length`` bytes."""
+    """Return the opcode in front of ``length`` bytes."""
     if length < 256:
         return b"C" + bytes([length])
     if length < 1 << 32:
@@ -32,7 +32,7 @@ def bytes_header(length: int) -> bytes:
 
 
 def storage_header(storage: str, numel: int, key: str) -> bytes:
-    """The front of a storage in torch's legacy file format; raw elements follow.
+    """Return the front of a storage in torch's legacy file format; raw elements follow.
 
     Every torch from 1.0 on reads it (``torch.serialization._legacy_load``).
     """

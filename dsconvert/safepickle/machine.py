@@ -2,8 +2,8 @@
 
 It reads every opcode of protocols 0 to 5 (see `dsconvert.safepickle.opcodes`), keeps its own stack
 and memo, and answers each opcode that would import or call with a `Global` or a `Record`. Nothing
-is imported, called or hashed by value, so nothing in a file can run here; what may be *carried*
-is decided afterwards, by `dsconvert.formats.official.policy`, over everything the machine saw.
+is imported, called or hashed by value, so nothing in a file can run here. Afterwards
+`dsconvert.safepickle.examine` checks everything that the machine saw.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Machine:
             handler(self)
 
     def fail(self, what: str) -> CorruptSnapshotError:
-        """An error about the bytes just read."""
+        """Return an error about the bytes just read."""
         return self.cursor.fail(what)
 
     def push(self, node: Node) -> None:
@@ -80,13 +80,13 @@ class Machine:
         return self.stack.pop()
 
     def top(self) -> Node:
-        """The topmost node, left where it is."""
+        """Return the topmost node without taking it."""
         if not self.stack:
             raise self.fail("an opcode finds the stack empty")
         return self.stack[-1]
 
     def pop_mark(self) -> list[Node]:
-        """Everything above the last mark."""
+        """Take everything above the last mark."""
         if not self.marks:
             raise self.fail("an opcode finds no mark")
         items, self.stack = self.stack, self.marks.pop()
@@ -99,7 +99,7 @@ class Machine:
             raise self.fail(f"it holds more than {MAX_TEXT} bytes of text")
 
     def name(self, module: object, name: object) -> Global:
-        """A global; remembered, whatever becomes of it."""
+        """Return a global, and remember it even if the pickle drops it."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise self.fail("a global's name is no string")
         node = Global(module, name)
@@ -107,6 +107,6 @@ class Machine:
         return node
 
     def record(self, node: Record) -> None:
-        """Push an object; remembered, whatever becomes of it."""
+        """Push an object, and remember it even if the pickle drops it."""
         self.records.append(node)
         self.push(node)

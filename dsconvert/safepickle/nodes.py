@@ -1,4 +1,4 @@
-"""What a pickle says, as inert data: nothing here can be called, hashed by value or run.
+"""The content of a pickle as inert data: nothing here can be called, hashed by value or run.
 
 Scalars (None, bool, int, float, str, short bytes), tuples and lists stand for themselves; the
 classes below stand for everything else. Nodes are compared by identity only, so that shared and
@@ -19,7 +19,7 @@ Node = Any
 
 
 def clean(text: str, limit: int = 80) -> str:
-    """A foreign name for a message: short, and without control characters for the terminal."""
+    """Return a foreign name for a message: short, and without control characters."""
     if len(text) <= limit and text.isprintable():
         return text
     short = text if len(text) <= limit else text[:limit] + "..."
@@ -47,7 +47,7 @@ class Global:
 class Record:
     """An object that the pickle asks for: ``call`` is ``func(*args)``, ``new`` is ``__new__``.
 
-    ``ops`` are what the pickle then does to it, in order: ``("append", [items])``,
+    ``ops`` are the operations that follow on it, in order: ``("append", [items])``,
     ``("setitems", [pairs])``, ``("additems", [items])`` and ``("build", state)``.
     """
 
@@ -123,12 +123,12 @@ class TensorData:
 
 
 def tuple_of(node: Node) -> tuple[Node, ...] | None:
-    """``node`` if it is a tuple."""
+    """Return ``node`` if it is a tuple."""
     return cast("tuple[Node, ...]", node) if type(node) is tuple else None
 
 
 def list_of(node: Node) -> list[Node] | None:
-    """``node`` if it is a list."""
+    """Return ``node`` if it is a list."""
     return cast("list[Node]", node) if type(node) is list else None
 
 
@@ -137,7 +137,7 @@ def _label(key: Node) -> str:
 
 
 def children(node: Node) -> Iterator[tuple[str, Node]]:
-    """The nodes directly below ``node``, each with a short label for error messages."""
+    """Yield the nodes directly below ``node``, each with a short label for error messages."""
     kind = cast("Any", type(node))
     if kind is tuple or kind is list:
         for index, item in enumerate(node):
@@ -168,12 +168,12 @@ def children(node: Node) -> Iterator[tuple[str, Node]]:
 
 
 def is_leaf(node: Node) -> bool:
-    """Whether ``node`` can't have anything below it (so that walks need not remember it)."""
+    """Return whether ``node`` can't have anything below it (so that walks need not remember it)."""
     return node is None or type(node) in (bool, int, float, str, bytes, Blob, TensorData)
 
 
 def dict_pairs(node: Node) -> list[tuple[Node, Node]] | None:
-    """The pairs of a dict, an OrderedDict or a dict subclass; None for anything else."""
+    """Return the pairs of a dict, an OrderedDict or a dict subclass; None for anything else."""
     if isinstance(node, DictNode):
         return node.items
     if not isinstance(node, Record):

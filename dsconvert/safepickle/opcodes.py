@@ -7,6 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dsconvert.safepickle.containers import (
+    add_items,
+    append,
+    pairs,
+    set_item,
+    set_items,
+    short_tuple,
+)
 from dsconvert.safepickle.nodes import (
     DictNode,
     Global,
@@ -14,7 +22,6 @@ from dsconvert.safepickle.nodes import (
     Persistent,
     Record,
     SetNode,
-    list_of,
     tuple_of,
 )
 from dsconvert.safepickle.scalars import (
@@ -43,64 +50,6 @@ if TYPE_CHECKING:
 
 STOP = 0x2E
 _MISSING: Any = object()
-
-# Containers ---------------------------------------------------------------------------------
-
-
-def _tuple(count: int) -> Handler:
-    def handler(m: Machine) -> None:
-        if len(m.stack) < count:
-            raise m.fail("an opcode finds the stack too short")
-        items = tuple(m.stack[-count:])
-        del m.stack[-count:]
-        m.push(items)
-
-    return handler
-
-
-def _pairs(m: Machine, items: list[Node]) -> list[tuple[Node, Node]]:
-    if len(items) % 2:
-        raise m.fail("a dict has a key without a value")
-    return list(zip(items[::2], items[1::2], strict=True))
-
-
-def _append(m: Machine, items: list[Node]) -> None:
-    target = m.top()
-    known = list_of(target)
-    if known is not None:
-        known.extend(items)
-    elif isinstance(target, Record):
-        target.extend("append", items)
-    else:
-        m.tampered.append(("appends to", target))
-
-
-def _set_items(m: Machine, items: list[Node]) -> None:
-    pairs = _pairs(m, items)
-    target = m.top()
-    if isinstance(target, DictNode):
-        target.items.extend(pairs)
-    elif isinstance(target, Record):
-        target.extend("setitems", pairs)
-    else:
-        m.tampered.append(("sets items of", target))
-
-
-def _set_item(m: Machine) -> None:
-    value = m.pop()
-    _set_items(m, [m.pop(), value])
-
-
-def _add_items(m: Machine) -> None:
-    items = m.pop_mark()
-    target = m.top()
-    if isinstance(target, SetNode) and not target.frozen:
-        target.items.extend(items)
-    elif isinstance(target, Record):
-        target.extend("additems", items)
-    else:
-        m.tampered.append(("adds to", target))
-
 
 # Objects ------------------------------------------------------------------------------------
 
@@ -165,7 +114,7 @@ def _build(m: Machine) -> None:
 
 
 def _extension(width: int) -> Handler:
-    # Only the writer's own copyreg registry knows what the code stands for.
+    # Only the writer's own copyreg registry knows the class of the code.
     return lambda m: m.push(m.name("copyreg extension", str(m.cursor.uint(width))))
 
 
@@ -261,19 +210,19 @@ _OPS: dict[str, Handler] = {
     "\x8d": unicode_string(8),
     ")": constant(()),
     "t": lambda m: m.push(tuple(m.pop_mark())),
-    "\x85": _tuple(1),
-    "\x86": _tuple(2),
-    "\x87": _tuple(3),
+    "\x85": short_tuple(1),
+    "\x86": short_tuple(2),
+    "\x87": short_tuple(3),
     "]": lambda m: m.push([]),
     "l": lambda m: m.push(m.pop_mark()),
-    "a": lambda m: _append(m, [m.pop()]),
-    "e": lambda m: _append(m, m.pop_mark()),
+    "a": lambda m: append(m, [m.pop()]),
+    "e": lambda m: append(m, m.pop_mark()),
     "}": lambda m: m.push(DictNode()),
-    "d": lambda m: m.push(DictNode(_pairs(m, m.pop_mark()))),
-    "s": _set_item,
-    "u": lambda m: _set_items(m, m.pop_mark()),
+    "d": lambda m: m.push(DictNode(pairs(m, m.pop_mark()))),
+    "s": set_item,
+    "u": lambda m: set_items(m, m.pop_mark()),
     "\x8f": lambda m: m.push(SetNode()),
-    "\x90": _add_items,
+    "\x90": add_items,
     "\x91": lambda m: m.push(SetNode(m.pop_mark(), frozen=True)),
     "c": lambda m: m.push(_global(m)),
     "\x93": _stack_global,

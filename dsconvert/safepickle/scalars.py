@@ -53,13 +53,13 @@ def number(convert: Callable[[str], object]) -> Handler:
 
 
 def integer(text: str) -> int:
-    """An int or bool of protocol 0."""
+    """Return an int or bool of protocol 0."""
     # Protocol 0 spells booleans 00 and 01.
     return text == "01" if text in ("00", "01") else int(text)
 
 
 def long_line(text: str) -> int:
-    """A long of protocol 0."""
+    """Return a long of protocol 0."""
     return int(text.removesuffix("L"))
 
 
@@ -90,7 +90,7 @@ def text_line(decode: Callable[[bytes], str]) -> Handler:
 
 
 def quoted(line: bytes) -> str:
-    """A ``str`` of protocol 0, as ``repr`` wrote it."""
+    """Return a ``str`` of protocol 0, as ``repr`` wrote it."""
     line = line.strip()
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
         raise ValueError
@@ -142,7 +142,7 @@ def byte_array(m: Machine) -> None:
 
 
 def python_2_string(width: int) -> Handler:
-    """A ``str`` of Python 2: text if short; a long one can only be an array's bytes."""
+    """Push a ``str`` of Python 2: text if short; a long one can only be an array's bytes."""
 
     def handler(m: Machine) -> None:
         length = m.cursor.uint(width)

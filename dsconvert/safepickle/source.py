@@ -1,4 +1,4 @@
-"""Reading a file piecewise, by offset: never mapped, since mapped pages count as memory."""
+"""Read a file piecewise, by offset: never mapped, since mapped pages count as memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WINDOW = 1 << 16
 class Source:
     """An open file that is read by offset.
 
-    It stays open as long as the snapshot lives, so that a file that is replaced (also by our own
+    It stays open as long as the object lives, so that a file that is replaced (also by our own
     writer) can still be read; one that is changed in place is noticed.
     """
 
@@ -30,10 +30,7 @@ class Source:
         self.path = Path(path)
         try:
             if self.path.is_dir():
-                raise ForeignFileError(
-                    f"{self.path} is a folder. Name the snapshot inside it, for example "
-                    "network-snapshot.pkl."
-                )
+                raise ForeignFileError(f"{self.path} is a folder. Name the file inside it.")
             self._file: FileIO = self.path.open("rb", buffering=0)
         except FileNotFoundError as error:
             raise ForeignFileError(f"{self.path} does not exist. Check the path.") from error
@@ -62,7 +59,7 @@ class Source:
             )
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """Up to ``length`` bytes from ``offset``."""
+        """Return up to ``length`` bytes from ``offset``."""
         self._file.seek(offset)
         return self._file.read(length)
 
@@ -107,7 +104,7 @@ class Cursor:
         return self.end - self.offset
 
     def fail(self, what: str) -> CorruptSnapshotError:
-        """An error that says where in the file it was noticed."""
+        """Return an error that names the current byte of the file."""
         return CorruptSnapshotError(
             f"{self.source.path} is damaged: {what}, at byte {self.offset}. "
             "Copy or download it again."
@@ -135,7 +132,7 @@ class Cursor:
             raise self.fail("it ends early")
 
     def byte(self) -> int:
-        """The next byte."""
+        """Return the next byte."""
         if self._pos >= len(self._data):
             self._fill(1)
         value = self._data[self._pos]
@@ -143,7 +140,7 @@ class Cursor:
         return value
 
     def read(self, length: int) -> bytes:
-        """The next ``length`` bytes."""
+        """Return the next ``length`` bytes."""
         if self._pos + length > len(self._data):
             self._fill(length)
         value = self._data[self._pos : self._pos + length]
@@ -151,11 +148,11 @@ class Cursor:
         return value
 
     def uint(self, width: int) -> int:
-        """The next ``width`` bytes as a little-endian number."""
+        """Return the next ``width`` bytes as a little-endian number."""
         return int.from_bytes(self.read(width), "little")
 
     def line(self, limit: int) -> bytes:
-        """The next line, without its newline."""
+        """Return the next line, without its newline."""
         parts: list[bytes] = []
         length = 0
         while True:

@@ -1,12 +1,12 @@
-"""Tensors in a pickle: where their bytes are, without reading them.
+"""The tensors in a pickle: the places of their bytes, without reading them.
 
 A tensor is ``torch._utils._rebuild_tensor_v2(storage, offset, size, stride, ...)``, and a storage
 is ``torch.storage._load_from_bytes(b)``, where ``b`` is a whole file of torch's legacy format: a
 magic number, a protocol number, facts about the writer's machine, a persistent id
 ``("storage", type, key, location, numel, view)``, the list of keys, then the number of elements
 in eight bytes and the raw data (``torch.serialization._legacy_save``). Unpickling that nested
-file is a second door for code, so it is read here by the same inert machine and has to look
-exactly like that.
+file could run code as well, so it is read here by the same inert machine and must have exactly this
+form.
 """
 
 from __future__ import annotations
@@ -95,17 +95,17 @@ def _is_call(node: Node, key: tuple[str, str]) -> bool:
 
 
 def is_storage(node: Node) -> bool:
-    """Whether ``node`` is a call of ``torch.storage._load_from_bytes``."""
+    """Return whether ``node`` is a call of ``torch.storage._load_from_bytes``."""
     return _is_call(node, LOAD_FROM_BYTES)
 
 
 def is_tensor(node: Node) -> bool:
-    """Whether ``node`` is a plain tensor."""
+    """Return whether ``node`` is a plain tensor."""
     return _is_call(node, REBUILD_TENSOR)
 
 
 def is_parameter(node: Node) -> bool:
-    """Whether ``node`` is a parameter around a tensor."""
+    """Return whether ``node`` is a parameter around a tensor."""
     return _is_call(node, REBUILD_PARAMETER)
 
 
@@ -204,7 +204,7 @@ class Storages:
         self._by_blob: dict[int, StorageRef] = {}
 
     def get(self, node: Record) -> StorageRef:
-        """The storage that ``node`` (see `is_storage`) stands for.
+        """Return the storage that ``node`` (see `is_storage`) stands for.
 
         Raises:
             CorruptSnapshotError, UnsafeSnapshotError: see `parse_storage`.

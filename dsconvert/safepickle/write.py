@@ -1,4 +1,4 @@
-"""Inert nodes to a pickle of protocol 4, streamed, by our own emitter.
+"""Write inert nodes as a pickle of protocol 4, as a stream, by our own emitter.
 
 Nothing is pickled by Python's pickler, so nothing but the nodes' own names gets into the file.
 Byte strings of the source file are copied in chunks, tensors are written from their memory.
@@ -213,7 +213,7 @@ class Writer:
         if kind is Record:
             self._open.add(id(node))
             return [*_construct(node), _Done(node), *_operations(node)]
-        raise SnapshotError(f"a {kind.__name__} can't be written into a snapshot.")
+        raise SnapshotError(f"a {kind.__name__} can't be written into a pickle.")
 
 
 def _construct(node: Record) -> list[Node]:

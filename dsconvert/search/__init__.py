@@ -1,4 +1,4 @@
-"""Plans from measured time: the least loss that meets a target on the device at hand."""
+"""Plan by measured time: find the least loss that meets a target on this device."""
 
 from __future__ import annotations
 

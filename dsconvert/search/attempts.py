@@ -1,14 +1,12 @@
-"""Plans that were run as a whole, and what each of them promises."""
+"""Plans that were run on the whole model, and the promises of each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
+from dsconvert.core.analysis import Analysis
 from dsconvert.model.inputs import Inputs
-from dsconvert.model.trace import Traced
 from dsconvert.records import Plan, Site
 from dsconvert.search.clock import Clock
 from dsconvert.search.decide import as_it_is, changes_nothing, macs_of
@@ -18,14 +16,13 @@ from dsconvert.search.verify import Figures
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What stays the same while layouts and rounds go by."""
+class Task:
+    """The input of a search, the same for all layouts and rounds."""
 
-    model: nn.Module
-    traced: Traced
+    analysis: Analysis
     inputs: Inputs
     base: Plan
-    """Decisions for the convolutions that are not free (dead, kept on request)."""
+    """The decisions for convolutions that are not free (dead, kept on request)."""
     free: tuple[Site, ...]
     targets: tuple[Target, ...]
     clock: Clock
@@ -33,7 +30,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """A plan that was run as a whole, beside the original."""
+    """A plan that was run on the whole model, beside the original."""
 
     plan: Plan
     loss: float
@@ -41,13 +38,13 @@ class Attempt:
     got: Figures
 
     def overrun(self, targets: Sequence[Target]) -> float:
-        """The worst ratio of a figure to its budget; at most 1 where every target is met."""
+        """Return the worst ratio of a figure to its budget; at most 1 if every target is met."""
         return max(
             self.got[t.metric].value / t.budget(self.before[t.metric].value) for t in targets
         )
 
     def sensible(self, probe: Probe) -> bool:
-        """Not slower than the original, and no more MACs but for a gain in time."""
+        """Return whether it is not slower than the original; more MACs need a gain in time."""
         if changes_nothing(self.plan):
             return True
         if any(self.got[m].value > self.before[m].value for m in probe.timed):
@@ -61,7 +58,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
-    """A layout's best plan."""
+    """The best plan of one memory layout."""
 
     plan: Plan
     probe: Probe
@@ -69,47 +66,47 @@ class Solution:
     loss: float
     overrun: float
     missed: str | None = None
-    """Why the targets can't be reached, and the nearest; None: they are."""
+    """The reason why the targets can't be reached, with the nearest plan, or None."""
     notes: tuple[str, ...] = ()
 
 
-def unchanged(job: Job, before: Figures, reason: str) -> Attempt:
-    """The original as it is."""
-    plan = as_it_is(job.base, job.traced.trace, reason)
+def unchanged(task: Task, before: Figures, reason: str) -> Attempt:
+    """Return the attempt that leaves the original as it is."""
+    plan = as_it_is(task.base, task.analysis.sites, reason)
     return Attempt(plan=plan, loss=0.0, before=before, got=before)
 
 
 def solution(
-    job: Job, probe: Probe, attempt: Attempt, *, missed: str | None = None,
+    task: Task, probe: Probe, attempt: Attempt, *, missed: str | None = None,
     notes: Sequence[str] = (),
 ) -> Solution:  # fmt: skip
-    """What an attempt promises."""
+    """Return the solution of an attempt, with a promise for each target."""
     promises = tuple(
         Promise(
             target=t,
             before=attempt.before[t.metric].value,
             promised=attempt.got[t.metric].value,
         )
-        for t in job.targets
+        for t in task.targets
     )
     return Solution(
         plan=attempt.plan,
         probe=probe,
         promises=promises,
         loss=attempt.loss,
-        overrun=attempt.overrun(job.targets),
+        overrun=attempt.overrun(task.targets),
         missed=missed,
         notes=tuple(notes),
     )
 
 
-def budgets_of(job: Job, before: Figures) -> dict[str, float]:
-    """By metric, what the targets allow where the original costs ``before``."""
-    return {t.metric: t.budget(before[t.metric].value) for t in job.targets}
+def budgets_of(task: Task, before: Figures) -> dict[str, float]:
+    """Return the budget of each metric, if the original costs ``before``."""
+    return {t.metric: t.budget(before[t.metric].value) for t in task.targets}
 
 
 def out_of_reach(targets: Sequence[Target], best: Attempt, alone: Sequence[bool]) -> str:
-    """Say that the targets can't be reached, why not together, and what comes nearest.
+    """Return a message that the targets can't be reached, with the reason and the nearest plan.
 
     Args:
         targets: those that were asked for.

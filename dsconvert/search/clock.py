@@ -1,7 +1,6 @@
-"""The clock: how long one convolution, and how long a whole model takes on this machine.
+"""Measure the time of single convolutions and of whole models on this machine.
 
-Planning asks a :class:`Clock` for every time, so that a test (or a device that is not at hand) can
-answer in place of the machine.
+Planning takes every time from a :class:`Clock`, so that a test can replace the machine.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dsconvert.search.records import Probe
 from dsconvert.util.memory_format import in_channels_last
 
 ORIGINAL = "original"
-"""The name of the model that every other one is compared with."""
+"""The name of the model that the others are compared with."""
 _SHORTEST = 4e-3
 """Seconds of one timed run; shorter modules are called several times in it."""
 _PATIENCE = 0.6
@@ -38,7 +37,7 @@ class Clock(Protocol):
         """Time one module by itself.
 
         Args:
-            module: left as it was.
+            module: does not change.
             shape: of its input, ``(N, C, H, W)``.
             probe: layout, device, type, threads, repeats.
             metric: ``latency`` (forward) or ``train-time`` (forward + backward).
@@ -51,7 +50,7 @@ class Clock(Protocol):
     def whole(
         self, models: Mapping[str, nn.Module], inputs: Inputs, probe: Probe, *, metric: str
     ) -> Mapping[str, Sequence[float]]:
-        """Time whole models in turn, so that a slow minute of the machine affects all of them.
+        """Time whole models in turn, so that a slow period of the machine affects all of them.
 
         The model called :data:`ORIGINAL` runs contiguous, the others in the probe's layout.
 
@@ -62,7 +61,7 @@ class Clock(Protocol):
 
 
 class MachineClock:
-    """The device of the probe, by its wall clock."""
+    """Times on the device of the probe, by the wall clock."""
 
     def part(
         self, module: nn.Module, shape: tuple[int, ...], probe: Probe, *, metric: str
@@ -124,7 +123,7 @@ def _step(module: nn.Module, x: torch.Tensor, probe: Probe) -> Callable[[], None
 
 
 def repeated(run: Callable[[], Any], device: str, repeats: int) -> Sequence[float]:
-    """Seconds of one call, in several runs that are each long enough for the clock."""
+    """Return the seconds of one call in several runs that are each long enough for the clock."""
     run()
     once = seconds_of(run, device)
     calls = max(1, min(1000, round(_SHORTEST / max(once, 1e-7))))
@@ -143,13 +142,13 @@ def repeated(run: Callable[[], Any], device: str, repeats: int) -> Sequence[floa
 
 
 def subject(name: str, model: nn.Module, inputs: Inputs, probe: Probe) -> LocalSubject:
-    """A whole model under the probe's settings and layout."""
+    """Return a whole model as a bench subject, with the probe's settings and layout."""
     settings = dataclasses.replace(probe.settings, channels_last=probe.channels_last)
     return LocalSubject(name, model, inputs, settings)
 
 
 def operation(metric: str, probe: Probe) -> Operation:
-    """The operation that a metric is about: a forward pass for ``latency``, a step otherwise."""
+    """Return the operation of a metric: a forward pass for ``latency``, a step otherwise."""
     if metric == "latency":
         return Operation(kind="forward", batch=probe.batch)
     return Operation(kind="step", batch=probe.train_batch)

@@ -1,13 +1,13 @@
-"""Chosen candidates as a plan's decisions, with the reason for each."""
+"""Turn the chosen candidates into a plan's decisions, with the reason for each."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 
-from dsconvert.core.planner import structural
+from dsconvert.core.presets import structural
 from dsconvert.core.rewrite import costed
-from dsconvert.records import Decision, Plan, Site, Trace
+from dsconvert.records import Decision, Plan, Site, Sites
 from dsconvert.search.records import TIMED, Candidate, Probe
 from dsconvert.search.units import figure
 
@@ -16,8 +16,8 @@ def _metric(probe: Probe) -> str:
     return next((m for m in probe.metrics if m in TIMED), probe.metrics[0])
 
 
-def as_it_is(base: Plan, trace: Trace, reason: str) -> Plan:
-    """The plan that changes nothing: no convolution rewritten, no norm folded, nothing removed."""
+def as_it_is(base: Plan, whole: Sites, reason: str) -> Plan:
+    """Return the plan that changes nothing: no rewrite, no folded norm, no removed module."""
     decisions = tuple(
         dataclasses.replace(
             d, action="keep", rule=None, rank=None, norm="keep", reason=reason,
@@ -26,16 +26,16 @@ def as_it_is(base: Plan, trace: Trace, reason: str) -> Plan:
         for d in base.decisions
     )  # fmt: skip
     plan = dataclasses.replace(base, preset="measured", decisions=decisions, remove=())
-    return costed(trace, plan)
+    return costed(whole, plan)
 
 
 def changes_nothing(plan: Plan) -> bool:
-    """Whether a plan leaves the model as it is."""
+    """Return whether a plan leaves the model as it is."""
     return not plan.remove and all(d.action == "keep" and d.norm == "keep" for d in plan.decisions)
 
 
 def macs_of(plan: Plan) -> tuple[float, float] | None:
-    """MACs of the plan's convolutions before and after; None where they are unknown."""
+    """Return the MACs of the plan's convolutions before and after; None where they are unknown."""
     if any(d.macs_before is None or d.macs_after is None for d in plan.decisions):
         return None
     before = sum(d.macs_before or 0 for d in plan.decisions)
@@ -59,14 +59,14 @@ def _reason(
 
 def decided(
     base: Plan,
-    trace: Trace,
+    whole: Sites,
     sites: Sequence[Site],
     options: Sequence[Sequence[Candidate]],
     chosen: Sequence[int],
     originals: Sequence[Candidate],
     probe: Probe,
 ) -> Plan:
-    """``base`` with the decisions of ``sites`` replaced by the chosen candidates."""
+    """Return ``base`` with the chosen candidates as the decisions of ``sites``."""
     metric = _metric(probe)
     new: dict[str, Decision] = {d.site: d for d in base.decisions}
     for site, forms, index, original in zip(sites, options, chosen, originals, strict=True):
@@ -80,4 +80,4 @@ def decided(
             reason=_reason(site, forms, form, original, metric),
         )
     decisions = tuple(new[d.site] for d in base.decisions)
-    return costed(trace, dataclasses.replace(base, preset="measured", decisions=decisions))
+    return costed(whole, dataclasses.replace(base, preset="measured", decisions=decisions))

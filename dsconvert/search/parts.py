@@ -1,4 +1,4 @@
-"""The convolutions by themselves, as far as they are measured, and held against the whole."""
+"""The measured costs of single convolutions, compared with the whole model."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dsconvert.search.attempts import Attempt
-from dsconvert.search.doubts import differ, exceeds, worthwhile
+from dsconvert.search.candidates import Candidates
+from dsconvert.search.consistency import differ, exceeds, worthwhile
 from dsconvert.search.records import Candidate, Probe
-from dsconvert.search.sites import Forms
 
 Options = Sequence[Sequence[Candidate]]
 
 
 @dataclass(kw_only=True)
 class Parts:
-    """The convolutions by themselves: their forms, and what was measured of these so far."""
+    """The candidates of every convolution, and their measurements so far."""
 
-    forms: list[Forms] = field(default_factory=list[Forms])
+    forms: list[Candidates] = field(default_factory=list[Candidates])
     originals: list[Candidate] = field(default_factory=list[Candidate])
     options: list[list[Candidate]] = field(default_factory=list[list[Candidate]])
 
@@ -29,7 +29,7 @@ class Parts:
             self.originals[site] = self.forms[site].original(again=True)
             self._form_again(site, index)
         after = self._times(chosen, probe)
-        # What was measured beside them was disturbed as well.
+        # The other measurements of that time are unreliable, too.
         if any(differ(b, a) for b, a in zip(before, after, strict=True)):
             for site, options in enumerate(self.options):
                 for index in range(len(options)):
@@ -46,12 +46,12 @@ class Parts:
 
 
 def total(options: Options, chosen: Sequence[int], metric: str) -> float:
-    """What the chosen forms add up to."""
+    """Return the sum of the chosen forms' costs."""
     return sum(o[i].costs[metric] for o, i in zip(options, chosen, strict=True))
 
 
 def worthwhile_of(parts: Parts, probe: Probe) -> list[list[Candidate]]:
-    """The forms of each convolution without those that :func:`worthwhile` leaves out."""
+    """Return the forms of each convolution that :func:`worthwhile` keeps."""
     return [
         worthwhile(forms, original, probe)
         for forms, original in zip(parts.options, parts.originals, strict=True)
@@ -59,7 +59,7 @@ def worthwhile_of(parts: Parts, probe: Probe) -> list[list[Candidate]]:
 
 
 def indices_of(parts: Parts, worth: Options, chosen: Sequence[int]) -> list[int]:
-    """Where the chosen ones of the worthwhile forms stand among all forms."""
+    """Return the indices, among all forms, of the chosen worthwhile forms."""
     return [
         next(i for i, c in enumerate(forms) if c is site[index])
         for forms, site, index in zip(parts.options, worth, chosen, strict=True)
@@ -69,7 +69,7 @@ def indices_of(parts: Parts, worth: Options, chosen: Sequence[int]) -> list[int]
 def in_doubt(
     probe: Probe, parts: Parts, worth: Options, chosen: Sequence[int], lean: Attempt
 ) -> bool:
-    """Whether the parts, of the original or of the plan, seem to take more than the whole."""
+    """Return whether the parts of the original or of the plan exceed the whole."""
     for metric in probe.timed:
         whole, after = lean.before[metric].reading, lean.got[metric].reading
         before = sum(c.costs[metric] for c in parts.originals)
@@ -83,7 +83,7 @@ def in_doubt(
 def shares_of(
     probe: Probe, worth: Options, chosen: Sequence[int], lean: Attempt
 ) -> dict[str, float]:
-    """By metric, what the whole takes of the sum of its parts, where it is still less."""
+    """Return, by metric, the whole's share of the sum of its parts, where it is below 1."""
     found: dict[str, float] = {}
     for metric in probe.timed:
         reading, parts = lean.got[metric].reading, total(worth, chosen, metric)
@@ -93,7 +93,7 @@ def shares_of(
 
 
 def scaled(candidate: Candidate, shares: Mapping[str, float]) -> Candidate:
-    """A form with its costs times a share by metric."""
+    """Return a form with its costs multiplied by a share for each metric."""
     return dataclasses.replace(
         candidate,
         costs={m: c * shares.get(m, 1.0) for m, c in candidate.costs.items()},

@@ -1,13 +1,13 @@
-"""A plan for a target: profile the convolutions, solve, and check on the whole model.
+"""Make a plan for a target: profile the convolutions, solve, and check on the whole model.
 
-What a convolution costs by itself is measured in :mod:`dsconvert.search.sites`; how a plan is
-found among the forms, and held against the whole model, is in :mod:`dsconvert.search.search`.
+:mod:`dsconvert.search.candidates` measures single convolutions; :mod:`dsconvert.search.search`
+selects among their forms and checks the plan on the whole model.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,41 +15,41 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsconvert.adapter import adapter_for
+from dsconvert.adapter import Adapter
 from dsconvert.bench import Settings, settle
-from dsconvert.core.pipeline import analyse
-from dsconvert.core.planner import make_plan, structural
+from dsconvert.core.analysis import analyse
+from dsconvert.core.planner import make_plan
+from dsconvert.core.presets import structural
 from dsconvert.errors import MissedTargetError, UsageError
 from dsconvert.model.graph import ConvTypes
-from dsconvert.model.inputs import Inputs, sampler_of
+from dsconvert.model.inputs import Inputs
 from dsconvert.records import Plan
-from dsconvert.search.attempts import Job, Solution, solution, unchanged
+from dsconvert.search.attempts import Solution, Task, solution, unchanged
+from dsconvert.search.candidates import Candidates, samples
 from dsconvert.search.clock import ORIGINAL, Clock, MachineClock
+from dsconvert.search.consistency import much_slower
 from dsconvert.search.decide import changes_nothing
-from dsconvert.search.doubts import much_slower
 from dsconvert.search.parts import Parts
 from dsconvert.search.profile import Profile
 from dsconvert.search.records import TIMED, Probe, Promise, Target
 from dsconvert.search.search import search
-from dsconvert.search.sites import Forms, samples
 from dsconvert.search.solve import solver
 from dsconvert.search.targets import parse_targets
 from dsconvert.search.timer import Timer
 from dsconvert.search.units import figure
 from dsconvert.search.verify import Figures, whole_costs
-from dsconvert.util.progress import reports_progress
+from dsconvert.util.progress import Progress, reports_progress
 
 _LAYOUT = "measured in channels_last: run it after .to(memory_format=torch.channels_last)"
 _MET = "left as it is: the original meets every target"
 _REPEAT = "Times vary widely here: if something else runs on this machine, try again without it."
 _CHECKED = 2
-"""Convolutions, the largest ones, whose times of an earlier run are compared with new ones."""
-Progress = Callable[[str, int, int, str], None]
+"""Number of convolutions (the largest) whose earlier times are compared with new ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredPlan:
-    """A plan, the layout it was measured in, and what it promises for each target."""
+    """A plan, the memory layout of its measurement, and its promise for each target."""
 
     plan: Plan
     channels_last: bool
@@ -59,13 +59,13 @@ class MeasuredPlan:
     """Sum of the relative errors of the convolutions, before any fit."""
     probe: Probe
     measured: int
-    """How many times were measured now; the others were known from the profile."""
+    """Number of times measured now; the others come from the profile."""
     profile: str
-    """Where the profile is kept."""
+    """Path of the profile."""
     missed: str | None = None
-    """Why the targets can't be reached (``best_effort`` alone returns such a plan)."""
+    """The reason if the targets can't be reached (only with ``best_effort``)."""
     notes: tuple[str, ...] = ()
-    """What a reader of the figures should know."""
+    """Remarks on the figures, for people."""
 
     @property
     def unchanged(self) -> bool:
@@ -96,6 +96,7 @@ def plan_measured(
     remove: Sequence[str] = (),
     leaves: Sequence[str] = (),
     inputs: Inputs | None = None,
+    adapter: Adapter | None = None,
     calibrate: int = 8,
     seed: int = 0,
     repeats: int = 5,
@@ -105,38 +106,39 @@ def plan_measured(
     best_effort: bool = False,
     progress: Progress | None = None,
 ) -> MeasuredPlan:
-    """The plan with the least loss that meets every target on this device.
+    """Return the plan with the least loss that meets every target on this device.
 
     The loss of a convolution's form is the relative squared error of its output on the original's
     own activations (``calibrate`` samples), or the energy that its kernel loses (``calibrate=0``);
-    both before any fit. A convolution stays dense where nothing measured is faster. Where the
-    original meets every target it is left as it is, and no convolution is measured.
+    both before any fit. A convolution stays dense if no measured form is faster. If the original
+    meets every target, the plan changes nothing and no convolution is measured.
 
-    Times that contradict each other are measured again, a bounded number of times; see
-    :mod:`dsconvert.search.doubts`.
+    Contradictory times are measured again, a limited number of times; see
+    :mod:`dsconvert.search.consistency`.
 
     Args:
-        model: left as it was.
+        model: does not change.
         targets: for example ``["latency=0.2x", "params=20M"]``; see
             :func:`~dsconvert.search.targets.parse_target`.
-        batch: of the forward pass whose latency counts.
-        train_batch: of the forward + backward that ``train-time`` and ``memory`` are about.
+        batch: batch size of the forward pass for ``latency``.
+        train_batch: batch size of forward + backward for ``train-time`` and ``memory``.
         settings: device, type, threads; default: the device at hand, float32.
-        layouts: memory layouts to try; True is channels_last. The one with less loss wins, and the
-            plan's note says if the model has to be put into it (a file does not keep it).
+        layouts: memory layouts to try; True is channels_last. The plan with less loss is
+            returned; its note names the layout that the model needs (a file does not store it).
         keep: as for :func:`dsconvert.plan`.
         refit: as for :func:`dsconvert.plan`.
         remove: as for :func:`dsconvert.plan`.
-        leaves: names of modules that torch.fx must not look into.
+        leaves: names of modules that torch.fx must not trace into.
         inputs: sampler of inputs; an adapter's is used otherwise.
+        adapter: as for :func:`dsconvert.plan`.
         calibrate: samples for the losses.
         seed: of these samples.
         repeats: timed runs of each form.
         remeasure: take no time from an earlier run.
         cache: folder of the profiles; None: the user's cache folder.
-        clock: what measures times; None: the device.
-        best_effort: return the nearest plan where the targets can't be reached, with the reason
-            under ``missed``, instead of raising.
+        clock: measures times; None: this machine.
+        best_effort: if the targets can't be reached, return the nearest plan with the reason in
+            ``missed`` instead of raising.
         progress: called with ``(stage, done, total, detail)``.
 
     Raises:
@@ -146,23 +148,22 @@ def plan_measured(
         DsconvertError: the model can't be traced or run.
     """
     wanted = parse_targets(targets)
-    solver()  # what is missing is missed now, not after minutes of work
+    solver()  # fail early if SciPy is missing
     settings = settle(settings or Settings())
-    if inputs is None:
-        if adapter_for(model) is None:
-            raise UsageError(
-                f"a plan for {type(model).__name__} can't be measured: nothing says what its "
-                "inputs look like; pass inputs=lambda n, generator: (...)."
-            )
-        inputs = sampler_of(model)
-    found = analyse(model, leaves=leaves, inputs=inputs).traced
-    base = make_plan(found.trace, preset="exact", keep=keep, refit=refit, remove=remove)
+    analysis = analyse(model, leaves=leaves, inputs=inputs, adapter=adapter)
+    if (sampler := analysis.sampler) is None:
+        raise UsageError(
+            f"a plan for {type(model).__name__} can't be measured: nothing says what its "
+            "inputs look like; pass inputs=lambda n, generator: (...)."
+        )
+    model, found = analysis.model, analysis.sites
+    base = make_plan(found, preset="exact", keep=keep, refit=refit, remove=remove)
     held = {d.site for d in base.decisions if d.requested}
     free = tuple(
-        s for s in found.trace.sites if s.calls and s.name not in held and s.locked is None
+        s for s in found.convolutions if s.calls and s.name not in held and s.locked is None
     )
-    job = Job(
-        model=model, traced=found, inputs=inputs, base=base, free=free, targets=wanted,
+    task = Task(
+        analysis=analysis, inputs=sampler, base=base, free=free, targets=wanted,
         clock=clock or MachineClock(),
     )  # fmt: skip
     profile = Profile(settings, folder=cache, remeasure=remeasure)
@@ -181,17 +182,17 @@ def plan_measured(
         for layout in tried
     ]
     plain = dataclasses.replace(probes[0], channels_last=False)
-    before = whole_costs(model, {}, inputs, plain, clock=job.clock)[ORIGINAL]
+    before = whole_costs(model, {}, sampler, plain, clock=task.clock)[ORIGINAL]
     if all(_met(t, before) for t in wanted):
-        best = solution(job, plain, unchanged(job, before, _MET))
+        best = solution(task, plain, unchanged(task, before, _MET))
     else:
-        losses = _samples(job, calibrate, seed, progress)
+        losses = _samples(task, calibrate, seed, progress)
         solutions: list[Solution] = []
         for probe in probes:
             try:
-                timer = Timer(probe=probe, profile=profile, clock=job.clock)
-                parts = _parts(job, timer, losses, progress)
-                solutions.append(search(job, probe, parts, before, progress))
+                timer = Timer(probe=probe, profile=profile, clock=task.clock)
+                parts = _parts(task, timer, losses, progress)
+                solutions.append(search(task, probe, parts, before, progress))
             finally:
                 profile.save()
         best = min(
@@ -221,7 +222,7 @@ def plan_measured(
 
 
 def _met(target: Target, before: Figures) -> bool:
-    """Whether the original meets a target, beyond doubt."""
+    """Return whether the original meets a target by more than its spread."""
     if target.ratio is not None:
         return target.ratio >= 1
     figures = before[target.metric]
@@ -238,35 +239,35 @@ def _varied(profile: Profile) -> list[str]:
     ]
 
 
-def _samples(job: Job, calibrate: int, seed: int, progress: Progress | None) -> Mapping[str, Any]:
+def _samples(task: Task, calibrate: int, seed: int, progress: Progress | None) -> Mapping[str, Any]:
     if calibrate <= 0:
         return {}
     if progress is not None:
         progress("activations", 0, 1, "")
     generator = torch.Generator().manual_seed(seed)
-    like = next(job.model.parameters(), torch.empty(0))
+    like = next(task.analysis.model.parameters(), torch.empty(0))
     batches = [
         tuple(
             a.to(like.device, like.dtype if a.is_floating_point() else a.dtype)
             if isinstance(a, torch.Tensor)
             else a
-            for a in job.inputs(min(4, calibrate - start), generator)
+            for a in task.inputs(min(4, calibrate - start), generator)
         )
         for start in range(0, calibrate, 4)
     ]
-    return samples(job.model, job.free, batches)
+    return samples(task.analysis.model, task.free, batches)
 
 
-def _parts(job: Job, timer: Timer, losses: Mapping[str, Any], progress: Progress | None) -> Parts:
-    """The forms of every free convolution, and what each costs as it is."""
-    modules = dict(job.model.named_modules())
+def _parts(task: Task, timer: Timer, losses: Mapping[str, Any], progress: Progress | None) -> Parts:
+    """Return the candidates of every free convolution and the costs of the originals."""
+    modules = dict(task.analysis.model.named_modules())
     parts = Parts()
-    for site in job.free:
+    for site in task.free:
         conv = modules[site.name]
         if not isinstance(conv, ConvTypes):
             raise UsageError(f"{site.name} is a {type(conv).__name__}, not a convolution.")
         parts.forms.append(
-            Forms(
+            Candidates(
                 conv,
                 site,
                 timer,
@@ -280,13 +281,13 @@ def _parts(job: Job, timer: Timer, losses: Mapping[str, Any], progress: Progress
     stage = "time, channels_last" if timer.probe.channels_last else "time the convolutions"
     for done, forms in enumerate(parts.forms):
         if progress is not None:
-            progress(stage, done, len(job.free), forms.site.name)
+            progress(stage, done, len(task.free), forms.site.name)
         original, found = forms.original(), forms.candidates()
-        # To fold a norm takes work away.
+        # Folding a norm can only save time.
         if much_slower(found[0], original):
             original, found[0] = forms.original(again=True), forms.again(found[0])
         parts.originals.append(original)
         parts.options.append(found)
     if progress is not None:
-        progress(stage, len(job.free), len(job.free), "")
+        progress(stage, len(task.free), len(task.free), "")
     return parts

@@ -1,8 +1,8 @@
-"""Measured times of single convolutions, kept on disk: a device is asked once.
+"""Store measured times of single convolutions on disk, so that each is measured once.
 
-One JSON file for each device, type, torch version and number of threads, in the user's cache
-folder. A file that can't be read, or is another one's, is made anew, and a note says so; a folder
-that can't be written costs time, never a result.
+There is one JSON file for each device, type, torch version and number of threads, in the user's
+cache folder. An unreadable or foreign file is replaced, with a note. If the folder is read-only,
+times are measured again in the next run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from dsconvert.bench import Settings, facts
 from dsconvert.errors import OutputError
-from dsconvert.search.doubts import TRIES, disagree, middle, noisy
+from dsconvert.search.consistency import TRIES, disagree, middle, noisy
 from dsconvert.search.records import Reading
 from dsconvert.util.files import whole_file
 
@@ -31,23 +31,23 @@ Measure = Callable[[], Sequence[float]]
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/dsconvert`` (``~/.cache/dsconvert``)."""
-    # An empty or relative value is to be ignored, says the XDG base directory specification.
+    """Return ``$XDG_CACHE_HOME/dsconvert`` (``~/.cache/dsconvert``)."""
+    # The XDG base directory specification says to ignore an empty or relative value.
     home = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "dsconvert"
 
 
 class Profile:
-    """Times by key; what is not known is measured and kept.
+    """Times by key; an unknown time is measured and stored.
 
     Args:
-        settings: settled; they and the machine name the file.
-        folder: where; None: :func:`cache_folder`.
-        remeasure: take nothing from the disk.
+        settings: with all defaults resolved; they and the machine determine the file name.
+        folder: of the file; None: :func:`cache_folder`.
+        remeasure: ignore stored times.
 
     Attributes:
-        measured: how many times were measured in this run, those measured again included.
-        notes: what a reader of the figures should know, for people.
+        measured: number of measurements in this run, repetitions included.
+        notes: remarks on the figures, for people.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class Profile:
         """Read the file.
 
         Returns:
-            The times, the keys of those that were measured again, and what is wrong with the file
-            (None: nothing, or there is none).
+            The times, the keys of those that were measured again, and the file's defect (None: no
+            defect, or no file).
         """
         try:
             data = json.loads(self.path.read_text(encoding="utf-8"))
@@ -98,21 +98,21 @@ class Profile:
 
     @property
     def unsettled(self) -> int:
-        """How many times still vary widely after they were measured again."""
+        """Number of times that still vary widely after repetition."""
         return len(self._unsettled)
 
     def get(self, key: str, measure: Measure) -> Reading:
-        """The time of ``key``: remembered, or measured now (again, if its runs differ widely)."""
+        """Return the stored time of ``key``, or measure it (again, if its runs differ widely)."""
         if key in self._values:
             return self._values[key]
         reading = self._values[key] = self._measured(measure)
         return self.again(key, measure) if noisy(reading) else reading
 
     def again(self, key: str, measure: Measure) -> Reading:
-        """The time of ``key``, which is in doubt: measured twice more, and the middle one counts.
+        """Measure the implausible time of ``key`` twice more, and return the median.
 
-        Once for each key: a time that has been measured again is taken as it is, also by a later
-        run that finds it in the file.
+        This happens once for each key: a repeated time is final, also for a later run that finds
+        it in the file.
         """
         if key not in self._doubted:
             self._doubted.add(key)
@@ -124,10 +124,10 @@ class Profile:
         return self._values[key]
 
     def check(self, key: str, measure: Measure) -> None:
-        """Compare a time of an earlier run with this machine now.
+        """Compare a time of an earlier run with a new measurement.
 
-        Where the two disagree by more than their spread a third measurement decides; if it is
-        nearer to the second, nothing of the earlier run is used.
+        If the two disagree by more than their spread, a third measurement decides; if that is
+        nearer to the second, all times of the earlier run are discarded.
         """
         if key not in self._earlier:
             return
@@ -154,7 +154,7 @@ class Profile:
         return Reading.of(measure())
 
     def save(self) -> None:
-        """Write what was measured, with what another run has written meanwhile."""
+        """Write the measured times, merged with those that another run wrote meanwhile."""
         if not self._unsaved:
             return
         others, settled = ({}, set[str]()) if self._distrusted else self._read()[:2]
@@ -169,12 +169,12 @@ class Profile:
             with whole_file(self.path, overwrite=True) as beside:
                 beside.write_text(json.dumps(data, indent=0), encoding="utf-8")
         except (OSError, OutputError):
-            return  # a read-only home is no reason to lose a plan
+            return  # the plan is still valid
         self._unsaved = False
 
 
 def _reading(stored: Any) -> Reading | None:
-    """A time as it stands in a file; None: it is none."""
+    """Return a stored time as a reading, or None if it is invalid."""
     try:
         value, low, high = (float(x) for x in stored)
     except (TypeError, ValueError):

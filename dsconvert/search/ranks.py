@@ -1,4 +1,4 @@
-"""What each rank would cost a whole generator, before anything is converted."""
+"""The cost of a whole generator at each rank, from plans alone."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dsconvert.core.pipeline import Inputs, analyse, plan_for
+from dsconvert.adapter import Adapter
+from dsconvert.core.analysis import analyse
+from dsconvert.core.pipeline import plan_for
+from dsconvert.model.inputs import Inputs
 from dsconvert.model.observe import undisturbed
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankCost:
-    """The whole model at one rank: what it has and what its plan says. ``macs`` for one sample."""
+    """The cost of the whole model at one rank; ``macs`` are for one sample."""
 
     rank: int
     params: int
@@ -23,21 +26,27 @@ class RankCost:
 
 
 def rank_costs(
-    model: nn.Module, ranks: Sequence[int], *, preset: str = "fast", inputs: Inputs | None = None
+    model: nn.Module,
+    ranks: Sequence[int],
+    *,
+    preset: str = "fast",
+    inputs: Inputs | None = None,
+    adapter: Adapter | None = None,
 ) -> tuple[RankCost, ...]:
-    """The cost of ``model`` at each rank, from plans alone: no weight is read.
+    """Return the cost of ``model`` at each rank, from plans alone: no weight is read.
 
     Args:
         model: any module that :func:`dsconvert.plan` takes.
         ranks: whole numbers of 1 and more.
         preset: one that takes a rank.
         inputs: as for :func:`dsconvert.plan`.
+        adapter: as for :func:`dsconvert.plan`.
 
     Raises:
         DsconvertError: as :func:`dsconvert.plan`.
     """
     with undisturbed():
-        analysis = analyse(model, inputs=inputs)
+        analysis = analyse(model, inputs=inputs, adapter=adapter)
         whole = analysis.cost
     rows: list[RankCost] = []
     for rank in ranks:

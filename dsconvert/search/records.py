@@ -1,4 +1,4 @@
-"""What is wanted, what one convolution could become, and what a plan promises."""
+"""Targets, probes, readings, candidates and promises: the records of a search."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ class Target:
 
     @property
     def text(self) -> str:
-        """As a person types it."""
+        """The target as a person types it."""
         if self.ratio is not None:
             return f"{self.metric}={self.ratio:g}x"
         return f"{self.metric}={typed(self.metric, float(self.absolute or 0))}"
 
     def budget(self, before: float) -> float:
-        """The bound, where the original has ``before``."""
+        """Return the bound if the original's figure is ``before``."""
         return self.ratio * before if self.ratio is not None else float(self.absolute or 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What is measured, and how."""
+    """The metrics to measure, and the conditions of the measurement."""
 
     metrics: tuple[str, ...]
     batch: int
@@ -52,7 +52,7 @@ class Probe:
 
     @property
     def timed(self) -> tuple[str, ...]:
-        """The metrics that take a clock."""
+        """The metrics that are measured by a clock."""
         return tuple(m for m in self.metrics if m in TIMED)
 
 
@@ -66,7 +66,7 @@ class Reading:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Reading:
-        """From the seconds of at least one run."""
+        """Return the reading of the seconds of at least one run."""
         timing = Timing.of(seconds)
         low, high = timing.quartiles
         return cls(value=timing.median, low=low, high=high)
@@ -77,17 +77,17 @@ class Reading:
         return (self.high - self.low) / self.value if self.value > 0 else 0.0
 
     def below(self, other: Reading) -> bool:
-        """Whether this one is shorter by more than the spread of both."""
+        """Return whether this one is shorter by more than the spread of both."""
         return self.high < other.low
 
     def times(self, factor: float) -> Reading:
-        """The same, ``factor`` times as long."""
+        """Return a reading ``factor`` times as long."""
         return Reading(value=factor * self.value, low=factor * self.low, high=factor * self.high)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One form of one convolution: what it costs here, and what it loses."""
+    """One form of one convolution, with its cost on this device and its loss."""
 
     rule: str | None
     """None: the dense convolution, its norm folded."""
@@ -104,7 +104,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Promise:
-    """One target beside what was predicted and what was then measured on the whole model."""
+    """One target, with the predicted and the measured figure of the whole model."""
 
     target: Target
     before: float
@@ -116,12 +116,12 @@ class Promise:
 
     @property
     def metric(self) -> str:
-        """The target's."""
+        """The metric of the target."""
         return self.target.metric
 
     @property
     def budget(self) -> float:
-        """The most that the target allows."""
+        """The largest figure that the target allows."""
         return self.target.budget(self.before)
 
     @property

@@ -1,21 +1,21 @@
 """From candidates to a plan: solve, run the whole model, correct.
 
-What everything but the convolutions costs follows from the leanest plan run as a whole, less its
-convolutions. A solved plan is then run as a whole beside the original; where it misses its budget,
-the difference is added to the rest and it is solved again. Every plan that was run is an attempt,
-and so is the original as it is, which takes 1.0x of everything and loses nothing: of the attempts
-that meet the targets the one with the least loss is taken, and where none does, the nearest.
+The cost outside the convolutions is that of the leanest plan, run on the whole model, minus its
+convolutions. A solved plan is run on the whole model beside the original. If it misses its budget,
+the difference is added to the fixed cost and the plan is solved again. Every plan that ran is an
+attempt, and so is the unchanged original. Of the attempts that meet the targets, the one with the
+least loss is selected; if none does, the nearest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from dsconvert.core.rewrite import rewrite
 from dsconvert.search.attempts import (
     Attempt,
-    Job,
     Solution,
+    Task,
     budgets_of,
     out_of_reach,
     solution,
@@ -36,26 +36,25 @@ from dsconvert.search.parts import (
 from dsconvert.search.records import Probe
 from dsconvert.search.solve import least_loss, nearest
 from dsconvert.search.verify import Figures, whole_costs
-
-Progress = Callable[[str, int, int, str], None]
+from dsconvert.util.progress import Progress
 
 _ROUNDS = 3
-"""Solve, look at the whole model, correct, at most so often."""
+"""The largest number of rounds: solve, run the whole model, correct."""
 _MARGIN = 0.05
 """A plan is solved for a budget less the spread of the whole model's times, but no less than this
-share: a time at its very bound would be met today and missed tomorrow."""
+share: a time exactly at its bound would be met in one run and missed in the next."""
 
 
 def search(
-    job: Job, probe: Probe, parts: Parts, before: Figures, progress: Progress | None
+    task: Task, probe: Probe, parts: Parts, before: Figures, progress: Progress | None
 ) -> Solution:
-    """The plan with the least loss within the budgets, as far as the forms go, or the nearest.
+    """Return the plan with the least loss within the budgets, or the nearest plan.
 
     Args:
-        job: the model and its targets.
+        task: the model and its targets.
         probe: layout, batches, settings.
-        parts: the convolutions by themselves; those that are in doubt are measured again.
-        before: what the original costs as a whole.
+        parts: the measured convolutions; implausible times are measured again.
+        before: the costs of the whole original.
         progress: called with ``(stage, done, total, detail)``.
     """
 
@@ -64,11 +63,11 @@ def search(
             progress("the whole model", done, _ROUNDS + 1, detail)
 
     notes: list[str] = []
-    attempts = [unchanged(job, before, "left as it is: no plan that meets the targets was found")]
+    attempts = [unchanged(task, before, "left as it is: no plan that meets the targets was found")]
     tell(0, "the leanest plan")
     worth = worthwhile_of(parts, probe)
     leanest = _leanest(worth, probe)
-    lean = _attempt(job, probe, parts, worth, leanest)
+    lean = _attempt(task, probe, parts, worth, leanest)
     attempts.append(lean)
     if in_doubt(probe, parts, worth, leanest, lean):
         parts.again(indices_of(parts, worth, leanest), probe)
@@ -81,49 +80,56 @@ def search(
         ]
         worth = [[scaled(c, shares) for c in site] for site in worth]
         if (again := _leanest(worth, probe)) != leanest:
-            leanest, lean = again, _attempt(job, probe, parts, worth, again)
+            leanest, lean = again, _attempt(task, probe, parts, worth, again)
             attempts.append(lean)
     rest = {m: max(0.0, lean.got[m].value - total(worth, leanest, m)) for m in probe.metrics}
     margins = {m: _margin(lean, m) for m in probe.timed}
     for turn in range(1, _ROUNDS + 1):
-        choice = _chosen(job, worth, rest, lean.before, margins)
+        choice = _chosen(task, worth, rest, lean.before, margins)
         if choice is None:
-            if len(job.targets) > 1 and len(attempts) == 2:
-                budgets = budgets_of(job, lean.before)
-                attempts.append(_attempt(job, probe, parts, worth, nearest(worth, budgets, rest)))
+            if len(task.targets) > 1 and len(attempts) == 2:
+                budgets = budgets_of(task, lean.before)
+                attempts.append(_attempt(task, probe, parts, worth, nearest(worth, budgets, rest)))
             break
         tell(turn, f"round {turn}")
-        tried = _attempt(job, probe, parts, worth, choice)
+        tried = _attempt(task, probe, parts, worth, choice)
         attempts.append(tried)
-        if tried.overrun(job.targets) <= 1:
+        if tried.overrun(task.targets) <= 1:
             break
-        for t in job.targets:
-            # What is over its budget was cheaper on paper than it is.
+        for t in task.targets:
+            # The estimate was too low where a figure exceeds its budget.
             got = tried.got[t.metric].value
             miss = got - t.budget(tried.before[t.metric].value)
             if miss > 0:
                 rest[t.metric] += max(got - rest[t.metric] - total(worth, choice, t.metric), miss)
     tell(_ROUNDS + 1, "")
     sensible = [a for a in attempts if a.sensible(probe)]
-    met = [a for a in sensible if a.overrun(job.targets) <= 1]
+    met = [a for a in sensible if a.overrun(task.targets) <= 1]
     if met:
-        return solution(job, probe, min(met, key=lambda a: a.loss), notes=notes)
-    best = min(sensible, key=lambda a: a.overrun(job.targets))
-    budgets = budgets_of(job, lean.before)
+        return solution(task, probe, min(met, key=lambda a: a.loss), notes=notes)
+    best = min(sensible, key=lambda a: a.overrun(task.targets))
+    budgets = budgets_of(task, lean.before)
     alone = [
         least_loss(worth, {t.metric: budgets[t.metric] - rest[t.metric]}) is not None
-        for t in job.targets
+        for t in task.targets
     ]
-    return solution(job, probe, best, missed=out_of_reach(job.targets, best, alone), notes=notes)
+    return solution(task, probe, best, missed=out_of_reach(task.targets, best, alone), notes=notes)
 
 
 def _attempt(
-    job: Job, probe: Probe, parts: Parts, options: Options, choice: Sequence[int]
+    task: Task, probe: Probe, parts: Parts, options: Options, choice: Sequence[int]
 ) -> Attempt:
-    plan = decided(job.base, job.traced.trace, job.free, options, choice, parts.originals, probe)
-    model = rewrite(job.model, job.traced.trace, plan).model
+    plan = decided(
+        task.base, task.analysis.sites, task.free, options, choice, parts.originals, probe
+    )
+    model = rewrite(task.analysis.model, task.analysis.sites, plan).model
     found = whole_costs(
-        job.model, {"plan": model}, job.inputs, probe, clock=job.clock, targets=job.targets
+        task.analysis.model,
+        {"plan": model},
+        task.inputs,
+        probe,
+        clock=task.clock,
+        targets=task.targets,
     )
     loss = sum(o[i].loss for o, i in zip(options, choice, strict=True))
     return Attempt(plan=plan, loss=loss, before=found[ORIGINAL], got=found["plan"])
@@ -135,14 +141,14 @@ def _margin(lean: Attempt, metric: str) -> float:
 
 
 def _chosen(
-    job: Job,
+    task: Task,
     options: Options,
     rest: Mapping[str, float],
     before: Figures,
     margins: Mapping[str, float],
 ) -> tuple[int, ...] | None:
-    """The least loss, with a margin for the noise if there is room for one."""
-    budgets = budgets_of(job, before)
+    """Return the choice with the least loss, with a margin for noise if possible."""
+    budgets = budgets_of(task, before)
     careful = {m: b * (1 - margins.get(m, 0.0)) - rest[m] for m, b in budgets.items()}
     choice = least_loss(options, careful)
     if choice is None and any(margins.values()):
@@ -151,6 +157,6 @@ def _chosen(
 
 
 def _leanest(options: Options, probe: Probe) -> tuple[int, ...]:
-    # What the first forms add up to: overruns of different metrics compare by it.
+    # The sums of the first forms make overruns of different metrics comparable.
     scales = {m: max(sum(o[0].costs[m] for o in options), 1e-30) for m in probe.metrics}
     return nearest(options, scales, dict.fromkeys(probe.metrics, 0.0))

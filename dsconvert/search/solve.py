@@ -1,4 +1,4 @@
-"""One candidate a convolution, the least loss, within every budget.
+"""Select one candidate for each convolution: the least loss within every budget.
 
 A multiple-choice knapsack with several constraints: small (tens of convolutions, tens of candidates
 each), solved to the optimum by HiGHS through ``scipy.optimize.milp``.
@@ -21,7 +21,7 @@ _TIE = 1e-6
 
 
 def solver() -> Any:
-    """``scipy.optimize``.
+    """Return ``scipy.optimize``.
 
     Raises:
         MissingExtraError: scipy is not installed.
@@ -40,7 +40,7 @@ def _costs(options: Sequence[Sequence[Candidate]], metric: str) -> Any:
 
 
 def _one_each(options: Sequence[Sequence[Candidate]], extra: int) -> Any:
-    """A row a convolution, a column a candidate (and ``extra`` free columns)."""
+    """Return a row for each convolution, a column for each candidate, ``extra`` free columns."""
     rows = np.zeros((len(options), sum(len(o) for o in options) + extra))
     start = 0
     for row, site in zip(rows, options, strict=True):
@@ -61,7 +61,7 @@ def _chosen(options: Sequence[Sequence[Candidate]], x: Any) -> tuple[int, ...]:
 def least_loss(
     options: Sequence[Sequence[Candidate]], budgets: Mapping[str, float]
 ) -> tuple[int, ...] | None:
-    """The index of the chosen candidate of each convolution, or None where no choice fits.
+    """Return the index of the chosen candidate of each convolution, or None if no choice fits.
 
     Args:
         options: the candidates of each convolution; every one has a cost for every budget.
@@ -109,12 +109,12 @@ def nearest(
     budgets: Mapping[str, float],
     fixed: Mapping[str, float],
 ) -> tuple[int, ...]:
-    """The choice whose worst overrun is the smallest, for saying what could be reached.
+    """Return the choice with the smallest worst overrun: the nearest to the targets.
 
     Args:
         options: as for :func:`least_loss`.
         budgets: of the whole model.
-        fixed: what the rest of the model costs, whatever is chosen.
+        fixed: the cost of the rest of the model.
     """
     optimize = solver()
     if not options:

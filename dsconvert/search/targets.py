@@ -1,4 +1,4 @@
-"""``latency=0.2x``, ``params=10M``: targets as a person types them."""
+"""Parse targets as a person types them: ``latency=0.2x``, ``params=10M``."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def parse_target(text: str) -> Target:
 
 
 def parse_targets(targets: Sequence[str | Target]) -> tuple[Target, ...]:
-    """Read several; each metric at most once.
+    """Read several targets; each metric may occur once.
 
     Raises:
         TargetError: none at all, a metric twice, or see :func:`parse_target`.

@@ -1,4 +1,4 @@
-"""What a convolution costs by itself: asked of the clock once, remembered in the profile."""
+"""Measure the cost of one convolution by the clock, and store it in the profile."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from dsconvert.search.records import Candidate, Probe, Reading
 
 @dataclass(frozen=True, kw_only=True)
 class Timer:
-    """A probe, the clock that answers it, and the times that are known."""
+    """Measures modules under a probe, by a clock, with a profile of known times."""
 
     probe: Probe
     profile: Profile
     clock: Clock
 
     def read(self, module: nn.Module, form: str, site: Site, *, again: bool = False) -> Candidate:
-        """The times and counted costs of ``module`` in the place of ``site`` (and its upsample).
+        """Return the times and counted costs of ``module`` in place of ``site`` (and its upsample).
 
         Args:
-            module: left as it was.
+            module: does not change.
             form: a name for it, part of the profile's key.
             site: the convolution's record; all its calls count.
-            again: the known times are in doubt: measure them again.
+            again: measure again, since the known times are implausible.
 
         Returns:
-            A candidate with costs, and nothing said of rule, loss and MACs.
+            A candidate with costs; rule, loss and MACs are not set.
         """
         calls = site.calls or 1
         times: dict[str, Reading] = {}
@@ -53,7 +53,7 @@ class Timer:
         return Candidate(rule=None, rank=None, loss=0.0, costs=costs, times=times)
 
     def check(self, module: nn.Module, form: str, site: Site) -> None:
-        """Hold the times that an earlier run has left against this machine now."""
+        """Compare the times of an earlier run with new measurements."""
         for metric in self.probe.timed:
             self.profile.check(*self._question(module, form, site, metric))
 
@@ -81,12 +81,12 @@ class Timer:
 
 
 def width(probe: Probe) -> int:
-    """Bytes of one parameter."""
+    """Return the bytes of one parameter."""
     return 2 if weight_type(probe.settings) in (torch.float16, torch.bfloat16) else 4
 
 
 def _bare(site: Site) -> dict[str, Any]:
-    """What the costs of a site depend on: two sites that agree in this are timed once."""
+    """Return the facts that determine a site's costs: two sites that agree are timed once."""
     facts = asdict(site)
     for name in ("name", "noise", "batchnorm", "absorbs_scale", "params", "macs", "calls"):
         facts.pop(name)
@@ -103,6 +103,6 @@ def _key(site: Site, form: str, what: str, batch: int, probe: Probe) -> str:
 
 
 def _input_shape(site: Site) -> tuple[int, ...]:
-    """``(C, H, W)`` of what reaches the site, in front of its upsample."""
+    """Return ``(C, H, W)`` of the site's input, in front of its upsample."""
     _, c, h, w = site.input_shape or (1, site.in_channels, 1, 1)
     return (c, h // 2, w // 2) if site.upsample is not None else (c, h, w)

@@ -1,4 +1,4 @@
-"""Units of each metric, and figures as a person reads them."""
+"""The units of each metric, and the format of figures for people."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def _scaled(metric: str, value: float) -> tuple[float, str]:
 
 
 def figure(metric: str, value: float) -> str:
-    """A value with a fitting unit, three digits: ``153 ms``, ``3.21 GMAC``."""
+    """Return a value with a suitable unit, three digits: ``153 ms``, ``3.21 GMAC``."""
     scaled, unit = _scaled(metric, value)
     digits = 0 if abs(scaled) >= 99.5 else 1 if abs(scaled) >= 9.95 else 2
     return f"{scaled:.{digits}f} {unit}".rstrip()
 
 
 def typed(metric: str, value: float) -> str:
-    """A value as it can be typed: ``150ms``, ``10M``."""
+    """Return a value as it can be typed: ``150ms``, ``10M``."""
     scaled, unit = _scaled(metric, value)
     return f"{scaled:.6g}{unit}"

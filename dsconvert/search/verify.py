@@ -1,4 +1,4 @@
-"""Whole models under the probe: what a promise is held against."""
+"""Measure whole models, and compare them with the promises of a plan."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dsconvert.bench.machine import threads
 from dsconvert.core.pipeline import cost
 from dsconvert.model.inputs import Inputs, sampler_of
 from dsconvert.search.clock import ORIGINAL, Clock, MachineClock, operation, subject
+from dsconvert.search.consistency import TRIES, noisy
 from dsconvert.search.decide import changes_nothing
-from dsconvert.search.doubts import TRIES, noisy
 from dsconvert.search.records import Probe, Promise, Reading, Target
 from dsconvert.search.timer import width
 from dsconvert.search.units import figure
@@ -46,19 +46,19 @@ def whole_costs(
     targets: Sequence[Target] = (),
     patient: bool = False,
 ) -> dict[str, Figures]:
-    """Every metric of ``original`` and of the others, timed in turn (see :mod:`dsconvert.bench`).
+    """Measure every metric of ``original`` and the others in turn (see :mod:`dsconvert.bench`).
 
-    The original runs contiguous, as it is; the others in the probe's layout. Times are measured
-    again, at most :data:`~dsconvert.search.doubts.TRIES` times in all, while their runs differ
-    widely or a target is missed by no more than the spread; all runs count then.
+    The original runs contiguous, the others in the probe's layout. Times are measured again, at
+    most :data:`~dsconvert.search.consistency.TRIES` times in all, while their runs differ widely
+    or a target is missed by no more than the spread; all runs count.
 
     Args:
         original: the model that was planned for.
         others: by name; none may be called ``original``.
         inputs: sampler of inputs.
         probe: what is measured, and how.
-        clock: what measures times.
-        targets: those that the others are to meet.
+        clock: measures times.
+        targets: of the others.
         patient: measure again after any miss, however large.
     """
     models = {ORIGINAL: original, **others}
@@ -106,7 +106,7 @@ def _timed(
 
 
 def _open(target: Target, readings: Mapping[str, Reading], *, patient: bool) -> bool:
-    """Whether a target is missed, and another measurement could show otherwise."""
+    """Return whether a target is missed and another measurement could still meet it."""
     budget = target.budget(readings[ORIGINAL].value)
     missed = [r for n, r in readings.items() if n != ORIGINAL and r.value > budget]
     return any(patient or r.low <= budget for r in missed)
@@ -131,18 +131,18 @@ def verify(
     inputs: Inputs | None = None,
     clock: Clock | None = None,
 ) -> tuple[Promise, ...]:
-    """Run the original and the converted model in turn; the promises with what was measured.
+    """Run the original and the converted model in turn; return the promises with the figures.
 
-    The budgets of ratio targets follow the original's figure of this very run. A plan that changes
-    nothing is not run: its model takes what the original takes. What misses a target is measured
-    again (a bounded number of times), and all runs count.
+    The budget of a ratio target follows the original's figure of this run. A plan that changes
+    nothing is not run, since it costs the same as the original. A missed target is measured again
+    (a limited number of times), and all runs count.
 
     Args:
         measured: from :func:`~dsconvert.search.plan.plan_measured`.
         original: the model that was planned for.
-        converted: what :func:`dsconvert.apply` made of it.
+        converted: the result of :func:`dsconvert.apply`.
         inputs: as for the plan.
-        clock: what measures times; None: the device.
+        clock: measures times; None: this machine.
     """
     if changes_nothing(measured.plan):
         return tuple(dataclasses.replace(p, measured=p.promised) for p in measured.promises)
@@ -158,7 +158,7 @@ def verify(
     checked: list[Promise] = []
     for p in measured.promises:
         before, after = seen[ORIGINAL][p.metric], seen["converted"][p.metric]
-        # A ratio was promised as a ratio: the same share of this run's original.
+        # A ratio target is the same share of this run's original.
         share = before.value / p.before if p.target.ratio is not None else 1.0
         reading = after.reading
         checked.append(
@@ -174,7 +174,7 @@ def verify(
 
 
 def missed(promises: Sequence[Promise]) -> str | None:
-    """What was promised and not kept, and what can be done; None where every target is met.
+    """Return a message about missed targets, with a remedy; None if every target is met.
 
     Args:
         promises: from :func:`verify`.

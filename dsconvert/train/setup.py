@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from dsconvert.adapter import GeneratorBuilder, adapters
+from dsconvert.adapter import Adapter, adapters
 from dsconvert.config.choices import PRESETS
 from dsconvert.core.pipeline import apply, plan
 from dsconvert.data.images import ImageSet
@@ -26,13 +26,13 @@ from dsconvert.train.step import Networks
 Spectral = Literal["keep", "fold"]
 
 
-def builder_of(cfg: str) -> GeneratorBuilder:
+def builder_of(cfg: str) -> Adapter:
     """The installed adapter that builds generators of configuration ``cfg``.
 
     Raises:
         AdapterError: none does.
     """
-    found = [a for a in adapters() if isinstance(a, GeneratorBuilder)]
+    found = adapters()
     for adapter in found:
         if cfg in adapter.configurations:
             return adapter

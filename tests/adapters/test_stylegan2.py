@@ -10,12 +10,12 @@ from dsconvert_adapters.stylegan2 import ADAPTER, Generator, network
 from torch import Tensor, nn
 
 import dsconvert
-from dsconvert.adapter import Adapter, Follows, PersistentAdapter
-from dsconvert.core.merge import merge, merge_pair
+from dsconvert.adapter import Adapter, Follows
+from dsconvert.core.merge import merge, merged_module
 from dsconvert.core.pipeline import apply, cost
 from dsconvert.core.pipeline import plan as plan_of
 from dsconvert.errors import AdapterError
-from dsconvert.model.trace import trace
+from dsconvert.model.sites import find_sites
 from dsconvert.records import Plan
 from tests.adapters.stylegan2_files import made
 from tests.adapters.stylegan2_reference import image
@@ -110,7 +110,7 @@ def test_demodulation_knows_the_effective_kernel(rule: str, rank: int) -> None:
     g = ranked(made(), {"conv": (rule, rank)})
     for demod in (m for m in g.modules() if isinstance(m, network.Demodulation)):
         assert isinstance(demod.conv, nn.Sequential)
-        dense = merge_pair(demod.conv)
+        dense = merged_module(demod.conv)
         # By the book, on the dense kernel that the pair stands for.
         kernel = dense.weight if isinstance(dense, nn.Conv2d) else dense.weight.transpose(0, 1)
         styles = torch.randn(3, kernel.shape[1])
@@ -229,7 +229,9 @@ def test_convert_leaves_the_original_alone() -> None:
 
 def test_the_adapter() -> None:
     assert isinstance(ADAPTER, Adapter)
-    assert isinstance(ADAPTER, PersistentAdapter)
+    assert ADAPTER.source() is not None
+    assert ADAPTER.can_truncate
+    assert not ADAPTER.can_build
     g = made(c_dim=3)
     facts = ADAPTER.describe(g)
     assert (facts["cfg"], facts["resolution"], facts["classes"]) == ("stylegan2", 16, 3)
@@ -240,7 +242,8 @@ def test_the_adapter() -> None:
 
 def test_the_graph_asks_for_what_is_given_only() -> None:
     g = made(c_dim=3)
-    found = trace(g, example_inputs=inputs(g), leaf_types=ADAPTER.leaves()).graph
+    _, traced = find_sites(g, example_inputs=inputs(g), leaf_types=ADAPTER.leaves())
+    found = traced.graph
     assert [n.name for n in found.nodes if n.op == "placeholder"] == ["z", "c"]
     assert not [n for n in found.nodes if "assert" in str(n.target)]
 

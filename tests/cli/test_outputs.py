@@ -77,7 +77,7 @@ def test_a_suffix_that_cannot_be_served_is_refused_before_any_work(
     def work(*_: object, **__: object) -> None:
         pytest.fail("work was done")
 
-    monkeypatch.setattr("dsconvert.cli.commands.convert.convert_snapshot", work)
+    monkeypatch.setattr("dsconvert.cli.commands.convert.convert_file", work)
     source = str(request.getfixturevalue(kind))
     assert main([source, "--out", str(tmp_path / name), *QUICK]) == 2
     import re
@@ -117,7 +117,7 @@ def test_an_extra_that_is_missing_is_missed_before_any_work(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    monkeypatch.setattr("dsconvert.cli.commands.convert.convert_snapshot", pytest.fail)
+    monkeypatch.setattr("dsconvert.cli.commands.convert.convert_file", pytest.fail)
     assert main([str(snapshot_file), "--out", str(tmp_path / "o.xml"), *QUICK]) == 2
     assert 'pip install "openvino>=2024.4"' in capsys.readouterr().err
 
@@ -162,13 +162,13 @@ def test_an_output_that_appears_meanwhile(
 ) -> None:
     from dsconvert.cli.commands import convert
 
-    real, out = convert.convert_snapshot, tmp_path / "o.pkl"
+    real, out = convert.convert_file, tmp_path / "o.pkl"
 
     def slow(*args: object, **options: object) -> object:
         out.write_text("theirs")
         return real(*args, **options)
 
-    monkeypatch.setattr(convert, "convert_snapshot", slow)
+    monkeypatch.setattr(convert, "convert_file", slow)
     assert main([str(snapshot_file), "--out", str(out), *QUICK]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("o.pkl", "theirs")]

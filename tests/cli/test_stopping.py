@@ -72,7 +72,7 @@ def test_export(
     out = tmp_path / "x.pt2"
     out.write_bytes(b"old")
     monkeypatch.setattr(
-        "dsconvert.export.api._written", lambda *_: signal.raise_signal(number), raising=True
+        "dsconvert.export.write._written", lambda *_: signal.raise_signal(number), raising=True
     )
     words = ["export", str(snapshot_file), "--format", "torch", "--out", str(out), "--overwrite"]
     assert main(words) == 130

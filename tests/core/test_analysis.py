@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import gc
 import weakref
-from typing import Any
+from collections import Counter
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.optim.swa_utils import AveragedModel
 
 import dsconvert
-from dsconvert.core import analysis as analysis_module
+from dsconvert.adapter import Adapter
+from dsconvert.bench import Settings
 from dsconvert.core.analysis import analyse
 from dsconvert.errors import ConversionError, PlanError, TraceError, UsageError
 from dsconvert.model.copying import owned_copy
 from dsconvert.model.inputs import map_tensors, tensors_of
+from dsconvert.search import plan_measured
 from tests import awkward
-from tests.models import decoder, latents, output
+from tests.models import Decoder, decoder, latents, output
 
 
 class Net(nn.Module):
@@ -95,7 +99,7 @@ def test_forward_takes_what_real_code_takes(forward: Any, args: tuple[Any, ...])
     model = type("G", (Net,), {"forward": forward})().eval()
     wanted = model(*args)
     found = analyse(model, example_inputs=args)
-    assert [s.name for s in found.trace.sites if s.calls] == ["main.0", "main.2", "main.4"]
+    assert [s.name for s in found.sites.convolutions if s.calls] == ["main.0", "main.2", "main.4"]
     assert found.cost.macs is not None
 
     def inputs(n: int, generator: torch.Generator) -> tuple[Any, ...]:
@@ -133,7 +137,7 @@ def test_a_number_that_depends_on_the_batch_is_no_constant() -> None:
         return self.main(x.reshape(x.shape[0] * 1, *x.shape[1:])) / x.shape[0]
 
     model = type("G", (Net,), {"forward": forward})().eval()
-    graph = analyse(model, example_inputs=(X,)).traced.graph
+    graph = analyse(model, example_inputs=(X,)).graph.graph
     more = torch.cat([X, X, X])
     made = torch.fx.GraphModule(model, graph)
     assert torch.allclose(made(more), model(more), atol=1e-6)
@@ -255,19 +259,56 @@ def test_a_plan_that_rewrites_what_it_keeps_is_refused() -> None:
         dsconvert.apply(model, type(made).from_json(text), inputs=latents, calibrate=0)
 
 
-def test_one_analysis_a_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
+class Counted(Decoder):
+    """Counts how often it is traced by torch.fx, and by torch.jit, with which fvcore counts."""
+
+    seen: ClassVar[Counter[str]] = Counter()
+
+    def forward(self, z: Any, flag: bool = False) -> torch.Tensor:
+        self.seen["traces"] += isinstance(z, fx.Proxy)
+        self.seen["counts"] += torch.jit.is_tracing()
+        return super().forward(z, flag)
+
+
+class CountingAdapter(Adapter):
+    name = "counting"
+
+    def matches(self, model: nn.Module) -> bool:
+        Counted.seen["look-ups"] += 1
+        return isinstance(model, Counted)
+
+    def describe(self, generator: nn.Module) -> dict[str, Any]:
+        return {}
+
+    def sampler(self, model: nn.Module) -> Any:
+        return latents
+
+
+COUNTING = CountingAdapter()
+
+
+def test_one_analysis_a_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One look-up of the adapter, one trace, one count of the original."""
-    made: dict[str, int] = {"adapter_for": 0, "trace": 0, "count": 0}
-    for name in made:
-        inner = getattr(analysis_module, name)
-
-        def counted(*args: Any, name: str = name, inner: Any = inner, **kwargs: Any) -> Any:
-            made[name] += 1
-            return inner(*args, **kwargs)
-
-        monkeypatch.setattr(analysis_module, name, counted)
-    dsconvert.convert(decoder(), inputs=latents, calibrate=16)
-    assert made == {"adapter_for": 1, "trace": 1, "count": 2}  # before and after
+    info = tmp_path / "counting-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: counting\nVersion: 1\n")
+    points = f"[dsconvert.adapters]\ncounting = {__name__}:COUNTING\n"
+    (info / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(tmp_path)
+    cpu = Settings(device="cpu")
+    commands: dict[Any, tuple[int, int]] = {
+        (lambda model: dsconvert.convert(model, calibrate=16)): (1, 2),  # before and after
+        (lambda model: dsconvert.convert(model, calibrate=16, adapter=COUNTING)): (0, 2),
+        (lambda model: dsconvert.plan(model)): (1, 1),
+        (lambda model: plan_measured(model, ["params=0.5x"], settings=cpu, cache=tmp_path)): (1, 0),
+        (lambda model: dsconvert.deploy(model)): (1, 0),
+        (lambda model: dsconvert.lean(model)): (1, 0),
+    }
+    for command, (look_ups, counts) in commands.items():
+        Counted.seen.clear()
+        command(Counted().eval())
+        seen = Counted.seen
+        assert (seen["look-ups"], seen["traces"], seen["counts"]) == (look_ups, 1, counts)
 
 
 def test_a_copy_owns_what_it_holds() -> None:
@@ -282,7 +323,7 @@ def test_no_copy_outlives_the_analysis() -> None:
     model = decoder()
     held = [weakref.ref(p) for p in model.parameters()]
     analysis = analyse(model, inputs=latents).without_model()
-    assert analysis.trace.sites
+    assert analysis.sites.convolutions
     del model
     gc.collect()
     assert not any(ref() is not None for ref in held)

@@ -22,11 +22,11 @@ from tests.models import SITES, Decoder, One, decoder, latents, output
 
 def exact_plan(model: nn.Module, rule, x: torch.Tensor, rank: int | None = None) -> Plan | None:
     """A plan that rewrites ``body`` by ``rule`` at full (or the given) rank."""
-    from dsconvert.model.trace import trace
+    from dsconvert.model.sites import find_sites
     from dsconvert.records import Decision
 
-    site = trace(model, example_inputs=(x,)).trace.sites[0]
-    if rule.refuses(site) is not None:
+    site = find_sites(model, example_inputs=(x,))[0].convolutions[0]
+    if rule.why_not(site) is not None:
         return None
     rank = rank or rule.max_rank(site)
     decision = Decision(
@@ -106,7 +106,7 @@ def test_what_is_kept(preset, dtype):
     calls.clear()
     fast.eval()(torch.randn(1, 16, dtype=dtype))
     assert len(calls) == 2
-    allowed = ("torch.nn", "models")
+    allowed = ("torch.nn", "tests.models")
     assert all(type(m).__module__.startswith(allowed) for m in fast.modules())
 
 

@@ -163,7 +163,7 @@ def test_a_conditional_generator_learns(conditional_file: Path, tmp_path: Path) 
 def test_a_state_dict_of_any_code_learns(tmp_path: Path, monkeypatch, capsys) -> None:
     """A generator of a user's own module, whose converted file is a checkpoint too."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    source = ["--module", "models:Decoder", "--input", "16"]
+    source = ["--module", "tests.models:Decoder", "--input", "16"]
     dense, fast, better = (tmp_path / f"{n}.pth" for n in ("dense", "fast", "better"))
     torch.save({"state_dict": decoder().state_dict(), "epoch": 3}, dense)
     assert (
@@ -173,7 +173,7 @@ def test_a_state_dict_of_any_code_learns(tmp_path: Path, monkeypatch, capsys) ->
     assert main([*words, "--features", "0", "--lr", "0.01", "--json"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["after"]["distance"] < 0.9 * said["before"]["distance"]
-    module = ModuleSource(factory="models:Decoder", shapes=((16,),))
+    module = ModuleSource(factory="tests.models:Decoder", shapes=((16,),))
     z = torch.randn(64, 16, generator=torch.Generator().manual_seed(5))
     wanted, before, after = (
         output(open_file(p, module=module).generator, z) for p in (dense, fast, better)

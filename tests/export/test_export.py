@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import dsconvert
+from dsconvert import export_model, load_export, load_generator
 from dsconvert.cli import main
 from dsconvert.errors import (
     CorruptSnapshotError,
@@ -20,7 +21,7 @@ from dsconvert.errors import (
     OutputError,
     UsageError,
 )
-from dsconvert.export import export_model, formats, load_export, load_generator
+from dsconvert.export import graphs
 from dsconvert.formats.official import load_snapshot
 from dsconvert.forms.flat_graph import draw, flatten
 from dsconvert.forms.inputs import examples_of
@@ -36,7 +37,7 @@ SUFFIX = {"onnx": "onnx", "torch": "pt2", "openvino": "xml", "safetensors": "saf
 
 
 def extras(name: str) -> None:
-    for module in formats.GRAPHS[name].needs if name in formats.GRAPHS else ("safetensors",):
+    for module in graphs.GRAPHS[name].needs if name in graphs.GRAPHS else ("safetensors",):
         pytest.importorskip(module, reason=f'pip install "dsconvert[{name}]"')
 
 
@@ -136,13 +137,13 @@ def sabotage(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Tensor], Tensor])
     """Make the torch format come back different from what went in."""
     import dataclasses
 
-    true = formats.GRAPHS["torch"]
+    true = graphs.GRAPHS["torch"]
 
-    def spoilt(path: Path, threads: int | None) -> formats.Run:
+    def spoilt(path: Path, threads: int | None) -> graphs.Run:
         run = true.open(path, threads)
         return lambda *tensors: spoil(run(*tensors))
 
-    monkeypatch.setitem(formats.GRAPHS, "torch", dataclasses.replace(true, open=spoilt))
+    monkeypatch.setitem(graphs.GRAPHS, "torch", dataclasses.replace(true, open=spoilt))
 
 
 @pytest.mark.parametrize(
@@ -239,14 +240,14 @@ def test_bad_input(tmp_path: Path, fast: nn.Module) -> None:
 def test_a_missing_extra_names_the_command(
     tmp_path: Path, fast: nn.Module, name: str, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = formats.import_module
+    real = graphs.import_module
 
     def without(wanted: str) -> Any:
         if wanted == module:
             raise ImportError(wanted)
         return real(wanted)
 
-    monkeypatch.setattr(formats, "import_module", without)
+    monkeypatch.setattr(graphs, "import_module", without)
     with pytest.raises(MissingExtraError, match=rf'pip install .*"{module}>='):
         export_model(fast, tmp_path / f"g.{SUFFIX[name]}")
     assert not list(tmp_path.iterdir())
@@ -274,13 +275,13 @@ def header(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
         lambda h: h.pop("changes"),
         lambda h: h.update(version=99),
         lambda h: h.update(adapter="nobody"),
-        lambda h: h["changes"]["remove"].append("synthesis.nothing"),
-        lambda h: h["changes"]["remove"].append("synthesis.to_big"),
+        lambda h: h["changes"]["removed"].append("synthesis.nothing"),
+        lambda h: h["changes"]["removed"].append("synthesis.to_big"),
         lambda h: h["changes"].update(attributes={"": {"forward": 1}}),
         lambda h: h["changes"].update(attributes={"synthesis": {"training": True}}),
-        lambda h: h["changes"]["replace"].update({"synthesis.to_big": {"type": "eval"}}),
-        lambda h: h["changes"]["replace"]["synthesis.feat_8.1"].update(type="Linear"),
-        lambda h: h["changes"].update(replace=7),
+        lambda h: h["changes"]["replaced"].update({"synthesis.to_big": {"type": "eval"}}),
+        lambda h: h["changes"]["replaced"]["synthesis.feat_8.1"].update(type="Linear"),
+        lambda h: h["changes"].update(replaced=7),
     ],
 )
 def test_a_damaged_safetensors_header_is_refused(

@@ -9,10 +9,10 @@ from torch import nn
 
 import dsconvert
 from dsconvert.errors import UsageError
+from dsconvert.fit.activation_stream import ActivationStream
 from dsconvert.fit.moments import channel_mean, moments
-from dsconvert.fit.statistics import restate
-from dsconvert.fit.stream import Stream
-from dsconvert.model.trace import trace
+from dsconvert.fit.statistics import correct_statistics
+from dsconvert.model.sites import find_sites
 from tests.models import SITES, decoder, latents, output
 
 GEOMETRIES = (
@@ -87,15 +87,15 @@ def test_the_stream_runs_both_sides_alike():
     batches = [latents(4, generator) for _ in range(3)]
     seen = []
 
-    def visit(front):
-        if front.name == "head":
-            for args, other in zip(front.student_args, front.teacher_args, strict=True):
+    def visit(call):
+        if call.name == "head":
+            for args, other in zip(call.student_args, call.teacher_args, strict=True):
                 seen.append(torch.equal(args[0], other[0]))
 
-    traced = trace(model, example_inputs=batches[0])
+    _, graph = find_sites(model, example_inputs=batches[0])
     with torch.no_grad():
-        Stream(
-            traced.recorded, model, model, batches,
+        ActivationStream(
+            graph, model, model, batches,
             visit=visit, changed=frozenset({"start", "head"}),
         ).run()  # fmt: skip
     assert seen == [True] * 3
@@ -107,13 +107,13 @@ def test_the_stream_drops_latents_but_never_below_two():
     batches = [latents(4, generator) for _ in range(8)]
     counts = []
 
-    def visit(front):
-        counts.append(len(front.wanted))
+    def visit(call):
+        counts.append(len(call.wanted))
 
-    traced = trace(model, example_inputs=batches[0])
+    _, graph = find_sites(model, example_inputs=batches[0])
     with torch.no_grad():
-        Stream(
-            traced.recorded, model, model, batches,
+        ActivationStream(
+            graph, model, model, batches,
             visit=visit, changed=frozenset({"start", "block1.1", "head"}), budget=100_000,
         ).run()  # fmt: skip
     assert counts[0] > counts[-1] == 2
@@ -137,7 +137,7 @@ def test_statistics_follow_the_inputs(kind):
     with torch.no_grad():
         wanted = norm(teacher[0], *extra)
         before = (norm(student[0], *extra) - wanted).abs().max()
-        gaps = restate(norm, student, teacher)
+        gaps = correct_statistics(norm, student, teacher)
         after = (norm(student[0], *extra) - wanted).abs().max()
     assert gaps is not None
     assert gaps[1] < gaps[0]
@@ -222,8 +222,8 @@ def test_activations_that_are_not_finite_leave_the_svd_and_a_note(preset):
 
 
 def test_a_fit_that_fails_leaves_its_start():
-    from dsconvert.fit.guard import attempt
     from dsconvert.fit.least_squares import ridge_towards
+    from dsconvert.fit.overflow import fit_or_restore
     from dsconvert.fit.sample import Sample
 
     conv = nn.Conv2d(2, 2, 1)
@@ -241,11 +241,11 @@ def test_a_fit_that_fails_leaves_its_start():
             conv.weight.fill_(float("nan"))
 
     with torch.no_grad():
-        assert not attempt(fails, conv, sample)
+        assert not fit_or_restore(fails, conv, sample)
         assert torch.equal(conv.weight, start)
-        assert not attempt(not_finite, conv, sample)
+        assert not fit_or_restore(not_finite, conv, sample)
         assert torch.equal(conv.weight, start)
-        assert not attempt(lambda: conv.weight.fill_(1e200), conv, sample.double())
+        assert not fit_or_restore(lambda: conv.weight.fill_(1e200), conv, sample.double())
         assert torch.equal(conv.weight, start)
         assert conv.weight.dtype == torch.float32
 

@@ -76,8 +76,8 @@ def test_a_kind_that_nobody_rebuilds_is_refused_in_a_sentence(tmp_path: Path) ->
     pytest.importorskip("safetensors")
     from dsconvert_adapters.stylegan2 import Generator
 
+    from dsconvert import export_model
     from dsconvert.errors import AdapterError
-    from dsconvert.export import export_model
 
     g = Generator(z_dim=4, w_dim=4, img_resolution=8, channel_base=32, channel_max=4)
     with pytest.raises(AdapterError, match=r"'stylegan2' can't rebuild .* export to another"):

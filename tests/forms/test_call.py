@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from dsconvert import export_model, load_export
 from dsconvert.adapter import image_tensor
 from dsconvert.errors import AdapterError, DsconvertError, ExportError, UsageError
-from dsconvert.export import export_model, load_export
 from dsconvert.forms import deploy, lean
 from dsconvert.forms.call import call_of
 from tests.made_models import moved_generator

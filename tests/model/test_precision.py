@@ -13,16 +13,15 @@ from torch import nn
 from torch.nn.utils import spectral_norm
 
 import dsconvert
-from dsconvert import ModuleSource, convert_snapshot, open_file, save_file
+from dsconvert import ModuleSource, convert_snapshot, export_model, open_file, save_file
 from dsconvert.cli import main
 from dsconvert.errors import OutputError
-from dsconvert.export import export_model
 from dsconvert.formats.official import load_snapshot, new_snapshot, save_snapshot
 from dsconvert.model.precision import as_stored, narrowed, stored_copy, widen
 from tests.made_models import moved_generator
 from tests.models import Decoder, decoder, latents, output
 
-SOURCE = ModuleSource(factory="models:Decoder", shapes=((16,),))
+SOURCE = ModuleSource(factory="tests.models:Decoder", shapes=((16,),))
 Z = torch.randn(2, 16, generator=torch.Generator().manual_seed(4))
 TYPES = [torch.float16, torch.bfloat16, torch.float64]
 
@@ -222,7 +221,7 @@ def test_every_command_takes_such_a_file(
 ) -> None:
     model = decoder()
     model = mixed(model, torch.float16) if kind == "mixed" else model.to(getattr(torch, kind))
-    own = ["--module", "models:Decoder", "--input", "16"]
+    own = ["--module", "tests.models:Decoder", "--input", "16"]
     path, fast = str(tmp_path / "in.pth"), str(tmp_path / "fast.pth")
     torch.save({"state_dict": model.state_dict()}, path)
 

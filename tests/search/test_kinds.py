@@ -16,7 +16,7 @@ from tests.adapters.stylegan2_files import made, official_file
 from tests.models import decoder
 from tests.search.clocks import ByWeight
 
-MODULE = ModuleSource(factory="models:Decoder", shapes=((16,),))
+MODULE = ModuleSource(factory="tests.models:Decoder", shapes=((16,),))
 QUICK = ["--threads", "1", "--init", "svd", "--calibrate", "0", "--quiet", "--json"]
 
 
@@ -27,7 +27,7 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, list[str
         return official_file(tmp_path / "sg2.pkl", made(c_dim=3)), []
     if request.param == "module":
         torch.save(decoder().state_dict(), tmp_path / "model.pth")
-        return tmp_path / "model.pth", ["--module", "models:Decoder", "--input", "16"]
+        return tmp_path / "model.pth", ["--module", "tests.models:Decoder", "--input", "16"]
     names = {"official": "snapshot_file", "conditional": "conditional_file"}
     return request.getfixturevalue(names.get(request.param, "fastgan_file")), []
 
@@ -66,5 +66,5 @@ def test_a_module_needs_the_shape_of_its_inputs(tmp_path: Path) -> None:
     torch.save(decoder().state_dict(), tmp_path / "model.pth")
     words = [str(tmp_path / "model.pth"), "--out", str(tmp_path / "out.pth"), *QUICK]
     with pytest.raises(UsageError, match="add --input SHAPE"):
-        convert.run(parse([*words, "--module", "models:Decoder", "--target", "params=0.5x"]))
+        convert.run(parse([*words, "--module", "tests.models:Decoder", "--target", "params=0.5x"]))
     assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]

@@ -14,7 +14,7 @@ from dsconvert.bench import Settings
 from dsconvert.errors import MissedTargetError
 from dsconvert.model.inputs import Inputs
 from dsconvert.search import Clock, MeasuredPlan, missed, plan_measured, verify
-from dsconvert.search.doubts import TRIES, disagree, exceeds, implausible, noisy, worthwhile
+from dsconvert.search.consistency import TRIES, disagree, exceeds, implausible, noisy, worthwhile
 from dsconvert.search.records import Candidate, Probe, Reading
 from tests.models import decoder, latents
 from tests.search.clocks import ByWeight, whole

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dsconvert.bench import Settings, settle
-from dsconvert.search.doubts import TRIES
+from dsconvert.search.consistency import TRIES
 from dsconvert.search.profile import Profile, cache_folder
 
 SETTINGS = settle(Settings(device="cpu", threads=1))

@@ -11,7 +11,7 @@ from dsconvert.bench.subject import Inputs
 from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.errors import UsageError
-from dsconvert.formats.registry import Opened, inputs_of
+from dsconvert.formats.base import GeneratorFile
 from dsconvert.report.timings import headline, limits_dict, measurement_dict, measurement_report
 
 
@@ -29,8 +29,8 @@ def settings_of(options: Namespace) -> Settings:
     )
 
 
-def _inputs(path: str, file: Opened) -> Inputs:
-    found = inputs_of(file)
+def _inputs(path: str, file: GeneratorFile) -> Inputs:
+    found = file.inputs()
     if found is None:
         raise UsageError(
             f"{path} can't be run: nothing says what its inputs look like; give --input 256."

@@ -11,7 +11,6 @@ from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.seeded import images_of, stage
 from dsconvert.data.pictures import check_picture, psnr, save_picture, side_by_side
 from dsconvert.errors import UsageError
-from dsconvert.formats.registry import inputs_of, picture_of
 from dsconvert.metrics import LiteFeatures, feature_distance
 
 
@@ -50,12 +49,12 @@ def run(options: Namespace) -> None:
         "psnr_db_mean": float(values.mean()),
     }
     text = f"PSNR {values.mean():.1f} dB (mean), {values.min():.1f} dB (worst)"
-    inputs = inputs_of(first)
+    inputs = first.inputs()
     if features is not None and inputs is not None:
         with Bars(hidden=options.quiet) as bars:
             fd = feature_distance(
-                picture_of(second),
-                picture_of(first),
+                second.picture(),
+                first.picture(),
                 inputs,
                 samples=options.distance,
                 features=features,

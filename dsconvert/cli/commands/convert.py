@@ -9,8 +9,8 @@ from dsconvert.cli import targets
 from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.errors import PlanError, UsageError
-from dsconvert.formats.convert_file import SnapshotConversion, convert_snapshot, plan_snapshot
-from dsconvert.formats.registry import check_output, generators_in, save_file
+from dsconvert.formats.convert_file import FileConversion, convert_file, plan_file
+from dsconvert.formats.save_file import check_output, generators_in, save_file
 from dsconvert.records import Plan
 from dsconvert.report.jsonable import conversion_dict, plan_dict
 from dsconvert.report.tables import conversion_report, plan_report
@@ -55,7 +55,7 @@ def run(options: Namespace, *, clock: Clock | None = None) -> None:
             measured = targets.planned(snap, options, bars, clock=clock)
         chosen = measured.plan
     if options.plan_only:
-        plan = plan_snapshot(
+        plan = plan_file(
             snap,
             preset=options.preset,
             rank=options.rank,
@@ -74,7 +74,7 @@ def run(options: Namespace, *, clock: Clock | None = None) -> None:
         targets.own_up(measured, options)
         return
     with Bars(hidden=options.quiet) as bars:
-        result = convert_snapshot(
+        result = convert_file(
             snap,
             preset=options.preset,
             rank=options.rank,
@@ -113,7 +113,7 @@ def run(options: Namespace, *, clock: Clock | None = None) -> None:
     targets.own_up(measured, options)
 
 
-def _others(result: SnapshotConversion) -> list[str]:
+def _others(result: FileConversion) -> list[str]:
     """A line for each generator of the file beside the main one."""
     lines: list[str] = []
     for key, conversion in list(result.conversions.items())[1:]:

@@ -17,7 +17,6 @@ from dsconvert.data.classes import classes_of, open_labelled, with_classes_of
 from dsconvert.data.images import ImageSet
 from dsconvert.data.stream import to_range
 from dsconvert.errors import UsageError
-from dsconvert.formats.registry import inputs_of, picture_of
 from dsconvert.metrics.distance import Inputs, sample_images
 from dsconvert.metrics.evaluate import FEW, NAMES, Contest, Evaluation, Score, evaluate, extractors
 from dsconvert.metrics.frechet import Comparison
@@ -46,10 +45,10 @@ def run(options: Namespace) -> None:
     device = for_work(options.device)
     nets = extractors(options.metrics, device=device)
     file = opened(options.snapshot, options)
-    student, inputs = picture_of(file).to(device), inputs_of(file)
+    student, inputs = file.picture().to(device), file.inputs()
     if inputs is None:
         raise UsageError(f"nobody knows what the generator of {options.snapshot} takes: --input.")
-    teacher = picture_of(opened(options.against, options)).to(device) if options.against else None
+    teacher = opened(options.against, options).picture().to(device) if options.against else None
     channels, side = _image(student, inputs)
     if teacher is not None and (channels, side) != _image(teacher, inputs):
         raise UsageError(

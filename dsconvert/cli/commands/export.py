@@ -7,8 +7,7 @@ from dataclasses import asdict
 
 from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
-from dsconvert.export import check_export
-from dsconvert.formats.export_file import export_file
+from dsconvert.formats.export_file import check_export, export_file
 
 
 def run(options: Namespace) -> None:

@@ -9,15 +9,15 @@ from typing import Any
 from dsconvert.cli.opening import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.core.pipeline import cost
-from dsconvert.formats.registry import Opened, inputs_of
+from dsconvert.formats.base import GeneratorFile
 from dsconvert.records import Cost
 from dsconvert.report.jsonable import cost_dict
 from dsconvert.report.tables import cost_report, rank_report
 from dsconvert.search.ranks import rank_costs
 
 
-def _counted(file: Opened) -> Cost:
-    return cost(file.generator, inputs=inputs_of(file))
+def _counted(file: GeneratorFile) -> Cost:
+    return cost(file.generator, inputs=file.inputs())
 
 
 def run(options: Namespace) -> None:
@@ -28,9 +28,7 @@ def run(options: Namespace) -> None:
         before = _counted(file)
         after = _counted(opened(options.other, options)) if options.other else None
         ranks = (
-            rank_costs(file.generator, options.ranks, inputs=inputs_of(file))
-            if options.ranks
-            else ()
+            rank_costs(file.generator, options.ranks, inputs=file.inputs()) if options.ranks else ()
         )
     if options.json:
         data: dict[str, Any] = {"snapshot": options.snapshot, "cost": cost_dict(before)}

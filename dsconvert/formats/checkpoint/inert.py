@@ -1,10 +1,10 @@
-"""What may stand beside tensors in a checkpoint: ``argparse.Namespace``, numpy scalars and arrays.
+"""Read plain data beside the tensors of a checkpoint: a Namespace, numpy scalars and arrays.
 
 ``torch.load(weights_only=True)`` refuses their names. Allowing the real ones would hand a file
 numpy's own unpickling functions, and a dtype whose flags say that bytes are object pointers is
 enough to run code there. So each name is given to torch's reader with a stand-in of ours, which
 checks its arguments and makes a plain value of them; nothing of numpy is called with an object from
-a file. What is made is written back under the original names.
+a file. The values are written back under the original names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAX_NAMES = 10_000
 class Namespace(argparse.Namespace):
     """Becomes an ``argparse.Namespace`` once its attributes are known."""
 
-    def __init__(self) -> None:  # what the file gives as arguments is refused
+    def __init__(self) -> None:  # a file's arguments are refused
         super().__init__()
 
     def __setstate__(self, state: Any) -> None:
@@ -59,10 +59,10 @@ class _Type:
         self.real = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
-        """Version, byte order, no sub-array, names or fields, sizes, and flags.
+        """Take the byte order of a state of an honest dtype.
 
-        Only the order is taken. Text has the flag 8 (its memory is cleared first); other flags
-        belong to objects.
+        It holds a version, the byte order, no sub-array, names or fields, sizes, and flags. Text
+        has the flag 8 (its memory is cleared first); other flags belong to objects.
 
         Raises:
             UnpicklingError: anything else.
@@ -84,7 +84,7 @@ class _Array(np.ndarray):
     """An array of numbers, written back as a plain one."""
 
     def __new__(cls, *_: Any) -> NoReturn:
-        """Only :func:`_reconstruct` makes one.
+        """Refuse the call: only :func:`_reconstruct` makes an array.
 
         Raises:
             UnpicklingError: always.
@@ -92,7 +92,7 @@ class _Array(np.ndarray):
         raise UnpicklingError("Unsupported call of numpy.ndarray")
 
     def __setstate__(self, state: Any) -> None:
-        """Version, shape, type, order and bytes, as many as the shape says.
+        """Take version, shape, type, order and as many bytes as the shape needs.
 
         Raises:
             UnpicklingError: anything else.
@@ -120,14 +120,14 @@ class _Array(np.ndarray):
 
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> Any:
-    """An empty array, whose state follows."""
+    """Return an empty array, whose state follows."""
     if kind is not _Array or shape != (0,) or code not in (b"b", "b"):
         raise UnpicklingError("Unsupported call of numpy's _reconstruct")
     return np.ndarray.__new__(_Array, (0,), np.uint8)
 
 
 def _scalar(kind: Any, raw: Any = b"") -> Any:
-    """One number or text."""
+    """Return one number or text."""
     if type(kind) is not _Type or type(raw) is not bytes or len(raw) != kind.real.itemsize:
         raise UnpicklingError("Unsupported numpy scalar")
     # A text of no length has no bytes either.
@@ -135,7 +135,7 @@ def _scalar(kind: Any, raw: Any = b"") -> Any:
 
 
 def _no_bytes() -> bytes:
-    """Protocol 2 spells an empty string of bytes as a call."""
+    """Return the empty string of bytes, which protocol 2 spells as a call."""
     return b""
 
 
@@ -148,11 +148,11 @@ _STAND_INS: list[tuple[Callable[..., Any], str]] = [
     *((_scalar, f"{module}.scalar") for module in _NUMPY),
     *((_reconstruct, f"{module}._reconstruct") for module in _NUMPY),
 ]
-"""The names that a file may refer to besides torch's own, and what they stand for here."""
+"""The names that a file may refer to besides torch's own, and their stand-ins."""
 
 
 def load(path: Any, *, mmap: bool) -> Any:
-    """Read a ``torch.save`` file: tensors, plain values, and what this module knows.
+    """Read a ``torch.save`` file: tensors, plain values, and the names of this module.
 
     Raises:
         pickle.UnpicklingError: it names something else, which has not run.

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, told without running anything."""
+"""The facts about a checkpoint, found without running anything in it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dsconvert.errors import ForeignFileError, SnapshotError
-from dsconvert.formats.checkpoint.api import load_checkpoint
+from dsconvert.formats.base import ModuleSource
+from dsconvert.formats.checkpoint.load import load_checkpoint
 from dsconvert.formats.checkpoint.read import ENTRY, check_exists, is_checkpoint, read
 from dsconvert.rules.recognise import Structure, structure_of
 
 if TYPE_CHECKING:
     import os
-
-    from dsconvert.formats.checkpoint.module import ModuleSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ class CheckpointInfo:
     """The generator's convolutions, and by which rules they were rewritten."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain data for JSON."""
+        """Return the facts as plain data for JSON."""
         return asdict(self)
 
 
@@ -79,12 +78,12 @@ def _tensors(value: Any, depth: int = 0) -> list[torch.Tensor]:
 def inspect_checkpoint(
     path: str | os.PathLike[str], *, module: ModuleSource | None = None
 ) -> CheckpointInfo:
-    """Look into a file.
+    """Return the facts about a file.
 
     Raises:
         ForeignFileError: it is missing or something else.
         CorruptSnapshotError: it is damaged.
-        UnsafeSnapshotError: it refers to what would have to run.
+        UnsafeSnapshotError: it refers to code that would have to run.
     """
     where = Path(path)
     check_exists(where)
@@ -107,7 +106,7 @@ def inspect_checkpoint(
     adapter, config, generators, note, structure = None, {}, (), None, None
     try:
         found = load_checkpoint(where, module=module)
-        adapter, config, generators = found.adapter.name, dict(found.config), found.generators
+        adapter, config, generators = found.codebase.name, dict(found.config), found.generators
         structure = structure_of(found.generator)
     except SnapshotError as error:
         note = str(error)
@@ -127,6 +126,6 @@ def inspect_checkpoint(
 
 
 def _version(mark: Any) -> str | None:
-    """What the entry of a converted file says; it comes from a file and may be anything."""
+    """Return the writer's version from the entry of a converted file, which may hold anything."""
     found = mark.get("dsconvert") if isinstance(mark, Mapping) else None
     return found if isinstance(found, str) else None

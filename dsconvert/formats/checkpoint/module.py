@@ -1,14 +1,13 @@
-"""A user's own module as a codebase: ``--module package.path:factory``.
+"""A module of the user's own as a codebase: ``--module package.path:factory``.
 
-Importing the module runs the user's own code, by his explicit wish; no file can ask for it.
+Importing the module runs the user's own code, at his explicit request; no file can ask for it.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,8 @@ from torch import nn
 
 from dsconvert.adapter import image_tensor
 from dsconvert.errors import UsageError
+from dsconvert.formats.base import ModuleSource
+from dsconvert.formats.checkpoint.codebase import Codebase
 from dsconvert.formats.checkpoint.places import ROOT, Place, alike, named, places
 
 if TYPE_CHECKING:
@@ -31,39 +32,24 @@ _NAMES = (
 _LATENTS = ("z_dim", "latent_dim", "nz")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModuleSource:
-    """What a user said about his generator.
-
-    Attributes:
-        factory: ``package.path:name`` of a callable without arguments (or a class) that returns the
-            original architecture.
-        key: the entry of the file that holds its state dict (dots for nested ones, and for a
-            prefix of its names); None: found.
-        shapes: of one sample of each argument of a forward call, for normal latents.
-    """
-
-    factory: str
-    key: str | None = None
-    shapes: tuple[tuple[int, ...], ...] = ()
-
-
 class Picture(nn.Module):
-    """The first image of whatever a generator returns."""
+    """A generator whose output is the first image that it returns."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, *args: Any) -> torch.Tensor:
-        """One image tensor."""
+        """Return one image tensor."""
         return image_tensor(self.model(*args))
 
 
-class ModuleCodebase:
-    """Plays the part of an adapter for one user's module."""
+class ModuleCodebase(Codebase):
+    """A module of the user's own, in place of an adapter."""
 
+    adapter = None
     name = "module"
+    remedy = "Check that the factory builds the architecture that was trained."
 
     def __init__(self, source: ModuleSource) -> None:
         """Import the factory and build the architecture once.
@@ -73,11 +59,15 @@ class ModuleCodebase:
         """
         self.source = source
         self._factory = _imported(source.factory)
-        self._shapes = {k: v.shape for k, v in self.make({}).state_dict().items()}
+        self._shapes = {k: v.shape for k, v in self.blank({}).state_dict().items()}
         self._names = set(self._shapes)
 
-    def make(self, config: Mapping[str, Any]) -> nn.Module:  # noqa: ARG002 - the protocol's
-        """See :class:`dsconvert.adapter.CheckpointAdapter`."""
+    def blank(self, config: Mapping[str, Any]) -> nn.Module:  # noqa: ARG002 - the factory has none
+        """Call the factory; not on the meta device, since a user's code may do anything.
+
+        Raises:
+            UsageError: it fails, or returns no module.
+        """
         try:
             model = self._factory()
         except Exception as error:
@@ -92,13 +82,13 @@ class ModuleCodebase:
         return model
 
     def states(
-        self, checkpoint: Mapping[str, Any], *, converted: Sequence[str] = ()
+        self, checkpoint: Mapping[str, Any], converted: tuple[str, ...] = ()
     ) -> Mapping[str, Mapping[str, torch.Tensor]]:
-        """The state dicts that fit the module (or the one under the key that was named).
+        """Return the state dicts that fit the module, or the one under the key that was named.
 
         Args:
             checkpoint: the file's content.
-            converted: names that :meth:`states` gave the generators when the file was converted.
+            converted: see :meth:`Codebase.states`.
 
         Raises:
             UsageError: nothing is under the key.
@@ -108,7 +98,7 @@ class ModuleCodebase:
             raise UsageError(
                 f"--key {self.source.key}: no state dict is there; the file has {names}."
             )
-        keys = (self.source.key,) if self.source.key is not None else tuple(converted)
+        keys = (self.source.key,) if self.source.key is not None else converted
         if keys and (known := [self._place(checkpoint, k) for k in keys]) and all(known):
             return {k: p.state(checkpoint) for k, p in zip(keys, known, strict=True) if p}
         everywhere = list(places(checkpoint, _NAMES))
@@ -121,7 +111,7 @@ class ModuleCodebase:
         return {p.key or ROOT: p.state(checkpoint) for p in islice(loose, 1)}
 
     def _exact(self, place: Place, checkpoint: Mapping[str, Any]) -> bool:
-        """All of the module's names; with a prefix, of the same shapes (it may be a part's)."""
+        """Return whether a place has all of the module's names; below a prefix, its shapes too."""
         if set(place.names) != self._names:
             return False
         return not place.prefix or all(
@@ -129,26 +119,26 @@ class ModuleCodebase:
         )
 
     def _place(self, checkpoint: Mapping[str, Any], key: str) -> Place | None:
-        """What ``key`` names, in the spelling that fits best."""
+        """Return the place that ``key`` names, in the spelling that fits best."""
         found = _found(checkpoint, key)
         best = next((p for p in found if self._exact(p, checkpoint)), None)
         best = best or next((p for p in found if self._fits(set(p.names))), None)
         return best or (found[-1] if found else None)
 
     def _fits(self, names: set[str]) -> bool:
-        """A converted file's names: what stands below most of the module's."""
+        """Return whether these may be a converted file's names, each below one of the module's."""
         parents = {n.rpartition(".")[0] for n in self._names}
         covered = [n for n in names if any(n.startswith(f"{p}.") or not p for p in parents)]
         return bool(names & self._names) and len(covered) == len(names)
 
     def read_config(self, state: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:  # noqa: ARG002
-        """What can be told: the factory's name."""
+        """Return the factory's name: no more is known."""
         return {"module": self.source.factory}
 
     def replaced(
         self, checkpoint: Mapping[str, Any], states: Mapping[str, Mapping[str, torch.Tensor]]
     ) -> dict[str, Any]:
-        """The file with the state dicts replaced, in its own layout and spelling.
+        """Return the content with the state dicts replaced, in its own layout and spelling.
 
         A bare state dict goes under ``state_dict``, since the recipe has to stand beside it.
         """
@@ -162,11 +152,11 @@ class ModuleCodebase:
         return {ROOT: made} if bare else made
 
     def picture(self, model: nn.Module) -> nn.Module:
-        """The first tensor that it returns."""
+        """Return ``model`` with its first image as the output."""
         return Picture(model)
 
     def sampler(self, model: nn.Module) -> Sampler | None:
-        """Normal latents of the shapes that were given, or of the module's own ``z_dim``."""
+        """Sample normal latents of the given shapes, or of the module's own ``z_dim``."""
         shapes = self.source.shapes
         if not shapes:
             size = next((getattr(model, n) for n in _LATENTS if hasattr(model, n)), None)
@@ -184,7 +174,7 @@ class ModuleCodebase:
 
 
 def _found(checkpoint: Mapping[str, Any], key: str) -> list[Place]:
-    """What ``key`` names; a bare state dict may have been put under ``state_dict`` since."""
+    """Return the places that ``key`` names; a converted bare state dict is under ``state_dict``."""
     bare = key == ROOT and ROOT not in checkpoint
     return named(checkpoint, "" if bare else key) or named(checkpoint, f"{ROOT}.{key}")
 
@@ -195,7 +185,7 @@ def _imported(spec: str) -> Any:
         raise UsageError(f"--module {spec} is not like package.path:factory.")
     here = str(Path.cwd())
     try:
-        # The user's project is where he stands, as with ``python -m``.
+        # The user's project is the current folder, as with ``python -m``.
         sys.path.insert(0, here)
         try:
             found: Any = importlib.import_module(module)

@@ -1,7 +1,7 @@
-"""Where a state dict sits in a file, and how wrappers have spelled its names.
+"""The place of a state dict in a file, and the names that wrappers have given its tensors.
 
 ``DataParallel`` puts ``module.`` before every name, ``torch.compile`` puts ``_orig_mod.`` before
-those of what it compiled, Lightning saves all networks in one state dict with their attributes'
+those of compiled modules, Lightning saves all networks in one state dict with their attributes'
 names as prefixes, an averaged model adds a counter, ema-pytorch keeps ``ema_model.`` and
 ``online_model.`` together. A :class:`Place` reads plain names out of such a mapping and writes a
 state dict, also one with other modules in it, back in the mapping's own spelling.
@@ -21,7 +21,7 @@ ROOT = "state_dict"
 _COMPILED = "_orig_mod"
 _PARALLEL = "module"
 _COUNTERS = frozenset({"n_averaged", "initted", "step", "num_updates"})
-"""What averages keep beside the weights."""
+"""Counters that averages keep beside the weights."""
 _AVERAGED = ("ema", "averag", "shadow")
 _PREFIX_DEPTH = 3
 _PATH_DEPTH = 3
@@ -33,7 +33,7 @@ class Place:
 
     Attributes:
         path: names of the entries that lead to the mapping; empty: the file's whole content.
-        prefix: what all its names in that mapping begin with, without the dot.
+        prefix: the common beginning of its names in that mapping, without the dot.
         names: plain name to name in the mapping.
     """
 
@@ -43,16 +43,16 @@ class Place:
 
     @property
     def key(self) -> str:
-        """Path and prefix, joined by dots; what ``--key`` takes."""
+        """Path and prefix, joined by dots: a value of ``--key``."""
         return ".".join((*self.path, *([self.prefix] if self.prefix else [])))
 
     def state(self, content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """The state dict, under plain names."""
+        """Return the state dict, under plain names."""
         mapping = _at(content, self.path)
         return {plain: mapping[name] for plain, name in self.names.items()}
 
     def put(self, content: Mapping[str, Any], state: State) -> dict[str, Any]:
-        """``content`` with ``state`` (plain names) in place of this state dict.
+        """Return ``content`` with ``state`` (plain names) in place of this state dict.
 
         Everything else in the mapping stays; new modules are spelled like those around them.
         """
@@ -104,7 +104,7 @@ def _tensors(mapping: Mapping[Any, Any]) -> list[str]:
 
 
 def _plain(names: list[str]) -> list[str]:
-    """Without what ``torch.compile`` and ``DataParallel`` add."""
+    """Return names without the parts that ``torch.compile`` and ``DataParallel`` add."""
     parts = [[p for p in n.split(".") if p != _COMPILED] for n in names]
     while all(len(p) > 1 and p[0] == _PARALLEL for p in parts):
         parts = [p[1:] for p in parts]
@@ -112,7 +112,7 @@ def _plain(names: list[str]) -> list[str]:
 
 
 def _spellings(path: tuple[str, ...], prefix: str, names: list[str]) -> Iterator[Place]:
-    """As they are, then without wrappers' names."""
+    """Yield the names as they are, then without wrappers' parts."""
     start = len(prefix) + 1 if prefix else 0
     bare = [n[start:] for n in names]
     variants = [bare]
@@ -124,7 +124,7 @@ def _spellings(path: tuple[str, ...], prefix: str, names: list[str]) -> Iterator
 
 
 def _within(mapping: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[Place]:
-    """Every state dict that a mapping may hold: all of it, then by prefix, averages first."""
+    """Yield every state dict that a mapping may hold: all of it, then by prefix, averages first."""
     names = _tensors(mapping)
     heads: dict[str, list[str]] = {}
     for name in names:
@@ -143,7 +143,7 @@ def _within(mapping: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[Place
 def mappings(
     content: Mapping[Any, Any], first: tuple[str, ...] = (), path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    """Every mapping of names in a file, breadth first; those called as in ``first`` come first."""
+    """Yield every mapping of names in a file, breadth first; those named in ``first`` go first."""
     level = [(path, content)]
     for _ in range(_PATH_DEPTH):
         below: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = []
@@ -159,13 +159,13 @@ def mappings(
 
 
 def places(content: Mapping[str, Any], first: tuple[str, ...] = ()) -> Iterator[Place]:
-    """Every place at which a state dict may sit, likely ones first."""
+    """Yield every possible place of a state dict, likely ones first."""
     for path, mapping in mappings(content, first):
         yield from _within(mapping, path)
 
 
 def alike(content: Mapping[str, Any], place: Place) -> Iterator[Place]:
-    """The other places in the same mapping, without those that share tensors with ``place``."""
+    """Yield the other places in the same mapping that share no tensor with ``place``."""
     taken = set(place.names.values())
     for other in _within(_at(content, place.path), place.path):
         if not taken & set(other.names.values()):
@@ -173,7 +173,7 @@ def alike(content: Mapping[str, Any], place: Place) -> Iterator[Place]:
 
 
 def named(content: Mapping[str, Any], key: str) -> list[Place]:
-    """The state dict that ``key`` names: entries, then a prefix, joined by dots; each spelling."""
+    """Return the state dict of ``key`` (entries and a prefix, joined by dots), each spelling."""
     for path, mapping in mappings(content):
         entry = ".".join(path)
         if entry and key != entry and not key.startswith(f"{entry}."):
@@ -185,7 +185,7 @@ def named(content: Mapping[str, Any], key: str) -> list[Place]:
 
 
 def tidied(content: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Place, ...]]:
-    """``content`` with wrappers' names taken off its state dicts, and where that was done."""
+    """Return ``content`` without wrappers' names in its state dicts, and the changed places."""
     made: dict[str, Any] = dict(content)
     done: list[Place] = []
     for path, mapping in list(mappings(content)):
@@ -202,7 +202,7 @@ def tidied(content: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Place, ...
 def untidied(
     content: Mapping[str, Any], original: Mapping[str, Any], where: tuple[Place, ...]
 ) -> dict[str, Any]:
-    """What :func:`tidied` took off, put back into a changed ``content``."""
+    """Return a changed ``content`` with the names that :func:`tidied` has taken off."""
     made = dict(content)
     for place in where:
         try:

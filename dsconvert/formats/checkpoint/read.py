@@ -1,4 +1,4 @@
-"""From a file to plain containers and tensors, without running anything in it."""
+"""Read a file into plain containers and tensors, without running anything in it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OLDEST = (2, 6)
 
 
 def is_checkpoint(path: Path) -> str | None:
-    """``zip`` or ``legacy`` (torch.save), ``safetensors``, or None, by the first bytes."""
+    """Return ``zip`` or ``legacy`` (torch.save), ``safetensors``, or None, by the first bytes."""
     try:
         with path.open("rb") as file:
             head = file.read(4096)
@@ -48,7 +48,7 @@ def is_checkpoint(path: Path) -> str | None:
 
 
 def read(path: Path, form: str) -> dict[str, Any]:
-    """The content of a file: the dict that was saved.
+    """Return the content of a file: the dict that was saved.
 
     Raises:
         UnsupportedSnapshotError: this torch is too old to read it safely, or it holds no dict.
@@ -102,7 +102,7 @@ def _torch(path: Path, form: str) -> Any:
 
 
 def _check_zip(path: Path) -> None:
-    """An archive that unpacks to more than it is would take memory before it could be judged."""
+    """Refuse compression: unpacking would take memory before the content could be checked."""
     try:
         with zipfile.ZipFile(path) as archive:
             inflated = sum(i.file_size for i in archive.infolist() if i.compress_type)
@@ -139,7 +139,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
 
 
 def check_exists(path: Path) -> None:
-    """Refuse what is no file.
+    """Refuse a path that is no file.
 
     Raises:
         ForeignFileError: it is missing or a folder.

@@ -1,16 +1,22 @@
-"""Reading a foreign snapshot without running anything in it, and writing one back.
+"""The official snapshot: a pickle of modules, read without running anything in it.
 
-``load_snapshot`` and ``save_snapshot`` are the main door; ``inspect_snapshot`` reads no tensor;
-``new_snapshot`` wraps a generator that came from no file.
+``load_snapshot`` and ``save_snapshot`` read and write one; ``inspect_snapshot`` reads no tensor;
+``new_snapshot`` wraps a generator that came from no file. The allow-list is in ``allowed``.
 """
 
 from __future__ import annotations
 
-from dsconvert.formats.official.api import Snapshot, load_snapshot, new_snapshot, save_snapshot
+from collections.abc import Collection
+from pathlib import Path
+
+from dsconvert.formats.base import FileFormat, ModuleSource, refuse_module
+from dsconvert.formats.official.file import Snapshot, new_snapshot, save_snapshot
 from dsconvert.formats.official.info import EntryInfo, SnapshotInfo, inspect_snapshot
-from dsconvert.formats.official.policy import Offence
+from dsconvert.formats.official.load import load_snapshot
+from dsconvert.safepickle import Offence
 
 __all__ = [
+    "FORMAT",
     "EntryInfo",
     "Offence",
     "Snapshot",
@@ -20,3 +26,17 @@ __all__ = [
     "new_snapshot",
     "save_snapshot",
 ]
+
+
+def _open(path: Path, drop: Collection[str], module: ModuleSource | None) -> Snapshot:
+    refuse_module(path, module)
+    return load_snapshot(path, drop=drop)
+
+
+def _inspect(path: Path, module: ModuleSource | None) -> SnapshotInfo:
+    refuse_module(path, module)
+    return inspect_snapshot(path)
+
+
+FORMAT = FileFormat(file=Snapshot, detects=lambda _: True, open=_open, inspect=_inspect)
+"""Detects every file; the reader explains the defect of one that is no snapshot."""

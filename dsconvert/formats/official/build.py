@@ -1,4 +1,4 @@
-"""Inert nodes to live modules: our own classes, torch.nn's by their constructors, and tensors."""
+"""Build live modules from inert nodes: our own classes, and torch.nn's by their constructors."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ from torch.nn.utils.spectral_norm import (
 )
 from torch.nn.utils.weight_norm import WeightNorm
 
-from dsconvert.adapter import PersistentAdapter
-from dsconvert.errors import CorruptSnapshotError, SnapshotError, UnsupportedSnapshotError
+from dsconvert.errors import SnapshotError, UnsupportedSnapshotError
 from dsconvert.formats.official.allowed import HOOK_CLASSES
 from dsconvert.formats.official.layers import CONTAINERS, LAYERS, Attributes, is_layer
-from dsconvert.formats.official.persistence import class_key, persistent
-from dsconvert.safepickle.nodes import Node, Record, clean, dict_pairs
-from dsconvert.safepickle.storage import Storages, TensorRef, is_parameter, is_tensor, parse_tensor
+from dsconvert.formats.official.parts import Parts
+from dsconvert.formats.official.persistence import class_key
+from dsconvert.safepickle import Node, Record, clean, is_parameter, is_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dsconvert.adapter import Adapter
-    from dsconvert.safepickle.source import Source
+    from dsconvert.safepickle import Source
 
 MAX_MODULE_DEPTH = 60
-_SLACK = 1 << 24
 
 
 class Builder:
@@ -49,15 +47,11 @@ class Builder:
         self._source = source
         self._classes = adapter.classes
         self._adapter = adapter
-        self._meta = meta
-        self._storages = Storages(source)
-        self._bytes: dict[int, torch.Tensor] = {}
-        self._budget = source.size + _SLACK
-        self._tensors: dict[int, torch.Tensor] = {}
+        self.parts = Parts(source, meta=meta)
         self._modules: dict[int, nn.Module] = {}
 
     def module(self, node: Node, where: str) -> nn.Module:
-        """The live module that ``node`` describes.
+        """Build the live module that ``node`` describes.
 
         Args:
             node: a record of ``new`` kind.
@@ -69,21 +63,19 @@ class Builder:
         """
         return self._module(node, where, 0)
 
-    # Modules --------------------------------------------------------------------------------
-
     def _module(self, node: Node, where: str, depth: int) -> nn.Module:
         key = class_key(node)
         if key is None:
-            raise self._fail(where, "is no module")
+            raise self.parts.fail(where, "is no module")
         known = self._modules.get(id(node))
         if known is not None:
             return known
         if depth > MAX_MODULE_DEPTH:
-            raise self._fail(where, "is nested too deep")
-        state = self._state(node, where)
-        parameters = self._mapping(state.get("_parameters"), where)
-        buffers = self._mapping(state.get("_buffers"), where)
-        children = self._mapping(state.get("_modules"), where)
+            raise self.parts.fail(where, "is nested too deep")
+        state = self.parts.state(node, where)
+        parameters = self.parts.mapping(state.get("_parameters"), where)
+        buffers = self.parts.mapping(state.get("_buffers"), where)
+        children = self.parts.mapping(state.get("_modules"), where)
         module, name = key
         ours = self._classes.get(key)
         if ours is not None:
@@ -93,7 +85,7 @@ class Builder:
             made = self._layer(name, state, parameters, buffers, where)
             strict = name not in CONTAINERS
             if strict and children:
-                raise self._fail(where, "is a layer with children")
+                raise self.parts.fail(where, "is a layer with children")
         else:
             raise UnsupportedSnapshotError(
                 f"{where} in {self._source.path} is a {clean('.'.join(key), 160)}, a class "
@@ -105,18 +97,17 @@ class Builder:
         for child, value in children.items():
             path = f"{where}.{child}"
             if not child or "." in child or (child not in inside._modules and hasattr(made, child)):
-                raise self._fail(path, "has a name that a child can't have")
+                raise self.parts.fail(path, "has a name that a child can't have")
             inside._modules[child] = None if value is None else self._module(value, path, depth + 1)
         if ours is not None:
             check = getattr(made, "check_restored", None)
             problem = check() if check is not None else None
-            if isinstance(self._adapter, PersistentAdapter):
-                problem = problem or self._adapter.restored(made)
+            problem = problem or self._adapter.restored(made)
             if problem:
-                raise self._fail(where, str(problem))
+                raise self.parts.fail(where, str(problem))
         training = state.get("training", True)
         if type(training) is not bool:
-            raise self._fail(where, "has a training flag that is no bool")
+            raise self.parts.fail(where, "has a training flag that is no bool")
         made.training = training
         return made
 
@@ -174,14 +165,14 @@ class Builder:
             except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError) as error:
                 if isinstance(error, SnapshotError):
                     raise
-                raise self._fail(where, f"can't be built ({error})") from error
+                raise self.parts.fail(where, f"can't be built ({error})") from error
         return made
 
     def _hook(self, state: Mapping[str, Node], name: str, where: str) -> Attributes:
-        for hook in self._mapping(state.get("_forward_pre_hooks"), where, text=False).values():
+        for hook in self.parts.mapping(state.get("_forward_pre_hooks"), where, text=False).values():
             if type(hook) is Record and hook.func.key in HOOK_CLASSES and hook.func.name == name:
-                return Attributes(self._state(hook, where), frozenset(), where)
-        raise self._fail(where, f"has normalised weights but no {name} hook")
+                return Attributes(self.parts.state(hook, where), frozenset(), where)
+        raise self.parts.fail(where, f"has normalised weights but no {name} hook")
 
     def _load(
         self,
@@ -202,91 +193,27 @@ class Builder:
             if "num_batches_tracked" in missing:
                 # Files of before torch 0.4.1 lack the counter of batch normalisation.
                 missing.discard("num_batches_tracked")
-                device = "meta" if self._meta else None
+                device = "meta" if self.parts.meta else None
                 store["num_batches_tracked"] = torch.tensor(0, device=device)
             if missing:
-                raise self._fail(where, f"lacks {', '.join(sorted(missing))}")
+                raise self.parts.fail(where, f"lacks {', '.join(sorted(missing))}")
             for key, node in given.items():
                 path = f"{where}.{key}"
                 old = store.get(key)
                 if old is None and (strict or not key.isidentifier() or hasattr(made, key)):
-                    raise self._fail(path, "is a tensor that its class does not have")
+                    raise self.parts.fail(path, "is a tensor that its class does not have")
                 if not wanted(node):
-                    raise self._fail(path, "is not the kind of tensor it should be")
-                value = self._tensor(node, path)
+                    raise self.parts.fail(path, "is not the kind of tensor it should be")
+                value = self.parts.tensor(node, path)
                 if old is not None and old.shape != value.shape:
                     shapes = f"{tuple(value.shape)} instead of {tuple(old.shape)}"
-                    raise self._fail(path, f"has shape {shapes}")
+                    raise self.parts.fail(path, f"has shape {shapes}")
                 store[key] = value
         _refresh(made)
 
-    # Tensors --------------------------------------------------------------------------------
-
-    def _tensor(self, node: Record, path: str) -> torch.Tensor:
-        known = self._tensors.get(id(node))
-        if known is not None:
-            return known
-        if is_parameter(node):
-            if len(node.args) not in (2, 3) or type(node.args[1]) is not bool:
-                raise self._fail(path, "is a malformed parameter")
-            data = self._tensor(node.args[0], path)
-            if node.args[1] and not (data.is_floating_point() or data.is_complex()):
-                raise self._fail(path, "wants gradients of whole numbers")
-            made: torch.Tensor = nn.Parameter(data, requires_grad=node.args[1])
-        elif is_tensor(node):
-            made = self._view(parse_tensor(node, self._storages))
-        else:
-            raise self._fail(path, "is no tensor")
-        self._tensors[id(node)] = made
-        return made
-
-    def _view(self, ref: TensorRef) -> torch.Tensor:
-        dtype: torch.dtype = getattr(torch, ref.storage.dtype)
-        if self._meta:
-            return torch.empty_strided(ref.size, ref.stride, dtype=dtype, device="meta")
-        raw = self._bytes.get(id(ref.storage_node))
-        if raw is None:
-            self._budget -= ref.storage.nbytes
-            if self._budget < 0:
-                raise CorruptSnapshotError(
-                    f"{self._source.path} uses one tensor's bytes for many tensors, more than the "
-                    "whole file holds. It was not written by the official code."
-                )
-            raw = torch.empty(ref.storage.numel, dtype=dtype)
-            if ref.storage.numel:
-                view = memoryview(cast("Any", raw.view(torch.uint8).numpy()))
-                self._source.readinto_at(ref.storage.offset, view)
-            self._bytes[id(ref.storage_node)] = raw
-        return raw.as_strided(ref.size, ref.stride, ref.offset)
-
-    # Helpers --------------------------------------------------------------------------------
-
-    def _state(self, node: Record, where: str) -> dict[str, Node]:
-        state: dict[str, Node] = {}
-        if (instance := persistent(node)) is not None:
-            state.update(self._mapping(instance.state, where))
-        for op, value in node.ops:
-            if op != "build":
-                raise self._fail(where, f"is changed by {op}")
-            state.update(self._mapping(value, where))
-        return state
-
-    def _mapping(self, node: Node, where: str, *, text: bool = True) -> dict[Any, Node]:
-        pairs = [] if node is None else dict_pairs(node)
-        kinds = (str,) if text else (str, int)
-        if pairs is None or not all(type(k) in kinds for k, _ in pairs):
-            raise self._fail(where, "has state that is no dict of names")
-        return dict(pairs)
-
-    def _fail(self, where: str, what: str) -> CorruptSnapshotError:
-        return CorruptSnapshotError(
-            f"{where} in {self._source.path} {what}. The file is damaged or was not written by "
-            "the official code."
-        )
-
 
 def _apply_spectral_norm(made: nn.Module, norm: SpectralNorm) -> None:
-    """What ``torch.nn.utils.spectral_norm`` does, without drawing vectors that the file has.
+    """Do as ``torch.nn.utils.spectral_norm`` does, without drawing vectors that the file has.
 
     (Drawing them on the meta device would also import a second's worth of torch.)
     """

@@ -1,6 +1,6 @@
-"""Live modules to inert nodes, under the names that the official code knows.
+"""Turn live modules into inert nodes, under the names that the official code knows.
 
-The result is what ``pickle`` would have written for the official classes: plain ``torch.nn``
+The result equals the pickle of the official classes: plain ``torch.nn``
 modules under their own names, an adapter's classes under their foreign ones, spectral norm as its
 hook objects. Nothing of dsconvert is named in it.
 """
@@ -18,12 +18,12 @@ from torch.nn.utils.spectral_norm import (
 )
 from torch.nn.utils.weight_norm import WeightNorm
 
-from dsconvert.adapter import PERSISTENCE, PersistentAdapter
+from dsconvert.adapter import PERSISTENCE
 from dsconvert.errors import SnapshotError
 from dsconvert.formats.official.allowed import SPECTRAL
 from dsconvert.formats.official.layers import is_layer
 from dsconvert.formats.official.persistence import node_of
-from dsconvert.safepickle.nodes import (
+from dsconvert.safepickle import (
     DictNode,
     Global,
     Node,
@@ -64,15 +64,15 @@ class Dumper:
         classes = {**adapter.classes, **(foreign or {})}
         self._names = {kind: key for key, kind in classes.items()}
         self._foreign = frozenset(classes)
-        self._source = adapter.source() if isinstance(adapter, PersistentAdapter) else None
+        self._source = adapter.source()
         self._globals: dict[tuple[str, str], Global] = {}
         self._modules: dict[int, Record] = {}
         self._tensors: dict[int, Record] = {}
         self._kept: list[Any] = []
-        """Keeps what ``id`` was taken of alive, so that no id is used twice."""
+        """Keeps objects alive whose ``id`` is a key here, so that no id is used twice."""
 
     def module(self, module: nn.Module, where: str) -> Record:
-        """The node of ``module``.
+        """Return the node of ``module``.
 
         Raises:
             SnapshotError: a class, hook, parametrization or attribute that the official code
@@ -85,7 +85,7 @@ class Dumper:
         state: list[tuple[Node, Node]] = []
         kind = self._class(module, where)
         if kind.module == PERSISTENCE and self._source is not None:
-            # What the official decorator remembers of the constructor's call; it is not needed.
+            # The official decorator stores the constructor's arguments here; they are not needed.
             state += [("_init_args", ()), ("_init_kwargs", DictNode([]))]
             node = node_of(kind.name, self._source, state)
         else:

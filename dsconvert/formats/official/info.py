@@ -1,4 +1,4 @@
-"""What is in a snapshot, told without reading a tensor and without running anything."""
+"""The facts about a snapshot, found without reading a tensor or running anything."""
 
 from __future__ import annotations
 
@@ -6,14 +6,26 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsconvert.errors import CorruptSnapshotError, SnapshotError
-from dsconvert.formats.official.api import describe
 from dsconvert.formats.official.build import Builder
-from dsconvert.formats.official.parse import GENERATOR, Parsed, find_adapter, is_module, parse
+from dsconvert.formats.official.load import describe
 from dsconvert.formats.official.persistence import persistent
-from dsconvert.formats.official.policy import Offence, Walk, examine
+from dsconvert.formats.official.policy import examine
+from dsconvert.formats.official.read import GENERATOR, find_adapter, is_module, parse
 from dsconvert.rules.recognise import Structure, structure_of
-from dsconvert.safepickle.nodes import Global, Node, Record, clean
-from dsconvert.safepickle.storage import Storages, is_parameter, is_storage, is_tensor, parse_tensor
+from dsconvert.safepickle import (
+    Global,
+    Node,
+    Offence,
+    Pickle,
+    Record,
+    Storages,
+    Walk,
+    clean,
+    is_parameter,
+    is_storage,
+    is_tensor,
+    parse_tensor,
+)
 
 if TYPE_CHECKING:
     import os
@@ -46,7 +58,7 @@ class SnapshotInfo:
     protocol: int
     opcodes: int
     writer: str
-    """``pickle``, ``dill`` or ``dsconvert``, as far as one can tell."""
+    """``pickle``, ``dill`` or ``dsconvert``, as far as its opcodes show."""
     adapter: str | None
     config: Mapping[str, Any]
     entries: tuple[EntryInfo, ...]
@@ -58,7 +70,7 @@ class SnapshotInfo:
     """The generator's convolutions, and by which rules they were rewritten."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain data for JSON."""
+        """Return the facts as plain data for JSON."""
         return asdict(self)
 
 
@@ -72,7 +84,7 @@ def _type_name(node: Node) -> str:
     )
 
 
-def _entry(parsed: Parsed, key: str, node: Node, storages: Storages) -> EntryInfo:
+def _entry(parsed: Pickle, key: str, node: Node, storages: Storages) -> EntryInfo:
     walk = Walk(parsed.source)
     walk.add([(key, node)])
     parameters = tensors = nbytes = 0
@@ -88,7 +100,7 @@ def _entry(parsed: Parsed, key: str, node: Node, storages: Storages) -> EntryInf
     )
 
 
-def _writer(parsed: Parsed) -> str:
+def _writer(parsed: Pickle) -> str:
     # Python's pickler puts protocol 4 and younger into frames, at once; our writer does not.
     head = parsed.source.read_at(0, 3)
     if parsed.machine.protocol == _OURS and head[2:] != _FRAME:
@@ -100,7 +112,7 @@ def _writer(parsed: Parsed) -> str:
 
 
 def inspect_snapshot(path: str | os.PathLike[str]) -> SnapshotInfo:
-    """Look into a file. Unknown globals are reported, not raised; nothing is run or imported.
+    """Return the facts about a file; nothing is run or imported. Unknown globals are reported.
 
     Raises:
         ForeignFileError: the file is missing, or something else altogether.
@@ -109,9 +121,9 @@ def inspect_snapshot(path: str | os.PathLike[str]) -> SnapshotInfo:
         UnsafeSnapshotError: a tensor's storage hides a call.
     """
     parsed = parse(path)
-    offences, storages = examine(parsed.source, parsed.machine, parsed.root)
-    entries = tuple(_entry(parsed, k, v, storages) for k, v in parsed.root.items)
-    node = dict(parsed.root.items).get(GENERATOR)
+    offences, storages = examine(parsed)
+    entries = tuple(_entry(parsed, k, v, storages) for k, v in parsed.entries)
+    node = dict(parsed.entries).get(GENERATOR)
     adapter, config, note, structure = None, {}, None, None
     if not is_module(node):
         note = f"there is no module {GENERATOR}"

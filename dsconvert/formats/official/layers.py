@@ -1,7 +1,7 @@
 """torch.nn classes a snapshot may hold, each built by its constructor from checked attributes.
 
 Everything is built on the meta device: parameters come from the file, so that nothing is
-initialised twice. What is in ``LAYERS`` is also what may be written.
+initialised twice. The classes in ``LAYERS`` are also those that may be written.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dsconvert.errors import CorruptSnapshotError
-from dsconvert.safepickle.nodes import list_of, tuple_of
+from dsconvert.safepickle import list_of, tuple_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,14 +35,14 @@ class Attributes:
         self.where = where
 
     def fail(self, name: str, wanted: str) -> CorruptSnapshotError:
-        """An error about one attribute."""
+        """Return an error about one attribute."""
         return CorruptSnapshotError(
             f"{self.where} has an attribute {name!r} that is no {wanted}. The file is damaged or "
             "was not written by the official code."
         )
 
     def value(self, name: str, kinds: tuple[type, ...], wanted: str, default: Any = None) -> Any:
-        """An attribute of exactly one of the types; ``default`` where it is missing."""
+        """Return an attribute of exactly one of the types; ``default`` where it is missing."""
         if name not in self._values and default is not None:
             return default
         value = self._values.get(name)
@@ -51,18 +51,18 @@ class Attributes:
         return value
 
     def integer(self, name: str, *, low: int = 1, high: int = LIMIT) -> int:
-        """A whole number within bounds."""
+        """Return a whole number within bounds."""
         value = self.value(name, (int,), "whole number")
         if not low <= value <= high:
             raise self.fail(name, f"whole number from {low} to {high}")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
-        """A bool; old files may lack it."""
+        """Return a bool; old files may lack it."""
         return self.value(name, (bool,), "bool", default)
 
     def real(self, name: str, *, default: float | None = None, optional: bool = False) -> Any:
-        """A finite number (or None where ``optional``)."""
+        """Return a finite number (or None where ``optional``)."""
         if optional and self._values.get(name) is None:
             return None
         value = self.value(name, (int, float), "number", default)
@@ -71,7 +71,7 @@ class Attributes:
         return value
 
     def ints(self, name: str, *, low: int = 0, count: int = 2) -> Any:
-        """A tuple of ``count`` whole numbers."""
+        """Return a tuple of ``count`` whole numbers."""
         value = self._values.get(name)
         values = (value,) * count if type(value) is int else tuple_of(value) or list_of(value)
         if values is None or len(values) != count:
@@ -81,26 +81,26 @@ class Attributes:
         return tuple(values)
 
     def choice(self, name: str, allowed: tuple[str, ...], default: str) -> Any:
-        """One of some words."""
+        """Return one of some words."""
         value = self.value(name, (str,), "word", default)
         if value not in allowed:
             raise self.fail(name, f"one of {', '.join(allowed)}")
         return value
 
     def padding(self) -> Any:
-        """``"same"``, ``"valid"`` or two numbers."""
+        """Return ``"same"``, ``"valid"`` or two numbers."""
         value = self._values.get("padding")
         return value if value in ("same", "valid") else self.ints("padding")
 
     def groups(self, inputs: int, outputs: int) -> int:
-        """A number of groups that divides both channel counts."""
+        """Return a number of groups that divides both channel counts."""
         groups = self.integer("groups")
         if inputs % groups or outputs % groups:
             raise self.fail("groups", "divisor of the channel counts")
         return groups
 
     def scale(self, name: str) -> Any:
-        """None, a number, or a pair of numbers."""
+        """Return None, a number, or a pair of numbers."""
         value = self._values.get(name)
         if value is None or (type(value) in (int, float) and 0 < value <= LIMIT):
             return value
@@ -253,5 +253,5 @@ CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "Module"})
 
 
 def is_layer(module: str, name: str) -> bool:
-    """Whether this is a torch.nn class that can be built and written."""
+    """Return whether this is a torch.nn class that can be built and written."""
     return name in LAYERS and (module == "torch.nn" or module.startswith("torch.nn.modules."))

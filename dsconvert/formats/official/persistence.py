@@ -1,6 +1,6 @@
-"""Objects of the ``torch_utils.persistence`` kind, which bring the source of their class along.
+"""Objects of the ``torch_utils.persistence`` kind, which embed the source of their class.
 
-NVIDIA's code (StyleGAN2-ADA, StyleGAN3, and what is built on them) pickles a module as the call
+NVIDIA's code (StyleGAN2-ADA, StyleGAN3, and code built on them) pickles a module as the call
 ``torch_utils.persistence._reconstruct_persistent_obj(meta)``; ``meta`` holds the class's name, the
 text of the module that defines it, and the object's state. The official loader executes that
 text. Here it is data: the name picks one of our own classes, the state is read, and the text is
@@ -14,8 +14,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dsconvert.adapter import PERSISTENCE, PersistentAdapter, adapters
-from dsconvert.safepickle.nodes import DictNode, Global, Node, Record
+from dsconvert.adapter import PERSISTENCE, adapters
+from dsconvert.safepickle import DictNode, Global, Node, Record
 
 RECONSTRUCT = (PERSISTENCE, "_reconstruct_persistent_obj")
 VERSION = 6
@@ -26,7 +26,7 @@ _CLASS = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Persistent:
-    """What such a call says."""
+    """The content of such a call."""
 
     class_name: str
     source: str
@@ -34,7 +34,7 @@ class Persistent:
 
 
 def persistent_args(args: tuple[Node, ...]) -> bool:
-    """Whether a call of ``_reconstruct_persistent_obj`` has the arguments it always has."""
+    """Return whether a call of ``_reconstruct_persistent_obj`` has the arguments it always has."""
     if len(args) != 1 or type(args[0]) is not DictNode:
         return False
     pairs: list[tuple[Node, Node]] = args[0].items
@@ -51,7 +51,7 @@ def persistent_args(args: tuple[Node, ...]) -> bool:
 
 
 def persistent(node: Node) -> Persistent | None:
-    """``node`` as a persistent object, if it is a well-formed one."""
+    """Return ``node`` as a persistent object, if it is a well-formed one."""
     if (
         type(node) is not Record
         or node.kind != "call"
@@ -66,7 +66,7 @@ def persistent(node: Node) -> Persistent | None:
 
 
 def class_key(node: Node) -> tuple[str, str] | None:
-    """The name by which adapters know the class of an instance; None if it is no instance."""
+    """Return the name by which adapters know the class of an instance; None for other nodes."""
     found = persistent(node)
     if found is not None:
         return PERSISTENCE, found.class_name
@@ -81,19 +81,18 @@ def _digest(source: str) -> str:
 
 
 def origin(source: str) -> str | None:
-    """Whose released text ``source`` is, word for word; None if no adapter knows it."""
+    """Return the owner of the released text that equals ``source``; None if no adapter has it."""
     digest = _digest(source)
     for adapter in adapters():
-        if isinstance(adapter, PersistentAdapter):
-            if source == adapter.source():
-                return "dsconvert"
-            if digest in adapter.known_sources:
-                return adapter.known_sources[digest]
+        if source == adapter.source():
+            return "dsconvert"
+        if digest in adapter.known_sources:
+            return adapter.known_sources[digest]
     return None
 
 
 def node_of(class_name: str, source: str, state: list[tuple[Node, Node]]) -> Record:
-    """The call that stands for an object of ``class_name``, defined in ``source``."""
+    """Return the call that stands for an object of ``class_name``, defined in ``source``."""
     meta: list[tuple[Node, Node]] = [
         ("type", "class"),
         ("version", VERSION),

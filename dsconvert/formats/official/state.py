@@ -1,7 +1,7 @@
 """The tensors of a carried module by name, without building it.
 
 A discriminator's classes (the official repository's, old timm's) are carried as records and never
-made; whoever has an own class of the same names only needs its state dict.
+made; a class of our own with the same names only needs its state dict.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dsconvert.formats.official.persistence import class_key
 if TYPE_CHECKING:
     import torch
 
-    from dsconvert.formats.official.build import Builder
-    from dsconvert.safepickle.nodes import Node
+    from dsconvert.formats.official.parts import Parts
+    from dsconvert.safepickle import Node
 
 
-def state_of(builder: Builder, root: Node, where: str) -> dict[str, torch.Tensor]:
-    """What ``state_dict()`` of the module ``root`` would hold, read from the file.
+def state_of(parts: Parts, root: Node, where: str) -> dict[str, torch.Tensor]:
+    """Return the tensors that ``state_dict()`` of the module ``root`` would hold.
 
     Raises:
         CorruptSnapshotError: a part of it is no module or no tensor.
@@ -30,15 +30,15 @@ def state_of(builder: Builder, root: Node, where: str) -> dict[str, torch.Tensor
         node, prefix, depth = stack.pop()
         path = f"{where}.{prefix}".rstrip(".")
         if class_key(node) is None:
-            raise builder._fail(path, "is no module")
+            raise parts.fail(path, "is no module")
         if depth > MAX_MODULE_DEPTH:
-            raise builder._fail(path, "is nested too deep")
-        state = builder._state(node, path)
+            raise parts.fail(path, "is nested too deep")
+        state = parts.state(node, path)
         for table in ("_parameters", "_buffers"):
-            for name, value in builder._mapping(state.get(table), path).items():
+            for name, value in parts.mapping(state.get(table), path).items():
                 if value is not None:
-                    found[prefix + name] = builder._tensor(value, f"{path}.{name}").detach()
-        children = builder._mapping(state.get("_modules"), path)
+                    found[prefix + name] = parts.tensor(value, f"{path}.{name}").detach()
+        children = parts.mapping(state.get("_modules"), path)
         for name, child in reversed(children.items()):
             if child is not None:
                 stack.append((child, f"{prefix}{name}.", depth + 1))

@@ -1,4 +1,4 @@
-"""What is in a safetensors export, told for a person and for ``--json``."""
+"""The facts about a safetensors export."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dsconvert.formats.safetensors.file import open_plain
+from dsconvert.formats.safetensors.header import KEY
 from dsconvert.rules.recognise import Structure, structure_of
-
-_KEY = "dsconvert_generator"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +32,19 @@ class PlainInfo:
     """The format holds tensors and text only."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain data for JSON."""
+        """Return the facts as plain data for JSON."""
         return asdict(self)
 
 
 def inspect_plain(path: Path) -> PlainInfo:
-    """Look into a file.
+    """Return the facts about a file.
 
     Raises:
-        DsconvertError: see :func:`dsconvert.formats.safetensors.file.load_plain`.
+        DsconvertError: see :func:`dsconvert.formats.safetensors.load_plain`.
     """
     found = open_plain(path)
     with import_module("safetensors").safe_open(str(path), framework="pt") as file:
-        header: Any = json.loads((file.metadata() or {})[_KEY])
+        header: Any = json.loads((file.metadata() or {})[KEY])
     version = header.get("dsconvert")
     return PlainInfo(
         path=str(path),

@@ -13,7 +13,6 @@ from dsconvert_adapters.lightweight_gan import ADAPTER, Generator
 from torch import nn
 
 from dsconvert import convert_snapshot, open_file, save_file
-from dsconvert.formats.registry import picture_of
 from dsconvert.formats.restructure import restructure
 from tests.made_models import moved
 from tests.models import output
@@ -60,7 +59,7 @@ def test_the_package_reads_what_comes_back(
             theirs, ours = output(getattr(old.GAN, key), Z), output(file.module(key), Z)
             assert theirs.shape[-1] == options["image_size"]
             assert (theirs - ours).abs().max() < 1e-5 * theirs.abs().max()
-        picture = output(picture_of(file), Z)
+        picture = output(file.picture(), Z)
         assert torch.allclose(picture, output(file.generator, Z) * 2 - 1)
 
         result = convert_snapshot(file, preset="fast", init="svd", calibrate=8)

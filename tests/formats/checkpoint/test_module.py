@@ -24,7 +24,7 @@ from dsconvert.formats.checkpoint import load_checkpoint
 from dsconvert.formats.restructure import describe_changes, restructure
 from tests.models import Decoder, decoder, latents, output
 
-SOURCE = ModuleSource(factory="models:Decoder", shapes=((16,),))
+SOURCE = ModuleSource(factory="tests.models:Decoder", shapes=((16,),))
 Z = torch.randn(2, 16, generator=torch.Generator().manual_seed(4))
 
 
@@ -85,7 +85,7 @@ def test_the_command_line(
     state_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "fast.pth")
-    own = ["--module", "models:Decoder", "--input", "16"]
+    own = ["--module", "tests.models:Decoder", "--input", "16"]
     made = main([str(state_file), "--out", out, "--init", "svd", "--calibrate", "8", *own])
     assert made == 0
     assert "fewer MACs" in capsys.readouterr().out
@@ -106,23 +106,23 @@ def test_the_command_line(
     [
         ("models", "not like package.path:factory"),
         ("no_such_package_at_all:f", "can't be imported"),
-        ("models:nothing", "has no nothing"),
-        ("models:SITES", "name a function or class"),
-        ("models:conv", "fails"),
+        ("tests.models:nothing", "has no nothing"),
+        ("tests.models:SITES", "name a function or class"),
+        ("tests.models:conv", "fails"),
         ("builtins:dict", "not a torch.nn.Module"),
-        ("models:Noise", "no state dict .* fits"),
+        ("tests.models:Noise", "no state dict .* fits"),
     ],
 )
 def test_a_wrong_factory_is_explained(state_file: Path, factory: str, says: str) -> None:
-    if factory == "models:conv":
-        factory = "models:output"  # wants arguments
+    if factory == "tests.models:conv":
+        factory = "tests.models:output"  # wants arguments
     with pytest.raises(UsageError, match=says):
         load_checkpoint(state_file, module=ModuleSource(factory=factory))
 
 
 def test_a_wrong_key_is_explained(state_file: Path) -> None:
     with pytest.raises(UsageError, match="no state dict is there"):
-        load_checkpoint(state_file, module=ModuleSource(factory="models:Decoder", key="a.b"))
+        load_checkpoint(state_file, module=ModuleSource(factory="tests.models:Decoder", key="a.b"))
 
 
 class _Payload:

@@ -21,7 +21,7 @@ from dsconvert.formats.checkpoint.places import named, places
 from dsconvert.formats.restructure import restructure
 from tests.models import Decoder, decoder, output
 
-SOURCE = ModuleSource(factory="models:Decoder", shapes=((16,),))
+SOURCE = ModuleSource(factory="tests.models:Decoder", shapes=((16,),))
 Z = torch.randn(2, 16, generator=torch.Generator().manual_seed(4))
 
 
@@ -154,7 +154,7 @@ def test_a_key_may_name_a_prefix(tmp_path: Path, key: str) -> None:
     torch.save({"state_dict": lit.state_dict()}, tmp_path / "lit.ckpt")
     both = open_file(tmp_path / "lit.ckpt", module=SOURCE)
     assert both.generators == ("state_dict.generator_ema", "state_dict.generator")
-    source = ModuleSource(factory="models:Decoder", key=key, shapes=((16,),))
+    source = ModuleSource(factory="tests.models:Decoder", key=key, shapes=((16,),))
     file = open_file(tmp_path / "lit.ckpt", module=source)
     assert file.generators == (key,)
     wanted = lit.get_submodule(key.removeprefix("state_dict."))
@@ -237,7 +237,7 @@ def test_the_commands_read_a_lightning_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save({"state_dict": Lit("generator", decoder()).state_dict()}, tmp_path / "lit.ckpt")
-    own = ["--module", "models:Decoder", "--input", "16"]
+    own = ["--module", "tests.models:Decoder", "--input", "16"]
     path, out = str(tmp_path / "lit.ckpt"), str(tmp_path / "fast.ckpt")
     assert main([path, "--out", out, "--calibrate", "8", "--preset", "paper", *own]) == 0
     for file in (path, out):

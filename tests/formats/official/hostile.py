@@ -13,8 +13,8 @@ import struct
 import zipfile
 from typing import TYPE_CHECKING
 
-from dsconvert.formats.official.parse import parse
 from dsconvert.formats.official.persistence import node_of, persistent
+from dsconvert.formats.official.read import parse
 from dsconvert.safepickle.encode import storage_header
 from dsconvert.safepickle.nodes import DictNode, Global, Node, Record, children, is_leaf
 from dsconvert.safepickle.source import Source
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+TRAPS = "tests.formats.official.traps"
 BUILD, REDUCE, NEWOBJ, NONE, POP = b"b", b"R", b"\x81", b"N", b"0"
 
 
@@ -71,7 +72,7 @@ MODULE = g("torch.nn.modules.module", "Module")
 
 
 def trap(name: str) -> bytes:
-    return g("traps", name)
+    return g(TRAPS, name)
 
 
 def mapped(p: str) -> bytes:
@@ -654,14 +655,14 @@ EDITS: dict[str, tuple[Callable[[Root, str], None], bool]] = {
         False,
     ),
     "D-class": (
-        lambda r, p: r.update(D=module(("__class__", Global("traps", "New")))),
+        lambda r, p: r.update(D=module(("__class__", Global(TRAPS, "New")))),
         False,
     ),
     "D-class-through-slots": (lambda r, p: r.update(D=_slots("__class__", "New")), False),
     "D-dunder-call": (lambda r, p: r.update(D=module(("__call__", evil_global()))), False),
     "D-child": (
         lambda r, p: r.update(
-            D=module(("_modules", DictNode([("x", Record("new", Global("traps", "New"), (p,)))])))
+            D=module(("_modules", DictNode([("x", Record("new", Global(TRAPS, "New"), (p,)))])))
         ),
         True,
     ),
@@ -724,7 +725,7 @@ def _wrapped(hook: Node) -> Record:
 
 def _slots(name: str, cls: str) -> Record:
     node = Record("new", Global("torch.nn.modules.module", "Module"), ())
-    node.ops.append(("build", (None, DictNode([(name, Global("traps", cls))]))))
+    node.ops.append(("build", (None, DictNode([(name, Global(TRAPS, cls))]))))
     return node
 
 

@@ -27,12 +27,13 @@ from dsconvert.errors import (
 )
 from dsconvert.formats.official import inspect_snapshot, load_snapshot, new_snapshot, save_snapshot
 from dsconvert.formats.official.build import Builder
-from dsconvert.formats.official.parse import parse
-from dsconvert.formats.official.policy import Walk, examine
+from dsconvert.formats.official.policy import examine
+from dsconvert.formats.official.read import parse
 from dsconvert.safepickle.machine import Machine
 from dsconvert.safepickle.nodes import Blob, DictNode, children
 from dsconvert.safepickle.source import Cursor, Source
 from dsconvert.safepickle.storage import is_storage
+from dsconvert.safepickle.walk import Walk
 from dsconvert.safepickle.write import Writer
 from tests.formats.official.conftest import shared_folder, small_generator
 
@@ -97,7 +98,7 @@ def test_what_is_not_replaced_is_written_back_as_it_was(shared: Path, tmp_path: 
     # Every raw storage of the discriminator is there, byte for byte.
     def storages(file: Path) -> list[bytes]:
         parsed = parse(file)
-        _, found = examine(parsed.source, parsed.machine, parsed.root)
+        _, found = examine(parsed)
         walk = Walk(parsed.source)
         walk.add([("D", dict(parsed.root.items)["D"])])
         refs = [found.get(n) for n in walk.nodes if is_storage(n)]

@@ -1,4 +1,4 @@
-"""One convolution by itself: its forms, what each costs on this device, and what each loses."""
+"""The possible forms of one convolution, with their cost on this device and their loss."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.core.rewrite import kernel_of
-from dsconvert.fit.sample import Sample
+from dsconvert.fit import Sample
 from dsconvert.model.editing import copied
 from dsconvert.model.graph import ConvTypes
 from dsconvert.model.norms import fold, norm_kind
 from dsconvert.model.observe import evaluating
 from dsconvert.records import Site
 from dsconvert.rules import Rule, rule_named, rules
-from dsconvert.search.doubts import implausible
+from dsconvert.search.consistency import implausible
 from dsconvert.search.records import Candidate
 from dsconvert.search.timer import Timer
 
 _CROP = 32
-"""Pixels of a map's side that errors are measured on: enough of them, quickly."""
+"""Side, in pixels, of the crop on which errors are measured."""
 _EXACT = 1e-9
-"""Rounding is no loss: an exact rule must tie with the dense form."""
+"""Losses below this are rounding: an exact rule has the same loss as the dense form."""
 
 
-class Forms:
-    """What one convolution could become.
+class Candidates:
+    """The possible forms of one convolution.
 
     Args:
-        conv: left as it was.
+        conv: does not change.
         site: its record.
-        timer: answers what a form costs.
+        timer: measures the cost of a form.
         sample: inputs and wanted outputs; None: the loss is the kernel's lost energy.
         fixed: only the dense form.
     """
@@ -52,20 +52,20 @@ class Forms:
         self._timer = timer
         self._sample = sample
         self._fixed = fixed
-        # Without a norm the original and the dense form are one: measured twice they would differ.
+        # Without a norm the original and the dense form are the same: one measurement serves both.
         self._as_it_is = "original" if norm_kind(conv) != "none" else "dense"
 
     def check(self) -> None:
-        """Hold the original's known times, if an earlier run left any, against this machine now."""
+        """Compare the original's stored times, if there are any, with new measurements."""
         self._timer.check(self._original_module(), self._as_it_is, self.site)
 
     def original(self, *, again: bool = False) -> Candidate:
-        """The convolution as it is, its norm included."""
+        """Return the unchanged convolution, with its norm, as a candidate."""
         read = self._timer.read(self._original_module(), self._as_it_is, self.site, again=again)
         return self._with_macs(read, self.site.macs)
 
     def again(self, candidate: Candidate) -> Candidate:
-        """A form whose times are in doubt, measured again."""
+        """Measure a form with implausible times again."""
         if candidate.rule is None or candidate.rank is None:
             return self._dense(again=True)
         rule = rule_named(candidate.rule)
@@ -74,18 +74,18 @@ class Forms:
         return dataclasses.replace(fresh, loss=candidate.loss)
 
     def candidates(self) -> list[Candidate]:
-        """The forms that are worth having, the dense one first.
+        """Return the useful forms, the dense one first.
 
-        Ranks are tried upwards and given up at the first that is no cheaper, in any of the metrics,
-        than a form that loses nothing. Before that counts against a form with fewer MACs, and where
-        a rank seems slower than the next, both are measured again.
+        Ranks are tried upwards until one is no cheaper, in any metric, than a lossless form. Before
+        a form with fewer MACs is rejected so, and where a rank seems slower than the next one, both
+        are measured again.
         """
         found = [self._dense()]
         if self._fixed:
             return found
-        # What is exact comes first: the others have to beat it.
-        for rule in sorted(rules(), key=lambda r: r.order != "dense"):
-            if rule.refuses(self.site) is not None:
+        # Exact rules come first: the others must be cheaper than they are.
+        for rule in sorted(rules(), key=lambda r: not r.exact):
+            if rule.why_not(self.site) is not None:
                 continue
             before: int | None = None
             for rank in range(1, rule.max_rank(self.site) + 1):
@@ -101,7 +101,7 @@ class Forms:
         return found
 
     def _beaten(self, made: Candidate, found: Sequence[Candidate]) -> int | None:
-        """The index of a lossless form that is no costlier in any metric."""
+        """Return the index of a lossless form that is no costlier in any metric."""
         for index, form in enumerate(found):
             costlier = any(form.costs[m] > made.costs[m] for m in self._timer.probe.metrics)
             if form.loss <= _EXACT and not costlier:
@@ -133,7 +133,7 @@ class Forms:
         return dataclasses.replace(found, loss=loss if loss > _EXACT else 0.0)
 
     def _module(self, rule: Rule, rank: int) -> tuple[nn.Module, float]:
-        """A rewritten form with its upsample, and the energy that its kernel loses."""
+        """Return a rewritten form with its upsample, and the energy that its kernel loses."""
         kernel = kernel_of(self._conv).float()
         bias = self._conv.bias.detach().float() if self._conv.bias is not None else None
         built = _built(rule, self.site, kernel, bias, rank)
@@ -174,9 +174,9 @@ def _built(rule: Rule, site: Site, kernel: Tensor, bias: Tensor | None, rank: in
 def samples(
     model: nn.Module, sites: Sequence[Site], batches: Sequence[tuple[Any, ...]]
 ) -> dict[str, Sample]:
-    """Inputs (in front of the upsample) and outputs of every site, cropped, float32.
+    """Return inputs (in front of the upsample) and outputs of every site, cropped, float32.
 
-    The original is run once; the random state and its modes stay as they were.
+    The original runs once; the random state and the modes of its modules do not change.
     """
     inputs: dict[str, list[Tensor]] = {s.name: [] for s in sites}
     modules = dict(model.named_modules())

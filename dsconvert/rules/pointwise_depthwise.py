@@ -1,10 +1,11 @@
-"""pw -> dw pairs (and their upsample-aware form): descent on the exact quadratic error.
+"""pw -> dw: pointwise to R channels an output, then depthwise; the blueprint order.
 
-The pointwise has one normal matrix an output here, so closed alternation is dear. The error is
-still a quadratic form of the composed kernel (:mod:`dsconvert.fit.moments`), and in a whitened
-basis of the inputs' principal components it is well conditioned: some eighty steps of Adam on the
-moments, without touching the data again, converge. The start is the better of the kernel's SVD and
-the SVD of the whitened dense least-squares solution.
+The fit is a descent on the exact quadratic error. The pointwise has one normal matrix an output
+here, so alternating closed solutions are expensive. The error is still a quadratic form of the
+composed kernel (:mod:`dsconvert.fit.moments`), and in a whitened basis of the inputs' principal
+components it is well conditioned: about eighty steps of Adam on the moments, which never touch the
+data again, converge. The start is the better one of the kernel's SVD and the SVD of the whitened
+dense least-squares solution.
 """
 
 from __future__ import annotations
@@ -12,16 +13,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dsconvert.fit.moments import (
-    Conv,
+from dsconvert.fit import (
     Moments,
+    Sample,
     channel_mean,
     channel_variance,
     moments,
     second_moment,
     taps_per_phase,
 )
-from dsconvert.fit.sample import Sample
+from dsconvert.records import Site
+from dsconvert.rules import factorise
+from dsconvert.rules.base import Built, FitMethod, Rule, area, grids, named, why_not_separable
+from dsconvert.rules.separable import (
+    Pair,
+    as_stored_wide,
+    dense_of,
+    depthwise,
+    pair_of,
+    pointwise,
+)
 
 _STEPS = 80
 _RATE = 0.03
@@ -29,16 +40,19 @@ _LEFT = 1e-4
 """Share of the variance that may stay outside the kept components."""
 _WORK = 0.6e12
 """Multiply-adds that the descent may take on one layer (tens of seconds on two cores)."""
+_SAMPLES = 30_000
+"""Positions that the moments are measured at."""
+_ORDER = ("pointwise", "depthwise")
 
 
 def _components(outs: int, taps: tuple[int, ...]) -> int:
-    """How many principal components the work limit allows."""
+    """Return the number of principal components that the work limit allows."""
     per_square = sum(3 * outs * t * t for t in taps) * _STEPS
     return max(32, int((_WORK / per_square) ** 0.5))
 
 
 def _loss(mix: Tensor, filters: Tensor, stats: tuple[Moments, ...], *, centred: bool) -> Tensor:
-    """Squared error of the composed kernel: mix ``(O, R, P)``, filters ``(O, R, k^2)``.
+    """Return the squared error of the composed kernel: mix ``(O, R, P)``, filters ``(O, R, k^2)``.
 
     Where a normalisation follows, one constant an output (the same in all phases) is free.
     """
@@ -54,7 +68,7 @@ def _loss(mix: Tensor, filters: Tensor, stats: tuple[Moments, ...], *, centred: 
 def _whitened_start(
     mix: Tensor, filters: Tensor, stats: tuple[Moments, ...], rank: int, *, centred: bool
 ) -> tuple[Tensor, Tensor]:
-    """The SVD of the dense least-squares kernel in the whitened basis."""
+    """Return the SVD of the dense least-squares kernel in the whitened basis."""
     outs, _, parts = mix.shape
     dense = mix.new_zeros(outs, parts, filters.shape[-1])
     for m in stats:
@@ -72,11 +86,12 @@ def _whitened_start(
     return (left / scale).transpose(1, 2).contiguous(), (basis * scale).transpose(1, 2).contiguous()
 
 
-def fit_pointwise_depthwise(pair: nn.Sequential, sample: Sample, *, samples: int = 30_000) -> None:
-    """Fit a pw -> dw pair in place; left as it was where held-out error does not fall."""
-    point, spatial = pair.get_submodule("pointwise"), pair.get_submodule("depthwise")
-    if not isinstance(spatial, Conv) or not isinstance(point, nn.Conv2d):
+def fit_pointwise_depthwise(module: nn.Module, sample: Sample) -> None:
+    """Fit a pw -> dw pair in place; it is restored where the held-out error does not fall."""
+    pair = pair_of(module, *_ORDER)
+    if pair is None:
         raise TypeError("a pw -> dw pair has a pointwise and a depthwise convolution")
+    spatial, point = pair
     outs = spatial.out_channels
     rank, taps = point.out_channels // outs, spatial.kernel_size[0] * spatial.kernel_size[1]
     # Second moments around zero, not the mean: padding is a real zero, and the mean is one
@@ -98,7 +113,7 @@ def fit_pointwise_depthwise(pair: nn.Sequential, sample: Sample, *, samples: int
         sample.wanted,
         offset=None if sample.centred else sample.shift(spatial),
         project=whiten,
-        samples=samples,
+        samples=_SAMPLES,
     )
     first_mix = point.weight.reshape(outs, rank, -1).detach().clone()
     first_filters = spatial.weight.reshape(outs, rank, taps).detach().clone()
@@ -110,18 +125,18 @@ def fit_pointwise_depthwise(pair: nn.Sequential, sample: Sample, *, samples: int
     ):
         mix, filters = other
     mix, filters = _descend(mix, filters, stats, centred=centred)
-    # Outside the kept components the kernel stays what it was, expressed in the new filters.
+    # Outside the kept components the kernel does not change; express it in the new filters.
     rest = first_mix - (first_mix @ colour) @ whiten
     overlap = first_filters @ filters.transpose(1, 2)
     own = (filters @ filters.transpose(1, 2)).double()
     own.diagonal(dim1=1, dim2=2).add_(1e-6 * float(own.diagonal(dim1=1, dim2=2).mean()) + 1e-30)
     turn = torch.linalg.solve(own, overlap.transpose(1, 2).double()).to(dtype)
-    before, old = sample.error(pair), [p.detach().clone() for p in pair.parameters()]
+    before, old = sample.error(module), [p.detach().clone() for p in module.parameters()]
     point.weight.copy_((mix @ whiten + turn @ rest).reshape(point.weight.shape))
     spatial.weight.copy_(filters.reshape(spatial.weight.shape))
-    sample.match_mean(pair, spatial)
-    if not sample.error(pair) < before:
-        for p, value in zip(pair.parameters(), old, strict=True):
+    sample.match_mean(module, spatial)
+    if not sample.error(module) < before:
+        for p, value in zip(module.parameters(), old, strict=True):
             p.copy_(value)
 
 
@@ -129,6 +144,7 @@ def fit_pointwise_depthwise(pair: nn.Sequential, sample: Sample, *, samples: int
 def _descend(
     mix: Tensor, filters: Tensor, stats: tuple[Moments, ...], *, centred: bool
 ) -> tuple[Tensor, Tensor]:
+    """Minimise the error by Adam; return the best factors on the way."""
     a, b = mix.clone().requires_grad_(True), filters.clone().requires_grad_(True)
     energy = float(sum(float(m.yy.sum()) for m in stats)) or 1.0
     optimiser = torch.optim.Adam([a, b], lr=_RATE, betas=(0.9, 0.99))
@@ -146,3 +162,65 @@ def _descend(
     if float(_loss(a, b, stats, centred=centred).detach()) / energy < best:
         keep = (a.detach(), b.detach())
     return keep
+
+
+def pointwise_depthwise_of(module: nn.Module) -> Pair | None:
+    """Return the factors of ``module`` if it is a pw -> dw pair."""
+    return pair_of(module, *_ORDER)
+
+
+class PointwiseDepthwise(Rule):
+    """Pointwise to R channels per output, then depthwise: the blueprint order."""
+
+    name = "pw-dw"
+    fit = FitMethod(name="moments", run=fit_pointwise_depthwise)
+
+    def why_not(self, site: Site) -> str | None:
+        """See :class:`dsconvert.rules.Rule`."""
+        return why_not_separable(site)
+
+    def max_rank(self, site: Site) -> int:
+        """Exact at ``min(k^2, I)``: the matrices are ``I x k^2``."""
+        return min(area(site.kernel_size), site.in_channels)
+
+    def params(self, site: Site, rank: int) -> int:
+        """``I O R + O R k^2``, and the bias."""
+        inner = site.out_channels * rank
+        bias = site.out_channels if site.bias else 0
+        return inner * (area(site.kernel_size) + site.in_channels) + bias
+
+    def macs(self, site: Site, rank: int) -> int | None:
+        """The pointwise runs at the input's resolution."""
+        if (grid := grids(site)) is None:
+            return None
+        inner = site.out_channels * rank
+        spatial = grid[0] if site.kind == "transposed" else grid[1]
+        return inner * (area(site.kernel_size) * spatial + site.in_channels * grid[0])
+
+    def build(self, site: Site, kernel: Tensor, bias: Tensor | None, rank: int) -> Built:
+        """See :class:`dsconvert.rules.Rule`."""
+        factors = factorise.pointwise_depthwise(kernel, rank)
+        inner = site.out_channels * rank
+        return Built(
+            module=named(
+                pointwise=pointwise(site.in_channels, inner, factors.pointwise, None),
+                depthwise=depthwise(site, inner, site.out_channels, factors.depthwise, bias),
+            ),
+            residual=factors.residual,
+        )
+
+    def rank_of(self, module: nn.Module) -> int | None:
+        """The input channels of a group of the depthwise."""
+        pair = pair_of(module, *_ORDER)
+        return None if pair is None else pair.depthwise.in_channels // pair.depthwise.groups
+
+    def merge(self, module: nn.Module) -> nn.Module | None:
+        """See :func:`dsconvert.rules.factorise.compose_pointwise_depthwise`."""
+        if (pair := pair_of(module, *_ORDER)) is None:
+            return None
+        filters, mix = as_stored_wide(pair)
+        outs = pair.depthwise.out_channels
+        kernel = factorise.compose_pointwise_depthwise(
+            mix.reshape(outs, -1, mix.shape[1]), filters.reshape(outs, -1, *filters.shape[-2:])
+        )
+        return dense_of(module, pair, kernel, pair.depthwise.bias)

@@ -1,7 +1,8 @@
-"""The formats that hold a graph: what writes them, and what runs them again.
+"""The formats that hold a graph: a writer and a runner for each.
 
 A format is two functions. ``write`` puts a :class:`~dsconvert.forms.flat_graph.Core` into files and
-``open`` makes them a callable from tensors to images; both import what they need when called.
+``open`` makes them a callable from tensors to images; both import their library when called. To add
+a format, add an entry to ``GRAPHS`` and its name to ``dsconvert.config.choices.FORMATS``.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ Run = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Format:
-    """One file format."""
+class GraphFormat:
+    """One format of files that hold a graph."""
 
     name: str
     suffix: str
@@ -66,14 +67,14 @@ def need(fmt: str, *modules: str) -> None:
 
 @contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """The exporters warn about their own insides; the result is compared anyway."""
+    """Silence the exporters' warnings about their own internals; the result is compared anyway."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def program(core: Core, args: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-    """The core as a ``torch.export`` program with a free batch size."""
+    """Return the core as a ``torch.export`` program with a free batch size."""
     batch = torch.export.Dim("batch")
     with _quiet(), torch.no_grad():
         return torch.export.export(
@@ -85,7 +86,7 @@ def program(core: Core, args: tuple[Tensor, ...]) -> torch.export.ExportedProgra
 
 def _write_torch(core: Core, args: tuple[Tensor, ...], path: Path) -> tuple[Path, ...]:
     facts = {"inputs": core.inputs, "noise": core.noise, "planes": _planes(core)}
-    # Saved under another name by the caller, so the suffix check of torch would only be in the way.
+    # torch checks the suffix of a path, and the caller writes to a temporary name: pass a stream.
     exported = program(core, args)
     with _quiet(), stream(path) as out:
         torch.export.save(exported, out, extra_files={"dsconvert.json": json.dumps(facts)})
@@ -175,18 +176,18 @@ def _planes(core: Core) -> list[tuple[str, int, int]]:
     return [(p.module, p.height, p.width) for p in core.planes]
 
 
-GRAPHS: dict[str, Format] = {
+GRAPHS: dict[str, GraphFormat] = {
     f.name: f
     for f in (
-        Format(
+        GraphFormat(
             name="onnx",
             suffix=".onnx",
             needs=("onnx", "onnxscript", "onnxruntime"),
             write=_write_onnx,
             open=_open_onnx,
         ),
-        Format(name="torch", suffix=".pt2", needs=(), write=_write_torch, open=_open_torch),
-        Format(
+        GraphFormat(name="torch", suffix=".pt2", needs=(), write=_write_torch, open=_open_torch),
+        GraphFormat(
             name="openvino",
             suffix=".xml",
             needs=("openvino",),

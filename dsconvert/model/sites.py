@@ -1,14 +1,13 @@
-"""Model -> Trace: the graph, the convolution sites with their shapes, and what is dead.
+"""Find the convolutions of a model, their surroundings and shapes, and the modules that never run.
 
-Two sources are combined. torch.fx says what feeds what (is there a nearest upsample right before
-this convolution, a batch normalisation behind it?). One forward pass on example inputs, watched
-through hooks, says which modules really run, how often, and at which shapes.
+Two sources are combined. The torch.fx graph shows the neighbours of each convolution (a nearest
+upsample in front of it, a batch normalisation behind it). One observed forward pass on example
+inputs shows which modules run, how often, and at which shapes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
@@ -16,25 +15,14 @@ from torch import fx, nn
 from dsconvert.errors import TraceError
 from dsconvert.model.graph import ConvTypes, TracedGraph, trace_graph
 from dsconvert.model.norms import norm_kind
-from dsconvert.model.observe import Watch, observe
-from dsconvert.records import Site, Trace
+from dsconvert.model.observe import Observation, observe
+from dsconvert.records import Site, Sites
 
 
-@dataclass(frozen=True, kw_only=True)
-class Traced:
-    """A :class:`~dsconvert.records.Trace` together with the live graph it was read from."""
-
-    trace: Trace
-    recorded: TracedGraph
-
-    @property
-    def graph(self) -> fx.Graph:
-        """The torch.fx graph."""
-        return self.recorded.graph
-
-
-def _dead(model: nn.Module, watch: Watch, graph: fx.Graph, opaque: dict[str, str]) -> list[str]:
-    """Topmost modules with parameters of which nothing runs, and whose weights nobody reads."""
+def _dead(
+    model: nn.Module, observed: Observation, graph: fx.Graph, opaque: dict[str, str]
+) -> list[str]:
+    """Return the topmost modules with parameters that never run and whose weights are not read."""
     read = [str(n.target) for n in graph.nodes if n.op == "get_attr"]
     # torch's own modules are leaves too (attention reads the weight of a child it never calls).
     leaves = {*opaque, *(str(n.target) for n in graph.nodes if n.op == "call_module")}
@@ -49,7 +37,7 @@ def _dead(model: nn.Module, watch: Watch, graph: fx.Graph, opaque: dict[str, str
         # Inside a leaf the graph can't tell whether a weight is read without a call.
         if any(name.startswith(f"{leaf}.") for leaf in leaves):
             continue
-        if not any(ran == name or ran.startswith(f"{name}.") for ran in watch.calls):
+        if not any(ran == name or ran.startswith(f"{name}.") for ran in observed.calls):
             dead.append(name)
     return dead
 
@@ -64,7 +52,7 @@ def _nearest_x2(module: nn.Module | None) -> bool:
 
 
 class _Surroundings:
-    """What stands right before and right behind a convolution in the graph."""
+    """The modules right before and right behind a convolution in the graph."""
 
     def __init__(
         self,
@@ -93,7 +81,7 @@ class _Surroundings:
         return len(self._nodes.get(name, ()))
 
     def look(self, name: str) -> tuple[str | None, str | None, str | None, bool]:
-        """(upsample, noise, batchnorm, absorbs_scale) around the only call of ``name``."""
+        """Return (upsample, noise, batchnorm, absorbs_scale) around the only call of ``name``."""
         nodes = self._nodes.get(name, [])
         if len(nodes) != 1 or not nodes[0].args:
             return None, None, None, False
@@ -130,7 +118,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _custom(conv: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
-    """The class of a convolution with a ``forward`` of its own (timm's same-padding, say)."""
+    """Return the class name of a convolution with its own ``forward`` (timm's same-padding)."""
     plain = nn.ConvTranspose2d if isinstance(conv, nn.ConvTranspose2d) else nn.Conv2d
     # A parametrisation makes a class of its own too, but leaves these alone.
     kind: Any = type(conv)
@@ -148,12 +136,14 @@ def _aliases(model: nn.Module) -> tuple[tuple[str, str], ...]:
 
 
 def _locked(
-    model: nn.Module, graph: fx.Graph, watch: Watch | None, leaf_types: tuple[type[nn.Module], ...]
+    model: nn.Module,
+    graph: fx.Graph,
+    observed: Observation | None,
+    leaf_types: tuple[type[nn.Module], ...],
 ) -> dict[str, str]:
-    """Convolutions that must stay what they are, and why: somebody else uses what they hold.
+    """Return the convolutions that must not change, and why: other code uses their parameters.
 
-    What a declared leaf does with a convolution inside it is that leaf's business: it was declared
-    by an adapter that knows it.
+    A convolution inside a declared leaf is exempt: the adapter that declared it knows its use.
     """
     exempt = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, leaf_types))
     convs = {n: m for n, m in model.named_modules() if isinstance(m, ConvTypes)}
@@ -174,10 +164,10 @@ def _locked(
         ):
             owner = owner.split(".parametrizations")[0]
             locked.setdefault(owner, f"its {attribute} is read outside the convolution itself")
-    for name, attribute in (watch.reads if watch else {}).items():
+    for name, attribute in (observed.reads if observed else {}).items():
         if not name.startswith(exempt):
             locked.setdefault(name, f"its {attribute} is read outside the convolution itself")
-    for name, extra in (watch.extra if watch else {}).items():
+    for name, extra in (observed.extra if observed else {}).items():
         locked.setdefault(name, f"it is called with {extra}, which plain layers do not take")
     return locked
 
@@ -185,14 +175,14 @@ def _locked(
 def _site(
     name: str,
     conv: nn.Conv2d | nn.ConvTranspose2d,
-    watch: Watch | None,
+    observed: Observation | None,
     around: Any,
     locked: str | None,
 ) -> Site:
     upsample, noise, batchnorm, absorbs = around
-    calls = watch.calls.get(name, 0) if watch else None
-    out = watch.outputs.get(name) if watch else None
-    inp = watch.inputs.get(name) if watch else None
+    calls = observed.calls.get(name, 0) if observed else None
+    out = observed.outputs.get(name) if observed else None
+    inp = observed.inputs.get(name) if observed else None
     kh, kw = _pair(conv.kernel_size)
     macs = None
     if calls is not None:
@@ -229,7 +219,7 @@ def _site(
     )
 
 
-def trace(
+def find_sites(
     model: nn.Module,
     *,
     example_inputs: Sequence[Any] | None = None,
@@ -238,8 +228,8 @@ def trace(
     noise_types: tuple[type[nn.Module], ...] = (),
     norm_types: tuple[type[nn.Module], ...] = (),
     unused: Sequence[str] = (),
-) -> Traced:
-    """Find the convolution sites of ``model``.
+) -> tuple[Sites, TracedGraph]:
+    """Find the convolution sites of ``model``, and record its graph.
 
     Args:
         model: any module with 2-D convolutions; left as it was.
@@ -249,7 +239,7 @@ def trace(
         leaf_types: the same, by class (an adapter's).
         noise_types: modules that only add noise to their input.
         norm_types: batch normalisations other than ``nn.BatchNorm2d``.
-        unused: modules that an adapter knows to run never, whatever the model is called with.
+        unused: modules that never run, according to an adapter.
 
     Raises:
         TraceError: the model's own ``forward`` can't be traced, a named leaf does not exist, or
@@ -260,37 +250,35 @@ def trace(
         raise TraceError(f"no such module to keep as a leaf: {', '.join(unknown)}.")
     leaf_types = (*leaf_types, *noise_types, *norm_types)
     examples = None if example_inputs is None else tuple(example_inputs)
-    # First: a model that does not run on its inputs is to be told so, and not how it is traced.
-    watch = observe(model, examples) if examples is not None else None
-    recorded = trace_graph(
+    # First, so that a model which fails on its inputs gets that message and not one of the trace.
+    observed = observe(model, examples) if examples is not None else None
+    traced = trace_graph(
         model, examples=examples, leaf_types=leaf_types, leaf_names=frozenset(leaves)
     )
-    graph, opaque = recorded.graph, recorded.opaque
+    graph, opaque = traced.graph, traced.opaque
     around = _Surroundings(model, graph, noise_types, norm_types)
-    locked = _locked(model, graph, watch, leaf_types)
-    sites = tuple(
-        _site(name, module, watch, around.look(name), locked.get(name))
+    locked = _locked(model, graph, observed, leaf_types)
+    convolutions = tuple(
+        _site(name, module, observed, around.look(name), locked.get(name))
         for name, module in model.named_modules()
         if isinstance(module, ConvTypes)
     )
-    if watch is not None:
-        live = {s.name for s in sites if s.calls}
-        order = [n for n in watch.calls if n in live]
+    if observed is not None:
+        live = {s.name for s in convolutions if s.calls}
+        order = [n for n in observed.calls if n in live]
     else:
-        live = {s.name for s in sites}
+        live = {s.name for s in convolutions}
         order = [str(n.target) for n in graph.nodes if n.op == "call_module" and n.target in live]
-    return Traced(
-        trace=Trace(
-            model=type(model).__name__,
-            sites=sites,
-            order=tuple(dict.fromkeys(order)),
-            dead=tuple(_dead(model, watch, graph, opaque)) if watch else (),
-            leaves=tuple(opaque),
-            shapes_known=watch is not None,
-            note=None if watch else "no example inputs were given, so nothing was run",
-            modules=tuple(n for n, _ in model.named_modules() if n),
-            aliases=_aliases(model),
-            unused=tuple(unused),
-        ),
-        recorded=recorded,
+    found = Sites(
+        model=type(model).__name__,
+        convolutions=convolutions,
+        order=tuple(dict.fromkeys(order)),
+        dead=tuple(_dead(model, observed, graph, opaque)) if observed else (),
+        leaves=tuple(opaque),
+        shapes_known=observed is not None,
+        note=None if observed else "no example inputs were given, so nothing was run",
+        modules=tuple(n for n, _ in model.named_modules() if n),
+        aliases=_aliases(model),
+        unused=tuple(unused),
     )
+    return found, traced

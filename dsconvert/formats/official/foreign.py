@@ -1,13 +1,15 @@
-"""Telling a file that is no pickle by its first bytes, one sentence for each kind."""
+"""Recognise files that are no official snapshot, and say for each what to do instead."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from dsconvert.errors import CorruptSnapshotError, ForeignFileError, UnsupportedSnapshotError
+from dsconvert.formats.official.persistence import persistent
+from dsconvert.safepickle import Walk
 
 if TYPE_CHECKING:
-    from dsconvert.safepickle.source import Source
+    from dsconvert.safepickle import Pickle, Source
 
 _NAMED: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "a gzip archive. Unpack it first (gunzip)."),
@@ -23,13 +25,20 @@ _NAMED: tuple[tuple[bytes, str], ...] = (
     (b"%PDF", "a PDF document. Name a snapshot, for example network-snapshot.pkl."),
 )
 _HEAD = 4096
+_TENSORFLOW = ("dnnlib.tflib.network", "Network")
+_RELATIVES: tuple[tuple[set[str], str], ...] = (
+    ({"SuperresGenerator"}, "StyleGAN-XL"),
+    ({"SynthesisInput"}, "StyleGAN3 (cfg stylegan3-t or stylegan3-r) or StyleGAN-XL"),
+    ({"TriPlaneGenerator", "DualDiscriminator"}, "EG3D"),
+)
+"""Persistent classes that only other generators of the family have."""
 
 
-def check_is_pickle(source: Source) -> None:
-    """Raise unless the file looks like a pickle.
+def check_first_bytes(source: Source) -> None:
+    """Check that the file begins like a pickle.
 
     Raises:
-        ForeignFileError: it is something else; says what, and what to do.
+        ForeignFileError: it is something else; the message names it and the remedy.
         CorruptSnapshotError: it is a pickle so short that it can only be truncated.
         UnsupportedSnapshotError: it is a state dict or checkpoint of plain torch.
     """
@@ -99,3 +108,36 @@ def _is_text(head: bytes) -> bool:
             return False
         text = head[: error.start].decode("utf-8")
     return all(c.isprintable() or c in "\t\r\n\f" for c in text)
+
+
+def check_relatives(parsed: Pickle, generator: str) -> None:
+    """Check that a pickle is no snapshot of related code.
+
+    Args:
+        parsed: the file.
+        generator: the entry that holds its main generator.
+
+    Raises:
+        UnsupportedSnapshotError: TensorFlow, StyleGAN3, StyleGAN-XL.
+    """
+    path = parsed.source.path
+    named = {g.key for g in parsed.machine.globals}
+    if _TENSORFLOW in named:
+        raise UnsupportedSnapshotError(
+            f"{path} is a TensorFlow pickle of StyleGAN or StyleGAN2. Convert it with "
+            "legacy.py of NVlabs/stylegan2-ada-pytorch or NVlabs/stylegan3 first; dsconvert reads "
+            "what that writes."
+        )
+    entry = next((v for k, v in parsed.entries if k == generator), None)
+    if entry is None or persistent(entry) is None:
+        return
+    walk = Walk(parsed.source)
+    walk.add([(generator, entry)])
+    classes = {p.class_name for n in walk.nodes if (p := persistent(n)) is not None}
+    for telling, name in _RELATIVES:
+        if telling & classes:
+            raise UnsupportedSnapshotError(
+                f"{path} holds a generator of {name}, which dsconvert does not convert: "
+                "its layers filter and resample differently. Of this family dsconvert converts "
+                "StyleGAN2 (cfg=stylegan2 of Projected GAN, StyleGAN2-ADA-PyTorch and StyleGAN3)."
+            )

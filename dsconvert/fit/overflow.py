@@ -1,8 +1,7 @@
-"""Fit without overflow: in float64 where activations are extreme, not at all where not finite.
+"""Fit without overflow: in float64 where activations are extreme, not at all if not finite.
 
 Least squares works with squares and their sums, which leave the range of float32 long before the
-activations themselves do. Activations of a usual size are left in their own type, so that nothing
-about a usual fit changes.
+activations themselves do. Activations of a usual size stay in their own type.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from dsconvert.fit.sample import Sample
 
 LOW, HIGH = 1e-12, 1e12
-"""Between these the squares, and sums of millions of them, are safe in float32."""
+"""Between these bounds, squares and sums of millions of them are safe in float32."""
 
 
 class NotFiniteError(ArithmeticError):
@@ -24,7 +23,7 @@ class NotFiniteError(ArithmeticError):
 
 
 def peak(values: Sequence[Tensor]) -> float:
-    """The largest absolute value; infinite where one is infinite or no number."""
+    """Return the largest absolute value; infinite where one is infinite or no number."""
     largest = 0.0
     for value in values:
         if value.numel() == 0:
@@ -38,17 +37,17 @@ def peak(values: Sequence[Tensor]) -> float:
 
 
 def extreme(reach: float) -> bool:
-    """Whether squares of values of this size are unsafe in float32."""
+    """Return whether squares of values of this size are unsafe in float32."""
     return reach != 0.0 and not LOW < reach < HIGH
 
 
 def widened(values: Sequence[Tensor]) -> list[Tensor]:
-    """``values``, in float64 where they are extreme."""
+    """Return ``values``, in float64 where they are extreme."""
     return [v.double() for v in values] if extreme(peak(values)) else list(values)
 
 
-def ready(sample: Sample) -> Sample | None:
-    """``sample``, in float64 where its values are extreme; None where they are not finite."""
+def representable(sample: Sample) -> Sample | None:
+    """Return ``sample``, in float64 if its values are extreme; None if they are not finite."""
     reach = [peak(v) for v in (sample.inputs, sample.wanted)]
     reach += [peak([v]) for v in (sample.held_input, sample.held_wanted)]
     if not all(math.isfinite(r) for r in reach):
@@ -56,12 +55,12 @@ def ready(sample: Sample) -> Sample | None:
     return sample.double() if any(extreme(r) for r in reach) else sample
 
 
-def attempt(fit: Callable[[], None], module: nn.Module, sample: Sample) -> bool:
+def fit_or_restore(fit: Callable[[], None], module: nn.Module, sample: Sample) -> bool:
     """Run ``fit``, which fits ``module`` to ``sample`` in place.
 
     Returns:
         False where the equations can't be solved or the result is not finite; ``module`` is then
-        what it was before.
+        restored.
     """
     parameters = list(module.parameters())
     start = [p.detach().clone() for p in parameters]

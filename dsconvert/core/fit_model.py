@@ -1,24 +1,25 @@
-"""A whole model fitted to its original: the teacher made ready, latents drawn, then one pass."""
+"""Fit a whole rewritten model to its original: prepare the teacher, draw latents, run the pass."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from dsconvert.fit.run import BATCH, Outcome, Progress, run
+from dsconvert.core.fit_layers import BATCH, FitOutcome, fit_layers
 from dsconvert.model.copying import isolated_copy
-from dsconvert.model.graph import ConvTypes
+from dsconvert.model.graph import ConvTypes, TracedGraph
 from dsconvert.model.inputs import Inputs, like
 from dsconvert.model.norms import fold, norm_kind
 from dsconvert.model.precision import as_stored
-from dsconvert.model.trace import Traced
-from dsconvert.records import Plan
+from dsconvert.records import Plan, Sites
+from dsconvert.util.progress import Progress
 
 
 def fit_to_original(
     student: nn.Module,
     model: nn.Module,
-    traced: Traced,
+    sites: Sites,
+    graph: TracedGraph,
     plan: Plan,
     residuals: dict[str, float],
     sampler: Inputs,
@@ -27,18 +28,19 @@ def fit_to_original(
     factors: bool,
     seed: int,
     progress: Progress | None,
-) -> Outcome:
+) -> FitOutcome:
     """Fit ``student``, in place, to ``model``, which it was rewritten from by ``plan``.
 
     Args:
         student: the rewritten model.
-        model: the original; left as it was.
-        traced: its trace.
-        plan: what was done.
+        model: the original; it does not change.
+        sites: the model's convolutions.
+        graph: the model's operations.
+        plan: the plan that ``student`` was rewritten by.
         residuals: kernel energy lost by each rewrite, for the record.
         sampler: of the model's inputs.
-        latents: how many samples, in batches of :data:`dsconvert.fit.run.BATCH`; two batches at
-            least, of which one is held out.
+        latents: number of samples, in batches of :data:`~dsconvert.core.fit_layers.BATCH`; at
+            least two batches, of which one is held out.
         factors: fit the factors and refit kept convolutions; False: statistics only.
         seed: of the samples and every other draw.
         progress: called with ``(stage, done, total, detail)``.
@@ -50,10 +52,10 @@ def fit_to_original(
     for module in teacher.modules():
         if isinstance(module, ConvTypes) and norm_kind(module) != "none":
             fold(module)
-    # Half precision is for running, not for normal equations.
+    # Normal equations need more than half precision.
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
     narrow = kinds not in ({torch.float32}, {torch.float64}, set())
-    # A forward may keep what it computes on its module: not on the one that is handed back.
+    # A forward may store values on its module, which must not appear on the result.
     working = isolated_copy(student, share_parameters=not narrow)
     if narrow:
         working.float()
@@ -62,9 +64,9 @@ def fit_to_original(
     batches = [
         like(sampler(BATCH, generator), teacher) for _ in range(max(2, -(-latents // BATCH)))
     ]
-    outcome = run(
-        recorded=traced.recorded,
-        trace=traced.trace,
+    outcome = fit_layers(
+        graph=graph,
+        sites=sites,
         plan=plan,
         teacher=teacher,
         student=working,

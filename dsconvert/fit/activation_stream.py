@@ -1,10 +1,10 @@
-"""Run teacher and student side by side through one graph, once, node by node.
+"""Run a teacher and a student side by side through one graph, once, node by node.
 
-Rerunning the prefix of a network for every layer costs the square of its depth. Here every
-operation runs once for every latent: the activations of all latents are held at the current front
-of the graph, both sides' (one copy while they agree), and freed after their last use. Where maps
-grow, latents are dropped, so that memory stays bounded: small maps need many latents, large ones
-have enough pixels in a few.
+Rerunning the first part of a network for every layer would cost the square of its depth. Here
+every operation runs once for every latent. The activations of all latents are held for the current
+nodes of the graph, on both sides (one copy while they agree), and freed after their last use. Where
+maps grow, latents are dropped, so that memory stays bounded: small maps need many latents, large
+ones have enough pixels in a few.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from dsconvert.model.graph import TracedGraph, evaluate
+from dsconvert.model.graph import TracedGraph
 from dsconvert.model.inputs import tensors_of
+from dsconvert.model.node_runner import NodeRunner
 
 
 @dataclass
-class Front:
-    """What a visitor sees at a call of a module: per batch, the arguments and outputs."""
+class LayerCall:
+    """One call of a module on both sides: per batch, the arguments and the wanted output."""
 
     name: str
     student: nn.Module
@@ -32,14 +33,14 @@ class Front:
     wanted: list[Tensor]
     """The teacher's output, batch by batch."""
     call: int
-    """How often this module has been called before in this pass."""
+    """The number of earlier calls of this module in this pass."""
 
 
-Visitor = Callable[[Front], None]
+Visitor = Callable[[LayerCall], None]
 
 
 def _called(node: fx.Node) -> str:
-    """What a node calls, as a person names it."""
+    """Return the name of the module or function that a node calls, for people."""
     return str(getattr(node.target, "__name__", node.target))
 
 
@@ -47,21 +48,24 @@ def _bytes(value: Any) -> int:
     return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
 
 
-class Stream:
-    """One pass of a teacher and a student through ``graph``.
+Values = dict[fx.Node, Any]
+
+
+class ActivationStream:
+    """One pass of a teacher and a student through a graph.
 
     Args:
-        recorded: the teacher's torch.fx graph; module names are looked up on both sides.
+        graph: the teacher's torch.fx graph; module names are looked up on both sides.
         teacher: the original model, in eval mode.
         student: the rewritten model, in eval mode.
-        batches: positional arguments of forward calls, batch by batch. The first is held out
-            by the visitors and is never dropped.
-        visit: called with a :class:`Front` before the student's module runs, where it is in
+        batches: positional arguments of forward calls, batch by batch. Visitors hold out the
+            first one; it is never dropped.
+        visit: called with a :class:`LayerCall` before the student's module runs, where it is in
             ``changed``, or in ``watch`` with inputs that differ between the sides.
-        watch: modules that are the same on both sides, but may be refitted.
+        watch: modules that are the same on both sides and may be refitted.
         changed: modules that differ between the sides.
-        budget: bytes that the outputs of one node may take on one side; batches (the last first)
-            are dropped beyond it, but never below two.
+        budget: bytes that the outputs of one node may take on one side; beyond it batches are
+            dropped (the last first), but never below two.
         seed: seeds the random draws inside the model (noise injection), per node and batch, the
             same on both sides.
         progress: called with (nodes done, nodes in all, name).
@@ -69,7 +73,7 @@ class Stream:
 
     def __init__(
         self,
-        recorded: TracedGraph,
+        graph: TracedGraph,
         teacher: nn.Module,
         student: nn.Module,
         batches: Sequence[tuple[Any, ...]],
@@ -81,18 +85,19 @@ class Stream:
         seed: int = 0,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
-        self._graph, self._constants = recorded.graph, recorded.constants
-        self._teacher, self._student = teacher, student
+        self._graph = graph.graph
+        self._student_model = student
+        self._teacher = NodeRunner(teacher, graph.graph, graph.constants)
+        self._student = NodeRunner(student, graph.graph, graph.constants)
         self._visit, self._watch, self._changed = visit, watch, changed
         self._budget, self._seed, self._progress = budget, seed, progress
-        self._envs: list[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]] = [
-            ({}, {}) for _ in batches
-        ]
+        self._values: list[tuple[Values, Values]] = [({}, {}) for _ in batches]
+        """Per batch, the values of the teacher and of the student that are still in use."""
         self._batches = [tensors_of(batch) for batch in batches]
         self._calls: dict[str, int] = {}
         self._diverged: set[fx.Node] = set()
         self.held_out: tuple[Any, Any] | None = None
-        """What student and teacher return for the first batch, once the pass is over."""
+        """The outputs of student and teacher for the first batch, once the pass is over."""
 
     def run(self) -> None:
         """Run the whole graph."""
@@ -104,7 +109,7 @@ class Stream:
         placeholder = 0
         for done, node in enumerate(nodes):
             if node.op == "output":
-                teacher, student = self._envs[0]
+                teacher, student = self._values[0]
                 self.held_out = (
                     map_arg(node.args[0], student.__getitem__),
                     map_arg(node.args[0], teacher.__getitem__),
@@ -113,35 +118,20 @@ class Stream:
             if self._progress is not None:
                 self._progress(done, len(nodes), _called(node))
             if node.op == "placeholder":
-                self._place(node, placeholder)
+                for batch, (teacher, student) in zip(self._batches, self._values, strict=True):
+                    teacher[node] = student[node] = batch[placeholder]
                 placeholder += 1
             else:
                 self._step(node, done)
-            for used in node.all_input_nodes:
-                if last_use[used] is node:
-                    for envs in self._envs:
-                        for env in envs:
-                            env.pop(used, None)
+            self._free({used for used in node.all_input_nodes if last_use[used] is node})
             if node not in last_use:
-                for envs in self._envs:
-                    for env in envs:
-                        env.pop(node, None)
+                self._free({node})
 
-    def _place(self, node: fx.Node, index: int) -> None:
-        for batch, (teacher, student) in zip(self._batches, self._envs, strict=True):
-            teacher[node] = student[node] = batch[index]
-
-    def _args(
-        self, node: fx.Node, env: dict[fx.Node, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        look = env.__getitem__
-        return map_arg(node.args, look), map_arg(node.kwargs, look)
-
-    def _evaluate(self, model: nn.Module, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
-        if node.op == "get_attr" and str(node.target) in self._constants:
-            return self._constants[str(node.target)]
-        args, kwargs = self._args(node, env)
-        return evaluate(model, node, args, kwargs)
+    def _free(self, nodes: set[fx.Node]) -> None:
+        for sides in self._values:
+            for values in sides:
+                for node in nodes:
+                    values.pop(node, None)
 
     def _draw(self, position: int, batch: int) -> None:
         torch.manual_seed((self._seed * 1_000_003 + position) * 8191 + batch)
@@ -152,14 +142,14 @@ class Stream:
         touched = name in self._changed or (diverged and name in self._watch)
         diverged = diverged or touched
         used = 0
-        for index, (teacher, student) in enumerate(self._envs):
+        for index, (teacher, student) in enumerate(self._values):
             self._draw(position, index)
-            teacher[node] = self._evaluate(self._teacher, node, teacher)
+            teacher[node] = self._teacher.value(node, teacher)
             if not diverged:
                 student[node] = teacher[node]
             used += _bytes(teacher[node])
-            if used > self._budget and index + 1 >= 2 and index + 1 < len(self._envs):
-                del self._envs[index + 1 :]
+            if used > self._budget and index + 1 >= 2 and index + 1 < len(self._values):
+                del self._values[index + 1 :]
                 del self._batches[index + 1 :]
                 break
         if not diverged:
@@ -169,15 +159,15 @@ class Stream:
             call = self._calls.get(name, 0)
             self._calls[name] = call + 1
             self._visit(
-                Front(
+                LayerCall(
                     name=name,
-                    student=self._student.get_submodule(name),
-                    student_args=[self._args(node, s)[0] for _, s in self._envs],
-                    teacher_args=[self._args(node, t)[0] for t, _ in self._envs],
-                    wanted=[t[node] for t, _ in self._envs],
+                    student=self._student_model.get_submodule(name),
+                    student_args=[self._student.arguments(node, s)[0] for _, s in self._values],
+                    teacher_args=[self._teacher.arguments(node, t)[0] for t, _ in self._values],
+                    wanted=[t[node] for t, _ in self._values],
                     call=call,
                 )
             )
-        for index, (_, student) in enumerate(self._envs):
+        for index, (_, student) in enumerate(self._values):
             self._draw(position, index)
-            student[node] = self._evaluate(self._student, node, student)
+            student[node] = self._student.value(node, student)

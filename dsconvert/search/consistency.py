@@ -1,8 +1,7 @@
-"""Which measurements contradict each other, or themselves, and have to be taken again.
+"""Find measurements that contradict each other and must be repeated.
 
-Other work on a machine makes a time too long, seldom too short, and never twice alike. So a time
-that cannot be true is measured again; how often is bounded (:data:`TRIES`), and what is then still
-in doubt is said in a note.
+Other work on a machine makes a time too long, seldom too short, and varies. An implausible time is
+measured again, at most :data:`TRIES` times in all; a note names a remaining contradiction.
 """
 
 from __future__ import annotations
@@ -12,47 +11,47 @@ from collections.abc import Sequence
 from dsconvert.search.records import Candidate, Probe, Reading
 
 TRIES = 3
-"""Measurements of one thing, at most; the middle one counts."""
+"""The largest number of measurements of one time; the median counts."""
 _WIDE = 0.2
 """A spread (interquartile range by median) above which a time is measured again."""
 _FACTOR = 1.3
-"""Fewer MACs in the same kind of layer may be slower by this factor, but hardly by more."""
+"""A layer with fewer MACs may be slower than one of its kind by this factor, not by more."""
 _OTHER_RUN = 1.25
-"""Two measurements of one thing that differ by more than this, and their spread, disagree."""
+"""Two measurements disagree if they differ by more than this factor and by their spread."""
 _SUM = 1.15
-"""Parts may seem to take this much more than the whole (another cache, another allocator)."""
+"""The sum of the parts may exceed the whole by this factor (caches, allocator)."""
 
 
 def noisy(reading: Reading) -> bool:
-    """Whether the runs of one measurement differ too much to be relied on."""
+    """Return whether the runs of one measurement differ too much to be relied on."""
     return reading.spread > _WIDE
 
 
 def middle(readings: Sequence[Reading]) -> Reading:
-    """The one with the median value; of an even number the shorter."""
+    """Return the reading with the median value; of two middle ones the shorter."""
     return sorted(readings, key=lambda r: r.value)[(len(readings) - 1) // 2]
 
 
 def disagree(one: Reading, other: Reading) -> bool:
-    """Whether two measurements of the same thing differ by more than their spread."""
+    """Return whether two measurements of the same thing differ by more than their spread."""
     short, long = sorted((one, other), key=lambda r: r.value)
     return short.below(long) and long.value > _OTHER_RUN * short.value
 
 
 def differ(one: float, other: float) -> bool:
-    """Whether two sums of times, each with its own errors, are more than some noise apart."""
+    """Return whether two sums of times differ by more than measurement noise."""
     return max(one, other) > _SUM * min(one, other)
 
 
 def implausible(fewer: Candidate, more: Candidate) -> bool:
-    """Whether a form is timed much slower than one of the same kind that has more MACs."""
+    """Return whether a form is timed much slower than one of the same kind that has more MACs."""
     if fewer.macs is None or more.macs is None or fewer.macs >= more.macs:
         return False
     return much_slower(fewer, more)
 
 
 def much_slower(one: Candidate, other: Candidate) -> bool:
-    """Whether ``one`` is timed slower than ``other`` by more than the spread and some margin."""
+    """Return whether ``one`` is timed slower than ``other``, beyond spread and margin."""
     return any(
         other.times[m].below(t) and t.value > _FACTOR * other.times[m].value
         for m, t in one.times.items()
@@ -60,18 +59,19 @@ def much_slower(one: Candidate, other: Candidate) -> bool:
 
 
 def exceeds(parts: float, whole: Reading) -> bool:
-    """Whether parts that are all in the whole take more time than it does."""
+    """Return whether the parts take more time than the whole that contains them."""
     return parts > _SUM * max(whole.value, whole.high)
 
 
 def worthwhile(
     candidates: Sequence[Candidate], original: Candidate, probe: Probe
 ) -> list[Candidate]:
-    """The candidates without those that have more MACs for no gain in time.
+    """Return the candidates without those that have more MACs and no gain in time.
 
-    A form is left out if it has more MACs than the original convolution and is not faster than it
-    by more than the spread of both; likewise beside another form that loses no more and costs no
-    more in what is counted. The dense form stays wherever nothing is better.
+    A form is dropped if it has more MACs than the original convolution and is not faster by more
+    than the spread of both. It is also dropped if another form has fewer MACs, no larger loss and
+    no larger counted cost, unless it is faster than that form. The dense form stays if no other
+    form is better.
     """
 
     def gains(form: Candidate, other: Candidate) -> bool:

@@ -1,0 +1,171 @@
+"""Write a model as a graph: beside the target, load it again, compare the images, then rename."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dsconvert.config.choices import Noise
+from dsconvert.errors import (
+    DsconvertError,
+    ExportError,
+    ForeignFileError,
+    UsageError,
+)
+from dsconvert.export.diagnose import blame
+from dsconvert.export.graphs import GRAPHS, GraphFormat, Run, need
+from dsconvert.forms.flat_graph import Core, draw, flatten
+from dsconvert.forms.inputs import Inputs, examples_of
+from dsconvert.forms.verify import BATCHES, compare, first_line
+from dsconvert.records import Export
+from dsconvert.util.files import check_target, whole_files
+
+if TYPE_CHECKING:
+    import os
+
+    from torch import nn
+
+
+def check_graph(path: str | os.PathLike[str], name: str, *, overwrite: bool) -> None:
+    """Check that :func:`export_graph` can write the format ``name`` to ``path``.
+
+    Raises:
+        MissingExtraError: a library that the format needs is not installed.
+        OutputError: the file may not be written.
+    """
+    need(name, *GRAPHS[name].needs)
+    check_target(path, overwrite=overwrite)
+    if name == "openvino":
+        check_target(Path(path).with_suffix(".bin"), overwrite=overwrite)
+
+
+def export_graph(
+    model: nn.Module,
+    target: Path,
+    name: str,
+    *,
+    noise: Noise = "random",
+    seed: int = 0,
+    overwrite: bool = False,
+    inputs: Inputs | None = None,
+    noise_types: tuple[type[nn.Module], ...] = (),
+) -> Export:
+    """Write ``model`` in the graph format ``name``; load it again and compare the images.
+
+    Args:
+        model: a generator, converted or not; left as it was.
+        target: the file.
+        name: a key of :data:`dsconvert.export.graphs.GRAPHS`.
+        noise: ``random``: an input ``noise`` (N, K) of normal numbers; ``fixed``: built in;
+            ``zero``: none.
+        seed: of the fixed noise.
+        overwrite: whether ``target`` may exist.
+        inputs: ``inputs(n, generator)`` returns the arguments of one call with batch n; needed
+            where no adapter knows the model.
+        noise_types: classes that add freshly drawn noise, besides the adapter's.
+
+    Raises:
+        UsageError: the inputs are unknown.
+        OutputError: the file can't be written.
+        TraceError: the model can't be traced.
+        ExportError: the format can't hold the model, or the export, loaded again, makes other
+            images. Nothing is written then.
+    """
+    fmt = GRAPHS[name]
+    began = time.perf_counter()
+    core = flatten(
+        model,
+        examples_of(model, inputs),
+        other=examples_of(model, inputs, n=2),
+        noise=noise,
+        seed=seed,
+        noise_types=noise_types,
+    )
+    args = _args(model, core, inputs)
+    with whole_files(target, overwrite=overwrite) as beside:
+        files = _written(fmt, model, core, args, beside)
+        error, reach = compare(
+            model,
+            core,
+            _opened(fmt, files[0], str(target)),
+            str(target),
+            inputs=inputs,
+            noise_types=noise_types,
+        )
+        size = sum(f.stat().st_size for f in files)
+    return Export(
+        path=str(target),
+        format=fmt.name,
+        files=tuple(str(target.parent / f.name) for f in files),
+        bytes=size,
+        inputs={
+            k: ("batch", *a.shape[1:]) if core.is_batched(k) else tuple(a.shape)
+            for k, a in zip(core.inputs, args, strict=True)
+        },
+        noise=noise,
+        planes=tuple((p.module, p.height, p.width) for p in core.planes) if noise != "zero" else (),
+        error=error,
+        range=reach,
+        batches=BATCHES,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _args(model: nn.Module, core: Core, inputs: Inputs | None) -> tuple[torch.Tensor, ...]:
+    args = list(core.select(examples_of(model, inputs, n=BATCHES[0])))
+    if core.takes_noise:
+        args.append(draw(core.planes, BATCHES[0]).to(args[0].device, core.dtype))
+    return tuple(args)
+
+
+def _written(
+    fmt: GraphFormat, model: nn.Module, core: Core, args: tuple[torch.Tensor, ...], path: Path
+) -> tuple[Path, ...]:
+    try:
+        return fmt.write(core, args, path)
+    except (DsconvertError, OSError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # exporters raise anything; name the operator and its module
+        raise blame(fmt.name, model, core, args, error) from error
+
+
+def _opened(fmt: GraphFormat, path: Path, what: str) -> Run:
+    try:
+        return fmt.open(path, None)
+    except Exception as error:  # each runtime has errors of its own
+        raise ExportError(
+            f"{what} can't be loaded again: {first_line(error)}. Nothing was written; export to "
+            "another format."
+        ) from error
+
+
+def load_export(path: str | os.PathLike[str], *, threads: int | None = None) -> Run:
+    """Open an exported graph to run it: a function from its inputs, as tensors, to images.
+
+    Args:
+        path: a file that :func:`dsconvert.export_model` wrote (``.onnx``, ``.pt2`` or ``.xml``).
+        threads: CPU threads; None: the runtime's choice.
+
+    Raises:
+        UsageError: the suffix is none of these.
+        MissingExtraError: a library that runs the format is not installed.
+        ForeignFileError: the file is missing, or can't be read.
+    """
+    suffix = Path(path).suffix.lower()
+    fmt = next((f for f in GRAPHS.values() if f.suffix == suffix), None)
+    if fmt is None:
+        raise UsageError(
+            f"{path} is no exported graph: its name ends in none of "
+            f"{', '.join(f.suffix for f in GRAPHS.values())}. To load a generator from a "
+            "safetensors file or a snapshot, use dsconvert.load_generator."
+        )
+    need(fmt.name, *fmt.needs)
+    if not Path(path).is_file():
+        raise ForeignFileError(f"there is no file {path}; mend the name.")
+    try:
+        return fmt.open(Path(path), threads)
+    except Exception as error:  # each runtime has errors of its own
+        raise ForeignFileError(f"can't open {path}: {first_line(error)}.") from error

@@ -1,0 +1,71 @@
+"""The arguments of a forward call that belong to a seed, as each codebase draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dsconvert.errors import UsageError
+
+if TYPE_CHECKING:
+    from dsconvert.adapter import Sampler
+
+Draw = Callable[[int], tuple[Any, ...]]
+"""``draw(seed)`` returns the positional arguments of one forward call, batch 1."""
+
+
+def official_draws(model: nn.Module, label: int | None) -> Draw:
+    """Draw latents as the official ``gen_images.py`` does, with a one-hot class.
+
+    Args:
+        model: a generator with ``z_dim`` and ``c_dim`` (256 and 0 where it has none).
+        label: the class; None for an unconditional generator.
+
+    Raises:
+        UsageError: a class where there is none, one out of range, or none where one is needed.
+    """
+    z_dim, c_dim = int(getattr(model, "z_dim", 256)), int(getattr(model, "c_dim", 0))
+    if label is not None and not c_dim:
+        raise UsageError("--class was given, but this generator is unconditional.")
+    if label is not None and label >= c_dim:
+        raise UsageError(f"--class {label} is outside 0..{c_dim - 1}.")
+    if c_dim and label is None:
+        raise UsageError(f"this generator is conditional: give --class 0..{c_dim - 1}.")
+    condition = torch.zeros(1, c_dim)
+    if label is not None:
+        condition[0, label] = 1
+    return lambda seed: (
+        torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).float(),
+        condition,
+    )
+
+
+def sampled_draws(sampler: Sampler | None, label: int | None, path: Path | None) -> Draw:
+    """Draw from ``sampler``, by a torch generator of the seed.
+
+    Args:
+        sampler: of the generator's inputs; None where they are unknown.
+        label: must be None: such a sampler draws classes itself.
+        path: the file, for messages.
+
+    Raises:
+        UsageError: a class is given, or the inputs are unknown.
+    """
+    if label is not None:
+        raise UsageError("--class was given, but this generator is unconditional.")
+    if sampler is None:
+        raise UsageError(unknown_inputs(path))
+    return lambda seed: sampler(1, torch.Generator().manual_seed(seed))
+
+
+def unknown_inputs(path: Path | None) -> str:
+    """Return the message for a generator whose inputs are unknown."""
+    return (
+        f"nothing says what the generator of {path} is called with: give --input 256 "
+        "(the shape of one latent)."
+    )
