@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 
 from dsconvert.errors import OutputError
@@ -46,20 +47,28 @@ def complain(text: str) -> None:
         sys.stderr.flush()
 
 
-def flush() -> None:
-    """Write out what is buffered; here, where a failure can still be answered.
+@contextmanager
+def writing() -> Generator[None, None, None]:
+    """Write to standard output, where a failure can still be answered, and flush it at the end.
 
     Raises:
         ReaderGone: nobody reads on.
         OutputError: standard output refuses (a full disk).
     """
     try:
+        yield
         sys.stdout.flush()
     except BrokenPipeError as error:
         raise ReaderGone from error
     except OSError as error:
         silence()
         raise OutputError(f"can't write to standard output: {error}; send it elsewhere.") from error
+
+
+def flush() -> None:
+    """Write the buffered output; errors as in :func:`writing`."""
+    with writing():
+        pass
 
 
 def silence() -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dsconvert.cli import main
 from dsconvert.cli.output import Bars
-from dsconvert.cli.parsers.arguments import seeds
+from dsconvert.config.values import seeds
 from dsconvert.data.pictures import psnr, to_images
 from dsconvert.formats.official import load_snapshot
 

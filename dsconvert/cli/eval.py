@@ -1,8 +1,7 @@
-"""How good a file's images are."""
+"""``eval``: how good a file's images are."""
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -11,8 +10,10 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from dsconvert.cli.opening import opened
+from dsconvert.cli.files import opened
 from dsconvert.cli.output import Bars, emit, say
+from dsconvert.cli.parser import Call
+from dsconvert.config.measure import EvalJob
 from dsconvert.data.classes import classes_of, open_labelled, with_classes_of
 from dsconvert.data.images import ImageSet
 from dsconvert.data.stream import to_range
@@ -40,9 +41,10 @@ def _halves(images: ImageSet, samples: int, seed: int) -> tuple[Iterator[Tensor]
     return batches(order[:samples]), batches(order[samples : 2 * samples])
 
 
-def run(options: Namespace) -> None:
-    """Measure, and say what it means."""
-    # What is missing (Inception, say) is missed now, not after minutes of sampling.
+def run(call: Call) -> None:
+    """Measure, and give the verdict."""
+    options: EvalJob = call.options
+    # If Inception cannot be downloaded, the command fails here, not after minutes of sampling.
     device = for_work(options.device)
     nets = extractors(options.metrics, device=device)
     file = opened(options.snapshot, options)
@@ -181,7 +183,7 @@ def _contest(contest: Contest) -> str:
     )
 
 
-def _data(options: Namespace, found: Evaluation, notes: list[str]) -> dict[str, Any]:
+def _data(options: EvalJob, found: Evaluation, notes: list[str]) -> dict[str, Any]:
     def row(entry: Score | Contest) -> dict[str, Any]:
         facts: dict[str, Any] = asdict(entry)
         return {**facts, "distinguishable": entry.distinguishable}

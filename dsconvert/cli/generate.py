@@ -1,8 +1,7 @@
-"""Images of given seeds, as the official ``gen_images.py`` makes them."""
+"""``generate``: a grid of images of given seeds, as the official ``gen_images.py`` makes them."""
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import Truncates
-from dsconvert.cli.output import Bars
+from dsconvert.cli.files import opened
+from dsconvert.cli.output import Bars, emit, say
+from dsconvert.cli.parser import Call
+from dsconvert.config.files import Drawing, GenerateJob
+from dsconvert.data.pictures import check_picture, grid, save_picture
 from dsconvert.errors import AdapterError, UsageError
 from dsconvert.formats.official import Snapshot
 from dsconvert.formats.registry import Opened, inputs_of, picture_of
@@ -20,13 +23,26 @@ from dsconvert.formats.safetensors.file import PlainFile
 Progress = Callable[[int], None]
 
 
+def run(call: Call) -> None:
+    """Write one image a seed into one picture."""
+    options: GenerateJob = call.options
+    check_picture(options.out, overwrite=options.overwrite)
+    file = opened(options.snapshot, options)
+    with Bars(hidden=options.quiet) as bars:
+        progress = stage(bars, "images", len(options.seeds))
+        images = images_of(file, options.seeds, options, progress)
+    save_picture(grid(images), options.out, overwrite=options.overwrite)
+    if options.json:
+        emit({"snapshot": options.snapshot, "out": options.out, "seeds": options.seeds})
+    else:
+        say(f"wrote {len(images)} images to {options.out}")
+
+
 def images_of(
     file: Opened,
     seeds: tuple[int, ...],
-    label: int | None,
+    drawing: Drawing,
     progress: Progress,
-    *,
-    trunc: float = 1.0,
 ) -> Tensor:
     """One image a seed, in [-1, 1].
 
@@ -42,9 +58,9 @@ def images_of(
     official = isinstance(file, Snapshot) or (
         isinstance(file, PlainFile) and hasattr(model, "z_dim")
     )
-    draw = _official(model, label) if official else _drawn(file, label)
+    draw = _official(model, drawing.label) if official else _drawn(file, drawing.label)
     picture = picture_of(file)
-    more = _truncated(file, trunc)
+    more = _truncated(file, drawing.trunc)
     images: list[Tensor] = []
     model.eval()
     with torch.no_grad(), torch.random.fork_rng():
@@ -102,6 +118,6 @@ def _drawn(file: Opened, label: int | None) -> Callable[[int], tuple[Any, ...]]:
     return lambda seed: sampler(1, torch.Generator().manual_seed(seed))
 
 
-def stage(bars: Bars, name: str, options: Namespace) -> Progress:
+def stage(bars: Bars, name: str, seeds: int) -> Progress:
     """One stage of the bars, with a step a seed."""
-    return lambda done: bars(name, done, len(options.seeds))
+    return lambda done: bars(name, done, seeds)

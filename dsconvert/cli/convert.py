@@ -1,17 +1,17 @@
-"""The main job."""
+"""``convert``: the main job."""
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
 
 from dsconvert.cli import targets
-from dsconvert.cli.opening import opened
+from dsconvert.cli.files import opened, read_plan
 from dsconvert.cli.output import Bars, emit, say
-from dsconvert.errors import PlanError, UsageError
+from dsconvert.cli.parser import Call
+from dsconvert.config.convert import ConvertJob
+from dsconvert.errors import UsageError
 from dsconvert.formats.convert_file import SnapshotConversion, convert_snapshot, plan_snapshot
 from dsconvert.formats.registry import check_output, generators_in, save_file
-from dsconvert.records import Plan
 from dsconvert.report.jsonable import conversion_dict, plan_dict
 from dsconvert.report.tables import conversion_report, plan_report
 from dsconvert.search import Clock
@@ -23,52 +23,40 @@ def _write_text(text: str, path: str, *, overwrite: bool) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def _read_plan(path: str) -> Plan:
-    try:
-        return Plan.from_json(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"can't read the plan {path}: {error}.") from None
-
-
-def run(options: Namespace, *, clock: Clock | None = None) -> None:
+def run(call: Call, *, clock: Clock | None = None) -> None:
     """Convert a file.
 
     Args:
-        options: what was typed.
-        clock: what ``--target`` measures with; None: this machine.
+        call: the command.
+        clock: measures for ``--target``; None: this machine.
 
     Raises:
         MissedTargetError: a target is missed; nothing was written, unless ``--best-effort``.
         DsconvertError: bad input.
     """
+    options: ConvertJob = call.options
     if options.out:
         check_target(options.out, overwrite=options.overwrite)
     if options.out and options.plan_only and Path(options.out).suffix.lower() not in (".json", ""):
         raise UsageError(f"--plan-only writes a plan, which is JSON: end {options.out} in .json.")
-    chosen = _read_plan(options.plan) if options.plan else None
-    snap = opened(options.snapshot, options, drop=tuple(options.drop))
-    if not options.plan_only:
+    chosen = read_plan(options.plan) if options.plan else None
+    snap = opened(options.snapshot, options, drop=options.drop)
+    if not options.plan_only and options.out:
         check_output(snap, options.out, overwrite=options.overwrite)
     measured = None
-    if options.target:
+    if options.targets.target:
         with Bars(hidden=options.quiet) as bars:
             measured = targets.planned(snap, options, bars, clock=clock)
         chosen = measured.plan
     if options.plan_only:
-        plan = plan_snapshot(
-            snap,
-            preset=options.preset,
-            rank=options.rank,
-            keep=tuple(options.keep),
-            refit=tuple(options.refit),
-            remove=tuple(options.remove),
-            plan=chosen,
-        )
+        plan = plan_snapshot(snap, plan=chosen, **options.rewriting.keywords())
         if options.out:
             _write_text(plan.to_json() + "\n", options.out, overwrite=options.overwrite)
         if options.json:
             emit(plan_dict(plan) | targets.as_dict(measured))
-        elif not options.out:
+        elif options.out:
+            say(f"wrote {options.out}")
+        else:
             say(*plan_report(plan, verbose=options.verbose))
             targets.show(measured)
         targets.own_up(measured, options)
@@ -76,15 +64,9 @@ def run(options: Namespace, *, clock: Clock | None = None) -> None:
     with Bars(hidden=options.quiet) as bars:
         result = convert_snapshot(
             snap,
-            preset=options.preset,
-            rank=options.rank,
-            keep=tuple(options.keep),
-            refit=tuple(options.refit),
-            remove=tuple(options.remove),
             plan=chosen,
-            init=options.init,
-            calibrate=options.calibrate,
-            seed=options.seed,
+            **options.rewriting.keywords(),
+            **options.fitting.keywords(),
             progress=bars,
             generators=generators_in(snap, options.out),
         )
