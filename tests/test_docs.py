@@ -18,7 +18,8 @@ from types import ModuleType
 import pytest
 
 from dsconvert.cli import main
-from dsconvert.cli.parser import COMMANDS, build
+from dsconvert.cli.parser import parse
+from dsconvert.config.jobs import JOBS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -39,7 +40,7 @@ def _command(line: str) -> list[str]:
 
 
 def _shortened(words: list[str]) -> list[str]:
-    fits = words[0] not in COMMANDS and "--plan-only" not in words and "--calibrate" not in words
+    fits = words[0] not in JOBS and "--plan-only" not in words and "--calibrate" not in words
     return [*words, "--calibrate", "8"] if fits else words
 
 
@@ -80,8 +81,7 @@ def test_every_other_command_is_one(page: Path) -> None:
             continue
         for line in code.splitlines():
             if line.startswith("dsconvert "):
-                words = _command(line)
-                build().parse_args(words if words[0] in COMMANDS else ["convert", *words])
+                parse(_command(line))
 
 
 def test_the_pages_link_to_files_that_exist() -> None:

@@ -53,7 +53,7 @@ def run(call: Call) -> None:
     }
     text = f"PSNR {values.mean():.1f} dB (mean), {values.min():.1f} dB (worst)"
     inputs = inputs_of(first)
-    if features is not None and inputs is not None:
+    if options.distance and features is not None and inputs is not None:
         with Bars(hidden=options.quiet) as bars:
             fd = feature_distance(
                 picture_of(second),

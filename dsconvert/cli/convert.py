@@ -11,10 +11,11 @@ from dsconvert.cli.parser import Call
 from dsconvert.config.convert import ConvertJob
 from dsconvert.errors import UsageError
 from dsconvert.formats.convert_file import SnapshotConversion, convert_snapshot, plan_snapshot
-from dsconvert.formats.registry import check_output, generators_in, save_file
+from dsconvert.formats.registry import Opened, check_output, generators_in, save_file
+from dsconvert.records import Plan
 from dsconvert.report.jsonable import conversion_dict, plan_dict
 from dsconvert.report.tables import conversion_report, plan_report
-from dsconvert.search import Clock
+from dsconvert.search import Clock, MeasuredPlan
 from dsconvert.util.files import check_target, whole_file
 
 
@@ -24,7 +25,7 @@ def _write_text(text: str, path: str, *, overwrite: bool) -> None:
 
 
 def run(call: Call, *, clock: Clock | None = None) -> None:
-    """Convert a file.
+    """Convert a file, or plan its conversion.
 
     Args:
         call: the command.
@@ -35,64 +36,82 @@ def run(call: Call, *, clock: Clock | None = None) -> None:
         DsconvertError: bad input.
     """
     options: ConvertJob = call.options
-    if options.out:
-        check_target(options.out, overwrite=options.overwrite)
-    if options.out and options.plan_only and Path(options.out).suffix.lower() not in (".json", ""):
-        raise UsageError(f"--plan-only writes a plan, which is JSON: end {options.out} in .json.")
+    out = options.out or ""
+    if out:
+        check_target(out, overwrite=options.overwrite)
+    if out and options.plan_only and Path(out).suffix.lower() not in (".json", ""):
+        raise UsageError(f"--plan-only writes a plan, which is JSON: end {out} in .json.")
     chosen = read_plan(options.plan) if options.plan else None
-    snap = opened(options.snapshot, options, drop=options.drop)
-    if not options.plan_only and options.out:
-        check_output(snap, options.out, overwrite=options.overwrite)
+    file = opened(options.snapshot, options, drop=options.drop)
+    if not options.plan_only:
+        check_output(file, out, overwrite=options.overwrite)
     measured = None
     if options.targets.target:
         with Bars(hidden=options.quiet) as bars:
-            measured = targets.planned(snap, options, bars, clock=clock)
+            measured = targets.planned(file, options, bars, clock=clock)
         chosen = measured.plan
     if options.plan_only:
-        plan = plan_snapshot(snap, plan=chosen, **options.rewriting.keywords())
-        if options.out:
-            _write_text(plan.to_json() + "\n", options.out, overwrite=options.overwrite)
-        if options.json:
-            emit(plan_dict(plan) | targets.as_dict(measured))
-        elif options.out:
-            say(f"wrote {options.out}")
-        else:
-            say(*plan_report(plan, verbose=options.verbose))
-            targets.show(measured)
-        targets.own_up(measured, options)
-        return
+        _plan(file, chosen, options, measured)
+        targets.report_missed(measured, options)
+    else:
+        _convert(file, chosen, out, options, measured, clock)
+
+
+def _plan(
+    file: Opened, chosen: Plan | None, options: ConvertJob, measured: MeasuredPlan | None
+) -> None:
+    """Show the plan, or write it."""
+    plan = plan_snapshot(file, plan=chosen, **options.rewriting.keywords())
+    if options.out:
+        with whole_file(options.out, overwrite=options.overwrite) as beside:
+            beside.write_text(plan.to_json() + "\n", encoding="utf-8")
+    if options.json:
+        emit(plan_dict(plan) | targets.as_dict(measured))
+    elif options.out:
+        say(f"wrote {options.out}")
+    else:
+        say(*plan_report(plan, verbose=options.verbose))
+        targets.show(measured)
+
+
+def _convert(
+    file: Opened,
+    chosen: Plan | None,
+    out: str,
+    options: ConvertJob,
+    measured: MeasuredPlan | None,
+    clock: Clock | None,
+) -> None:
+    """Convert every generator of the file, and write the result to ``out``."""
     with Bars(hidden=options.quiet) as bars:
         result = convert_snapshot(
-            snap,
+            file,
             plan=chosen,
             **options.rewriting.keywords(),
             **options.fitting.keywords(),
             progress=bars,
-            generators=generators_in(snap, options.out),
+            generators=generators_in(file, out),
         )
     if measured is not None:
         with Bars(hidden=options.quiet) as bars:
             bars("measure the result", 0, 1)
-            measured = targets.checked(measured, snap, result.models, clock=clock)
-        targets.insist(measured, options)
-    made = save_file(snap, result.models, options.out, overwrite=options.overwrite)
+            measured = targets.checked(measured, file, result.models, clock=clock)
+        targets.require_met(measured, options)
+    made = save_file(file, result.models, out, overwrite=options.overwrite)
     if options.json:
         entries = {k: conversion_dict(c) for k, c in result.conversions.items()}
-        files = {"input": options.snapshot, "output": options.out}
+        files = {"input": options.snapshot, "output": out}
         emit({**files, "converted": entries, **targets.as_dict(measured)})
-        targets.own_up(measured, options)
-        return
-    name, main = result.main
-    if not options.quiet:
-        title = f"{name} of {options.snapshot}, preset {main.plan.preset}"
-        say(*conversion_report(main, title, verbose=options.verbose))
-        say(*_others(result))
-        targets.show(measured)
-    if made is None:
-        say(f"wrote {options.out}")
     else:
-        say(f"wrote {' and '.join(made.files)}: {name} alone, as {made.format}")
-    targets.own_up(measured, options)
+        name, main = result.main
+        if not options.quiet:
+            title = f"{name} of {options.snapshot}, preset {main.plan.preset}"
+            say(*conversion_report(main, title, verbose=options.verbose))
+            say(*_others(result))
+            targets.show(measured)
+        alone = "" if made is None else f": {name} alone, as {made.format}"
+        say(f"wrote {out if made is None else ' and '.join(made.files)}{alone}")
+    targets.report_missed(measured, options)
 
 
 def _others(result: SnapshotConversion) -> list[str]:

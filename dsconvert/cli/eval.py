@@ -50,7 +50,9 @@ def run(call: Call) -> None:
     file = opened(options.snapshot, options)
     student, inputs = picture_of(file).to(device), inputs_of(file)
     if inputs is None:
-        raise UsageError(f"nobody knows what the generator of {options.snapshot} takes: --input.")
+        raise UsageError(
+            f"{options.snapshot} can't be run: nothing says what its inputs look like; give --input 256."
+        )
     teacher = picture_of(opened(options.against, options)).to(device) if options.against else None
     channels, side = _image(student, inputs)
     if teacher is not None and (channels, side) != _image(teacher, inputs):
@@ -147,7 +149,7 @@ _WHAT = {
 
 
 def _table(found: Evaluation) -> Table:
-    """Three lines a score: what it is, the floor under it, and what is between them."""
+    """Three lines a score: the distance, its noise floor, and their difference."""
     table = compact("", [], ["distance", "95 % interval"])
     for s in found.scores:
         c: Comparison = s.comparison

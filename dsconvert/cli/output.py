@@ -1,4 +1,4 @@
-"""What the command line says: tables and JSON on stdout, progress bars on stderr."""
+"""Write tables and JSON to standard output, and progress bars to standard error."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def say_whole(line: str) -> None:
 
 
 class Bars:
-    """How long work goes on, on stderr: a bar a stage in a terminal, else a line every 30 s."""
+    """Progress on standard error: a bar a stage in a terminal, else a line every 30 s."""
 
     def __init__(self, *, hidden: bool) -> None:
         console = Console(stderr=True)
@@ -99,7 +99,7 @@ class Bars:
             self._lines.close()
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
-        """What the library calls as its work goes on."""
+        """Show progress; the library calls this."""
         if self._lines is not None:
             self._lines(stage, done, total, detail)
             return

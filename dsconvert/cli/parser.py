@@ -55,7 +55,7 @@ class Call:
     """The command line without the program's name."""
 
 
-class _Value(click.ParamType):
+class _Value(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
     """The values of one setting, with its own reader and completion."""
 
     def __init__(self, item: Item) -> None:

@@ -51,7 +51,7 @@ class Outcome:
         self._before = self._state()
 
     def _state(self) -> frozenset[tuple[object, ...]]:
-        """The output as it is now: the names of the runs, or the file's identity and time."""
+        """The present output: the names of the runs, or the file's identity and time."""
         if self._out is None:
             return frozenset()
         try:

@@ -22,7 +22,7 @@ _REMEDY = "Nothing was written; --best-effort writes the nearest all the same."
 def planned(
     file: Opened, options: ConvertJob, bars: Bars, *, clock: Clock | None = None
 ) -> MeasuredPlan:
-    """The plan for the targets that were typed.
+    """Plan for the typed targets.
 
     Raises:
         MissedTargetError: they are out of reach, and ``--best-effort`` was not given.
@@ -64,14 +64,14 @@ def checked(
     *,
     clock: Clock | None = None,
 ) -> MeasuredPlan:
-    """The same with its promises measured on the converted model."""
+    """Measure the promised figures on the converted model."""
     main = models[file.generators[0]]
     promises = verify(measured, file.generator, main, inputs=inputs_of(file), clock=clock)
     return dataclasses.replace(measured, promises=promises)
 
 
-def insist(measured: MeasuredPlan | None, options: ConvertJob) -> None:
-    """Stop before anything is written where a target is missed, unless ``--best-effort``.
+def require_met(measured: MeasuredPlan | None, options: ConvertJob) -> None:
+    """Raise before anything is written if a target is missed, unless ``--best-effort``.
 
     Raises:
         MissedTargetError: a target is missed.
@@ -82,8 +82,8 @@ def insist(measured: MeasuredPlan | None, options: ConvertJob) -> None:
         raise MissedTargetError(f"{why} {_REMEDY}")
 
 
-def own_up(measured: MeasuredPlan | None, options: ConvertJob) -> None:
-    """After the work: end in an error where a target is missed in spite of ``--best-effort``.
+def report_missed(measured: MeasuredPlan | None, options: ConvertJob) -> None:
+    """Raise after the work if a target is missed in spite of ``--best-effort``.
 
     Raises:
         MissedTargetError: a target is missed.

@@ -81,11 +81,11 @@ class Watcher:
         self._lines = not quiet and not sys.stderr.isatty()
 
     def progress(self, stage: str, done: int, total: int, detail: str) -> None:
-        """What the loop calls after each step."""
+        """Show progress; the loop calls this after each step."""
         self._bars(stage, done, total, detail)
 
     def report(self, row: Mapping[str, Any]) -> None:
-        """What the loop calls with each line of statistics."""
+        """Write a line of statistics; the loop calls this at each tick."""
         if self._lines:
             sys.stderr.write(line(row) + "\n")
             sys.stderr.flush()
@@ -106,10 +106,10 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def _finish(done: runs.RunResult, options: TrainJob | FinetuneJob) -> None:
-    """Say how it ended; an interrupted run says how it goes on.
+    """Report how the run ended, and the command that continues an interrupted one.
 
     Raises:
-        Stopped: it was interrupted (and saved).
+        Stopped: the run was interrupted (and saved).
     """
     result = done.result
     if done.rank == 0:
@@ -153,7 +153,7 @@ def _finish(done: runs.RunResult, options: TrainJob | FinetuneJob) -> None:
 
 
 def _best(done: runs.RunResult) -> list[str]:
-    """Which snapshot is the nearest to the data, where the run was judged."""
+    """The snapshot nearest to the data, if the run was evaluated."""
     rows = [r for r in read_stats(done.result.stats) if r.get("fd_lite0") is not None]
     if done.result.best is None or not rows:
         return []

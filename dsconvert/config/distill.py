@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar
 
 from dsconvert.config.base import BaseSettings, Job
@@ -26,6 +25,8 @@ RUN = Group("The run")
 
 def default_optimiser() -> Optimiser:
     """The better optimiser that the installed torch has; torch is not imported."""
+    from importlib.metadata import PackageNotFoundError, version  # slow, and --help needs none
+
     try:
         numbers = version("torch").split(".")[:2]
     except PackageNotFoundError:
