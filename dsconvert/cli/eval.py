@@ -51,7 +51,8 @@ def run(call: Call) -> None:
     student, inputs = picture_of(file).to(device), inputs_of(file)
     if inputs is None:
         raise UsageError(
-            f"{options.snapshot} can't be run: nothing says what its inputs look like; give --input 256."
+            f"{options.snapshot} can't be run: nothing says what its inputs look like; give "
+            "--input 256."
         )
     teacher = picture_of(opened(options.against, options)).to(device) if options.against else None
     channels, side = _image(student, inputs)

@@ -210,17 +210,15 @@ class Item:
         return value
 
 
-def items(cls: type[Any]) -> Iterator[Item]:
-    """The settings of ``cls`` in order, with its parts unfolded."""
-    yield from _items(cls, (), None)
-
-
-def _items(cls: type[Any], path: tuple[str, ...], within: Part | None) -> Iterator[Item]:
+def items(
+    cls: type[Any], *, path: tuple[str, ...] = (), within: Part | None = None
+) -> Iterator[Item]:
+    """The settings of ``cls`` in order, with its parts unfolded; ``within`` the part at ``path``."""
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
         below = f.metadata.get(_PART)
         if below is not None:
-            yield from _items(hints[f.name], (*path, f.name), below)
+            yield from items(hints[f.name], path=(*path, f.name), within=below)
         about = f.metadata.get(_ABOUT)
         if about is None:
             continue

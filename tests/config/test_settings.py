@@ -14,13 +14,13 @@ import pytest
 from dsconvert.cli.parser import Call, parse
 from dsconvert.config.base import Job, own_items, refuse_fixed, resumable
 from dsconvert.config.choices import POLICIES
-from dsconvert.config.convert import ConvertJob, Rewriting
+from dsconvert.config.convert import ConvertJob, Fitting, Rewriting
 from dsconvert.config.distill import DistillConfig, default_optimiser
+from dsconvert.config.files import ExportJob
 from dsconvert.config.jobs import JOBS
 from dsconvert.config.reference import reference, table
 from dsconvert.config.setting import assemble, items, part, sections, setting
 from dsconvert.config.train import TrainConfig, TrainJob
-from dsconvert.config.values import seeds
 from dsconvert.errors import UsageError
 
 
@@ -155,9 +155,18 @@ def test_a_job_is_made_from_some_of_its_settings() -> None:
     assert [i.name for i in own_items(ConvertJob)].count("snapshot") == 1
 
 
-def test_seed_grammar() -> None:
-    assert seeds("0-3,7") == (0, 1, 2, 3, 7)
-    assert seeds("12") == (12,)
+@pytest.mark.parametrize(
+    "name", ["plan", "convert", "apply", "plan_snapshot", "convert_snapshot", "export_model"]
+)
+def test_public_functions_have_the_defaults_of_the_settings(name: str) -> None:
+    import dsconvert
+
+    parts = (Rewriting, Fitting) if name != "export_model" else (ExportJob,)
+    defaults = {item.name: item.default for cls in parts for item in items(cls)}
+    found = inspect.signature(getattr(dsconvert, name)).parameters
+    shared = [n for n in found if n in defaults and defaults[n] is not dataclasses.MISSING]
+    assert shared
+    assert {n: found[n].default for n in shared} == {n: defaults[n] for n in shared}
 
 
 # The command line ---------------------------------------------------------------------------
