@@ -19,11 +19,6 @@ from dsconvert.search import Clock, MeasuredPlan
 from dsconvert.util.files import check_target, whole_file
 
 
-def _write_text(text: str, path: str, *, overwrite: bool) -> None:
-    with whole_file(path, overwrite=overwrite) as beside:
-        beside.write_text(text, encoding="utf-8")
-
-
 def run(call: Call, *, clock: Clock | None = None) -> None:
     """Convert a file, or plan its conversion.
 

@@ -213,7 +213,7 @@ class Item:
 def items(
     cls: type[Any], *, path: tuple[str, ...] = (), within: Part | None = None
 ) -> Iterator[Item]:
-    """The settings of ``cls`` in order, with its parts unfolded; ``within`` the part at ``path``."""
+    """The settings of ``cls``, itself the part ``within`` at ``path``, with its parts unfolded."""
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
         below = f.metadata.get(_PART)
