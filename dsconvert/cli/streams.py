@@ -7,6 +7,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
+from typing import TextIO
 
 from dsconvert.errors import OutputError
 
@@ -42,9 +43,11 @@ def prepare() -> None:
 
 def complain(text: str) -> None:
     """Write one line to standard error; a failure is ignored, as there is no other place for it."""
-    with suppress(OSError, ValueError):
+    try:
         sys.stderr.write(f"dsconvert: {text}\n")
         sys.stderr.flush()
+    except (OSError, ValueError):
+        _to_nowhere(sys.stderr)
 
 
 @contextmanager
@@ -72,6 +75,14 @@ def flush() -> None:
 
 
 def silence() -> None:
-    """Send standard output to /dev/null: the buffered rest would fail again when Python ends."""
+    """Send standard output to /dev/null."""
+    _to_nowhere(sys.stdout)
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    """Drop the text that ``stream`` still buffers.
+
+    Python flushes it once more at exit; a failure there would replace the exit code (by 120).
+    """
     with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
