@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dsconvert.bench.compare import compare
 from dsconvert.bench.machine import facts, limits, settle
-from dsconvert.bench.records import Limits, Measurement, Operation, Settings, Timing
+from dsconvert.bench.records import Limits, Measurement, Operation, Timing
 from dsconvert.bench.remote import RemoteSubject, remote
 from dsconvert.bench.subject import LocalSubject, Subject
+from dsconvert.config.measure import Settings
 
 __all__ = [
     "Limits",

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from dsconvert.bench.records import Limits, Settings
-from dsconvert.config.choices import DTYPES
+from dsconvert.bench.records import Limits
+from dsconvert.config.measure import Settings
 from dsconvert.errors import UsageError
 from dsconvert.util.devices import accelerator, usable
 
@@ -25,12 +25,10 @@ def settle(settings: Settings) -> Settings:
     """``settings`` with the device named, checked against this machine.
 
     Raises:
-        UsageError: no such device or type, or a number of threads below 1.
+        UsageError: no such device, or a number of threads below 1.
     """
     name = accelerator() if settings.device == "auto" else settings.device
     usable(name)
-    if settings.dtype not in DTYPES:
-        raise UsageError(f"no dtype is called {settings.dtype!r}; choose {', '.join(DTYPES)}.")
     if settings.threads is not None and settings.threads < 1:
         raise UsageError(f"{settings.threads} threads can't run anything; give 1 or more.")
     return dataclasses.replace(settings, device=name)

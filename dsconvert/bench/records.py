@@ -8,23 +8,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Where and how models run while they are measured."""
-
-    device: str = "auto"
-    """A torch device; ``auto`` is the first accelerator, the CPU where there is none."""
-    dtype: str = "float32"
-    """One of :data:`dsconvert.records.DTYPES`."""
-    channels_last: bool = False
-    compile: bool = False
-    """Through ``torch.compile``; compilation is not timed with the runs."""
-    threads: int | None = None
-    """CPU threads of torch; None: as many as torch would take."""
-    keep_freed: bool = False
-    """A process that serves a model keeps the memory it frees (:mod:`dsconvert.util.allocator`)."""
-
-
 @dataclass(frozen=True, order=True, kw_only=True)
 class Operation:
     """One thing to time: a forward pass in eval mode, or a training step's forward + backward."""

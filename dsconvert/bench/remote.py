@@ -14,8 +14,9 @@ from typing import Any
 from torch import nn
 
 from dsconvert.bench.machine import settle
-from dsconvert.bench.records import Operation, Settings
+from dsconvert.bench.records import Operation
 from dsconvert.bench.subject import Inputs, LocalSubject, Subject, arguments
+from dsconvert.config.measure import Settings
 from dsconvert.errors import MeasureError
 
 

@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from dsconvert.bench import memory
 from dsconvert.bench.machine import running, seconds_of, settle, weight_type
-from dsconvert.bench.records import Operation, Settings
+from dsconvert.bench.records import Operation
+from dsconvert.config.measure import Settings
 from dsconvert.errors import DsconvertError, MeasureError
 from dsconvert.model.editing import copied
 from dsconvert.util.memory_format import in_channels_last

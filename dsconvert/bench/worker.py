@@ -16,8 +16,9 @@ from typing import Any, TextIO
 import torch
 
 from dsconvert.bench.memory import resident
-from dsconvert.bench.records import Operation, Settings
+from dsconvert.bench.records import Operation
 from dsconvert.bench.subject import LocalSubject
+from dsconvert.config.measure import Settings
 from dsconvert.errors import DsconvertError, MeasureError
 from dsconvert.util.allocator import keep_freed_memory
 

@@ -16,8 +16,21 @@ from dsconvert.cli.stopping import Outcome, Stopped, terminable
 from dsconvert.errors import DsconvertError
 from dsconvert.util.allocator import keep_freed_memory
 
-_RUNNING = frozenset({"train", "finetune", "distill", "eval", "generate", "compare"})
-"""Commands that run networks many times over, for which freed memory is worth keeping."""
+_RUN = {
+    "convert": "convert:run",
+    "inspect": "report:inspect",
+    "report": "report:report",
+    "generate": "generate:run",
+    "compare": "compare:run",
+    "train": "train:train",
+    "finetune": "train:finetune",
+    "bench": "bench:run",
+    "distill": "distill:run",
+    "export": "export:run",
+    "eval": "eval:run",
+    "official-train": "official_train:run",
+}
+"""Module (of this package) and function of each command; imported when the command runs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     streams.prepare()
     outcome: list[Outcome] = []
     try:
-        _run(list(sys.argv[1:] if argv is None else argv), outcome)
+        return _run(list(sys.argv[1:] if argv is None else argv), outcome)
     except DsconvertError as error:
         streams.complain(str(error))
         return code_of(error)
@@ -33,29 +46,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         streams.complain("interrupted.")
         return INTERRUPTED
     except KeyboardInterrupt:
-        what = outcome[0] if outcome else "nothing was written"
-        streams.complain(f"interrupted; {what}.")
+        written = outcome[0] if outcome else "nothing was written"
+        streams.complain(f"interrupted; {written}.")
         return INTERRUPTED
     except streams.ReaderGone:
-        # The reader (head, say) has what it wanted; the interpreter must not complain at its end.
+        # The reader (head, for example) stopped; Python must not complain when it ends.
         streams.silence()
     return DONE
 
 
-def _run(words: list[str], outcome: list[Outcome]) -> None:
-    """Run one command; ``outcome`` gets what tells, after an interruption, what was written."""
-    try:
-        options = parse(words)
-    except SystemExit:  # --help and --version, printed by argparse
-        streams.flush()
-        raise
-    except BrokenPipeError as error:  # from the same print, in older patch releases of Python
-        raise streams.ReaderGone from error
-    options.words = words
-    outcome.append(Outcome(options))
-    if options.command in _RUNNING:
+def _run(words: list[str], outcome: list[Outcome]) -> int:
+    """Run one command; ``outcome`` gets an object that reports written files when interrupted."""
+    call = parse(words)
+    if isinstance(call, int):
+        return call
+    outcome.append(Outcome(call.command, call.options))
+    if call.options.keeps_memory:
         keep_freed_memory()
-    name = options.command.replace("-", "_")
+    module, _, function = _RUN[call.command].partition(":")
     with terminable():
-        importlib.import_module(f"dsconvert.cli.commands.{name}").run(options)
+        getattr(importlib.import_module(f"dsconvert.cli.{module}"), function)(call)
         streams.flush()
+    return DONE

@@ -1,4 +1,4 @@
-"""Every exit code of the commands, and which error ends in which."""
+"""Exit codes of the commands, and the error that leads to each."""
 
 from __future__ import annotations
 

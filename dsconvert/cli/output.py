@@ -1,19 +1,16 @@
-"""What the command line says: tables and JSON on stdout, progress bars on stderr."""
+"""Write tables and JSON to standard output, and progress bars to standard error."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dsconvert.cli.streams import ReaderGone, flush, silence
-from dsconvert.errors import OutputError
+from dsconvert.cli.streams import ReaderGone, writing
 from dsconvert.report.jsonable import finite
 from dsconvert.report.layout import WIDTH, folded
 from dsconvert.report.text import plain
@@ -24,23 +21,6 @@ class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Leave the exit code to ``main``; rich would exit with 1."""
         raise ReaderGone
-
-
-@contextmanager
-def _stdout() -> Generator[None, None, None]:
-    """Turn a stdout that refuses (a full disk) into one sentence; a reader that left is no error.
-
-    Raises:
-        OutputError: what was said could not be written.
-    """
-    try:
-        yield
-    except BrokenPipeError as error:
-        raise ReaderGone from error
-    except OSError as error:
-        silence()
-        raise OutputError(f"can't write to standard output: {error}; send it elsewhere.") from error
-    flush()
 
 
 def say(*things: Table | str, quiet: bool = False) -> None:
@@ -57,7 +37,7 @@ def say(*things: Table | str, quiet: bool = False) -> None:
     console = _Console(markup=False, highlight=False)
     console.width = max(WIDTH, console.width)
     gap = False
-    with _stdout():
+    with writing():
         for thing in things[-1:] if quiet else things:
             if isinstance(thing, str):
                 if thing or not gap:
@@ -75,7 +55,7 @@ def emit(data: dict[str, Any]) -> None:
     Raises:
         OutputError: stdout refuses.
     """
-    with _stdout():
+    with writing():
         sys.stdout.write(json.dumps(finite(data), default=str, allow_nan=False) + "\n")
 
 
@@ -85,12 +65,12 @@ def say_whole(line: str) -> None:
     Raises:
         OutputError: stdout refuses.
     """
-    with _stdout():
+    with writing():
         sys.stdout.write(line + "\n")
 
 
 class Bars:
-    """How long work goes on, on stderr: a bar a stage in a terminal, else a line every 30 s."""
+    """Progress on standard error: a bar a stage in a terminal, else a line every 30 s."""
 
     def __init__(self, *, hidden: bool) -> None:
         console = Console(stderr=True)
@@ -119,7 +99,7 @@ class Bars:
             self._lines.close()
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
-        """What the library calls as its work goes on."""
+        """Show progress; the library calls this."""
         if self._lines is not None:
             self._lines(stage, done, total, detail)
             return

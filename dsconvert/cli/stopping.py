@@ -1,25 +1,20 @@
-"""An interruption (Ctrl-C, or a scheduler's SIGTERM): what it leaves behind, in one line.
-
-Imports nothing but the standard library, as it is needed before any command is.
-"""
+"""An interruption (Ctrl-C, or a scheduler's SIGTERM), and one line about the files it leaves."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from argparse import Namespace
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-_RUNS = frozenset({"train", "finetune"})
-"""Commands whose ``--out`` is a folder of runs."""
+from dsconvert.config.base import Job
 
 
 class Stopped(KeyboardInterrupt):
-    """An interruption after which the command itself has said what was saved."""
+    """An interruption after which the command itself has reported the saved files."""
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -30,7 +25,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 def terminable() -> Generator[None, None, None]:
     """Let SIGTERM end a command as Ctrl-C does, so that temporary files and children go with it."""
     mine = threading.current_thread() is threading.main_thread()
-    # Whoever has set a handler of his own (a launcher, a test) keeps it.
+    # A handler that a launcher or a test has set stays.
     if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
@@ -42,27 +37,25 @@ def terminable() -> Generator[None, None, None]:
 
 
 class Outcome:
-    """What a command has written since this was made.
+    """The files that a command has written since this object was made.
 
     Args:
-        options: of the command.
+        command: its name.
+        options: its settings.
     """
 
-    def __init__(self, options: Namespace) -> None:
-        self._command: str = options.command
-        given: str | None = getattr(options, "out", None)
-        self._out = None if given is None else Path(given)
-        self._resumed: str | None = (
-            getattr(options, "resume", None) if self._command in _RUNS else None
-        )
+    def __init__(self, command: str, options: Job) -> None:
+        self._command, self._runs = command, options.makes_runs
+        self._out = None if options.output is None else Path(options.output)
+        self._resumed = options.resumed
         self._before = self._state()
 
     def _state(self) -> frozenset[tuple[object, ...]]:
-        """The output as it is now: the names of the runs, or the file's identity and time."""
+        """The present output: the names of the runs, or the file's identity and time."""
         if self._out is None:
             return frozenset()
         try:
-            if self._command in _RUNS:
+            if self._runs:
                 return frozenset((p.name,) for p in self._out.iterdir())
             found = self._out.stat()
         except (OSError, ValueError):  # no file, or a name that none can have
@@ -84,11 +77,11 @@ class Outcome:
                 f"dsconvert train --resume {self._resumed}"
             )
         new = self._state() - self._before
-        if self._command in _RUNS and self._out is not None and new:
+        if self._runs and self._out is not None and new:
             return "; ".join(_of_run(self._out / str(name)) for (name,) in sorted(new, key=str))
         if new:
             return f"{self._out} is written whole"
-        if self._out is not None and self._before and self._command not in _RUNS:
+        if self._out is not None and self._before and not self._runs:
             return f"nothing was written, {self._out} is as it was"
         return "nothing was written"
 

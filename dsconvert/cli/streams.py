@@ -1,30 +1,31 @@
-"""Standard output and error as users have them: closed, full, in a legacy encoding."""
+"""Standard output and error, also when they are closed, full, or in a legacy encoding."""
 
 from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import TextIO
 
 from dsconvert.errors import OutputError
 
 
-class ReaderGone(Exception):  # noqa: N818 - no error: it has read what it wanted
-    """Whoever read standard output has stopped: ``head``, say.
+class ReaderGone(Exception):  # noqa: N818 - not an error
+    """The reader of standard output (``head``, for example) has stopped.
 
-    A class of its own, since the pipe to a process of ours may break too, and that is an error.
+    A separate class, since a broken pipe to one of our own processes is an error.
     """
 
 
 def prepare() -> None:
-    """Make both streams take whatever is written to them.
+    """Make both streams accept any text.
 
-    A character that the encoding of a pipe lacks (a file name on Windows, say) is written as an
-    escape: an error would come after the work, and tell nothing. A stream that was closed goes
-    nowhere, and its descriptor is taken, so that no output file gets it and the messages of some
-    library with it.
+    A character that the encoding of a pipe lacks (in a file name on Windows, for example) is
+    written as an escape: an error would come after the work. A closed stream is replaced by
+    /dev/null, and its descriptor is occupied, so that no output file gets the descriptor and with
+    it the messages of some library.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -41,7 +42,7 @@ def prepare() -> None:
 
 
 def complain(text: str) -> None:
-    """Write one line to standard error, which may refuse; there is no other place to say so."""
+    """Write one line to standard error; a failure is ignored, as there is no other place for it."""
     try:
         sys.stderr.write(f"dsconvert: {text}\n")
         sys.stderr.flush()
@@ -49,14 +50,16 @@ def complain(text: str) -> None:
         _to_nowhere(sys.stderr)
 
 
-def flush() -> None:
-    """Write out what is buffered; here, where a failure can still be answered.
+@contextmanager
+def writing() -> Generator[None, None, None]:
+    """Write to standard output, where a failure can still be answered, and flush it at the end.
 
     Raises:
         ReaderGone: nobody reads on.
         OutputError: standard output refuses (a full disk).
     """
     try:
+        yield
         sys.stdout.flush()
     except BrokenPipeError as error:
         raise ReaderGone from error
@@ -65,8 +68,14 @@ def flush() -> None:
         raise OutputError(f"can't write to standard output: {error}; send it elsewhere.") from error
 
 
+def flush() -> None:
+    """Write the buffered output; errors as in :func:`writing`."""
+    with writing():
+        pass
+
+
 def silence() -> None:
-    """Send standard output nowhere."""
+    """Send standard output to /dev/null."""
     _to_nowhere(sys.stdout)
 
 

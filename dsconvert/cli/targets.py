@@ -1,16 +1,15 @@
-"""``convert --target``: plan by measured time, and show what was promised beside what came out."""
+"""``convert --target``: plan by measured time; show the promised figures beside the measured."""
 
 from __future__ import annotations
 
 import dataclasses
-from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from dsconvert.bench import Settings
 from dsconvert.cli.output import Bars, say
+from dsconvert.config.convert import ConvertJob
 from dsconvert.errors import MissedTargetError, UsageError
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.report.layout import compact
@@ -21,13 +20,14 @@ _REMEDY = "Nothing was written; --best-effort writes the nearest all the same."
 
 
 def planned(
-    file: GeneratorFile, options: Namespace, bars: Bars, *, clock: Clock | None = None
+    file: GeneratorFile, options: ConvertJob, bars: Bars, *, clock: Clock | None = None
 ) -> MeasuredPlan:
-    """The plan for the targets that were typed.
+    """Plan for the typed targets.
 
     Raises:
         MissedTargetError: they are out of reach, and ``--best-effort`` was not given.
     """
+    targets, fitting = options.targets, options.fitting
     inputs = file.inputs()
     if inputs is None:
         raise UsageError(
@@ -37,20 +37,20 @@ def planned(
     try:
         return plan_measured(
             file.generator,
-            options.target,
-            batch=options.batch,
-            train_batch=options.train_batch,
-            settings=Settings(device=options.device, dtype=options.dtype, threads=options.threads),
-            layouts=(False, True) if options.channels_last else (False,),
-            keep=tuple(options.keep),
-            refit=tuple(options.refit),
-            remove=tuple(options.remove),
+            targets.target,
+            batch=targets.batch,
+            train_batch=targets.train_batch,
+            settings=targets.measuring,
+            layouts=(False, True) if targets.channels_last else (False,),
+            keep=options.rewriting.keep,
+            refit=options.rewriting.refit,
+            remove=options.rewriting.remove,
             inputs=inputs,
-            calibrate=8 if options.calibrate is None else min(8, options.calibrate),
-            seed=options.seed,
-            remeasure=options.remeasure,
+            calibrate=8 if fitting.calibrate is None else min(8, fitting.calibrate),
+            seed=fitting.seed,
+            remeasure=targets.remeasure,
             clock=clock,
-            best_effort=options.best_effort,
+            best_effort=targets.best_effort,
             progress=bars,
         )
     except MissedTargetError as error:
@@ -64,26 +64,26 @@ def checked(
     *,
     clock: Clock | None = None,
 ) -> MeasuredPlan:
-    """The same with its promises measured on the converted model."""
+    """Measure the promised figures on the converted model."""
     main = models[file.generators[0]]
     promises = verify(measured, file.generator, main, inputs=file.inputs(), clock=clock)
     return dataclasses.replace(measured, promises=promises)
 
 
-def insist(measured: MeasuredPlan | None, options: Namespace) -> None:
-    """Stop before anything is written where a target is missed, unless ``--best-effort``.
+def require_met(measured: MeasuredPlan | None, options: ConvertJob) -> None:
+    """Raise before anything is written if a target is missed, unless ``--best-effort``.
 
     Raises:
         MissedTargetError: a target is missed.
     """
-    if measured is None or options.best_effort:
+    if measured is None or options.targets.best_effort:
         return
     if (why := _miss(measured)) is not None:
         raise MissedTargetError(f"{why} {_REMEDY}")
 
 
-def own_up(measured: MeasuredPlan | None, options: Namespace) -> None:
-    """After the work: end in an error where a target is missed in spite of ``--best-effort``.
+def report_missed(measured: MeasuredPlan | None, options: ConvertJob) -> None:
+    """Raise after the work if a target is missed in spite of ``--best-effort``.
 
     Raises:
         MissedTargetError: a target is missed.

@@ -1,18 +1,34 @@
-"""The values that a setting with a fixed set of them may take."""
+"""The values of settings that have a fixed set of them; each tuple is made from its ``Literal``."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 Preset = Literal["exact", "paper", "balanced", "fast"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
 Init = Literal["fit", "svd", "random"]
-PRESETS: tuple[Preset, ...] = ("exact", "paper", "balanced", "fast")
-INITS: tuple[Init, ...] = ("fit", "svd", "random")
-DTYPES = ("float32", "float16", "bfloat16", "amp", "amp-float16", "amp-bfloat16")
+INITS: tuple[Init, ...] = get_args(Init)
+Dtype = Literal["float32", "float16", "bfloat16", "amp", "amp-float16", "amp-bfloat16"]
 """How a model runs while it is measured: plain names convert the weights; ``amp`` is autocast in
 the device's usual type (float16 on CUDA, bfloat16 elsewhere)."""
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 Noise = Literal["zero", "fixed", "random"]
-NOISES: tuple[Noise, ...] = ("zero", "fixed", "random")
-"""What becomes of noise injections in an export; see :mod:`dsconvert.export`."""
-FORMATS = ("onnx", "torch", "safetensors", "openvino")
-"""What a generator can be exported to."""
+"""How an export treats noise injections; see :mod:`dsconvert.export`."""
+NOISES: tuple[Noise, ...] = get_args(Noise)
+Format = Literal["onnx", "torch", "safetensors", "openvino"]
+"""Formats that a generator can be exported to."""
+FORMATS: tuple[Format, ...] = get_args(Format)
+Metric = Literal["fid", "kid", "fd-lite0"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+Weights = Literal["auto", "package", "hub", "random"]
+"""Where the ImageNet weights of the discriminator's backbone come from."""
+WEIGHTS: tuple[Weights, ...] = get_args(Weights)
+Policy = Literal["color", "translation", "cutout"]
+"""Augmentations of DiffAugment."""
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+Spectral = Literal["keep", "fold"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Recompute = Literal["none", "blocks", "lean"]
+Clock = Literal["wall", "cpu"]
+Statistics = Literal["frozen", "batch"]
+Optimiser = Literal["muon", "adam"]

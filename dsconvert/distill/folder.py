@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsconvert.distill.config import SAFE_TO_CHANGE, DistillConfig
+from dsconvert.distill.config import DistillConfig
 from dsconvert.errors import UsageError
 from dsconvert.runs.checkpoint import (
     checkpoint_name,
@@ -65,13 +65,11 @@ class Folder:
     def _same_run(self, data: Mapping[str, Any]) -> None:
         if data.get("kind") != _KIND:
             raise UsageError(f"{self.path} holds a training run, not a distillation.")
-        mine, theirs = self.config.to_dict(), data["config"]
-        moved = [k for k in mine if _plain(mine[k]) != _plain(theirs.get(k))]
-        fixed = [k for k in moved if k not in SAFE_TO_CHANGE]
+        fixed = self.config.fixed_changes(data["config"])
         if fixed:
             raise UsageError(
                 "a resumed run keeps its settings; these differ: "
-                + ", ".join(f"{k} ({theirs.get(k)!r}, now {mine[k]!r})" for k in fixed)
+                + ", ".join(f"{k} ({then!r}, now {now!r})" for k, (then, now) in fixed.items())
                 + "."
             )
 
@@ -86,7 +84,3 @@ class Folder:
         payload = {"kind": _KIND, "config": self.config.to_dict(), **state}
         save_checkpoint(self.path / checkpoint_name(images), payload)
         prune(self.path, self.config.keep_last)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from dsconvert.config.choices import METRICS, Metric
 from dsconvert.errors import UsageError
 from dsconvert.metrics.distance import Inputs, Progress, image_batches
 from dsconvert.metrics.features import LiteFeatures
@@ -23,8 +24,6 @@ from dsconvert.metrics.inception import InceptionFeatures, as_bytes
 from dsconvert.metrics.kernel import kernel
 from dsconvert.util.progress import reports_progress
 
-Metric = Literal["fid", "kid", "fd-lite0"]
-METRICS: tuple[Metric, ...] = ("fid", "kid", "fd-lite0")
 NAMES: dict[Metric, str] = {"fid": "FID", "kid": "KID", "fd-lite0": "FD-lite0"}
 """As people read them."""
 FEW = 2000

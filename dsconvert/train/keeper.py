@@ -23,7 +23,7 @@ from dsconvert.runs.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
-from dsconvert.train.config import SAFE_TO_CHANGE, TrainConfig
+from dsconvert.train.config import TrainConfig
 from dsconvert.train.grids import sample_grid, save_grid
 from dsconvert.train.judge import Judge
 from dsconvert.train.step import Latents, Networks
@@ -167,13 +167,11 @@ class Keeper:
                 "run anew."
             )
         data = newest(found)
-        mine, theirs = self.config.to_dict(), dict(data["config"])
-        theirs["betas"] = tuple(theirs["betas"])
-        changed = [k for k, v in mine.items() if k not in SAFE_TO_CHANGE and theirs.get(k) != v]
+        changed = self.config.fixed_changes(data["config"])
         if changed:
             raise TrainingError(
                 "a resumed run keeps its settings; these differ: "
-                + ", ".join(f"{k} was {theirs.get(k)}, is {mine[k]}" for k in changed)
+                + ", ".join(f"{k} was {then}, is {now}" for k, (then, now) in changed.items())
                 + ". Start a new run from its snapshot instead (finetune)."
             )
         try:

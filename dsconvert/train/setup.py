@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from dsconvert.adapter import Adapter, adapters
-from dsconvert.config.choices import PRESETS
+from dsconvert.config.choices import POLICIES
+from dsconvert.config.train import DiscriminatorFacts, NewGenerator
 from dsconvert.core.pipeline import apply, plan
 from dsconvert.data.images import ImageSet
-from dsconvert.errors import AdapterError, UsageError
+from dsconvert.errors import AdapterError
 from dsconvert.formats.official import Snapshot, new_snapshot, save_snapshot
 from dsconvert.projected.discriminator import ProjectedDiscriminator
 from dsconvert.projected.lite0 import Weights
@@ -22,8 +23,6 @@ from dsconvert.projected.official import FOREIGN, official_form
 from dsconvert.records import Plan
 from dsconvert.train.keeper import Save
 from dsconvert.train.step import Networks
-
-Spectral = Literal["keep", "fold"]
 
 
 def builder_of(cfg: str) -> Adapter:
@@ -43,31 +42,11 @@ def builder_of(cfg: str) -> Adapter:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class NewGenerator:
-    """A generator with random weights; ``preset`` "none" is the dense one.
-
-    ``spectral``: a rewritten convolution gets spectral norm on its factors where the dense one had
-    it ("keep", as official training does), or none ("fold").
-    """
-
-    cfg: str = "fastgan"
-    preset: str = "none"
-    rank: int | None = None
-    resolution: int = 256
-    ngf: int = 128
-    z_dim: int = 256
-    img_channels: int = 3
-    classes: int = 0
-    spectral: Spectral = "keep"
-
-
 def new_generator(wanted: NewGenerator, *, seed: int = 0) -> tuple[nn.Module, Plan | None]:
     """Build it, and rewrite it where a preset says so; the plan tells how.
 
     Raises:
         AdapterError: an unknown configuration or resolution.
-        UsageError: an unknown preset.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -81,8 +60,6 @@ def new_generator(wanted: NewGenerator, *, seed: int = 0) -> tuple[nn.Module, Pl
         )
     if wanted.preset == "none":
         return dense, None
-    if wanted.preset not in PRESETS:
-        raise UsageError(f"no preset is called {wanted.preset!r}; none, {', '.join(PRESETS)}.")
     decided = plan(dense, preset=wanted.preset, rank=wanted.rank)
     if wanted.preset != "exact":
         norm: Literal["keep", "fold"] = wanted.spectral
@@ -123,19 +100,6 @@ def _start_afresh(made: nn.Module, dense: nn.Module) -> None:
             module.__dict__["eps"] = other.eps
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiscriminatorFacts:
-    """What it takes to build a discriminator's structure again."""
-
-    resolution: int
-    classes: int = 0
-    cout: int = 64
-    expand: bool = True
-    num_discs: int = 4
-    rows: int | None = None
-    augment: tuple[str, ...] = ("color", "translation", "cutout")
-
-
 def new_discriminator(
     facts: DiscriminatorFacts, *, weights: Weights = "auto", seed: int = 0
 ) -> ProjectedDiscriminator:
@@ -174,7 +138,7 @@ def facts_of(discriminator: ProjectedDiscriminator) -> DiscriminatorFacts:
 
 
 def discriminator_of(
-    snap: Snapshot, *, augment: tuple[str, ...] = ("color", "translation", "cutout")
+    snap: Snapshot, *, augment: tuple[str, ...] = POLICIES
 ) -> ProjectedDiscriminator | None:
     """A snapshot's own discriminator, or None where it has none (or an empty module).
 

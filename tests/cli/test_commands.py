@@ -16,7 +16,7 @@ from PIL import Image
 
 from dsconvert.cli import main
 from dsconvert.cli.output import Bars
-from dsconvert.cli.parsers.arguments import seeds
+from dsconvert.config.values import seeds
 from dsconvert.data.pictures import psnr, to_images
 from dsconvert.formats.official import load_snapshot
 
@@ -126,7 +126,7 @@ def test_plan_is_shown_written_edited_and_used(
     assert "synthesis.feat_64.1" in capsys.readouterr().out
     file, out = tmp_path / "plan.json", tmp_path / "fast.pkl"
     assert main([str(snapshot_file), "--plan-only", "--out", str(file)]) == 0
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out.split() == ["wrote", str(file)]
     plan = json.loads(file.read_text())
     edited = next(d for d in plan["decisions"] if d["site"] == "synthesis.feat_64.1")
     edited |= {"action": "keep", "rule": None, "rank": None, "reason": "mine"}

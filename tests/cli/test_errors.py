@@ -259,7 +259,7 @@ def test_missing_extra_is_missed_before_the_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    monkeypatch.setattr("dsconvert.cli.commands.compare.opened", None)
+    monkeypatch.setattr("dsconvert.cli.compare.opened", None)
     words = ("compare", snapshot_file, snapshot_file, "--distance", "4")
     assert "pip install" in refused(*words, "--out", tmp_path / "o.png")
 

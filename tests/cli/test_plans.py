@@ -60,12 +60,13 @@ Edit = Callable[[Callable[[dict], object]], list[str]]
 
 
 @pytest.fixture
-def edited(two: Path, tmp_path: Path) -> Edit:
+def edited(two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Edit:
     """Writes a plan, edits it, and returns the command that uses it."""
 
     def make(change: Callable[[dict], object]) -> list[str]:
         path = tmp_path / "plan.json"
         assert main([str(two), "--plan-only", "--preset", "fast", "--out", str(path)]) == 0
+        capsys.readouterr()
         plan = json.loads(path.read_text())
         change(plan)
         path.write_text(json.dumps(plan))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,8 @@ import pytest
 from dsconvert.cli import main
 from dsconvert.cli.output import Bars
 from dsconvert.cli.stopping import Outcome
+from dsconvert.config.jobs import JOBS
+from dsconvert.config.setting import assemble
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -86,24 +87,29 @@ def test_a_launcher_s_handler_stays(snapshot_file: Path, monkeypatch: pytest.Mon
     old = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         monkeypatch.setattr(
-            "dsconvert.cli.commands.inspect.run", lambda _: signal.raise_signal(signal.SIGTERM)
+            "dsconvert.cli.report.inspect", lambda _: signal.raise_signal(signal.SIGTERM)
         )
         assert main(["inspect", str(snapshot_file)]) == 0
     finally:
         signal.signal(signal.SIGTERM, old)
 
 
+def begun(command: str, **values: str) -> Outcome:
+    options = assemble(JOBS[command], {(name,): value for name, value in values.items()})
+    return Outcome(command, options)
+
+
 def test_what_an_interruption_leaves(tmp_path: Path) -> None:
     out = tmp_path / "fast.pkl"
-    outcome = Outcome(Namespace(command="convert", out=str(out)))
+    outcome = begun("convert", snapshot="a.pkl", out=str(out))
     assert str(outcome) == "nothing was written"
     out.write_bytes(b"new")
     assert str(outcome) == f"{out} is written whole"
-    assert str(Outcome(Namespace(command="eval"))) == "nothing was written"
+    assert str(begun("eval", snapshot="a.pkl")) == "nothing was written"
 
     runs = tmp_path / "runs"
     (runs / "00000-old" / "checkpoints").mkdir(parents=True)
-    outcome = Outcome(Namespace(command="train", out=str(runs), resume=None))
+    outcome = begun("train", out=str(runs))
     assert str(outcome) == "nothing was written"
     (runs / "00001-new" / "checkpoints").mkdir(parents=True)
     assert str(outcome) == (
@@ -111,5 +117,5 @@ def test_what_an_interruption_leaves(tmp_path: Path) -> None:
     )
     (runs / "00001-new" / "checkpoints" / "images-0000000000.pt").touch()
     assert str(outcome) == f"saved; go on with: dsconvert train --resume {runs / '00001-new'}"
-    outcome = Outcome(Namespace(command="train", out=None, resume="run"))
+    outcome = begun("train", resume="run")
     assert str(outcome).endswith("go on with: dsconvert train --resume run")

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from dsconvert.cli.seeded import images_of
 from torch import nn
 
 from dsconvert import ModuleSource, convert_file, open_file, save_file
-from dsconvert.cli.seeded import images_of
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import FileFormat, GeneratorFile
 from dsconvert.formats.registry import FORMATS, Registry

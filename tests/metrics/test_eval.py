@@ -231,7 +231,7 @@ def test_without_internet_it_says_so_before_any_work(
         raise OSError("no route to host")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    monkeypatch.setattr("dsconvert.cli.commands.eval.opened", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr("dsconvert.cli.eval.opened", lambda *_: pytest.fail("worked"))
     words = ["eval", str(snapshot_file), "--against", str(snapshot_file), "--metrics", "fid"]
     assert main(words) == 2
     error = capsys.readouterr().err

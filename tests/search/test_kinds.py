@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dsconvert import ModuleSource, open_file
-from dsconvert.cli.commands import convert
+from dsconvert.cli import convert
 from dsconvert.cli.parser import parse
 from dsconvert.errors import UsageError
 from tests.adapters.stylegan2_files import made, official_file

@@ -11,9 +11,8 @@ from torch import nn
 
 from dsconvert import apply
 from dsconvert.bench import Settings
-from dsconvert.cli import main
+from dsconvert.cli import convert, main
 from dsconvert.cli.codes import MEANINGS, code_of
-from dsconvert.cli.commands import convert
 from dsconvert.cli.parser import parse
 from dsconvert.errors import MissedTargetError, UsageError
 from dsconvert.formats.official import load_snapshot

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dsconvert.cli.training import line
+from dsconvert.cli.train import line
 from dsconvert.data.stream import Stream
 from dsconvert.errors import TrainingError, UsageError
 from dsconvert.projected.augment import diffaugment

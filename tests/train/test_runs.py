@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 
 from dsconvert.cli import main
-from dsconvert.cli.training import Watcher
+from dsconvert.cli.train import Watcher
 from dsconvert.core.pipeline import apply, plan
 from dsconvert.errors import AdapterError, UsageError
 from dsconvert.formats.convert_file import convert_snapshot

@@ -1,14 +1,15 @@
-"""The same latents and noise through two files."""
+"""``compare``: the same latents and noise through two files."""
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from dsconvert.cli.opening import opened
+from dsconvert.cli.files import opened
+from dsconvert.cli.generate import images_of, stage
 from dsconvert.cli.output import Bars, emit, say
-from dsconvert.cli.seeded import images_of, stage
+from dsconvert.cli.parser import Call
+from dsconvert.config.files import CompareJob
 from dsconvert.data.pictures import check_picture, psnr, save_picture, side_by_side
 from dsconvert.errors import UsageError
 from dsconvert.metrics import LiteFeatures, feature_distance
@@ -20,19 +21,20 @@ def _labels(first: str, second: str) -> tuple[str, str]:
     return names if names[0] != names[1] else (first, second)
 
 
-def run(options: Namespace) -> None:
+def run(call: Call) -> None:
     """Show them side by side, with the PSNR of each pair."""
+    options: CompareJob = call.options
     check_picture(options.out, overwrite=options.overwrite)
-    # What is missing is missed now, not after minutes of work.
+    # A missing extra fails here, not after minutes of work.
     features = LiteFeatures() if options.distance else None
     first, second = opened(options.snapshot, options), opened(options.other, options)
     one, two = _labels(options.snapshot, options.other)
     with Bars(hidden=options.quiet) as bars:
         a, b = (
-            images_of(file, options.seeds, options.label, progress, trunc=options.trunc)
+            images_of(file, options.seeds, options, progress)
             for file, progress in (
-                (first, stage(bars, one, options)),
-                (second, stage(bars, two, options)),
+                (first, stage(bars, one, len(options.seeds))),
+                (second, stage(bars, two, len(options.seeds))),
             )
         )
     if a.shape != b.shape:
@@ -50,7 +52,7 @@ def run(options: Namespace) -> None:
     }
     text = f"PSNR {values.mean():.1f} dB (mean), {values.min():.1f} dB (worst)"
     inputs = first.inputs()
-    if features is not None and inputs is not None:
+    if options.distance and features is not None and inputs is not None:
         with Bars(hidden=options.quiet) as bars:
             fd = feature_distance(
                 second.picture(),

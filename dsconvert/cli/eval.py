@@ -1,8 +1,7 @@
-"""How good a file's images are."""
+"""``eval``: how good a file's images are."""
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -11,8 +10,10 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from dsconvert.cli.opening import opened
+from dsconvert.cli.files import opened
 from dsconvert.cli.output import Bars, emit, say
+from dsconvert.cli.parser import Call
+from dsconvert.config.measure import EvalJob
 from dsconvert.data.classes import classes_of, open_labelled, with_classes_of
 from dsconvert.data.images import ImageSet
 from dsconvert.data.stream import to_range
@@ -39,15 +40,19 @@ def _halves(images: ImageSet, samples: int, seed: int) -> tuple[Iterator[Tensor]
     return batches(order[:samples]), batches(order[samples : 2 * samples])
 
 
-def run(options: Namespace) -> None:
-    """Measure, and say what it means."""
-    # What is missing (Inception, say) is missed now, not after minutes of sampling.
+def run(call: Call) -> None:
+    """Measure, and give the verdict."""
+    options: EvalJob = call.options
+    # If Inception cannot be downloaded, the command fails here, not after minutes of sampling.
     device = for_work(options.device)
     nets = extractors(options.metrics, device=device)
     file = opened(options.snapshot, options)
     student, inputs = file.picture().to(device), file.inputs()
     if inputs is None:
-        raise UsageError(f"nobody knows what the generator of {options.snapshot} takes: --input.")
+        raise UsageError(
+            f"{options.snapshot} can't be run: nothing says what its inputs look like; give "
+            "--input 256."
+        )
     teacher = opened(options.against, options).picture().to(device) if options.against else None
     channels, side = _image(student, inputs)
     if teacher is not None and (channels, side) != _image(teacher, inputs):
@@ -144,7 +149,7 @@ _WHAT = {
 
 
 def _table(found: Evaluation) -> Table:
-    """Three lines a score: what it is, the floor under it, and what is between them."""
+    """Three lines a score: the distance, its noise floor, and their difference."""
     table = compact("", [], ["distance", "95 % interval"])
     for s in found.scores:
         c: Comparison = s.comparison
@@ -180,7 +185,7 @@ def _contest(contest: Contest) -> str:
     )
 
 
-def _data(options: Namespace, found: Evaluation, notes: list[str]) -> dict[str, Any]:
+def _data(options: EvalJob, found: Evaluation, notes: list[str]) -> dict[str, Any]:
     def row(entry: Score | Contest) -> dict[str, Any]:
         facts: dict[str, Any] = asdict(entry)
         return {**facts, "distinguishable": entry.distinguishable}

@@ -1,53 +1,76 @@
-"""What the training commands share: the recipe from the options, and what is said meanwhile."""
+"""``train`` and ``finetune``: begin or continue a run, and report its progress and end."""
 
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
 from dsconvert.cli.output import Bars, emit, say, say_whole
+from dsconvert.cli.parser import Call
 from dsconvert.cli.stopping import Stopped
+from dsconvert.config.setting import items
+from dsconvert.config.train import FinetuneJob, TrainConfig, TrainJob
 from dsconvert.runs.stats import read_stats
-from dsconvert.train.config import TrainConfig
+from dsconvert.train import runs
 from dsconvert.train.keeper import BEST
-from dsconvert.train.runs import RunResult
 
 
-def changes(options: Namespace) -> dict[str, Any]:
-    """The settings that were typed and that a resumed run may change."""
-    names = {
-        "kimg": options.kimg,
-        "tick_kimg": options.tick,
-        "snapshot_ticks": options.snap,
-        "checkpoint_minutes": options.checkpoint_minutes,
-        "keep_last": options.keep_last,
-        "evaluate": options.evaluate,
-        "workers": options.workers,
-        "recompute": options.recompute,
-        "compile": options.compile or None,
-    }
-    return {k: v for k, v in names.items() if v is not None}
+def train(call: Call) -> None:
+    """Train a new generator, or continue a run."""
+    options: TrainJob = call.options
+    with Bars(hidden=options.quiet) as bars:
+        watch = Watcher(bars, quiet=options.quiet)
+        if options.resume:
+            done = runs.resume(
+                options.resume,
+                device=options.device,
+                progress=watch.progress,
+                report=watch.report,
+                **_changes(call.typed),
+            )
+        else:
+            done = runs.train_new(
+                options.generator,
+                options.config,
+                data=str(options.data),
+                out=options.out,
+                name=options.name,
+                conditional=options.cond,
+                backbone=options.backbone,
+                discriminator=options.discriminator,
+                device=options.device,
+                progress=watch.progress,
+                report=watch.report,
+            )
+    _finish(done, options)
 
 
-def config_of(options: Namespace, **more: Any) -> TrainConfig:
-    """The recipe that was typed."""
-    typed: dict[str, Any] = changes(options)
-    for name in ("batch", "micro_batch", "seed", "precision", "ema_kimg"):
-        if getattr(options, name) is not None:
-            typed[name] = getattr(options, name)
-    if options.lr is not None:
-        typed |= {"lr_generator": options.lr, "lr_discriminator": options.lr}
-    if options.blur_sigma is not None:
-        typed |= {"blur_init_sigma": options.blur_sigma, "blur_fade_kimg": options.blur_kimg}
-    return TrainConfig(
-        mirror=options.mirror,
-        channels_last=options.channels_last,
-        deterministic=options.deterministic,
-        **typed,
-        **more,
-    )
+def finetune(call: Call) -> None:
+    """Train a file's generator further."""
+    options: FinetuneJob = call.options
+    with Bars(hidden=options.quiet) as bars:
+        watch = Watcher(bars, quiet=options.quiet)
+        done = runs.finetune(
+            options.snapshot,
+            options.config,
+            data=str(options.data),
+            out=options.out,
+            name=options.name,
+            new_heads=options.new_discriminator,
+            backbone=options.backbone,
+            discriminator=options.discriminator,
+            device=options.device,
+            progress=watch.progress,
+            report=watch.report,
+        )
+    _finish(done, options)
+
+
+def _changes(typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The typed settings of the recipe, by name."""
+    found = [item for item in items(TrainConfig) if item.option in typed]
+    return {item.name: typed[str(item.option)] for item in found}
 
 
 class Watcher:
@@ -58,11 +81,11 @@ class Watcher:
         self._lines = not quiet and not sys.stderr.isatty()
 
     def progress(self, stage: str, done: int, total: int, detail: str) -> None:
-        """What the loop calls after each step."""
+        """Show progress; the loop calls this after each step."""
         self._bars(stage, done, total, detail)
 
     def report(self, row: Mapping[str, Any]) -> None:
-        """What the loop calls with each line of statistics."""
+        """Write a line of statistics; the loop calls this at each tick."""
         if self._lines:
             sys.stderr.write(line(row) + "\n")
             sys.stderr.flush()
@@ -82,11 +105,11 @@ def line(row: Mapping[str, Any]) -> str:
     )
 
 
-def finish(done: RunResult, options: Namespace) -> None:
-    """Say how it ended; an interrupted run says how it goes on.
+def _finish(done: runs.RunResult, options: TrainJob | FinetuneJob) -> None:
+    """Report how the run ended, and the command that continues an interrupted one.
 
     Raises:
-        Stopped: it was interrupted (and saved).
+        Stopped: the run was interrupted (and saved).
     """
     result = done.result
     if done.rank == 0:
@@ -129,8 +152,8 @@ def finish(done: RunResult, options: Namespace) -> None:
         raise Stopped
 
 
-def _best(done: RunResult) -> list[str]:
-    """Which snapshot is the nearest to the data, where the run was judged."""
+def _best(done: runs.RunResult) -> list[str]:
+    """The snapshot nearest to the data, if the run was evaluated."""
     rows = [r for r in read_stats(done.result.stats) if r.get("fd_lite0") is not None]
     if done.result.best is None or not rows:
         return []

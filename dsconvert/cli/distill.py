@@ -1,33 +1,28 @@
-"""A converted generator learns the rest from its original."""
+"""``distill``: a converted generator learns from its original."""
 
 from __future__ import annotations
 
 import shlex
-from argparse import Namespace
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dsconvert.cli.opening import source_of
+from dsconvert.cli.files import source_of
 from dsconvert.cli.output import Bars, emit, say, say_whole
+from dsconvert.cli.parser import Call
 from dsconvert.cli.stopping import Outcome, Stopped
-from dsconvert.distill.config import DistillConfig
+from dsconvert.config.distill import DistillJob
 from dsconvert.distill.files import distill_snapshot, run_folder
 from dsconvert.runs.checkpoint import checkpoints
 
-_SETTINGS = (
-    "minutes", "steps", "patience", "clock", "batch", "lr", "optimiser", "statistics", "blockwise",
-    "image", "blocks", "features", "adversarial", "seed",
-)  # fmt: skip
 
-
-def run(options: Namespace) -> None:
-    """Distil, write the file, and say how far it got."""
-    given = {n: getattr(options, n) for n in _SETTINGS}
-    config = DistillConfig(**{n: v for n, v in given.items() if v is not None})
-    with _interruptible(options, config), Bars(hidden=options.quiet) as bars:
+def run(call: Call) -> None:
+    """Distil, write the file, and report the distances before and after."""
+    options: DistillJob = call.options
+    config = options.config
+    with _interruptible(call), Bars(hidden=options.quiet) as bars:
         done = distill_snapshot(
             options.snapshot,
             options.student,
@@ -37,7 +32,7 @@ def run(options: Namespace) -> None:
             resume=options.resume,
             overwrite=options.overwrite,
             device=options.device,
-            module=source_of(options),
+            module=source_of(options.source),
             progress=bars,
         )
     result = done.distilled
@@ -81,20 +76,21 @@ def run(options: Namespace) -> None:
 
 
 @contextmanager
-def _interruptible(options: Namespace, config: DistillConfig) -> Generator[None, None, None]:
-    """Say what an interrupted run has saved, and how it goes on.
+def _interruptible(call: Call) -> Generator[None, None, None]:
+    """Report the saved state of an interrupted run, and the command that continues it.
 
     Raises:
         Stopped: it was interrupted.
     """
+    options: DistillJob = call.options
     folder = Path(options.run) if options.run else run_folder(options.out)
-    outcome = Outcome(options)
+    outcome = Outcome(call.command, options)
     try:
         yield
     except KeyboardInterrupt:
         saved = checkpoints(folder)
-        steps = int(saved[-1].stem.rpartition("-")[2]) // config.batch if saved else 0
-        words = [w for w in options.words if w != "--resume"]
+        steps = int(saved[-1].stem.rpartition("-")[2]) // options.config.batch if saved else 0
+        words = [w for w in call.words if w != "--resume"]
         again = shlex.join(["dsconvert", *words, *(["--resume"] if saved else [])])
         if options.json:
             emit(

@@ -1,27 +1,41 @@
-"""Parameters and MACs, of one file or before and after."""
+"""``inspect`` and ``report``: the contents of a file, and its cost before and after."""
 
 from __future__ import annotations
 
-from argparse import Namespace
 from dataclasses import asdict
 from typing import Any
 
-from dsconvert.cli.opening import opened
+from dsconvert.cli.files import opened, source_of
 from dsconvert.cli.output import Bars, emit, say
+from dsconvert.cli.parser import Call
+from dsconvert.config.files import InspectJob, ReportJob
 from dsconvert.core.pipeline import cost
 from dsconvert.formats.base import GeneratorFile
+from dsconvert.formats.registry import inspect_file
 from dsconvert.records import Cost
+from dsconvert.report.inspection import inspection
 from dsconvert.report.jsonable import cost_dict
 from dsconvert.report.tables import cost_report, rank_report
 from dsconvert.search.ranks import rank_costs
+
+
+def inspect(call: Call) -> None:
+    """Show the contents of the file, without running anything in it."""
+    options: InspectJob = call.options
+    info = inspect_file(options.snapshot, module=source_of(options.source))
+    if options.json:
+        emit(info.as_dict())
+    else:
+        say(*inspection(info.as_dict(), verbose=options.verbose))
 
 
 def _counted(file: GeneratorFile) -> Cost:
     return cost(file.generator, inputs=file.inputs())
 
 
-def run(options: Namespace) -> None:
+def report(call: Call) -> None:
     """Count, and show the table."""
+    options: ReportJob = call.options
     with Bars(hidden=options.quiet) as bars:
         bars("count", 0, 1)
         file = opened(options.snapshot, options)
@@ -44,5 +58,5 @@ def run(options: Namespace) -> None:
     if ranks:
         rows = [(r.rank, r.params, r.macs, r.rewritten) for r in ranks]
         lines += ["", *rank_report(before, rows, title="the whole generator, by rank")]
-    # The first part has the totals; the last of these is what --quiet leaves.
+    # The first part has the totals; --quiet prints the last line of it.
     say(*(lines[: lines.index("")] if options.quiet else lines), quiet=options.quiet)

@@ -1,32 +1,20 @@
-"""Time and memory of one file or several, interleaved, each in a process of its own."""
+"""``bench``: time and memory of one file or several, interleaved, each in a process of its own."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from dsconvert.bench import Operation, Settings, compare, facts, limits, remote, settle
+from dsconvert.bench import Operation, compare, facts, limits, remote, settle
 from dsconvert.bench.subject import Inputs
-from dsconvert.cli.opening import opened
+from dsconvert.cli.files import opened
 from dsconvert.cli.output import Bars, emit, say
+from dsconvert.cli.parser import Call
+from dsconvert.config.measure import BenchJob
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.report.timings import headline, limits_dict, measurement_dict, measurement_report
-
-
-def settings_of(options: Namespace) -> Settings:
-    """The settings that were typed, checked."""
-    return settle(
-        Settings(
-            device=options.device,
-            dtype=options.dtype,
-            channels_last=getattr(options, "channels_last", False),
-            compile=getattr(options, "compile", False),
-            threads=options.threads,
-            keep_freed=getattr(options, "keep_freed", False),
-        )
-    )
 
 
 def _inputs(path: str, file: GeneratorFile) -> Inputs:
@@ -38,21 +26,22 @@ def _inputs(path: str, file: GeneratorFile) -> Inputs:
     return found
 
 
-def _operations(options: Namespace) -> list[Operation]:
+def _operations(options: BenchJob) -> list[Operation]:
     found = [Operation(kind="forward", batch=n) for n in sorted({1, options.batch})]
     if options.train_batch:
         found.append(Operation(kind="step", batch=options.train_batch))
     return found
 
 
-def _names(paths: list[str]) -> list[str]:
+def _names(paths: Sequence[str]) -> Sequence[str]:
     short = [Path(p).name for p in paths]
     return short if len(set(short)) == len(short) else paths
 
 
-def run(options: Namespace) -> None:
+def run(call: Call) -> None:
     """Measure, and show the table."""
-    settings = settings_of(options)
+    options: BenchJob = call.options
+    settings = settle(options.measuring)
     with ExitStack() as stack, Bars(hidden=options.quiet) as bars:
         bars("load", 0, len(options.snapshots))
         subjects = []

@@ -1,17 +1,19 @@
-"""A generator in another format, compared with the original before it gets its name."""
+"""``export``: a generator in another format, compared with the original before it gets its name."""
 
 from __future__ import annotations
 
-from argparse import Namespace
 from dataclasses import asdict
 
-from dsconvert.cli.opening import opened
+from dsconvert.cli.files import opened
 from dsconvert.cli.output import Bars, emit, say
+from dsconvert.cli.parser import Call
+from dsconvert.config.files import ExportJob
 from dsconvert.formats.export_file import check_export, export_file
 
 
-def run(options: Namespace) -> None:
+def run(call: Call) -> None:
     """Export ``G_ema``."""
+    options: ExportJob = call.options
     check_export(options.out, options.format, noise=options.noise, overwrite=options.overwrite)
     with Bars(hidden=options.quiet) as bars:
         bars("export and compare", 0, 1)

@@ -1,1 +1,0 @@
-"""What each command does: one module a command, with ``run(options)``; imported when it runs."""

@@ -1,0 +1,121 @@
+"""``convert``: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dsconvert.cli import targets
+from dsconvert.cli.files import opened, read_plan
+from dsconvert.cli.output import Bars, emit, say
+from dsconvert.cli.parser import Call
+from dsconvert.config.convert import ConvertJob
+from dsconvert.errors import UsageError
+from dsconvert.formats.base import GeneratorFile
+from dsconvert.formats.convert_file import FileConversion, convert_file, plan_file
+from dsconvert.formats.save_file import check_output, generators_in, save_file
+from dsconvert.records import Plan
+from dsconvert.report.jsonable import conversion_dict, plan_dict
+from dsconvert.report.tables import conversion_report, plan_report
+from dsconvert.search import Clock, MeasuredPlan
+from dsconvert.util.files import check_target, whole_file
+
+
+def run(call: Call, *, clock: Clock | None = None) -> None:
+    """Convert a file, or plan its conversion.
+
+    Args:
+        call: the command.
+        clock: measures for ``--target``; None: this machine.
+
+    Raises:
+        MissedTargetError: a target is missed; nothing was written, unless ``--best-effort``.
+        DsconvertError: bad input.
+    """
+    options: ConvertJob = call.options
+    out = options.out or ""
+    if out:
+        check_target(out, overwrite=options.overwrite)
+    if out and options.plan_only and Path(out).suffix.lower() not in (".json", ""):
+        raise UsageError(f"--plan-only writes a plan, which is JSON: end {out} in .json.")
+    chosen = read_plan(options.plan) if options.plan else None
+    file = opened(options.snapshot, options, drop=options.drop)
+    if not options.plan_only:
+        check_output(file, out, overwrite=options.overwrite)
+    measured = None
+    if options.targets.target:
+        with Bars(hidden=options.quiet) as bars:
+            measured = targets.planned(file, options, bars, clock=clock)
+        chosen = measured.plan
+    if options.plan_only:
+        _plan(file, chosen, options, measured)
+        targets.report_missed(measured, options)
+    else:
+        _convert(file, chosen, out, options, measured, clock)
+
+
+def _plan(
+    file: GeneratorFile, chosen: Plan | None, options: ConvertJob, measured: MeasuredPlan | None
+) -> None:
+    """Show the plan, or write it."""
+    plan = plan_file(file, plan=chosen, **options.rewriting.keywords())
+    if options.out:
+        with whole_file(options.out, overwrite=options.overwrite) as beside:
+            beside.write_text(plan.to_json() + "\n", encoding="utf-8")
+    if options.json:
+        emit(plan_dict(plan) | targets.as_dict(measured))
+    elif options.out:
+        say(f"wrote {options.out}")
+    else:
+        say(*plan_report(plan, verbose=options.verbose))
+        targets.show(measured)
+
+
+def _convert(
+    file: GeneratorFile,
+    chosen: Plan | None,
+    out: str,
+    options: ConvertJob,
+    measured: MeasuredPlan | None,
+    clock: Clock | None,
+) -> None:
+    """Convert every generator of the file, and write the result to ``out``."""
+    with Bars(hidden=options.quiet) as bars:
+        result = convert_file(
+            file,
+            plan=chosen,
+            **options.rewriting.keywords(),
+            **options.fitting.keywords(),
+            progress=bars,
+            generators=generators_in(file, out),
+        )
+    if measured is not None:
+        with Bars(hidden=options.quiet) as bars:
+            bars("measure the result", 0, 1)
+            measured = targets.checked(measured, file, result.models, clock=clock)
+        targets.require_met(measured, options)
+    made = save_file(file, result.models, out, overwrite=options.overwrite)
+    if options.json:
+        entries = {k: conversion_dict(c) for k, c in result.conversions.items()}
+        files = {"input": options.snapshot, "output": out}
+        emit({**files, "converted": entries, **targets.as_dict(measured)})
+    else:
+        name, main = result.main
+        if not options.quiet:
+            title = f"{name} of {options.snapshot}, preset {main.plan.preset}"
+            say(*conversion_report(main, title, verbose=options.verbose))
+            say(*_others(result))
+            targets.show(measured)
+        alone = "" if made is None else f": {name} alone, as {made.format}"
+        say(f"wrote {out if made is None else ' and '.join(made.files)}{alone}")
+    targets.report_missed(measured, options)
+
+
+def _others(result: FileConversion) -> list[str]:
+    """A line for each generator of the file beside the main one."""
+    lines: list[str] = []
+    for key, conversion in list(result.conversions.items())[1:]:
+        quality = "" if conversion.psnr is None else f", PSNR {conversion.psnr:.1f} dB"
+        seconds = sum(conversion.seconds.values())
+        same = "" if conversion.seconds else " (the same weights: fitted once)"
+        lines.append(f"{key}: by the same plan{same}{quality}, {seconds:.1f} s")
+    return lines

@@ -1,0 +1,123 @@
+"""Settings of ``convert``: which rewrites, how they are fitted, and targets for a measured plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dsconvert.config.base import BaseSettings, Job
+from dsconvert.config.choices import Init, Preset
+from dsconvert.config.files import Messages, OptionalOutput, Source, Verbose
+from dsconvert.config.measure import Settings
+from dsconvert.config.setting import Group, part, setting
+from dsconvert.config.values import seed
+from dsconvert.errors import UsageError
+
+TARGETS = Group("Plans from measured time")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewriting(BaseSettings):
+    """Which convolutions are rewritten, and how."""
+
+    preset: Preset = setting("balanced", help="how strongly the generator is rewritten")
+    rank: int | None = setting(None, help="one rank for every rewrite", at_least=1)
+    keep: tuple[str, ...] = setting(
+        (), help="leave these modules as they are, to the byte", metavar="GLOB", repeat=True
+    )
+    refit: tuple[str, ...] = setting(
+        (),
+        help="keep these modules, too, but refit them to their new inputs",
+        metavar="GLOB",
+        repeat=True,
+    )
+    remove: tuple[str, ...] = setting(
+        (), help="remove these modules, which forward never calls", metavar="GLOB", repeat=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting(BaseSettings):
+    """How the factors of rewritten convolutions are found."""
+
+    init: Init = setting(
+        "fit", help="fit: to activations (no data needed); svd: kernels only; random: to train anew"
+    )
+    calibrate: int | None = setting(
+        None, help="latents for fit and statistics; 0: neither", at_least=0, default_text="enough"
+    )
+    seed: int = setting(0, help="of every random draw", read=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets(BaseSettings):
+    """What the plan must reach on the device at hand."""
+
+    target: tuple[str, ...] = setting(
+        (),
+        help="instead of a preset: the least loss within latency=0.2x, train-time=2s, "
+        "memory=500MiB, macs=3GMAC, params=10M (x: of the original)",
+        metavar="METRIC=BOUND",
+        repeat=True,
+        group=TARGETS,
+    )
+    batch: int = setting(1, help="of latency", at_least=1, group=TARGETS)
+    train_batch: int = setting(4, help="of train-time and memory", at_least=1, group=TARGETS)
+    measuring: Settings = part(only=("device", "dtype", "threads"), group=TARGETS)
+    channels_last: bool = setting(
+        False, help="try that memory layout too, for a model that will be run in it", group=TARGETS
+    )
+    remeasure: bool = setting(
+        False, help="use no time from an earlier run's profile", group=TARGETS
+    )
+    best_effort: bool = setting(
+        False,
+        help="where a target is missed, write the nearest file all the same (exit code 3 stays)",
+        group=TARGETS,
+    )
+
+
+_OF_TARGETS = (
+    "--batch", "--train-batch", "--device", "--dtype", "--threads", "--channels-last",
+    "--remeasure", "--best-effort",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertJob(OptionalOutput, Verbose, Messages, Source, Job):
+    """Make a generator small and fast: the main job."""
+
+    snapshot: str = setting(
+        help="a snapshot (.pkl) or a checkpoint of a known codebase (.pth, .pt)",
+        positional=True,
+        completes="file",
+    )
+    rewriting: Rewriting = part()
+    fitting: Fitting = part()
+    plan: str | None = setting(
+        None, help="use an edited plan instead of a preset", metavar="FILE", completes="file"
+    )
+    plan_only: bool = setting(False, help="show the plan (with --out: write it as JSON)")
+    drop: tuple[str, ...] = setting(
+        (), help="omit an entry (D, for example)", metavar="KEY", repeat=True
+    )
+    targets: Targets = part()
+
+    @classmethod
+    def check_typed(cls, typed: Mapping[str, Any]) -> None:
+        """Refuse options that contradict each other."""
+        if not typed.get("--out") and "--plan-only" not in typed:
+            raise UsageError("convert needs --out FILE (or --plan-only).")
+        choices = ("--preset", "--rank", "--keep", "--refit", "--remove")
+        if "--plan" in typed and any(o in typed for o in choices):
+            raise UsageError(
+                "--plan already holds every rank and choice; drop --preset, --rank, --keep, "
+                "--refit and --remove."
+            )
+        if "--target" not in typed:
+            idle = [o for o in _OF_TARGETS if o in typed]
+            if idle:
+                raise UsageError(f"{', '.join(idle)}: only together with --target.")
+        elif any(o in typed for o in ("--plan", "--preset", "--rank")):
+            raise UsageError("--target chooses rules and ranks; drop --plan, --preset and --rank.")

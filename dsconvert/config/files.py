@@ -1,0 +1,202 @@
+"""Settings that many jobs share, and the jobs on files that have few others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from dsconvert.config.base import BaseSettings, Job
+from dsconvert.config.choices import Format, Noise
+from dsconvert.config.setting import Group, part, setting
+from dsconvert.config.values import ranks, seed, seeds, shape
+
+CODE = Group(
+    "A state dict of any other code",
+    "Importing a module runs it: --module runs your own code, because you ask for it; nothing in a "
+    "file runs, and no file can ask for a module.",
+    last=True,
+)
+OUTPUT = Group("Output", last=True)
+MESSAGES = Group("Messages", last=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module(BaseSettings):
+    """The factory of a generator whose codebase has no adapter."""
+
+    module: str | None = setting(
+        None,
+        help="a function that builds the architecture, called without arguments",
+        metavar="PACKAGE.PATH:FACTORY",
+        group=CODE,
+    )
+    key: str | None = setting(
+        None, help="the entry that holds its state dict", metavar="NAME", group=CODE
+    )
+    input: tuple[tuple[int, ...], ...] = setting(
+        (),
+        help="shape of one latent, for example 256 or 3,64,64 (repeat for further arguments of "
+        "the call)",
+        metavar="SHAPE",
+        read=shape,
+        repeat=True,
+        group=CODE,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(BaseSettings):
+    """A job that opens files of any kind."""
+
+    source: Module = part()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overwrite(BaseSettings):
+    """A job that writes one file."""
+
+    overwrite: bool = setting(False, help="replace an existing output", group=OUTPUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(Overwrite):
+    """A job that always writes a file."""
+
+    out: str = setting(help="where to write", metavar="FILE", group=OUTPUT, completes="file")
+
+    @property
+    def output(self) -> str | None:
+        """The file that the job writes."""
+        return self.out
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionalOutput(Overwrite):
+    """A job that may write a file."""
+
+    out: str | None = setting(
+        None, help="where to write", metavar="FILE", group=OUTPUT, completes="file"
+    )
+
+    @property
+    def output(self) -> str | None:
+        """The file that the job writes."""
+        return self.out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device(BaseSettings):
+    """A job that runs networks on one device."""
+
+    device: str | None = setting(
+        None,
+        help="cpu, cuda, cuda:1, ...",
+        default_text="a GPU if there is one",
+        metavar="NAME",
+        resumable=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Json(BaseSettings):
+    """A job with machine-readable output."""
+
+    json: bool = setting(
+        False, help="one JSON object on stdout, no table", group=MESSAGES, resumable=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Messages(Json):
+    """A job with progress bars."""
+
+    quiet: bool = setting(
+        False, help="print errors and the last line, nothing else", group=MESSAGES, resumable=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verbose(BaseSettings):
+    """A job whose tables leave details out."""
+
+    verbose: bool = setting(False, help="every detail and every reason", group=MESSAGES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing(BaseSettings):
+    """How the images of given seeds are made."""
+
+    label: int | None = setting(
+        None, option="--class", help="class of a conditional generator", at_least=0
+    )
+    trunc: float = setting(1.0, help="truncation psi of a StyleGAN2 generator", metavar="PSI")
+
+
+def _snapshot(help_: str) -> Any:
+    return setting(help=help_, positional=True, completes="file")
+
+
+_ANY = "a file with a generator, converted or not, of any kind that the other commands open"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectJob(Verbose, Json, Source, Job):
+    """List the contents of a file without running anything in it."""
+
+    snapshot: str = _snapshot("the file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportJob(Verbose, Messages, Source, Job):
+    """Count parameters and MACs, layer by layer."""
+
+    snapshot: str = _snapshot(_ANY)
+    other: str | None = setting(
+        None, help="a converted file, to compare", positional=True, completes="file"
+    )
+    ranks: tuple[int, ...] = setting(
+        (),
+        help="also the cost of the whole generator at each rank (preset fast)",
+        metavar="1-9",
+        read=ranks,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateJob(Drawing, Output, Messages, Source, Job):
+    """Write a grid of images."""
+
+    keeps_memory: ClassVar[bool] = True
+    snapshot: str = _snapshot(_ANY)
+    seeds: tuple[int, ...] = setting(
+        tuple(range(16)), help="one image a seed", metavar="0-15", default_text="0-15", read=seeds
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareJob(Drawing, Output, Messages, Source, Job):
+    """Show the images of two files side by side, from the same latents."""
+
+    keeps_memory: ClassVar[bool] = True
+    snapshot: str = _snapshot("the original")
+    other: str = setting(help="the other file", positional=True, completes="file")
+    seeds: tuple[int, ...] = setting(
+        tuple(range(8)), help="one pair a seed", metavar="0-7", default_text="0-7", read=seeds
+    )
+    distance: int | None = setting(
+        None, help="also FD-lite0 over N images, 2 or more (needs timm)", at_least=2
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportJob(Output, Messages, Source, Job):
+    """Write a generator as ONNX, torch.export, OpenVINO or safetensors."""
+
+    snapshot: str = _snapshot(_ANY)
+    format: Format | None = setting(
+        None, help="the file format", default_text="the one that the suffix of --out names"
+    )
+    noise: Noise = setting(
+        "random", help="random: an input of its own, 'noise'; fixed: built in; zero: none"
+    )
+    seed: int = setting(0, help="of the fixed noise", read=seed)

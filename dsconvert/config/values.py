@@ -1,0 +1,73 @@
+"""Text as a person types it, read into the values of settings.
+
+Every function raises ``ValueError`` with a text that names the bad part.
+"""
+
+from __future__ import annotations
+
+import math
+
+SEED_LIMIT = 2**32
+"""The legacy generator of NumPy, which draws the official latents, takes seeds below this."""
+_LARGEST_RANGE = 10_000
+
+
+def whole(text: str) -> int:
+    """Read a whole number."""
+    digits = text[1:] if text[:1] in ("-", "+") else text
+    if not (digits.isascii() and digits.isdigit()):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """Read a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is not a number")
+    return value
+
+
+def seed(text: str) -> int:
+    """Read one seed."""
+    value = whole(text)
+    if value < 0:
+        raise ValueError(f"{text!r} is not 0 or more")
+    if value >= SEED_LIMIT:
+        raise ValueError(f"{value} is too large for a seed (below 2^32)")
+    return value
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """Read ``"0-3,7"`` as ``(0, 1, 2, 3, 7)``."""
+    found: list[int] = []
+    for piece in text.split(","):
+        low, dash, high = piece.strip().partition("-")
+        if not low.isdigit() or (dash and not high.isdigit()):
+            raise ValueError(f"{text!r} is not like 0-3,7")
+        first, last = int(low), int(high) if dash else int(low)
+        if last < first or last - first >= _LARGEST_RANGE:
+            raise ValueError(f"{piece.strip()!r} is an empty or huge range")
+        if last >= SEED_LIMIT:
+            raise ValueError(f"{last} is too large for a seed (below 2^32)")
+        found.extend(range(first, last + 1))
+    return tuple(found)
+
+
+def ranks(text: str) -> tuple[int, ...]:
+    """Read ``"1-9"`` as the ranks it names."""
+    values = seeds(text)
+    if min(values) < 1 or max(values) > 1000:
+        raise ValueError("ranks begin at 1, and k^2 is exact (9 for 3x3)")
+    return values
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """Read ``"3,64,64"`` as ``(3, 64, 64)``."""
+    sizes = text.split(",")
+    if not all(s.strip().isdigit() and int(s) for s in sizes):
+        raise ValueError(f"{text!r} is not like 256 or 3,64,64")
+    return tuple(int(s) for s in sizes)
