@@ -19,6 +19,7 @@ from dsconvert.bench import Settings, facts
 from dsconvert.errors import OutputError
 from dsconvert.search.doubts import TRIES, disagree, middle, noisy
 from dsconvert.search.records import Reading
+from dsconvert.util.cache import cache_folder
 from dsconvert.util.files import whole_file
 
 FORMAT = 2
@@ -30,19 +31,12 @@ _ALLOCATOR = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
 Measure = Callable[[], Sequence[float]]
 
 
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/dsconvert`` (``~/.cache/dsconvert``)."""
-    # An empty or relative value is to be ignored, says the XDG base directory specification.
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "dsconvert"
-
-
 class Profile:
     """Times by key; what is not known is measured and kept.
 
     Args:
         settings: settled; they and the machine name the file.
-        folder: where; None: :func:`cache_folder`.
+        folder: where; None: :func:`dsconvert.util.cache.cache_folder`.
         remeasure: take nothing from the disk.
 
     Attributes:
