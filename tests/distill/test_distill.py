@@ -216,8 +216,8 @@ def test_teacher_and_student_see_the_same_noise() -> None:
     """The noise of the decoder is its own draw: an equal student must be at distance zero."""
     teacher = decoder()
     objective = Objective(teacher, decoder().eval(), blocks=trunk_blocks(teacher), features=None)
-    target = objective.teach(latents(4, torch.Generator().manual_seed(0)), seed=3)
-    image, _ = objective.learn(target)
+    target = objective.run_teacher(latents(4, torch.Generator().manual_seed(0)), seed=3)
+    image, _ = objective.run_student(target)
     assert torch.equal(image, target.image)
     torch.manual_seed(8)
     with torch.no_grad():
@@ -227,11 +227,11 @@ def test_teacher_and_student_see_the_same_noise() -> None:
 def test_alone_blocks_get_the_teachers_inputs(pair) -> None:
     teacher, student = pair
     objective = Objective(teacher, student, blocks=trunk_blocks(teacher), features=None)
-    target = objective.teach(latents(4, torch.Generator().manual_seed(0)), seed=3)
-    assert "block1" in objective.compatible(target)
-    target = objective.teach(target.args, seed=3)
-    _, together = objective.learn(target)
-    _, alone = objective.learn(target, alone=True)
+    target = objective.run_teacher(latents(4, torch.Generator().manual_seed(0)), seed=3)
+    assert "block1" in objective.keep_shared_blocks(target)
+    target = objective.run_teacher(target.args, seed=3)
+    _, together = objective.run_student(target)
+    _, alone = objective.run_student(target, blockwise=True)
     assert objective.blocks == ("start", "block1", "mix", "head")  # shared runs twice, dead never
     wanted = target.blocks["mix"]
     assert torch.equal(alone["mix"], wanted)  # kept as it was, and fed what the teacher was fed
