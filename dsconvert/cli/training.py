@@ -12,7 +12,7 @@ from dsconvert.cli.stopping import Stopped
 from dsconvert.runs.folder import RunFolder
 from dsconvert.runs.stats import read_stats
 from dsconvert.train.config import TrainConfig
-from dsconvert.train.runs import RunResult
+from dsconvert.train.launch import RunResult
 
 
 def changes(options: Namespace) -> dict[str, Any]:

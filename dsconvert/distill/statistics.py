@@ -21,7 +21,7 @@ class DistillStatistics:
     Args:
         config: of the run.
         device: of the student.
-        progress: called after each step; None: nobody listens.
+        progress: called after each step; None: it is not reported.
     """
 
     def __init__(

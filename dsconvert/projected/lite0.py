@@ -58,7 +58,7 @@ def lite0(*, weights: Weights = "auto", extra: str = "metrics", purpose: str = "
             net = timm.create_model(NAME)
         if weights == "random":
             message = (
-                "the EfficientNet-Lite0 backbone has RANDOM weights, as asked for: a discriminator "
+                "the EfficientNet-Lite0 backbone has RANDOM weights, as requested: a discriminator "
                 "or a distance on it means nothing beyond a test of the machinery."
             )
             warnings.warn(message, stacklevel=2)

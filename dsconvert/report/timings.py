@@ -65,7 +65,7 @@ def headline(measurements: Sequence[Measurement]) -> list[str]:
 
 
 _Cell = tuple[str, float | None, str]
-"""A model's name, what was measured of it, and how that is shown."""
+"""A model's name, its value, and the value as text."""
 
 
 def _memory(values: Sequence[tuple[str, float | None]]) -> list[_Cell]:

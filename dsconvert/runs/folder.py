@@ -28,7 +28,7 @@ class RunFolder:
 
     ::
 
-        settings.json       what was asked for, and on what it runs
+        settings.json       the settings, the data and the environment
         stats.jsonl         one line of statistics after the other
         grids/              sample images over time; the names are numbers of images seen
         checkpoints/        the states that the run can be resumed from (a distillation has them

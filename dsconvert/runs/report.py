@@ -74,7 +74,7 @@ class LayerTable:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """The data of a report; what is empty or None is not shown."""
+    """The data of a report; empty parts are not shown."""
 
     progress: str
     results: tuple[tuple[str, str], ...]

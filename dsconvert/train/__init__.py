@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from dsconvert.projected.projector import Projector
     from dsconvert.runs.stats import StatsWriter, read_stats
     from dsconvert.train.config import TrainConfig
+    from dsconvert.train.launch import RunResult
     from dsconvert.train.loop import TrainResult, train
-    from dsconvert.train.runs import RunResult, finetune, resume, train_new
+    from dsconvert.train.runs import finetune, resume, train_new
     from dsconvert.train.setup import (
         DiscriminatorFacts,
         NewGenerator,
@@ -32,7 +33,8 @@ _HOMES = {
     "dsconvert.projected.discriminator": ("ProjectedDiscriminator",),
     "dsconvert.train.loop": ("TrainResult", "train"),
     "dsconvert.projected.projector": ("Projector",),
-    "dsconvert.train.runs": ("RunResult", "finetune", "resume", "train_new"),
+    "dsconvert.train.launch": ("RunResult",),
+    "dsconvert.train.runs": ("finetune", "resume", "train_new"),
     "dsconvert.train.setup": (
         "DiscriminatorFacts",
         "NewGenerator",

@@ -12,7 +12,7 @@ from dsconvert.util.progress import Progress
 
 
 def data_record(images: ImageSet) -> dict[str, Any]:
-    """Return what :func:`reopen` needs to open the same images again."""
+    """Return the facts that :func:`reopen` needs to open the same images again."""
     return {
         "path": str(images.path.resolve()),
         "images": len(images),

@@ -120,7 +120,7 @@ def train(
 
 @dataclass(kw_only=True)
 class _Loop:
-    """One call of :func:`train`: set-up, steps, and what is written between them."""
+    """One call of :func:`train`: set-up, steps, and the files written between them."""
 
     outputs: RunOutputs
     progress: Progress | None

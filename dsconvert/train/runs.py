@@ -5,59 +5,31 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from dsconvert.data.images import ImageSet, open_images
-from dsconvert.errors import OutputError, UsageError
-from dsconvert.formats.official import load_snapshot, new_snapshot, save_snapshot
-from dsconvert.projected.discriminator import ProjectedDiscriminator
+from dsconvert.data.images import open_images
+from dsconvert.errors import UsageError
+from dsconvert.formats.official import load_snapshot
 from dsconvert.projected.lite0 import Weights
-from dsconvert.runs.folder import RunFolder, new_run_path
+from dsconvert.runs.folder import RunFolder
 from dsconvert.train.config import TrainConfig
-from dsconvert.train.data_record import data_record, reopen
+from dsconvert.train.data_record import reopen
 from dsconvert.train.ema import same_structure
-from dsconvert.train.loop import TrainResult, train
-from dsconvert.train.run_report import write_layer_costs, write_run_report
-from dsconvert.train.schedule import fit_to_run
+from dsconvert.train.launch import RunResult, TrainingJob, begin_run, new_folder, run_job
 from dsconvert.train.setup import (
     DiscriminatorFacts,
     NewGenerator,
     discriminator_of,
-    facts_of,
     new_discriminator,
     new_generator,
-    official_saver,
 )
 from dsconvert.train.statistics import Report
 from dsconvert.train.step import parts_of
-from dsconvert.util.processes import Processes, environment, processes
+from dsconvert.util.processes import processes
 from dsconvert.util.progress import Progress, reports_progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """A run's folder, and the end of the call that started or resumed it."""
-
-    folder: Path
-    result: TrainResult
-    processes: int
-    rank: int
-    report: Path | None = None
-    """The HTML report; None if it could not be written, and in every process but the first."""
-    notes: tuple[str, ...] = ()
-    """The changes of settings that the run's length required, for people."""
-
-    @property
-    def snapshot(self) -> Path | None:
-        """The newest snapshot of the run, perhaps of an earlier call."""
-        earlier = RunFolder(self.folder).snapshots()
-        return self.result.snapshot or (earlier[-1] if earlier else None)
 
 
 @reports_progress
@@ -103,10 +75,16 @@ def train_new(
         "generator": asdict(wanted),
         "plan": None if plan is None else json.loads(plan.to_json()),
     }
-    return _begin(
-        generator, None, network, images, config, procs, about, wanted=wanted,
-        folder=_new_folder(out, name, default, procs), progress=progress, report=report,
-    )  # fmt: skip
+    job = TrainingJob(
+        folder=new_folder(out, name, default, procs),
+        generator=generator,
+        discriminator=network,
+        ema=None,
+        images=images,
+        config=config,
+        procs=procs,
+    )
+    return begin_run(job, about=about, wanted=wanted, progress=progress, report=report)
 
 
 @reports_progress
@@ -180,103 +158,16 @@ def finetune(
         "discriminator_from_file": own,
     }
     default = f"finetune-{Path(snapshot).stem}-{Path(data).stem}-{resolution}"
-    return _begin(
-        generator, ema, network, images, config, procs, about, wanted=None,
-        folder=_new_folder(out, name, default, procs), progress=progress, report=report,
-    )  # fmt: skip
-
-
-def _new_folder(out: str | Path, name: str | None, default: str, procs: Processes) -> RunFolder:
-    """Make the run's folder in the first process; return it in all of them.
-
-    Raises:
-        OutputError: the folder holds something already, or can't be made. Every process raises.
-    """
-    made: Path | str | None = None
-    if procs.rank == 0:
-        try:
-            made = new_run_path(out, name, default)
-        except OutputError as error:
-            made = str(error)
-    shared = procs.share(made)
-    if isinstance(shared, str):
-        raise OutputError(shared)
-    return RunFolder(shared)
-
-
-def _begin(
-    generator: nn.Module,
-    ema: nn.Module | None,
-    discriminator: ProjectedDiscriminator,
-    images: ImageSet,
-    config: TrainConfig,
-    procs: Processes,
-    about: Mapping[str, Any],
-    *,
-    wanted: NewGenerator | None,
-    folder: RunFolder,
-    progress: Progress | None,
-    report: Report | None,
-) -> RunResult:
-    """Write the description of a new run, then train."""
-    config, notes = fit_to_run(config)
-    if procs.rank == 0:
-        spent = write_layer_costs(folder, generator, wanted=wanted)
-        folder.write_settings(
-            {
-                "dsconvert_run": 1,
-                **about,
-                "data": data_record(images),
-                "discriminator": asdict(facts_of(discriminator)),
-                "config": config.to_dict(),
-                "cost": {"parameters": spent.params, "macs": spent.macs},
-                "environment": environment(procs),
-            },
-        )
-        # The structure that checkpoints are loaded into, whatever its origin.
-        save_snapshot(new_snapshot(generator), generator, folder.start, overwrite=True)
-    return _train(
-        generator, discriminator, images, config, procs,
-        folder=folder, ema=ema, resume=False, notes=notes, progress=progress, report=report,
-    )  # fmt: skip
-
-
-def _train(
-    generator: nn.Module,
-    discriminator: nn.Module,
-    images: ImageSet,
-    config: TrainConfig,
-    procs: Processes,
-    *,
-    folder: RunFolder,
-    ema: nn.Module | None,
-    resume: bool,
-    notes: tuple[str, ...] = (),
-    progress: Progress | None,
-    report: Report | None,
-) -> RunResult:
-    """Train, then write the report."""
-    result = train(
-        generator,
-        discriminator,
-        images,
-        config,
-        out=folder.path,
+    job = TrainingJob(
+        folder=new_folder(out, name, default, procs),
+        generator=generator,
+        discriminator=network,
         ema=ema,
-        save=official_saver(images, mirror=config.mirror),
-        resume=resume,
+        images=images,
+        config=config,
         procs=procs,
-        progress=progress,
-        report=report,
     )
-    return RunResult(
-        folder=folder.path,
-        result=result,
-        processes=procs.world,
-        rank=procs.rank,
-        report=write_run_report(folder, result, images, config, procs),
-        notes=notes,
-    )
+    return begin_run(job, about=about, wanted=None, progress=progress, report=report)
 
 
 @reports_progress
@@ -308,14 +199,18 @@ def resume(
     facts = settings["discriminator"]
     kept: dict[str, Any] = {**facts, "augment": tuple(facts["augment"])}
     snap = load_snapshot(files.start)
-    generator = snap.module("G")
-    ema = snap.generator
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the checkpoint holds the weights of the backbone too
         discriminator = new_discriminator(DiscriminatorFacts(**kept), weights="random")
     if procs.rank == 0:
         files.write_settings({**settings, "config": config.to_dict()})
-    return _train(
-        generator, discriminator, images, config, procs,
-        folder=files, ema=ema, resume=True, progress=progress, report=report,
-    )  # fmt: skip
+    job = TrainingJob(
+        folder=files,
+        generator=snap.module("G"),
+        discriminator=discriminator,
+        ema=snap.generator,
+        images=images,
+        config=config,
+        procs=procs,
+    )
+    return run_job(job, resume=True, progress=progress, report=report)

@@ -79,7 +79,7 @@ class JoinedProcesses:
                 "training with several processes needs accelerate, which is not installed: "
                 f"{pip_install('train')}."
             ) from error
-        # Without a GPU accelerate joins processes only where it is told that the CPU is meant.
+        # Without a GPU accelerate joins processes only with this argument.
         self._accelerator: Any = module.Accelerator(cpu=not torch.cuda.is_available())
         self._utils: Any = import_module("accelerate.utils")
         self.rank: int = self._accelerator.process_index
@@ -108,8 +108,8 @@ class JoinedProcesses:
 
     def any(self, flag: bool) -> bool:
         """Return whether the sum of the flags is above zero."""
-        told = torch.tensor(float(flag), device=self.device)
-        return bool(self._utils.reduce(told, "sum") > 0)
+        flags = torch.tensor(float(flag), device=self.device)
+        return bool(self._utils.reduce(flags, "sum") > 0)
 
     def wait(self) -> None:
         """Wait at a barrier."""
