@@ -61,7 +61,9 @@ def sdist(listed: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "copy" / name).write_bytes((ROOT / name).read_bytes())
     with tarfile.open(_hook("build_sdist", folder / "copy", folder)) as archive:
-        archive.extractall(folder, filter="data")
+        # Older patch releases of Python (3.10.11, 3.11.3) know no filters.
+        options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        archive.extractall(folder, **options)
     (unpacked,) = folder.glob("dsconvert-*/")
     return unpacked
 

@@ -49,6 +49,8 @@ def _run(words: list[str], outcome: list[Outcome]) -> None:
     except SystemExit:  # --help and --version, printed by argparse
         streams.flush()
         raise
+    except BrokenPipeError as error:  # from the same print, in older patch releases of Python
+        raise streams.ReaderGone from error
     options.words = words
     outcome.append(Outcome(options))
     if options.command in _RUNNING:

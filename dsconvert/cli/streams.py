@@ -6,6 +6,7 @@ import os
 import sys
 from contextlib import suppress
 from io import TextIOWrapper
+from typing import TextIO
 
 from dsconvert.errors import OutputError
 
@@ -41,9 +42,11 @@ def prepare() -> None:
 
 def complain(text: str) -> None:
     """Write one line to standard error, which may refuse; there is no other place to say so."""
-    with suppress(OSError, ValueError):
+    try:
         sys.stderr.write(f"dsconvert: {text}\n")
         sys.stderr.flush()
+    except (OSError, ValueError):
+        _to_nowhere(sys.stderr)
 
 
 def flush() -> None:
@@ -63,6 +66,14 @@ def flush() -> None:
 
 
 def silence() -> None:
-    """Send standard output nowhere: what is still buffered would fail again when Python ends."""
+    """Send standard output nowhere."""
+    _to_nowhere(sys.stdout)
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    """Drop the text that ``stream`` still buffers.
+
+    Python flushes it once more at exit; a failure there would replace the exit code (by 120).
+    """
     with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -6,6 +6,13 @@
 
 from __future__ import annotations
 
+import sys
+
 from dsconvert.export.api import check_export, export_model, load_export, load_generator
+from dsconvert.forms import deployed, flat_graph, layers, packed
+
+# Deployed generators that earlier versions pickled refer to their classes by these names.
+_EARLIER = {"deploy": deployed, "graph": flat_graph, "layers": layers, "packed": packed}
+sys.modules.update({f"{__name__}.{name}": module for name, module in _EARLIER.items()})
 
 __all__ = ["check_export", "export_model", "load_export", "load_generator"]
