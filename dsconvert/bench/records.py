@@ -1,4 +1,4 @@
-"""Frozen records of what is measured, how, and what came out. No torch."""
+"""Frozen records of a measurement: settings, operations and results. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 @dataclass(frozen=True, order=True, kw_only=True)
 class Operation:
-    """One thing to time: a forward pass in eval mode, or a training step's forward + backward."""
+    """A forward pass in eval mode, or forward + backward of a training step."""
 
     kind: Literal["forward", "step"]
     batch: int
@@ -28,17 +28,17 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Timing:
-        """From at least one run."""
+        """Return the timing of at least one run."""
         return cls(seconds=tuple(seconds))
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """The median in seconds."""
         return statistics.median(self.seconds)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The first and the third quartile, seconds (the extremes of fewer than four runs)."""
+        """The first and third quartile in seconds (the extremes of fewer than four runs)."""
         if len(self.seconds) < 4:
             return min(self.seconds), max(self.seconds)
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
@@ -47,7 +47,7 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Everything that was measured of one model. Bytes, seconds; None: not measured."""
+    """The figures of one model, in bytes and seconds; None: not measured."""
 
     name: str
     params: int
@@ -56,13 +56,13 @@ class Measurement:
     """Peak memory of the operation with the model, above an empty process: resident bytes on the
     CPU, allocated device bytes elsewhere."""
     kept: dict[Operation, int] = field(default_factory=dict)
-    """Activations kept for backward: bytes of unique storages, parameters left out."""
+    """Activations kept for the backward pass: bytes of unique storages, without parameters."""
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the machine itself can do, with the same threads and type."""
+    """The limits of the machine, with the same threads and type."""
 
     macs_per_second: float
     """Multiply-accumulates of a large matrix product."""
@@ -70,5 +70,5 @@ class Limits:
     """Bytes read and written by a large copy."""
 
     def floor(self, macs: float, traffic: float) -> float:
-        """Seconds below which no run can be that needs ``macs`` and moves ``traffic`` bytes."""
+        """Return the least seconds of a run that needs ``macs`` and moves ``traffic`` bytes."""
         return max(macs / self.macs_per_second, traffic / self.bytes_per_second)

@@ -15,7 +15,7 @@ from dsconvert.cli.parser import Call
 from dsconvert.cli.stopping import Outcome, Stopped
 from dsconvert.config.distill import DistillJob
 from dsconvert.distill.files import distill_snapshot, run_folder
-from dsconvert.runs.checkpoint import checkpoints
+from dsconvert.runs.folder import RunFolder
 
 
 def run(call: Call) -> None:
@@ -88,10 +88,10 @@ def _interruptible(call: Call) -> Generator[None, None, None]:
     try:
         yield
     except KeyboardInterrupt:
-        saved = checkpoints(folder)
-        steps = int(saved[-1].stem.rpartition("-")[2]) // options.config.batch if saved else 0
+        saved = RunFolder.of_distillation(folder).images_saved()
+        steps = (saved or 0) // options.config.batch
         words = [w for w in call.words if w != "--resume"]
-        again = shlex.join(["dsconvert", *words, *(["--resume"] if saved else [])])
+        again = shlex.join(["dsconvert", *words, *(["--resume"] if saved is not None else [])])
         if options.json:
             emit(
                 {
@@ -103,7 +103,7 @@ def _interruptible(call: Call) -> Generator[None, None, None]:
             )
         elif outcome.written:
             say(f"{options.out} is written whole; its report in {folder} is not")
-        elif saved:
+        elif saved is not None:
             say_whole(f"stopped after {steps} steps, saved in {folder}; go on with: {again}")
         else:
             say_whole(f"stopped before the first step: nothing to save; start again with: {again}")

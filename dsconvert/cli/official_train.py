@@ -5,7 +5,7 @@ from __future__ import annotations
 from dsconvert.cli.files import read_plan
 from dsconvert.cli.parser import Call
 from dsconvert.config.jobs import OfficialTrainJob
-from dsconvert.official_trainer import Settings, train
+from dsconvert.official_trainer import ConversionSettings, train
 from dsconvert.official_trainer.launch import check_repo, resumed
 
 
@@ -14,7 +14,7 @@ def run(call: Call) -> None:
     options: OfficialTrainJob = call.options
     repo = check_repo(options.repo)
     plan = read_plan(options.plan) if options.plan else None
-    settings = Settings(
+    settings = ConversionSettings(
         repo=str(repo),
         preset=options.rewriting.preset,
         rank=options.rewriting.rank,

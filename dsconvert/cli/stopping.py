@@ -11,6 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 from dsconvert.config.base import Job
+from dsconvert.runs.folder import RunFolder
 
 
 class Stopped(KeyboardInterrupt):
@@ -87,6 +88,6 @@ class Outcome:
 
 
 def _of_run(folder: Path) -> str:
-    if any((folder / "checkpoints").glob("images-*.pt")):
+    if RunFolder(folder).checkpoints():
         return f"saved; go on with: dsconvert train --resume {folder}"
     return f"{folder} holds no checkpoint yet: delete it and start again"

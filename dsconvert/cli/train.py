@@ -11,9 +11,10 @@ from dsconvert.cli.parser import Call
 from dsconvert.cli.stopping import Stopped
 from dsconvert.config.setting import items
 from dsconvert.config.train import FinetuneJob, TrainConfig, TrainJob
+from dsconvert.runs.folder import RunFolder
 from dsconvert.runs.stats import read_stats
 from dsconvert.train import runs
-from dsconvert.train.keeper import BEST
+from dsconvert.train.launch import RunResult
 
 
 def train(call: Call) -> None:
@@ -105,7 +106,7 @@ def line(row: Mapping[str, Any]) -> str:
     )
 
 
-def _finish(done: runs.RunResult, options: TrainJob | FinetuneJob) -> None:
+def _finish(done: RunResult, options: TrainJob | FinetuneJob) -> None:
     """Report how the run ended, and the command that continues an interrupted one.
 
     Raises:
@@ -152,7 +153,7 @@ def _finish(done: runs.RunResult, options: TrainJob | FinetuneJob) -> None:
         raise Stopped
 
 
-def _best(done: runs.RunResult) -> list[str]:
+def _best(done: RunResult) -> list[str]:
     """The snapshot nearest to the data, if the run was evaluated."""
     rows = [r for r in read_stats(done.result.stats) if r.get("fd_lite0") is not None]
     if done.result.best is None or not rows:
@@ -163,4 +164,4 @@ def _best(done: runs.RunResult) -> list[str]:
         text += ", at the start: no snapshot is nearer to the data than what the run began with"
     else:
         text += f", at {best['kimg']:.2f} kimg"
-    return [f"{text} ({done.folder / 'snapshots' / BEST})"]
+    return [f"{text} ({RunFolder(done.folder).best})"]
