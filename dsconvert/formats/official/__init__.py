@@ -28,13 +28,16 @@ __all__ = [
 ]
 
 
+_WHAT = "an official snapshot, or none that is known"
+
+
 def _open(path: Path, drop: Collection[str], module: ModuleSource | None) -> Snapshot:
-    refuse_module(path, module)
+    refuse_module(path, module, _WHAT)
     return load_snapshot(path, drop=drop)
 
 
 def _inspect(path: Path, module: ModuleSource | None) -> SnapshotInfo:
-    refuse_module(path, module)
+    refuse_module(path, module, _WHAT)
     return inspect_snapshot(path)
 
 

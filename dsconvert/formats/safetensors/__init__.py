@@ -20,14 +20,14 @@ __all__ = ["FORMAT", "PlainFile", "PlainInfo", "load_plain", "open_plain", "save
 
 
 def _open(path: Path, drop: Collection[str], module: ModuleSource | None) -> PlainFile:
-    refuse_module(path, module)
+    refuse_module(path, module, "a safetensors export")
     if drop:
         raise UsageError(f"{path} holds one generator and nothing else; there is nothing to drop.")
     return open_plain(path)
 
 
 def _inspect(path: Path, module: ModuleSource | None) -> PlainInfo:
-    refuse_module(path, module)
+    refuse_module(path, module, "a safetensors export")
     return inspect_plain(path)
 
 
