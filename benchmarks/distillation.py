@@ -41,9 +41,10 @@ from dsconvert.data.pictures import save_png, side_by_side
 from dsconvert.distill import DistillConfig, distill
 from dsconvert.metrics import LiteFeatures, compare_sets, sample_images
 from dsconvert.model.inputs import sampler_of
-from dsconvert.runs.checkpoint import checkpoints, newest
+from dsconvert.runs.checkpoint import load_newest
 from dsconvert.runs.curves import curve
-from dsconvert.runs.report import page
+from dsconvert.runs.folder import RunFolder
+from dsconvert.runs.html import page
 from dsconvert.util.allocator import keep_freed_memory
 
 
@@ -77,7 +78,9 @@ class Lite1:
 def learned(folder: Path) -> nn.Module:
     """The student of a finished run, as its newest checkpoint has it."""
     student = torch.load(folder / "start.pt", weights_only=False)["student"]  # our own file
-    student.load_state_dict(newest(checkpoints(folder))["best_state"])
+    student.load_state_dict(
+        load_newest(RunFolder.of_distillation(folder).checkpoints())["best_state"]
+    )
     return student.eval()
 
 
@@ -215,7 +218,7 @@ def main() -> None:
             sampler,
             config=config,
             folder=folder,
-            resume=bool(checkpoints(folder)),
+            resume=bool(RunFolder.of_distillation(folder).checkpoints()),
             settings={"method": name},
         )
         after = cost(done.student)
@@ -246,7 +249,9 @@ def main() -> None:
         told = next(r for r in rows if r["name"] == name)
         print({k: v for k, v in told.items() if k not in ("curve", "settings")}, flush=True)
     finished = {r["name"]: runs / f"{r['name']}-{options.minutes:g}" for r in rows}
-    shown = {n: learned(f) for n, f in finished.items() if checkpoints(f)}
+    shown = {
+        n: learned(f) for n, f in finished.items() if RunFolder.of_distillation(f).checkpoints()
+    }
     if shown:
         # A whole batch: the noise of eight alone would be other noise.
         rows_of = {n: sample(m, count=25)[:8] for n, m in {"teacher": teacher, **shown}.items()}

@@ -1,21 +1,18 @@
 """An adapter for a GAN codebase of your own, from the model to a converted file.
 
-An adapter tells dsconvert what a codebase's classes are called in its files, what its generator
-eats, and which of its modules are special. It is found through the entry-point group
-``dsconvert.adapters``; in a package of yours that is three lines of ``pyproject.toml``::
+An adapter tells dsconvert the names of a codebase's classes in its files, the inputs of its
+generator, and which of its modules are special. Here it is passed as an argument. In a package, an
+entry point lets every function and the command line find it; that is three lines of
+``pyproject.toml``::
 
     [project.entry-points."dsconvert.adapters"]
     tiny_gan = "tiny_gan_dsconvert:ADAPTER"
-
-This script has no package, so it writes that entry itself (``advertise``) and then uses the same
-door.
 
     python examples/custom_adapter.py
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,7 +21,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from dsconvert import convert, cost, load_snapshot, new_snapshot, save_snapshot
+from dsconvert import convert, cost, new_snapshot, open_file, save_snapshot
+from dsconvert.adapter import Adapter
+from dsconvert.testing import check_adapter
 
 
 class TinyGenerator(nn.Module):
@@ -53,8 +52,8 @@ class TinyGenerator(nn.Module):
         return torch.tanh(self.image(self.act2(self.last(self.up2(x)))))
 
 
-class TinyGan:
-    """The adapter: every member of :class:`dsconvert.adapter.Adapter`, nothing to inherit."""
+class TinyGan(Adapter):
+    """The adapter: the required members, and ``classes`` for files that hold modules."""
 
     name = "tiny_gan"
 
@@ -64,72 +63,48 @@ class TinyGan:
         return {("tiny_gan.networks", "Generator"): TinyGenerator}
 
     def matches(self, model: nn.Module) -> bool:
-        """Whether this is a generator of the codebase (yours, or the original class)."""
+        """Return whether this is a generator of the codebase (yours, or the original class)."""
         kind = type(model)
         return kind is TinyGenerator or (kind.__module__, kind.__name__) in self.classes
 
     def describe(self, generator: nn.Module) -> Mapping[str, Any]:
-        """Facts for ``dsconvert inspect``, read off names and shapes (also of a converted one)."""
+        """Return facts from names and shapes for ``dsconvert inspect`` (also when converted)."""
         model: Any = generator
         return {"cfg": "tiny", "resolution": 32, "z_dim": model.z_dim}
 
     def sampler(
         self, model: nn.Module
     ) -> Callable[[int, torch.Generator], tuple[torch.Tensor, ...]]:
-        """Random inputs: with it the conversion is fitted to activations, without any data."""
+        """Return random inputs: with them the conversion is fitted to activations, without data."""
         facts: Any = model
         z_dim = int(facts.z_dim)
         return lambda n, generator: (torch.randn(n, z_dim, generator=generator),)
-
-    def leaves(self) -> tuple[type[nn.Module], ...]:
-        """Classes that torch.fx must not look into (what can't be traced is found by itself)."""
-        return ()
-
-    def noise_types(self) -> tuple[type[nn.Module], ...]:
-        """Classes that add fresh noise, scaled by a ``weight``."""
-        return ()
-
-    def norm_types(self) -> tuple[type[nn.Module], ...]:
-        """Batch normalisations of the codebase's own."""
-        return ()
 
 
 ADAPTER = TinyGan()
 
 
-def advertise(folder: Path) -> None:
-    """What ``pip install`` of a package with the entry point above leaves on the disk."""
-    info = folder / "tiny_gan_dsconvert-0.1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: tiny-gan-dsconvert\nVersion: 0.1\n"
-    )
-    (info / "entry_points.txt").write_text(
-        f"[dsconvert.adapters]\n{ADAPTER.name} = {__name__}:ADAPTER\n"
-    )
-    sys.path.insert(0, str(folder))
-
-
 def main() -> None:
-    """Convert a live model, then a file."""
+    """Check the adapter, convert a live model, then a file."""
     torch.manual_seed(0)
     model = TinyGenerator().eval().requires_grad_(False)
+    check_adapter(ADAPTER, model)
+
+    fast = convert(model, preset="balanced", calibrate=64, adapter=ADAPTER)
+    z = torch.randn(8, model.z_dim)
+    error = (fast(z) - model(z)).square().mean().sqrt()
+    before, after = cost(model, adapter=ADAPTER), cost(fast, adapter=ADAPTER)
+    print(f"live model: {before.macs} > {after.macs} MACs, RMS change of the image {error:.4f}")
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        advertise(folder)
-
-        fast = convert(model, preset="balanced", calibrate=64)
-        z = torch.randn(8, model.z_dim)
-        error = (fast(z) - model(z)).square().mean().sqrt()
-        before, after = cost(model), cost(fast)
-        print(f"live model: {before.macs} > {after.macs} MACs, RMS change of the image {error:.4f}")
-
-        save_snapshot(new_snapshot(model), model, folder / "tiny.pkl")
-        snap = load_snapshot(folder / "tiny.pkl")
+        save_snapshot(new_snapshot(model, adapter=ADAPTER), model, folder / "tiny.pkl")
+        snap = open_file(folder / "tiny.pkl", adapters=[ADAPTER])
         save_snapshot(snap, fast, folder / "tiny-fast.pkl")
-        again = load_snapshot(folder / "tiny-fast.pkl")
+        again = open_file(folder / "tiny-fast.pkl", adapters=[ADAPTER])
         same = torch.equal(again.generator(z), fast(z))
-        print(f"file: adapter {again.adapter.name}, {dict(again.config)}, same images: {same}")
+        known = again.adapter.name if again.adapter is not None else None
+        print(f"file: adapter {known}, {dict(again.config)}, same images: {same}")
 
 
 if __name__ == "__main__":

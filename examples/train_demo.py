@@ -36,7 +36,7 @@ from dsconvert.data.stream import to_range
 from dsconvert.distill import DistillConfig, distill
 from dsconvert.metrics import LiteFeatures, frechet_distance, sample_images
 from dsconvert.model.inputs import sampler_of
-from dsconvert.runs.checkpoint import checkpoints
+from dsconvert.runs.folder import RunFolder
 from dsconvert.train import ImageSet, TrainConfig, finetune, open_images, resume
 from dsconvert.util.allocator import keep_freed_memory
 
@@ -144,7 +144,7 @@ def distilled(options: argparse.Namespace) -> Path:
             minutes=options.minutes, clock="cpu", statistics="batch", seed=options.seed
         ),
         folder=folder,
-        resume=bool(checkpoints(folder)),
+        resume=bool(RunFolder.of_distillation(folder).checkpoints()),
     )
     print(
         f"distilled: {done.steps} steps in {done.seconds / 60:.1f} minutes; held-out PSNR "

@@ -1,4 +1,4 @@
-"""How long a module takes, and how much memory, on the device at hand."""
+"""Measure time and memory of modules on this machine."""
 
 from __future__ import annotations
 

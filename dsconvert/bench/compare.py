@@ -1,20 +1,17 @@
-"""Several models beside each other: interleaved, so that a slow minute of the machine hits all."""
+"""Measure several models, interleaved, so that a slow minute of the machine affects all."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from dsconvert.bench.records import Measurement, Operation, Timing
 from dsconvert.bench.subject import Subject
 from dsconvert.errors import UsageError
-from dsconvert.util.progress import reports_progress
-
-Progress = Callable[[str, int, int, str], None]
-"""``progress(stage, done, total, detail)``."""
+from dsconvert.util.progress import Progress, reports_progress
 
 MINIMUM = 3
-"""Runs of everything, however long they take."""
+"""The least number of timed runs, however long they take."""
 
 
 @reports_progress
@@ -30,27 +27,27 @@ def compare(
 ) -> tuple[Measurement, ...]:
     """Measure every operation of every subject.
 
-    Peaks are taken first (they are also a warm-up: the first run of anything is never timed), then
-    each operation is timed ``repeats`` times, one run of each subject in turn, every other round
-    in reverse order.
+    Peaks are measured first; they are also a warm-up, as a first run is never timed. Then each
+    operation is timed ``repeats`` times, one run of each subject in turn, every other round in
+    reverse order.
 
     Args:
         subjects: the first one is the reference, by convention.
-        operations: what to run.
-        repeats: timed runs of each.
+        operations: to measure.
+        repeats: timed runs of each operation.
         warmup: further runs before the timed ones.
-        limit: seconds for the timed runs of one operation; once they are spent the rounds stop,
-            but never before the third.
-        memory: take peaks and the activations kept as well.
-        progress: called as the work goes on.
+        limit: seconds for the timed runs of one operation; after that time the rounds stop, but
+            never before the third.
+        memory: whether to measure peaks and kept activations.
+        progress: called before each run.
 
     Raises:
-        UsageError: two subjects have one name.
+        UsageError: two subjects have the same name.
         MeasureError: a model fails, or its process ends.
     """
     names = [s.name for s in subjects]
     if len(set(names)) < len(names):
-        raise UsageError(f"two models have one name among {', '.join(names)}; rename one.")
+        raise UsageError(f"two models have the same name among {', '.join(names)}; rename one.")
     peaks: dict[str, dict[Operation, int | None]] = {s.name: {} for s in subjects}
     kept: dict[str, dict[Operation, int]] = {s.name: {} for s in subjects}
     times: dict[str, dict[Operation, list[float]]] = {

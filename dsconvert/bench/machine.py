@@ -1,4 +1,4 @@
-"""The device: is it there, what is it, how fast is it at best, when is it done."""
+"""The device: its availability, description, limits, and synchronisation."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def settle(settings: Settings) -> Settings:
-    """``settings`` with the device named, checked against this machine.
+    """Return ``settings`` with the device named, after a check against this machine.
 
     Raises:
-        UsageError: no such device or type, or a number of threads below 1.
+        UsageError: the device or type is unknown, or the number of threads is below 1.
     """
     name = accelerator() if settings.device == "auto" else settings.device
     usable(name)
@@ -37,12 +37,12 @@ def settle(settings: Settings) -> Settings:
 
 
 def weight_type(settings: Settings) -> torch.dtype:
-    """The type that parameters are converted to (float32 under autocast)."""
+    """Return the type that parameters are converted to (float32 under autocast)."""
     return _TYPES.get(settings.dtype, torch.float32)
 
 
 def running(settings: Settings) -> Any:
-    """A context for one run: autocast where the dtype asks for it."""
+    """Return a context for one run: autocast if the dtype is one of ``amp``."""
     if not settings.dtype.startswith("amp"):
         return nullcontext()
     device = torch.device(settings.device).type
@@ -52,7 +52,7 @@ def running(settings: Settings) -> Any:
 
 
 def synchronise(device: str) -> None:
-    """Wait until the device has done what was asked of it; a CPU always has."""
+    """Wait until the device has finished its work; a CPU always has."""
     module = getattr(torch, torch.device(device).type, None)
     if module is not None and hasattr(module, "synchronize") and not device.startswith("cpu"):
         module.synchronize()
@@ -60,7 +60,7 @@ def synchronise(device: str) -> None:
 
 @contextmanager
 def threads(settings: Settings) -> Generator[int, None, None]:
-    """Torch with the wanted number of CPU threads for a while; yields that number."""
+    """Set the number of torch's CPU threads within this context; yield it."""
     before = torch.get_num_threads()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -71,7 +71,7 @@ def threads(settings: Settings) -> Generator[int, None, None]:
 
 
 def device_name(device: str) -> str:
-    """The hardware's own name."""
+    """Return the name of the hardware."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -83,7 +83,7 @@ def device_name(device: str) -> str:
 
 
 def facts(settings: Settings) -> dict[str, Any]:
-    """What a reader needs to judge a figure: machine, versions, threads, date, other work."""
+    """Return the conditions of a measurement: machine, versions, threads, date, load."""
     with threads(settings) as count:
         load = os.getloadavg() if hasattr(os, "getloadavg") else None
         return {
@@ -104,7 +104,7 @@ def facts(settings: Settings) -> dict[str, Any]:
 
 
 def seconds_of(call: Callable[[], Any], device: str) -> float:
-    """Wall-clock seconds of one call, the device idle before and after."""
+    """Return the wall-clock seconds of one call, with an idle device before and after."""
     synchronise(device)
     began = time.perf_counter()
     call()
@@ -113,9 +113,9 @@ def seconds_of(call: Callable[[], Any], device: str) -> float:
 
 
 def limits(settings: Settings) -> Limits:
-    """Measure a large matrix product and a large copy, best of several.
+    """Measure a large matrix product and a large copy; return the best of several runs.
 
-    The best, not the median: these are bounds.
+    The best and not the median, because these are bounds.
     """
     cpu = settings.device.startswith("cpu")
     size, floats, repeats = (2048, 64 << 20, 5) if cpu else (8192, 256 << 20, 10)

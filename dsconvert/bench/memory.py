@@ -1,4 +1,4 @@
-"""What a run holds in memory: activations kept for backward, and the peak."""
+"""The memory of a run: activations kept for the backward pass, and the peak."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _STATUS = Path("/proc/self/status")
 
 
 def kept_for_backward(run: Callable[[], Any], owned: Iterable[Tensor]) -> int:
-    """Bytes that autograd keeps of one forward pass, each storage counted once.
+    """Return the bytes that autograd keeps of one forward pass; each storage counts once.
 
     Args:
-        run: the forward pass; its result is held while the storages are counted.
-        owned: tensors that are there anyway (parameters and buffers); their storages are left out.
+        run: the forward pass; its result lives while the storages are counted.
+        owned: tensors of the model (parameters and buffers); their storages do not count.
     """
     left_out = {t.untyped_storage().data_ptr() for t in owned}
     storages: dict[int, int] = {}
@@ -30,7 +30,7 @@ def kept_for_backward(run: Callable[[], Any], owned: Iterable[Tensor]) -> int:
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    # The packed tensors live as long as the result, so no address is used twice.
+    # The packed tensors live as long as the result, so no address is reused.
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = run()
     total = sum(storages.values())
@@ -48,12 +48,12 @@ def _status(field: str) -> int | None:
 
 
 def resident() -> int | None:
-    """Resident bytes of this process; None where the system does not say."""
+    """Return the resident bytes of this process; None if the system does not report them."""
     return _status("VmRSS")
 
 
 def _reset_peak() -> bool:
-    # What earlier runs freed goes back first, so that it does not pass for this run's.
+    # Return the memory freed by earlier runs first, so that it does not count for this run.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     try:
@@ -64,10 +64,10 @@ def _reset_peak() -> bool:
 
 
 def peak(run: Callable[[], Any], device: str, base: int) -> int | None:
-    """Peak bytes while ``run`` runs, above ``base``.
+    """Return the peak bytes during ``run``, above ``base``.
 
-    On CUDA: bytes allocated by torch on that device. On the CPU: resident bytes of the whole
-    process (Linux; None elsewhere), so this belongs in a process that does nothing else.
+    On CUDA these are the bytes allocated by torch on that device. On the CPU they are the resident
+    bytes of the whole process (Linux; None elsewhere), so the process must do nothing else.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

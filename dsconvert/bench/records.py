@@ -1,4 +1,4 @@
-"""Frozen records of what is measured, how, and what came out. No torch."""
+"""Frozen records of a measurement: settings, operations and results. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Where and how models run while they are measured."""
+    """The device and mode in which models are measured."""
 
     device: str = "auto"
-    """A torch device; ``auto`` is the first accelerator, the CPU where there is none."""
+    """A torch device; ``auto`` is the first accelerator, or else the CPU."""
     dtype: str = "float32"
     """One of :data:`dsconvert.records.DTYPES`."""
     channels_last: bool = False
     compile: bool = False
-    """Through ``torch.compile``; compilation is not timed with the runs."""
+    """Use ``torch.compile``; the compilation itself is not timed."""
     threads: int | None = None
-    """CPU threads of torch; None: as many as torch would take."""
+    """CPU threads of torch; None: torch's default."""
     keep_freed: bool = False
-    """A process that serves a model keeps the memory it frees (:mod:`dsconvert.util.allocator`)."""
+    """Whether a child process keeps the memory it frees (:mod:`dsconvert.util.allocator`)."""
 
 
 @dataclass(frozen=True, order=True, kw_only=True)
 class Operation:
-    """One thing to time: a forward pass in eval mode, or a training step's forward + backward."""
+    """A forward pass in eval mode, or forward + backward of a training step."""
 
     kind: Literal["forward", "step"]
     batch: int
@@ -45,17 +45,17 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Timing:
-        """From at least one run."""
+        """Return the timing of at least one run."""
         return cls(seconds=tuple(seconds))
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """The median in seconds."""
         return statistics.median(self.seconds)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The first and the third quartile, seconds (the extremes of fewer than four runs)."""
+        """The first and third quartile in seconds (the extremes of fewer than four runs)."""
         if len(self.seconds) < 4:
             return min(self.seconds), max(self.seconds)
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
@@ -64,7 +64,7 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Everything that was measured of one model. Bytes, seconds; None: not measured."""
+    """The figures of one model, in bytes and seconds; None: not measured."""
 
     name: str
     params: int
@@ -73,13 +73,13 @@ class Measurement:
     """Peak memory of the operation with the model, above an empty process: resident bytes on the
     CPU, allocated device bytes elsewhere."""
     kept: dict[Operation, int] = field(default_factory=dict)
-    """Activations kept for backward: bytes of unique storages, parameters left out."""
+    """Activations kept for the backward pass: bytes of unique storages, without parameters."""
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the machine itself can do, with the same threads and type."""
+    """The limits of the machine, with the same threads and type."""
 
     macs_per_second: float
     """Multiply-accumulates of a large matrix product."""
@@ -87,5 +87,5 @@ class Limits:
     """Bytes read and written by a large copy."""
 
     def floor(self, macs: float, traffic: float) -> float:
-        """Seconds below which no run can be that needs ``macs`` and moves ``traffic`` bytes."""
+        """Return the least seconds of a run that needs ``macs`` and moves ``traffic`` bytes."""
         return max(macs / self.macs_per_second, traffic / self.bytes_per_second)

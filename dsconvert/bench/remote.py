@@ -1,4 +1,4 @@
-"""A model in a process of its own: its memory is its own, and so are its threads."""
+"""Measure a model in a child process, with its own memory and threads."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RemoteSubject:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            # The model's class may live wherever this process found it.
+            # The child must find the model's class where this process found it.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )
         try:
@@ -64,17 +64,17 @@ class RemoteSubject:
                 f"{self.name} can't be sent to a process of its own: {error}."
             ) from error
         if not line:
-            raise MeasureError(self._epitaph())
+            raise MeasureError(self._end_of_process())
         answer = json.loads(line)
         if "error" in answer:
             raise MeasureError(answer["error"])
         return answer["value"]
 
-    def _epitaph(self) -> str:
+    def _end_of_process(self) -> str:
         code = self._child.wait()
         self._stderr.seek(0)
         said = self._stderr.read().decode(errors="replace").strip().splitlines()
-        reason = f"killed by signal {-code}, perhaps for want of memory" if code < 0 else "ended"
+        reason = f"killed by signal {-code}, perhaps for lack of memory" if code < 0 else "ended"
         last = f": {said[-1]}" if said else ""
         return f"the process that ran {self.name} was {reason}{last}. Try a smaller batch."
 
@@ -115,9 +115,10 @@ class RemoteSubject:
 
 
 def remote(name: str, model: nn.Module, inputs: Inputs, settings: Settings) -> Subject:
-    """A process of its own where that works; this process, and no peak memory, where it doesn't.
+    """Return a subject in a child process if that works, or else in this process.
 
-    A class from a notebook or from inside a function can't be found by another process.
+    A child process can't import a class that is defined in a notebook or in a function. In this
+    process the peak memory can't be measured.
     """
     try:
         return RemoteSubject(name, model, inputs, settings)

@@ -1,4 +1,4 @@
-"""One model, ready to be timed, in this process."""
+"""One model, ready to be measured, in this process."""
 
 from __future__ import annotations
 
@@ -14,66 +14,65 @@ from dsconvert.bench.machine import running, seconds_of, settle, weight_type
 from dsconvert.bench.records import Operation, Settings
 from dsconvert.errors import DsconvertError, MeasureError
 from dsconvert.model.editing import copied
+from dsconvert.model.inputs import Inputs
 from dsconvert.util.memory_format import in_channels_last
-
-Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
 
 
 class Subject(Protocol):
-    """Something that can be run and measured, here or in another process."""
+    """A model that can be measured, in this process or in another one."""
 
     @property
     def name(self) -> str:
-        """For the report."""
+        """The name in the report."""
         ...
 
     @property
     def params(self) -> int:
-        """Parameters."""
+        """The number of parameters."""
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the figures should know."""
+        """Remarks on the figures."""
         ...
 
     def seconds(self, operation: Operation) -> float:
-        """Run once; wall-clock seconds."""
+        """Run once; return the wall-clock seconds."""
         ...
 
     def kept(self, operation: Operation) -> int:
-        """Bytes of activations kept for backward."""
+        """Return the bytes of activations kept for the backward pass."""
         ...
 
     def peak(self, operation: Operation) -> int | None:
-        """Peak memory in bytes, or None where it can't be told apart from other things."""
+        """Return the peak memory in bytes; None if it can't be measured."""
         ...
 
     def close(self) -> None:
-        """Let go of the model (and of its process)."""
+        """Free the model and end its process."""
         ...
 
 
 def arguments(inputs: Inputs, batch: int) -> tuple[Any, ...]:
-    """The same arguments in every call and every process."""
+    """Return the arguments of a call, the same in every process."""
     return tuple(inputs(batch, torch.Generator().manual_seed(batch)))
 
 
 class LocalSubject:
     """A model in this process.
 
-    The model is copied; the copy is put on the device, in the type and layout that the settings
-    name. A forward pass is timed in eval mode without gradients. A step is forward, mean square of
-    the output, backward, in training mode with every parameter trainable.
+    The model is copied, and the copy put on the device, in the type and layout of the settings. A
+    forward pass is timed in eval mode without gradients. A step is forward, mean square of the
+    output, backward, in training mode with every parameter trainable.
 
     Args:
-        name: for the report.
-        model: left as it was.
-        inputs: ``inputs(n, generator)``, the positional arguments of a call with batch n.
-        settings: where and how.
-        base: bytes in memory that are none of the model's, where this process serves it alone;
-            None: peak memory can't be told.
-        copy: False where the model may be changed (it was made for this).
+        name: in the report.
+        model: it does not change.
+        inputs: ``inputs(n, generator)`` returns the positional arguments of a call with batch n.
+        settings: device, type and layout.
+        base: bytes of this process without the model, if it does nothing else; None: the peak
+            memory can't be measured.
+        copy: whether to copy the model.
     """
 
     def __init__(
@@ -93,10 +92,10 @@ class LocalSubject:
         self._base = base
         model = copied(model) if copy else model
         self.params = sum(p.numel() for p in model.parameters())
-        kind = weight_type(settings)
+        dtype = weight_type(settings)
         model = model.to(settings.device)
-        # Only what is floating is converted; an embedding's indices stay what they are.
-        model = model.to(kind) if kind != torch.float32 else model
+        # Only floating-point tensors are converted, not the indices of an embedding.
+        model = model.to(dtype) if dtype != torch.float32 else model
         if settings.channels_last:
             model = in_channels_last(model)
         self._model = model
@@ -106,13 +105,13 @@ class LocalSubject:
 
     def _args(self, batch: int) -> tuple[Any, ...]:
         if batch not in self._arguments:
-            kind = weight_type(self._settings)
+            dtype = weight_type(self._settings)
 
             def place(value: Any) -> Any:
                 if not isinstance(value, Tensor):
                     return value
                 return value.to(
-                    self._settings.device, kind if value.is_floating_point() else value.dtype
+                    self._settings.device, dtype if value.is_floating_point() else value.dtype
                 )
 
             made = arguments(self._inputs, batch)
@@ -153,7 +152,7 @@ class LocalSubject:
             return run()
         except DsconvertError:
             raise
-        except Exception as error:  # whatever a model, torch.compile or a full device raises
+        except Exception as error:  # a model, torch.compile or a full device raise many types
             reason = (str(error).strip().splitlines() or [""])[0]
             s = self._settings
             raise MeasureError(
@@ -163,7 +162,7 @@ class LocalSubject:
                 "Choose another dtype, a smaller batch, or leave the option out."
             ) from error
         finally:
-            # A step leaves gradients; the next one must find none, and a forward pass no memory.
+            # The gradients of a step must not reach the next run, nor take its memory.
             if operation.kind == "step":
                 for parameter in self._model.parameters():
                     parameter.grad = None
@@ -191,6 +190,6 @@ class LocalSubject:
         return self._guarded(operation, lambda: memory.peak(run, self._settings.device, base))
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Free the model."""
         self._model = self._run = nn.Identity()
         self._arguments.clear()

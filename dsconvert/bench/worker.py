@@ -1,7 +1,7 @@
 """The child process that serves one model: ``python -m dsconvert.bench.worker``.
 
-Requests come as pickles on stdin, from the parent that started it and from nobody else; answers go
-as lines of JSON. What the model or a compiler prints goes to stderr.
+Requests are pickles on stdin, from the parent process alone; answers are lines of JSON on stdout.
+Output of the model or of a compiler goes to stderr.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class _Server:
         self._arguments: dict[int, tuple[Any, ...]] = {}
 
     def load(self, name: str, settings: Settings) -> int:
-        """The model itself follows on stdin: it is read here, once memory has been looked at."""
+        """Read the model from stdin, once the empty process is measured; count its parameters."""
         if settings.keep_freed and not keep_freed_memory():
             raise MeasureError(
-                "this C library can't be told to keep freed memory (only glibc can); leave "
+                "this C library has no setting to keep freed memory (only glibc has); leave "
                 "--keep-freed out."
             )
         if settings.threads is not None:
@@ -45,18 +45,18 @@ class _Server:
         return self._subject.params
 
     def arguments(self, batch: int, args: tuple[Any, ...]) -> None:
-        """What a call with this batch gets."""
+        """Store the arguments of a call with this batch."""
         self._arguments[batch] = args
 
     def call(self, what: str, operation: Operation) -> float | int | None:
-        """``seconds``, ``kept`` or ``peak``."""
+        """Call ``seconds``, ``kept`` or ``peak`` of the subject."""
         if self._subject is None:
             raise RuntimeError("no model was loaded")
         return getattr(self._subject, what)(operation)
 
 
 def serve(requests: Any, answers: TextIO) -> None:
-    """Answer until the other end closes."""
+    """Answer requests until the parent closes the pipe."""
     server = _Server()
     while True:
         try:
@@ -74,7 +74,7 @@ def serve(requests: Any, answers: TextIO) -> None:
 
 
 def main() -> None:
-    """Keep stdout for answers and serve."""
+    """Reserve stdout for answers, and serve."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     with contextlib.suppress(KeyboardInterrupt):

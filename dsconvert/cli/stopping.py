@@ -1,6 +1,6 @@
 """An interruption (Ctrl-C, or a scheduler's SIGTERM): what it leaves behind, in one line.
 
-Imports nothing but the standard library, as it is needed before any command is.
+Imports no torch, as it is needed before any command is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+from dsconvert.runs.folder import RunFolder
 
 _RUNS = frozenset({"train", "finetune"})
 """Commands whose ``--out`` is a folder of runs."""
@@ -94,6 +96,6 @@ class Outcome:
 
 
 def _of_run(folder: Path) -> str:
-    if any((folder / "checkpoints").glob("images-*.pt")):
+    if RunFolder(folder).checkpoints():
         return f"saved; go on with: dsconvert train --resume {folder}"
     return f"{folder} holds no checkpoint yet: delete it and start again"

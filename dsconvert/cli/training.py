@@ -9,10 +9,10 @@ from typing import Any
 
 from dsconvert.cli.output import Bars, emit, say, say_whole
 from dsconvert.cli.stopping import Stopped
+from dsconvert.runs.folder import RunFolder
 from dsconvert.runs.stats import read_stats
 from dsconvert.train.config import TrainConfig
-from dsconvert.train.keeper import BEST
-from dsconvert.train.runs import RunResult
+from dsconvert.train.launch import RunResult
 
 
 def changes(options: Namespace) -> dict[str, Any]:
@@ -140,4 +140,4 @@ def _best(done: RunResult) -> list[str]:
         text += ", at the start: no snapshot is nearer to the data than what the run began with"
     else:
         text += f", at {best['kimg']:.2f} kimg"
-    return [f"{text} ({done.folder / 'snapshots' / BEST})"]
+    return [f"{text} ({RunFolder(done.folder).best})"]

@@ -1,24 +1,25 @@
-"""Classes of a conditional generator, drawn as often as a data set has them."""
+"""The classes of a conditional generator, drawn with the frequencies of a data set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dsconvert.data.images import LABELS, Files, ImageSet, Progress, open_images
+from dsconvert.data.archive import DataFiles
+from dsconvert.data.images import ImageSet, open_images
+from dsconvert.data.labels import LABELS
 from dsconvert.errors import DataError
-
-Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
+from dsconvert.model.inputs import Inputs
+from dsconvert.util.progress import Progress
 
 
 def classes_of(inputs: Inputs) -> int:
-    """How many classes the generator of a sampler has: columns of its second argument; 0: none.
+    """Return the number of classes of a sampler: the columns of its second argument; 0: none.
 
-    An argument whose rows are not one-hot is no class but a second latent.
+    A second argument whose rows are not one-hot is a second latent, not a class.
     """
     args = inputs(8, torch.Generator().manual_seed(0))
     given = args[1] if len(args) == 2 else None
@@ -36,22 +37,22 @@ def open_labelled(
     channels: int,
     progress: Progress | None = None,
 ) -> tuple[ImageSet, str | None]:
-    """Open a data set with its labels, if it has any that a generator of ``classes`` takes.
+    """Open a data set, with its labels if they fit a generator of ``classes`` classes.
 
-    Only an official ``dataset.json`` counts: the names of folders need not be classes.
+    Only an official ``dataset.json`` counts: folders need not be classes.
 
     Args:
         path: a folder or zip.
-        classes: of the generator; 0: labels are not looked for.
+        classes: of the generator; 0: open the images without labels.
         resolution: side of the images.
         channels: of the images.
         progress: see :func:`dsconvert.data.images.open_images`.
 
     Returns:
-        the images, and why they come without labels (None where they have them).
+        the images, and the reason why they have no labels (None where they have them).
 
     Raises:
-        DataError: no such data, or no readable image in it.
+        DataError: there are no such data, or no readable image in them.
     """
 
     def opened(*, conditional: bool, decode: bool) -> ImageSet:
@@ -67,10 +68,10 @@ def open_labelled(
     why: str | None = None
     if not classes:
         why = "the generator has no classes"
-    elif LABELS not in Files(path).names:
+    elif LABELS not in DataFiles(path).names:
         why = f"{path} has no {LABELS}"
     else:
-        try:  # of the labels alone: nothing is decoded yet
+        try:  # reads the labels alone; no image is decoded yet
             found = opened(conditional=True, decode=False)
         except DataError as error:
             why = str(error).rstrip(".")
@@ -83,10 +84,7 @@ def open_labelled(
 
 
 def with_classes_of(inputs: Inputs, images: ImageSet) -> Inputs:
-    """``inputs`` with the classes of randomly chosen images in place of its own.
-
-    The latents stay those that ``inputs`` draws.
-    """
+    """Return a sampler with the latents of ``inputs`` and the classes of random images."""
 
     def draw(n: int, random: torch.Generator) -> tuple[Any, ...]:
         latents, _ = inputs(n, random)

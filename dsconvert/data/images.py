@@ -1,25 +1,23 @@
-"""Images to train on: a folder or an official zip, decoded to one size.
+"""Images of one size: a folder or an official zip, decoded.
 
-The size rule: EXIF rotation is applied, the largest centred square is cut out, and it is resized
-with Pillow's antialiased Lanczos filter (an image that has the size already is not touched). Grey
-images are repeated in three channels, transparent ones are put on white, deeper ones cut to 8 bit.
-What can't be read is left out and named.
+The size rule: apply the EXIF rotation, crop the largest centred square, and resize it with Pillow's
+antialiased Lanczos filter (an image that already has the size stays as it is). Grey images are
+repeated in three channels, transparent ones are composited on white, and deeper ones are scaled to
+8 bit. An image that can't be read is left out, and its name is reported.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import warnings
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,70 +25,24 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from dsconvert.data.archive import DataFiles
+from dsconvert.data.labels import read_labels
 from dsconvert.errors import DataError
+from dsconvert.util.progress import Progress
 
-LABELS = "dataset.json"
-_CLASSES = 1 << 16
-"""A one-hot vector of more would be a typing error in the labels, and take the memory."""
 CACHE_BYTES = 1 << 30
-"""Decoded sets up to this size are kept in memory; no worker is then needed."""
+"""Decoded sets of up to this size stay in memory; they need no worker processes."""
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_MOST_BROKEN = 100
+"""Unreadable images in a row after which a data set counts as broken."""
 _LOG = logging.getLogger(__name__)
-Progress = Callable[[str, int, int, str], None]
-
-
-class Files:
-    """The files of a folder or zip by their names, with ``/`` between parts."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._zip: tuple[int, zipfile.ZipFile] | None = None
-        try:
-            if self.path.is_dir():
-                found = (p for p in self.path.rglob("*") if p.is_file())
-                names = [p.relative_to(self.path).as_posix() for p in found]
-            elif self.path.is_file():
-                names = [n for n in self._archive().namelist() if not n.endswith("/")]
-            else:
-                raise DataError(
-                    f"there is no data at {self.path}; name a folder or a zip of images."
-                )
-        except (OSError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"{self.path} can't be read as a folder or zip of images ({error})."
-            ) from error
-        hidden = (".", "__MACOSX")
-        self.names = tuple(
-            sorted(n for n in names if not any(p.startswith(hidden) for p in n.split("/")))
-        )
-
-    def _archive(self) -> zipfile.ZipFile:
-        # A worker process must not share the parent's file position.
-        if self._zip is None or self._zip[0] != os.getpid():
-            self._zip = (os.getpid(), zipfile.ZipFile(self.path))
-        return self._zip[1]
-
-    def read(self, name: str) -> bytes:
-        """The bytes of one file."""
-        if self.path.is_dir():
-            return (self.path / name).read_bytes()
-        return self._archive().read(name)
-
-    def size(self, name: str) -> int:
-        """Its length in bytes, without reading it."""
-        if self.path.is_dir():
-            return (self.path / name).stat().st_size
-        return self._archive().getinfo(name).file_size
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_zip": None}
 
 
 def decode(data: bytes, resolution: int, channels: int) -> Tensor:
-    """An encoded image to uint8 (C, R, R), by the rule of this module.
+    """Decode an image file to uint8 (C, R, R) by the size rule of this module.
 
     Raises:
-        OSError, ValueError, SyntaxError: whatever Pillow raises on a broken image.
+        OSError, ValueError, SyntaxError: Pillow can't decode the image.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # palettes with transparency, odd EXIF
@@ -106,7 +58,7 @@ def decode(data: bytes, resolution: int, channels: int) -> Tensor:
             if picture.size != (resolution, resolution):
                 side = min(picture.size)
                 left, top = ((extent - side) // 2 for extent in picture.size)
-                # Cut first: a filter must not see what is cut off.
+                # Crop first, so that the filter does not mix in the pixels outside the square.
                 square = picture.crop((left, top, left + side, top + side))
                 picture = square.resize((resolution, resolution), Image.Resampling.LANCZOS)
             array = np.asarray(picture)
@@ -115,7 +67,7 @@ def decode(data: bytes, resolution: int, channels: int) -> Tensor:
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
-    """Sixteen-bit grey to eight; Pillow's own conversion clips instead of scaling."""
+    """Scale 16-bit grey to 8 bit; Pillow's own conversion clips instead."""
     values = np.asarray(picture).astype(np.float64)
     top = 65535.0 if picture.mode.startswith("I") else max(float(values.max(initial=0.0)), 1.0)
     return Image.fromarray((values / top * 255).round().clip(0, 255).astype(np.uint8))
@@ -135,8 +87,8 @@ class ImageSet:
     labels: Tensor | None
     classes: int
     skipped: tuple[str, ...] = ()
-    """What could not be read when the set was decoded, each with its reason."""
-    files: Files = field(repr=False)
+    """The images that could not be read when the set was decoded, each with the reason."""
+    files: DataFiles = field(repr=False)
     decoded: Tensor | None = field(default=None, repr=False)
     """All images, uint8 ``(N, C, R, R)``, where they fit into memory."""
 
@@ -145,22 +97,22 @@ class ImageSet:
 
     @property
     def fingerprint(self) -> str:
-        """Of the images' names and the sizes of their files: other data have another."""
+        """A hash of the images' names and file sizes, which tells other data apart."""
         lines = (f"{name}\0{self.files.size(name)}\n" for name in self.names)
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
     def image(self, index: int) -> tuple[Tensor, int, str | None]:
-        """Image ``index`` as uint8 (C, R, R), the index it was taken from, and what was wrong.
+        """Return an image as uint8 (C, R, R), its index, and a problem (None: there was none).
 
-        Where it can't be read, the next one that can be stands in.
+        Where image ``index`` can't be read, this returns the next one that can.
 
         Raises:
-            DataError: a hundred in a row can't be read.
+            DataError: a hundred images in a row can't be read.
         """
         if self.decoded is not None:
             return self.decoded[index], index, None
         problem: str | None = None
-        for step in range(min(100, len(self))):
+        for step in range(min(_MOST_BROKEN, len(self))):
             at = (index + step) % len(self)
             found = self._decode(at)
             if isinstance(found, Tensor):
@@ -172,12 +124,12 @@ class ImageSet:
         name = self.names[index]
         try:
             return decode(self.files.read(name), self.resolution, self.channels)
-        except Exception as error:  # Pillow raises nearly anything on a broken file
-            why = str(error).split(" <")[0][:120]  # not the address of a buffer, new each time
+        except Exception as error:  # Pillow raises errors of many types on a broken file
+            why = str(error).split(" <")[0][:120]  # without the address of a buffer
             return f"{name} ({type(error).__name__}: {why})"
 
     def label(self, indices: Tensor) -> Tensor:
-        """Labels of ``indices`` (n,) as float32 (n, classes): one-hot, or the given vectors."""
+        """Return the labels of ``indices`` (n,) as float32 (n, classes): one-hot, or vectors."""
         if self.labels is None:
             return torch.zeros(len(indices), 0)
         rows = self.labels[indices]
@@ -198,25 +150,25 @@ def open_images(
 
     Args:
         path: a folder (searched to any depth) or a zip, as the official ``dataset_tool.py`` writes.
-        resolution: side of the images; None: that of the first one.
+        resolution: side of the images in pixels; None: that of the first one.
         channels: 1 (grey), 3 or 4 (with alpha).
-        conditional: use labels: ``dataset.json``, or in its absence the first folder of each name.
-        cache: keep decoded images in memory (``auto``: up to 1 GiB).
-        limit: use only the first so many, in order of their names.
+        conditional: read labels, see :func:`dsconvert.data.labels.read_labels`.
+        cache: whether decoded images stay in memory (``auto``: sets of up to 1 GiB).
+        limit: use only the first ``limit`` images, in the order of their names.
         progress: called with ``("decoding", done, total, "")``.
 
     Raises:
-        DataError: no such data, no readable image in it, or labels that do not fit.
+        DataError: there are no such data, no readable image in them, or the labels do not fit.
     """
     if channels not in _MODES:
         raise DataError(f"images have 1, 3 or 4 channels, not {channels}.")
-    files = Files(path)
+    files = DataFiles(path)
     Image.init()
     names = [n for n in files.names if PurePosixPath(n).suffix.lower() in Image.EXTENSION][:limit]
     if not names:
         raise DataError(f"{files.path} holds no images that Pillow knows by their suffix.")
     side = resolution or _side(files, names)
-    labels = _labels(files, names) if conditional else None
+    labels = read_labels(files, names) if conditional else None
     classes = 0
     if labels is not None:
         classes = int(labels.max()) + 1 if labels.dim() == 1 else labels.shape[1]
@@ -233,7 +185,7 @@ def open_images(
     return _decoded(made, progress) if cache == "always" or (cache == "auto" and small) else made
 
 
-def _side(files: Files, names: Sequence[str]) -> int:
+def _side(files: DataFiles, names: Sequence[str]) -> int:
     for name in names[:100]:
         try:
             with Image.open(BytesIO(files.read(name))) as picture:
@@ -247,7 +199,7 @@ def _decoded(images: ImageSet, progress: Progress | None) -> ImageSet:
     kept: list[Tensor] = []
     good: list[int] = []
     skipped: list[str] = []
-    # Pillow lets go of the interpreter while it decodes; a zip is one file with one position.
+    # Pillow releases the interpreter lock while it decodes; a zip has one file position.
     threads = min(8, os.cpu_count() or 1) if images.path.is_dir() else 1
     with ThreadPoolExecutor(threads) as pool:
         for i, found in enumerate(pool.map(images._decode, range(len(images)))):
@@ -269,52 +221,3 @@ def _decoded(images: ImageSet, progress: Progress | None) -> ImageSet:
         skipped=tuple(skipped),
         decoded=torch.stack(kept),
     )
-
-
-def _labels(files: Files, names: Sequence[str]) -> Tensor:
-    if LABELS not in files.names:
-        return _folder_labels(files, names)
-    try:
-        pairs = json.loads(files.read(LABELS))["labels"]
-        table: dict[str, Any] = {str(k): v for k, v in pairs}
-    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{LABELS} in {files.path} has no labels (a list of [name, class] pairs under "
-            f"'labels'): {error!r}. Write them, or train a generator without classes."
-        ) from None
-    missing = [n for n in names if n not in table]
-    if missing:
-        raise DataError(
-            f"{LABELS} in {files.path} has no label for {len(missing)} of {len(names)} images: "
-            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}."
-        )
-    values = [table[n] for n in names]
-    if all(type(v) is int and v >= 0 for v in values):
-        if max(values) >= _CLASSES:
-            raise DataError(
-                f"{LABELS} in {files.path} has class {max(values)}; classes are counted from 0, "
-                f"and {_CLASSES} are the most."
-            )
-        return torch.tensor(values, dtype=torch.int64)
-    try:
-        vectors = torch.tensor(values, dtype=torch.float32)
-    except (TypeError, ValueError):
-        vectors = torch.zeros(())
-    if vectors.dim() != 2 or not vectors.isfinite().all():
-        raise DataError(
-            f"the labels of {LABELS} in {files.path} are neither whole numbers of 0 or more nor "
-            "vectors of one length."
-        )
-    return vectors
-
-
-def _folder_labels(files: Files, names: Sequence[str]) -> Tensor:
-    folders = [n.split("/")[0] if "/" in n else "" for n in names]
-    known = sorted(set(folders))
-    if "" in known or len(known) < 2:
-        raise DataError(
-            f"{files.path} has no {LABELS}, and its images are not in one folder a class: there is "
-            "nothing to condition on. Give labels, or train a generator without classes."
-        )
-    place = {name: i for i, name in enumerate(known)}
-    return torch.tensor([place[f] for f in folders], dtype=torch.int64)

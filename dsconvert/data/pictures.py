@@ -1,4 +1,4 @@
-"""Images of tensors: grids, side-by-side sheets, PSNR, and files of them."""
+"""Tensors as pictures: 8-bit levels, grids, side-by-side sheets, PSNR, and picture files."""
 
 from __future__ import annotations
 
@@ -23,14 +23,20 @@ _PICTURES: dict[str, tuple[str, int, dict[str, Any]]] = {
     ".jpeg": ("JPEG", 65500, {"quality": 95, "subsampling": 0}),
     ".webp": ("WEBP", 16383, {"lossless": True}),
 }
-"""By suffix: Pillow's name of a format, the largest side that it can hold, and its options."""
+"""Suffix to Pillow's name of the format, the largest side in pixels, and Pillow's options."""
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Convert images in [-1, 1] to uint8 levels: ``x * 127.5 + 128``, clamped and rounded down.
+
+    These are the levels of the official ``gen_images.py``. NaN becomes 0 (black).
+    """
+    finite = images.detach().float().nan_to_num(-1, 1, -1)
+    return (finite.clamp(-1, 1) * 127.5 + 128).clamp(0, 255).byte()
 
 
 def to_images(batch: Tensor) -> list[Image.Image]:
-    """``(N, C, H, W)`` in [-1, 1], C of 1, 3 or 4, to PIL images.
-
-    Levels are those of the official ``gen_images.py``: ``x * 127.5 + 128``, clamped, cut to a byte.
-    NaN becomes black.
+    """Convert ``(N, C, H, W)`` in [-1, 1], C of 1, 3 or 4, to PIL images (see :func:`to_bytes`).
 
     Raises:
         UsageError: no images, or another number of channels.
@@ -40,8 +46,7 @@ def to_images(batch: Tensor) -> list[Image.Image]:
     channels = batch.shape[1]
     if channels not in _MODES:
         raise UsageError(f"images have 1, 3 or 4 channels, these have {channels}.")
-    finite = batch.detach().float().cpu().nan_to_num(-1, 1, -1)
-    levels = (finite.clamp(-1, 1) * 127.5 + 128).clamp(0, 255).byte()
+    levels = to_bytes(batch).cpu()
     arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = list(
         levels.permute(0, 2, 3, 1).numpy()
     )
@@ -49,7 +54,7 @@ def to_images(batch: Tensor) -> list[Image.Image]:
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
-    """RGB on white: what a viewer shows of a picture with alpha."""
+    """Composite a picture on white, as a viewer shows transparency; RGB."""
     if picture.mode != "RGBA":
         return picture.convert("RGB")
     white = Image.new("RGBA", picture.size, "white")
@@ -57,7 +62,7 @@ def _opaque(picture: Image.Image) -> Image.Image:
 
 
 def grid(batch: Tensor, *, columns: int | None = None) -> Image.Image:
-    """One RGB sheet of ``(N, C, H, W)`` images, row by row, on white.
+    """Arrange ``(N, C, H, W)`` images row by row on one white RGB sheet.
 
     Raises:
         UsageError: see :func:`to_images`, or ``columns`` under 1.
@@ -77,13 +82,13 @@ def grid(batch: Tensor, *, columns: int | None = None) -> Image.Image:
 def side_by_side(
     rows: Mapping[str, Tensor], *, with_psnr: bool = False, amplify: float | None = None
 ) -> Image.Image:
-    """One labelled row a model; the same column is the same latent.
+    """Arrange one labelled row for each model; a column has one latent.
 
     Args:
         rows: label to ``(N, C, H, W)`` in [-1, 1]; the first row is the reference.
-        with_psnr: add the mean PSNR to the reference to each further label.
-        amplify: add a row below each further one: its difference to the reference, this many
-            times, around mid-grey.
+        with_psnr: add the mean PSNR to the reference to the label of each other row.
+        amplify: below each other row, add its difference to the reference, times this factor,
+            around mid-grey.
 
     Raises:
         UsageError: no rows, or (where rows are compared) rows of different shapes.
@@ -98,7 +103,7 @@ def side_by_side(
         pictures.append((label, to_images(batch)))
         if i and amplify is not None:
             _same_shape(batch, reference)
-            # The alpha channel has nothing to show here.
+            # A difference has no transparency.
             delta = (batch.float().clamp(-1, 1) - reference.float().clamp(-1, 1))[:, :3]
             pictures.append((f"difference x{amplify:g}", to_images(delta * amplify)))
     width, height = pictures[0][1][0].size
@@ -123,9 +128,9 @@ def _same_shape(image: Tensor, reference: Tensor) -> None:
 
 
 def psnr(image: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image, dB, for the range [-1, 1] (both clamped).
+    """Return the peak signal-to-noise ratio of each image in dB, for the range [-1, 1].
 
-    Identical images have 126 dB rather than infinity.
+    Both images are clamped to that range. Identical images have 126 dB rather than infinity.
 
     Raises:
         UsageError: the shapes differ.
@@ -136,10 +141,10 @@ def psnr(image: Tensor, reference: Tensor) -> Tensor:
 
 
 def check_picture(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
-    """The picture's path, if its suffix names a format that we write and it may be written.
+    """Return the picture's path if it may be written and its suffix names a known format.
 
     Raises:
-        UsageError: another suffix, or none.
+        UsageError: the suffix is unknown or missing.
         OutputError: see :func:`dsconvert.util.files.check_target`.
     """
     target = check_target(path, overwrite=overwrite)
@@ -161,12 +166,13 @@ def _picture_format(path: str | os.PathLike[str]) -> tuple[str, int, dict[str, A
 def save_picture(
     image: Image.Image, path: str | os.PathLike[str], *, overwrite: bool = False
 ) -> None:
-    """Write ``image``, whole or not at all, in the format that the suffix of ``path`` names.
+    """Write ``image``, whole or not at all, in the format of the suffix of ``path``.
 
-    ``.png`` and ``.webp`` keep every level; ``.jpg`` has no alpha channel (it is put on white).
+    ``.png`` and ``.webp`` keep every level; ``.jpg`` has no alpha channel (the image
+    is composited on white).
 
     Raises:
-        UsageError: the suffix names no format of pictures.
+        UsageError: the suffix names no picture format.
         OutputError: see :func:`dsconvert.util.files.whole_file`, or the picture is larger than its
             format can hold.
     """

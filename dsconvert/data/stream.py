@@ -1,9 +1,9 @@
-"""Endless batches in an order that depends on nothing but the seed and the position.
+"""Endless batches of images, in an order that depends on the seed and the position alone.
 
-Position p of the stream is item ``p mod M`` of epoch ``p div M``, each epoch a permutation of its
-own. A run that starts at any position therefore sees what an uninterrupted one sees there, and
-two processes see together what one sees alone. No epoch ends anything: a set of a hundred images
-costs no more an image than one of a million.
+Position p of the stream is item ``p mod M`` of epoch ``p div M``; each epoch has its own
+permutation. A run that starts at any position therefore gets the images that an uninterrupted run
+gets there, and two processes together get the images that one process gets. Nothing is restarted
+at the end of an epoch, so small sets are as fast as large ones.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _LOG = logging.getLogger(__name__)
 Item = tuple[Tensor, int, str | None]
 
 
-class Order(Dataset[Item]):
-    """Positions of the stream to images; each item may be asked for in any process."""
+class ShuffledImages(Dataset[Item]):
+    """Maps positions of the stream to images; any process may ask for any position."""
 
     def __init__(self, images: ImageSet, *, mirror: bool, seed: int) -> None:
         self.images, self.mirror, self.seed = images, mirror, seed
         self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
 
     def place(self, position: int) -> tuple[int, bool]:
-        """The index of the image at ``position``, and whether it is flipped.
+        """Return the index of the image at ``position``, and whether it is flipped.
 
-        With ``mirror`` an epoch holds each image twice, once flipped, as the official option does.
+        With ``mirror`` an epoch has each image twice, once flipped, as the official option does.
         """
         count = len(self.images)
         epoch, at = divmod(position, count * (1 + self.mirror))
@@ -53,7 +53,7 @@ class Order(Dataset[Item]):
 
 
 class _Positions:
-    """Lists of positions, one a batch, without end."""
+    """The positions of each batch, without end."""
 
     def __init__(self, *, batch: int, start: int, rank: int, world: int) -> None:
         self.batch, self.start, self.rank, self.world = batch, start, rank, world
@@ -73,20 +73,21 @@ def _collate(items: list[Item]) -> tuple[Tensor, Tensor, list[str]]:
     return images, torch.tensor([n for _, n, _ in items]), problems
 
 
-def _leave_ctrl_c_to_the_run(_worker: int) -> None:
-    """A terminal sends it to every process; the run still needs its batch to save and end.
+def _ignore_ctrl_c(_worker: int) -> None:
+    """Ignore SIGINT in a worker: a terminal sends it to every process of a run.
 
-    Not so SIGTERM, by which torch itself ends the readers.
+    The run still needs the batch to end its step and save. SIGTERM is not ignored, because torch
+    ends the workers by it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
-def _no_errors_from_anywhere() -> Generator[None, None, None]:
-    """Take back the handler by which torch raises when a reader has died, wherever the run is.
+def _keep_sigchld_handler() -> Generator[None, None, None]:
+    """Undo torch's SIGCHLD handler, which raises in the main thread when a worker has died.
 
-    Within a step that would leave networks that are half changed. A dead reader is still found, and
-    raised, where the next batch is waited for.
+    Raised within a step, that error would leave the networks half changed. The loader still finds
+    a dead worker, and raises, when the run waits for the next batch.
     """
     inside = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD)
@@ -95,21 +96,21 @@ def _no_errors_from_anywhere() -> Generator[None, None, None]:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
-class Stream:
+class ImageStream:
     """Batches ``(images uint8 (n, C, R, R), labels float32 (n, classes))`` of one process.
 
     Args:
-        images: the set.
-        batch: images of one step over all processes; each gets its share, a slice of them.
-        mirror: also show each image flipped.
+        images: the data set.
+        batch: images of one step over all processes; each process gets an equal slice.
+        mirror: also give each image flipped.
         seed: of the order.
         start: the position to start from, in images.
         rank: of this process.
-        world: how many processes.
-        workers: processes that read ahead; a set that is decoded already uses none.
+        world: number of processes.
+        workers: processes that read ahead; a decoded set uses none.
 
     Raises:
-        DataError: the batch can't be shared out evenly.
+        DataError: the batch is not a multiple of the number of processes.
     """
 
     def __init__(
@@ -128,8 +129,8 @@ class Stream:
             raise DataError(f"a batch of {batch} can't be shared by {world} processes evenly.")
         self.images = images
         self.unreadable: set[str] = set()
-        """What could not be read so far, each with its reason."""
-        order = Order(images, mirror=mirror, seed=seed)
+        """The images that could not be read so far, each with the reason."""
+        order = ShuffledImages(images, mirror=mirror, seed=seed)
         positions = _Positions(batch=batch, start=start, rank=rank, world=world)
         if images.decoded is not None:
             self._batches = (_collate([order[p] for p in group]) for group in positions)
@@ -140,10 +141,10 @@ class Stream:
                 num_workers=workers,
                 collate_fn=_collate,
                 pin_memory=torch.cuda.is_available(),
-                worker_init_fn=_leave_ctrl_c_to_the_run,
+                worker_init_fn=_ignore_ctrl_c,
                 generator=torch.Generator().manual_seed(seed),
             )
-            with _no_errors_from_anywhere():
+            with _keep_sigchld_handler():
                 self._batches = iter(loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -153,7 +154,7 @@ class Stream:
         try:
             images, indices, problems = next(self._batches)
         except DataError as error:
-            # A worker's error comes with its traceback as text; the last line is what it said.
+            # A worker's error comes with its traceback as text; the last line is the message.
             said = str(error).strip().splitlines()[-1].partition("DataError: ")
             raise DataError(said[2] or said[0]) from None
         for problem in problems:
@@ -164,5 +165,5 @@ class Stream:
 
 
 def to_range(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 levels to float32 in [-1, 1], as the official code scales them."""
+    """Convert uint8 levels to float32 in [-1, 1], as the official code scales them."""
     return images.to(device, non_blocking=True).to(torch.float32) / 127.5 - 1

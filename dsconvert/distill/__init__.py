@@ -1,7 +1,8 @@
-"""Distillation: a student learns from its teacher, on latents alone.
+"""Distillation: the student is trained on the teacher's images of random latents, without data.
 
-``api`` is the door for two modules, ``files`` for two files. ``loss`` says what is compared,
-``loop`` how it is learnt, ``judge`` how far it got, ``folder`` what is kept of a run.
+``api`` distils a module and ``files`` a file. ``loss`` compares teacher and student, ``batches``
+numbers the latents, ``loop`` trains, ``evaluator`` measures on held-out latents, ``run`` is the
+run's folder.
 """
 
 from dsconvert.distill.api import Distilled, distill

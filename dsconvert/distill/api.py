@@ -1,15 +1,15 @@
-"""Distillation: a converted generator learns the rest from its original, without data.
+"""Distil one module from another: reduce the error that remains after fitting, without data.
 
-Latents are free, so teacher and student see the same ones (and the same noise draws) and the
-student is held to what the teacher makes of them: first, if asked, each block alone on the
-teacher's inputs, then the whole network end to end. Batch n depends on nothing but the seed and n,
-so a run that was cut off continues as if it had not been.
+Teacher and student get the same latents and the same noise draws, and the student is trained to
+reproduce the teacher's outputs: first, if the settings ask for it, each block by itself on the
+teacher's inputs, then the whole network end to end. Batch n depends on the seed and n alone, so a
+resumed run ends as an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,40 +18,39 @@ import torch
 from torch import nn
 
 from dsconvert.core.pipeline import apply, plan
+from dsconvert.distill.batches import TeacherBatches
 from dsconvert.distill.config import DistillConfig
-from dsconvert.distill.folder import Folder
-from dsconvert.distill.judge import Held, Lessons
-from dsconvert.distill.loop import Loop, Progress, Reason, Result, clock
+from dsconvert.distill.evaluator import HeldOutScore
+from dsconvert.distill.loop import Loop, LoopResult, Reason, clock
 from dsconvert.distill.loss import Objective, ProjectedMaps, trunk_blocks
+from dsconvert.distill.run import DistillationRun
 from dsconvert.errors import DsconvertError, UsageError
 from dsconvert.model.editing import copied
 from dsconvert.model.graph import ConvTypes
-from dsconvert.model.inputs import sampler_of
+from dsconvert.model.inputs import Inputs, sampler_of
 from dsconvert.model.norms import fold, norm_kind
 from dsconvert.projected.lite0 import Weights
 from dsconvert.util.memory_format import in_channels_last
-from dsconvert.util.progress import reports_progress
-
-Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
+from dsconvert.util.progress import Progress, reports_progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distilled:
-    """A student after its lessons, and how they went.
+    """A distilled student, with its scores and statistics.
 
-    ``before`` and ``after`` are its distances to the teacher on latents that it was never trained
-    on. The student is that of the best evaluation, the start included, made after ``best_step``
-    steps; ``end`` is the distance after the last step; ``notes`` say so where the two differ.
-    ``rows`` are the lines of ``stats.jsonl``; ``seconds`` are of ``config.clock``.
+    ``before`` and ``after`` are its distances to the teacher on held-out latents. The student is
+    that of the best evaluation (the start is one of them), made after ``best_step`` steps; ``end``
+    is the distance after the last step, and ``notes`` say so if the two differ. ``rows`` are the
+    lines of ``stats.jsonl``; ``seconds`` are measured by ``config.clock``.
     """
 
     student: nn.Module
     steps: int
     seconds: float
     reason: Reason
-    before: Held
-    after: Held
-    end: Held
+    before: HeldOutScore
+    after: HeldOutScore
+    end: HeldOutScore
     best_step: int
     blocks: tuple[str, ...]
     rows: tuple[dict[str, Any], ...]
@@ -59,9 +58,9 @@ class Distilled:
 
 
 def fast_teacher(model: nn.Module, *, inputs: Inputs | None = None) -> nn.Module:
-    """A copy of ``model`` that makes the same images in less time: norms folded, upsamples merged.
+    """Return a faster copy of ``model`` with the same images: norms folded, upsamples merged.
 
-    Where the model can't be traced it is copied with its norms folded.
+    If the model can't be traced, only its norms are folded.
     """
     try:
         decided = plan(model, preset="exact", inputs=inputs)
@@ -89,26 +88,27 @@ def distill(
     settings: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Distilled:
-    """Teach ``student`` to make the images that ``teacher`` makes.
+    """Train ``student`` to make the images of ``teacher``.
 
     Args:
-        teacher: the original; left as it was.
-        student: its conversion (or any module that takes the same arguments and gives images of
-            the same size); left as it was, the result is a copy.
+        teacher: the original; it does not change.
+        student: its conversion (or any module that takes the same arguments and makes images of
+            the same size); it does not change, the result is a copy.
         inputs: ``inputs(n, generator)`` returns the arguments of a call with batch n; None: the
-            teacher's adapter knows.
-        config: how long, how fast, and what the student is held to.
+            sampler of the teacher's adapter.
+        config: length, learning rate and loss.
         blocks: names of the modules whose outputs are compared; None: those that make the picture.
-            What does not run once on both sides, in one shape, is left out; a note says so.
-        folder: where ``stats.jsonl``, sample grids and checkpoints go; None: nowhere.
+            A module that does not run exactly once on both sides, with one shape, is left out; a
+            note says so.
+        folder: for ``stats.jsonl``, sample grids and checkpoints; None: they are not written.
         resume: continue from the newest checkpoint in ``folder``.
         weights: of the backbone, see :func:`dsconvert.projected.lite0.lite0`.
-        device: where to work; None: where the teacher is.
+        device: where to work; None: the teacher's device.
         settings: further facts for ``settings.json`` (the files' names, say).
-        progress: see :data:`dsconvert.distill.loop.Progress`.
+        progress: see :data:`dsconvert.util.progress.Progress`; the unit is that of the run's end.
 
     Raises:
-        UsageError: the two do not fit each other, or the folder holds another run.
+        UsageError: the student does not fit the teacher, or the folder holds another run.
         MissingExtraError: the backbone's weights are not installed (``features=0`` needs none).
         TrainingError: the loss is no longer finite, or the checkpoint can't be read.
         KeyboardInterrupt: the user stopped it. From the first step on, a checkpoint was written
@@ -116,18 +116,18 @@ def distill(
     """
     if folder is None and resume:
         raise UsageError("a run is resumed from its folder; none was given.")
-    # All of it is counted, getting ready included.
+    # The set-up counts towards the run's minutes.
     began = clock(config)()
     sampler = inputs or sampler_of(teacher)
-    # What can be refused is refused before the work begins.
-    kept = None if folder is None else Folder(Path(folder), config, resume=resume)
+    # Check the folder before any work.
+    run = None if folder is None else DistillationRun(Path(folder), config, resume=resume)
     start = next((p for p in teacher.parameters()), None)
     place = torch.device(device or (start.device if start is not None else "cpu"))
     fast = fast_teacher(teacher, inputs=sampler).to(place).float().eval().requires_grad_(False)
-    pupil = copy.deepcopy(copied(student)).to(place).float()
+    copied_student = copy.deepcopy(copied(student)).to(place).float()
     if place.type == "cpu":
-        # oneDNN runs these small, wide maps in two thirds of the time so.
-        fast, pupil = in_channels_last(fast), in_channels_last(pupil)
+        # In this layout oneDNN takes two thirds of the time for these small, wide maps.
+        fast, copied_student = in_channels_last(fast), in_channels_last(copied_student)
     features = None
     if config.features:
         features = ProjectedMaps(size=config.feature_size, weights=weights).to(place)
@@ -137,25 +137,26 @@ def distill(
     unknown = [n for n in names if n not in dict(fast.named_modules())]
     if unknown:
         raise UsageError(f"the teacher has no module called {', '.join(unknown)}.")
-    objective = Objective(fast, pupil, blocks=names, features=features)
+    objective = Objective(fast, copied_student, blocks=names, features=features)
     loop = Loop(
-        Lessons(objective, sampler, config),
+        TeacherBatches(objective, sampler, config),
         config,
         began=began,
-        folder=kept,
-        settings=settings or {},
+        run=run,
+        facts=settings or {},
         progress=progress,
         weights=weights,
     )
     result = loop.run()
-    notes = _verdict(result)
+    notes = _notes(result)
     lost = [n for n in names if n not in objective.blocks]
     if lost:
         notes.append(
-            f"not compared, since not both run them once and in one shape: {', '.join(lost)}"
+            f"not compared, since they do not run once and with one shape on both sides: "
+            f"{', '.join(lost)}"
         )
     return Distilled(
-        student=_as(pupil, student),
+        student=_as(copied_student, student),
         steps=result.steps,
         seconds=result.seconds,
         reason=result.reason,
@@ -169,12 +170,12 @@ def distill(
     )
 
 
-def _verdict(result: Result) -> list[str]:
-    """Say which student is handed back, where it is not that of the last step."""
+def _notes(result: LoopResult) -> list[str]:
+    """Return a sentence about the student if it is not that of the last step."""
     if not result.steps:
         return [
-            "not one step was made: getting ready and judging the start took the whole time. The "
-            "student is unchanged; give it more --minutes"
+            "not one step was made: the set-up and the first evaluation took the whole time. The "
+            "student is unchanged; give more --minutes"
         ]
     if result.best_step == result.steps:
         return []
@@ -183,7 +184,7 @@ def _verdict(result: Result) -> list[str]:
         f"{result.end.psnr:.2f} dB"
     )
     if result.best_step:
-        return [f"the student is that of step {result.best_step}, the best that was judged: {end}"]
+        return [f"the student is that of step {result.best_step}, the best evaluation: {end}"]
     return [
         f"no evaluation was better than the start, so the student is unchanged: {end}. Train for "
         "longer, or with a lower rate (--lr)"
@@ -191,7 +192,7 @@ def _verdict(result: Result) -> list[str]:
 
 
 def _as(made: nn.Module, like: nn.Module) -> nn.Module:
-    """``made`` with dtype, device, modes and gradient flags of ``like``, in plain memory order."""
+    """Give ``made`` the dtypes, devices, modes and gradient flags of ``like``, in plain layout."""
     for mine, theirs in zip(made.parameters(), like.parameters(), strict=True):
         mine.data = mine.data.to(theirs.device, theirs.dtype).contiguous()
         mine.requires_grad_(theirs.requires_grad)

@@ -1,27 +1,37 @@
-"""The best student of a run: which evaluation counts as better, and the weights it belongs to."""
+"""The best student of a run: the rule by which an evaluation is better, and its weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from dsconvert.distill.config import DistillConfig
-from dsconvert.distill.judge import Held
+from dsconvert.distill.evaluator import HeldOutScore
 
 PSNR_TOLERANCE = 0.1
 """dB below the start that the image may lose while the distance falls."""
 _ONE_PERCENT = 0.99
 
 
-class Best:
-    """Keeps the student of the best evaluation so far; the start is the first of them.
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The scores of the start, of the best evaluation and of the last one."""
 
-    An evaluation is better where its held-out distance is the lowest so far and (if the image has
-    a weight in the loss) its PSNR is not more than :data:`PSNR_TOLERANCE` below the start's. What
-    is held out is the same in each evaluation, so the comparison has no sampling noise.
+    start: HeldOutScore
+    best: HeldOutScore
+    last: HeldOutScore
+
+
+class BestStudent:
+    """Keeps the student of the best evaluation so far; the first evaluation is of the start.
+
+    An evaluation is better if its held-out distance is the lowest so far and (if the image has a
+    weight in the loss) its PSNR is at most :data:`PSNR_TOLERANCE` below that of the start. The
+    held-out latents are the same in each evaluation, so the comparison has no sampling noise.
 
     Args:
         config: of the run.
@@ -29,82 +39,89 @@ class Best:
 
     def __init__(self, config: DistillConfig) -> None:
         self._config = config
-        self.start: Held | None = None
-        self.held: Held | None = None
-        self.last: Held | None = None
-        self.step, self.judged = 0, -1
-        """Steps made when the best and the newest evaluation took place."""
+        self.start: HeldOutScore | None = None
+        self.score: HeldOutScore | None = None
+        """Of the best evaluation."""
+        self.last: HeldOutScore | None = None
+        self.step, self.evaluated_at = 0, -1
+        """Steps made at the best and at the newest evaluation."""
         self.lowest = math.inf
-        """The lowest distance of any evaluation, whatever its PSNR: what patience looks at."""
+        """The lowest distance of any evaluation, whatever its PSNR; patience compares with it."""
         self.stale = 0
         """Evaluations in a row in which that fell by less than one percent."""
         self.state: dict[str, Tensor] = {}
 
-    def add(self, held: Held, student: nn.Module, *, step: int, counts: bool) -> None:
+    def add(self, score: HeldOutScore, student: nn.Module, *, step: int, counts: bool) -> None:
         """Take an evaluation into account.
 
         Args:
-            held: what was measured.
-            student: what it was measured on; copied where it is better.
-            step: how many steps it has made.
-            counts: whether patience counts it.
+            score: of ``student``.
+            student: copied if it is better.
+            step: number of steps it has made.
+            counts: whether patience counts this evaluation.
         """
-        self.last, self.judged = held, step
-        gained = held.distance < _ONE_PERCENT * self.lowest
+        self.last, self.evaluated_at = score, step
+        gained = score.distance < _ONE_PERCENT * self.lowest
         self.stale = 0 if gained else self.stale + counts
-        if held.distance < self.lowest:
-            self.lowest = held.distance
-        if self.start is None or self.held is None:
-            self.start = held
-        elif not self._better(held, self.start, self.held):
+        if score.distance < self.lowest:
+            self.lowest = score.distance
+        if self.start is None or self.score is None:
+            self.start = score
+        elif not self._better(score, self.start, self.score):
             return
-        self.held, self.step = held, step
+        self.score, self.step = score, step
         self.state = {k: v.detach().clone() for k, v in student.state_dict().items()}
 
-    def _better(self, held: Held, start: Held, best: Held) -> bool:
-        # A start that is not finite is beaten by anything that is.
+    def _better(self, score: HeldOutScore, start: HeldOutScore, best: HeldOutScore) -> bool:
+        # Any finite distance is better than a start that is not finite.
         least = best.distance if math.isfinite(best.distance) else math.inf
-        dark = self._config.image > 0 and held.psnr < start.psnr - PSNR_TOLERANCE
-        return held.distance < least and not dark
+        worse_image = self._config.image > 0 and score.psnr < start.psnr - PSNR_TOLERANCE
+        return score.distance < least and not worse_image
+
+    def finished(self) -> Scores:
+        """Return the scores of a run that has been evaluated at least once."""
+        if self.start is None or self.score is None or self.last is None:
+            raise RuntimeError("a run has no best student before its first evaluation.")
+        return Scores(start=self.start, best=self.score, last=self.last)
 
     def checkpoint(self) -> dict[str, Any]:
-        """As a checkpoint holds it."""
-        if self.start is None or self.held is None or self.last is None:
-            raise RuntimeError("a run has no best student before its first evaluation.")
+        """Return the state for a checkpoint."""
+        scores = self.finished()
         return {
-            "best": self.held.distance,
+            "best": scores.best.distance,
             "best_state": self.state,
             "best_step": self.step,
-            "before": vars(self.start),
-            "after": vars(self.held),
-            "last": vars(self.last),
-            "judged": self.judged,
+            "before": vars(scores.start),
+            "after": vars(scores.best),
+            "last": vars(scores.last),
+            "judged": self.evaluated_at,
             "lowest": self.lowest,
             "stale": self.stale,
         }
 
     def restore(self, data: Mapping[str, Any]) -> None:
-        """Back from :meth:`checkpoint`.
+        """Load the state of :meth:`checkpoint`.
 
-        What a checkpoint of an older version lacks is taken from its rows of statistics.
+        Checkpoints of older versions lack some of it; their rows of statistics have the values.
         """
         self.state, self.stale = data["best_state"], data["stale"]
-        self.start, self.held = Held(**data["before"]), Held(**data["after"])
+        self.start, self.score = HeldOutScore(**data["before"]), HeldOutScore(**data["after"])
         self.lowest = data.get("lowest", data["best"])
         rows: Sequence[Mapping[str, Any]] = [r for r in data["rows"] if "held_distance" in r]
-        self.last = Held(**data["last"]) if "last" in data else _held(rows[-1])
-        self.judged = data["judged"] if "judged" in data else rows[-1]["step"]
+        self.last = HeldOutScore(**data["last"]) if "last" in data else _score_of(rows[-1])
+        self.evaluated_at = data["judged"] if "judged" in data else rows[-1]["step"]
         if "best_step" in data:
             self.step = data["best_step"]
         else:
             same = [r["step"] for r in rows if r["held_distance"] == data["best"]]
-            self.step = same[0] if same else self.judged
+            self.step = same[0] if same else self.evaluated_at
 
 
-def _held(row: Mapping[str, Any]) -> Held:
+def _score_of(row: Mapping[str, Any]) -> HeldOutScore:
+    """Return the score of a row of statistics."""
     terms = {
         k.removeprefix("held_"): v
         for k, v in row.items()
         if k.startswith("held_") and k not in ("held_distance", "held_psnr")
     }
-    return Held(distance=row["held_distance"], terms=terms, psnr=row["held_psnr"])
+    return HeldOutScore(distance=row["held_distance"], terms=terms, psnr=row["held_psnr"])

@@ -1,9 +1,8 @@
-"""Distillation of a file: its generators become what was learnt; all else stays as it was."""
+"""Distil the generators of a file; every other entry of the file stays as it is."""
 
 from __future__ import annotations
 
 import copy
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from dsconvert.core.pipeline import cost
 from dsconvert.data.pictures import save_picture, side_by_side
 from dsconvert.distill.api import Distilled, distill
 from dsconvert.distill.config import DistillConfig
-from dsconvert.distill.loop import Progress
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import GeneratorFile, ModuleSource
 from dsconvert.formats.registry import open_file
@@ -25,19 +23,20 @@ from dsconvert.metrics import sample_images
 from dsconvert.projected.lite0 import Weights
 from dsconvert.records import Cost
 from dsconvert.report.jsonable import finite, layer_rows
-from dsconvert.report.text import times_fewer
+from dsconvert.runs.folder import RunFolder, write_json
 from dsconvert.runs.report import write_report
 from dsconvert.train.ema import same_structure
 from dsconvert.util.devices import for_work
-from dsconvert.util.files import check_target, whole_file
-from dsconvert.util.progress import reports_progress
+from dsconvert.util.files import check_target
+from dsconvert.util.numbers import times_fewer
+from dsconvert.util.progress import Progress, reports_progress
 
 _SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileDistillation:
-    """What came of it, what both generators cost, and where it was written."""
+    """The result of distilling a file: the student, the costs, and the files written."""
 
     distilled: Distilled
     before: Cost
@@ -48,7 +47,7 @@ class FileDistillation:
 
 
 def run_folder(out: str | os.PathLike[str]) -> Path:
-    """Where the run of ``out`` goes unless somebody says otherwise: ``fast2-run`` beside it."""
+    """Return the default folder of the run of ``out``: ``fast2-run`` beside ``fast2.pkl``."""
     path = Path(out)
     return path.with_name(f"{path.stem}-run")
 
@@ -68,49 +67,50 @@ def distill_snapshot(
     module: ModuleSource | None = None,
     progress: Progress | None = None,
 ) -> FileDistillation:
-    """Teach the main generator of ``student`` (``G_ema``) to make the images of ``teacher``'s.
+    """Train the main generator of ``student`` (``G_ema``) to make the images of ``teacher``.
 
     Args:
-        teacher: a file of any known kind, with the original.
-        student: its conversion. In ``out`` the generators that are built alike (``G`` beside
-            ``G_ema``) hold what was learnt, so that training goes on from there; every other
-            entry is written unchanged.
+        teacher: a file of any known format, with the original.
+        student: its conversion. In ``out`` all generators of one structure (``G`` beside
+            ``G_ema``) get the trained weights, so that training can continue from them; every
+            other entry is written unchanged.
         out: the file to write, whole or not at all; its suffix means the same as for
             :func:`dsconvert.save_file`.
-        config: how long, how fast, and what the student is held to.
+        config: length, learning rate and loss.
         folder: of the run (statistics, grids, checkpoints, report); None: see :func:`run_folder`.
         resume: continue the run in ``folder``.
         overwrite: whether ``out`` may exist.
         weights: of the backbone.
         device: where to work; None: a GPU where there is one.
-        module: how to build the generator of a codebase that no adapter knows.
-        progress: see :data:`dsconvert.distill.loop.Progress`.
+        module: the factory of a generator that no adapter knows.
+        progress: see :func:`dsconvert.distill.api.distill`.
 
     Raises:
-        UsageError: the two generators do not fit each other, nobody knows their inputs, torch
-            can't use the device, or the folder holds another run.
+        UsageError: the two generators do not fit each other, their inputs are unknown, torch can't
+            use the device, or the folder holds another run.
         OutputError: ``out`` or ``folder`` can't be written.
         DsconvertError: see :func:`dsconvert.distill.api.distill`.
     """
     check_target(out, overwrite=overwrite)
     place = run_folder(out) if folder is None else Path(folder)
+    run = RunFolder.of_distillation(place)
     first, snap = open_file(teacher, module=module), open_file(student, module=module)
     check_output(snap, out, overwrite=overwrite)
     original, fast = first.generator, snap.generator
     inputs = first.inputs()
     if inputs is None:
-        raise UsageError(f"nobody knows what the generator of {teacher} takes; give --input.")
+        raise UsageError(f"the inputs of the generator of {teacher} are unknown; give --input.")
     mine, theirs = _shape(fast), _shape(original)
     if mine != theirs:
         raise UsageError(
             f"{student} takes and makes {mine}, {teacher} {theirs}: one can't learn from the other."
         )
-    # A codebase's generator may return more than a picture; what wraps it, and where it is within.
-    seen, seeing = first.picture(), snap.picture()
-    place_of_it = next(n for n, m in seeing.named_modules() if m is fast)
+    # A generator may return more than a picture; then a wrapper picks the picture out.
+    wrapped_teacher, wrapped_student = first.picture(), snap.picture()
+    name_in_wrapper = next(n for n, m in wrapped_student.named_modules() if m is fast)
     done = distill(
-        seen,
-        seeing,
+        wrapped_teacher,
+        wrapped_student,
         inputs,
         config=config,
         folder=place,
@@ -120,17 +120,22 @@ def distill_snapshot(
         settings={"teacher": str(teacher), "student": str(student), "out": str(out)},
         progress=progress,
     )
-    learnt = done.student.get_submodule(place_of_it)
-    save_file(snap, _learnt_by(snap, learnt, moved=done.best_step > 0), out, overwrite=overwrite)
+    trained = done.student.get_submodule(name_in_wrapper)
+    models = _trained_generators(snap, trained, changed=done.best_step > 0)
+    save_file(snap, models, out, overwrite=overwrite)
     example = inputs(1, torch.Generator().manual_seed(0))
-    before, after = cost(original, example), cost(learnt, example)
+    before, after = cost(original, example), cost(trained, example)
     rows = {
         label: sample_images(m, inputs, samples=_SHOWN, seed=config.seed + 1, batch=_SHOWN)
-        for label, m in (("teacher", seen), ("before", seeing), ("distilled", done.student))
+        for label, m in (
+            ("teacher", wrapped_teacher),
+            ("before", wrapped_student),
+            ("distilled", done.student),
+        )
     }
-    save_picture(side_by_side(rows, with_psnr=True), place / "side_by_side.png", overwrite=True)
-    _write(place / "layers.json", layer_rows(before, after))
-    _write(place / "results.json", _results(done, before, after))
+    save_picture(side_by_side(rows, with_psnr=True), run.side_by_side, overwrite=True)
+    write_json(run.layers, finite(layer_rows(before, after)))
+    write_json(run.results, finite(_results(done, before, after)))
     return FileDistillation(
         distilled=done,
         before=before,
@@ -141,24 +146,25 @@ def distill_snapshot(
     )
 
 
-def _learnt_by(snap: GeneratorFile, learnt: nn.Module, *, moved: bool) -> dict[str, nn.Module]:
-    """``learnt`` for the main generator, and a copy for each that is built like it.
+def _trained_generators(
+    snap: GeneratorFile, trained: nn.Module, *, changed: bool
+) -> dict[str, nn.Module]:
+    """Return ``trained`` for the main generator, and a copy for each one of its structure.
 
-    Where the start was the best (not ``moved``), the others stay as they were, too.
-
-    ``finetune`` and the official trainer go on with ``G`` and average it into ``G_ema``: an old
-    ``G`` would take the lessons away again.
+    ``finetune`` and the official trainer continue with ``G`` and average it into ``G_ema``: an old
+    ``G`` would undo the distillation. If the start was the best student (not ``changed``), the
+    other generators stay as they were.
     """
     main, *others = snap.generators
-    models = {main: learnt}
+    models = {main: trained}
     for key in others:
-        if moved and same_structure(snap.module(key), learnt):
-            models[key] = copy.deepcopy(learnt)
+        if changed and same_structure(snap.module(key), trained):
+            models[key] = copy.deepcopy(trained)
     return models
 
 
 def _shape(model: nn.Module) -> dict[str, Any]:
-    """What two generators must share to be compared, as far as their classes say."""
+    """Return the sizes that two generators must share, as far as their classes tell them."""
     names = ("z_dim", "c_dim", "img_resolution", "img_channels")
     return {n: getattr(model, n) for n in names if hasattr(model, n)}
 
@@ -184,8 +190,3 @@ def _results(done: Distilled, before: Cost, after: Cost) -> dict[str, Any]:
         found["MACs"] = after.macs
         found |= times_fewer(before.macs, after.macs, "MACs")
     return found
-
-
-def _write(path: Path, data: Any) -> None:
-    with whole_file(path, overwrite=True) as beside:
-        beside.write_text(json.dumps(finite(data), indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The loop of a distillation: steps, the held-out judge, checkpoints, and when to stop."""
+"""The loop of a distillation: steps, evaluations, checkpoints, and the conditions that end it."""
 
 from __future__ import annotations
 
@@ -9,113 +9,112 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from dsconvert.data.pictures import save_picture, side_by_side
-from dsconvert.distill.bar import detail, position
-from dsconvert.distill.best import Best
+from dsconvert.distill.batches import SCALES, TRAINING, TeacherBatches
+from dsconvert.distill.best import BestStudent
 from dsconvert.distill.config import DistillConfig
 from dsconvert.distill.critic import Critic
-from dsconvert.distill.folder import Folder
-from dsconvert.distill.judge import SCALES, TRAINING, Held, Lessons
-from dsconvert.distill.loss import Scales
+from dsconvert.distill.evaluator import HeldOutScore, evaluate_student
+from dsconvert.distill.loss import Scales, weighted_loss
 from dsconvert.distill.optim import Optimiser
+from dsconvert.distill.run import DistillationRun
+from dsconvert.distill.statistics import EVERY, DistillStatistics
 from dsconvert.errors import TrainingError, UsageError
 from dsconvert.projected.lite0 import Weights
-from dsconvert.runs.stats import StatsWriter, peak_memory
+from dsconvert.runs.stats import StatsWriter
 from dsconvert.util.interrupts import Interrupts
+from dsconvert.util.progress import Progress
 
-Progress = Callable[[str, int, int, str], None]
-"""``progress(stage, done, total, detail)``: steps or seconds until the end, and how it goes."""
 Reason = Literal["steps", "minutes", "patience"]
-_ROWS = 20
-"""Steps between two lines of statistics."""
 
 
 @dataclass(kw_only=True)
-class Result:
-    """What a finished loop hands back; the student itself was trained in place.
+class LoopResult:
+    """The result of a loop, which has trained the student in place.
 
-    It is the student of the best evaluation, made after ``best_step`` steps: ``after`` belongs to
-    it, and ``end`` to the student as the last step left it.
+    The student is that of the best evaluation, made after ``best_step`` steps; ``after`` is its
+    score, and ``end`` the score after the last step.
     """
 
     steps: int
     seconds: float
     reason: Reason
-    before: Held
-    after: Held
-    end: Held
+    before: HeldOutScore
+    after: HeldOutScore
+    end: HeldOutScore
     best_step: int
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 def clock(config: DistillConfig) -> Callable[[], float]:
-    """The clock that the run's minutes are of."""
+    """Return the clock that measures the run's minutes, in seconds."""
     return time.perf_counter if config.clock == "wall" else time.process_time
 
 
 class Loop:
-    """See :func:`dsconvert.distill.api.distill`, which makes one and runs it once."""
+    """Runs once; :func:`dsconvert.distill.api.distill` makes it.
+
+    Args:
+        batches: of the run, with teacher and student.
+        config: of the run.
+        began: time of :func:`clock` at which the run's minutes begin.
+        run: the run's folder; None: nothing is written.
+        facts: to store in its ``settings.json``.
+        progress: called after each step.
+        weights: of the backbone of the adversarial term.
+    """
 
     def __init__(
         self,
-        lessons: Lessons,
+        batches: TeacherBatches,
         config: DistillConfig,
         *,
         began: float,
-        folder: Folder | None,
-        settings: dict[str, Any],
+        run: DistillationRun | None,
+        facts: dict[str, Any],
         progress: Progress | None,
         weights: Weights = "auto",
     ) -> None:
         self._clock, self._began = clock(config), began
-        self.lessons, self.objective, self.config = lessons, lessons.objective, config
-        self.folder, self._tell = folder, progress
-        self.student, self.device = lessons.objective.student, lessons.device
-        self.steps, self._before_this = 0, 0.0
-        self.rows: list[dict[str, Any]] = []
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self.batches, self.objective, self.config = batches, batches.objective, config
+        self.files = run
+        self.student, self.device = batches.objective.student, batches.device
+        self.statistics = DistillStatistics(config, self.device, progress=progress)
+        self.steps, self._seconds_before = 0, 0.0
         self.student.requires_grad_(True)
         self.optimiser = Optimiser(
             self.student, betas=config.betas, muon=config.optimiser == "muon"
         )
-        self._rate, self._alone = 0.0, False
+        self._rate, self._blockwise = 0.0, False
         self.critic: Critic | None = None
         if config.adversarial:
             self.critic = Critic(
-                lessons.target(SCALES), lr=config.lr_discriminator, weights=weights
+                batches.target(SCALES), lr=config.lr_discriminator, weights=weights
             )
-        self.best = Best(config)
+        self.best = BestStudent(config)
         self.evaluated = 0
         self.ready: float | None = None
-        """Seconds before the first step."""
-        found = None if folder is None else folder.found
-        if found is None:
-            self.scales = lessons.scales()
+        """Seconds before the first step; None: it has not been made."""
+        saved = None if run is None else run.saved
+        if saved is None:
+            self.scales = batches.scales()
         else:
-            self._restore(found)
-        self._writer = None
-        if folder is not None:
-            folder.make()
-            folder.describe(
+            self._restore(saved)
+        if run is not None:
+            run.begin(
                 {
-                    "blocks": list(lessons.objective.blocks),
+                    "blocks": list(batches.objective.blocks),
                     "torch": torch.__version__,
                     "threads": torch.get_num_threads(),
                     "device": str(self.device),
-                    **settings,
+                    **facts,
                 }
             )
-            self._writer = StatsWriter(
-                folder.path, resume_images=None if found is None else self.images
+            self.statistics.writer = StatsWriter(
+                run.folder.path, resume_images=None if saved is None else self.images
             )
-
-    def _learning(self) -> None:
-        """Put the student in the mode it learns in."""
-        self.student.train(self.config.statistics == "batch")
-
-    # --- the run ---
 
     @property
     def images(self) -> int:
@@ -124,11 +123,11 @@ class Loop:
 
     @property
     def seconds(self) -> float:
-        """Time that the run has taken, of the configured clock, earlier parts included."""
-        return self._before_this + self._clock() - self._began
+        """Duration of the run by the configured clock, earlier calls included."""
+        return self._seconds_before + self._clock() - self._began
 
-    def run(self) -> Result:
-        """Train until one of the ends is reached.
+    def run(self) -> LoopResult:
+        """Train until one of the end conditions holds.
 
         Raises:
             KeyboardInterrupt: the user stopped it. From the first step on, a checkpoint was
@@ -136,32 +135,28 @@ class Loop:
             TrainingError: the loss is no longer finite.
         """
         try:
-            self._learning()
+            self._train_mode()
             if self.best.start is None:
                 self._evaluate(0.0)
             with Interrupts() as interrupts:
                 reason = self._train(interrupts)
-                if self.best.judged != self.steps:
+                if self.best.evaluated_at != self.steps:
                     self._evaluate(1.0)
                 self._save()
         finally:
-            if self._writer is not None:
-                self._writer.close()
-        best = self.best
-        assert best.start is not None
-        assert best.held is not None
-        assert best.last is not None
-        self.student.load_state_dict(best.state)
+            self.statistics.close()
+        best = self.best.finished()
+        self.student.load_state_dict(self.best.state)
         self.student.eval()
-        return Result(
+        return LoopResult(
             steps=self.steps,
             seconds=self.seconds,
             reason=reason,
             before=best.start,
-            after=best.held,
+            after=best.best,
             end=best.last,
-            best_step=best.step,
-            rows=self.rows,
+            best_step=self.best.step,
+            rows=self.statistics.rows,
         )
 
     def _train(self, interrupts: Interrupts) -> Reason:
@@ -169,14 +164,18 @@ class Loop:
         if self.ready is None:
             self.ready = self.seconds
         while (reason := self._end()) is None:
-            # Also of the step before an interruption, which was saved without its evaluation.
-            if self._due():
+            # An interrupted run was saved before the evaluation of its last step, which comes now.
+            if self._evaluation_due():
                 self._evaluate(self._progress())
             if self._end() is not None:
                 continue
-            progress = self._progress()
-            self._step(progress)
-            self._report()
+            self._step(self._progress())
+            best = self.best.score
+            self.statistics.report(
+                self.steps, self.seconds, held_out=None if best is None else best.distance
+            )
+            if self.steps % EVERY == 0:
+                self._line(stage="blocks" if self._blockwise else "whole")
             if interrupts.caught:
                 self._save()
                 raise KeyboardInterrupt
@@ -185,46 +184,22 @@ class Loop:
                 saved = self.seconds
         return reason
 
-    def _progress(self) -> float:
-        return self.config.progress(self.steps, self.seconds)
-
-    @property
-    def _ready(self) -> float:
-        """The progress at the first step."""
-        return self.config.progress(0, self.ready or 0.0)
-
-    def _end(self) -> Reason | None:
-        c = self.config
-        if c.steps is not None and self.steps >= c.steps:
-            return "steps"
-        if c.minutes is not None and self.seconds >= 60 * c.minutes:
-            return "minutes"
-        return "patience" if c.patience and self.best.stale >= c.patience else None
-
-    def _due(self) -> bool:
-        c = self.config
-        if self.best.judged == self.steps:
-            return False
-        if c.steps is None and c.minutes is None:
-            return self.steps % 100 == 0
-        share = self._progress()
-        return share < 1 and share * c.evaluations >= self.evaluated
-
     def _step(self, progress: float) -> None:
-        alone = self.config.alone(self.steps, progress, began=self._ready)
-        self._alone = alone
-        self._rate = self.config.lr * self.config.rate(self.steps, progress, began=self._ready)
-        target = self.lessons.target(TRAINING + self.steps, maps=not alone)
-        image, blocks = self.objective.learn(target, alone=alone)
-        terms = self.objective.terms(target, image, blocks, self.scales)
-        if alone:
+        began = self.config.progress(0, self.ready or 0.0)
+        blockwise = self.config.alone(self.steps, progress, began=began)
+        self._blockwise = blockwise
+        self._rate = self.config.lr * self.config.rate(self.steps, progress, began=began)
+        target = self.batches.target(TRAINING + self.steps, maps=not blockwise)
+        image, blocks = self.objective.run_student(target, blockwise=blockwise)
+        terms: dict[str, Tensor] = self.objective.terms(target, image, blocks, self.scales)
+        if blockwise:
             terms = {"blocks": terms["blocks"]}
-        loss = self.lessons.weighted(terms)
+        loss = weighted_loss(terms, self.config)
         values = {n: float(v.detach()) for n, v in terms.items()}
-        if self.critic is not None and not alone:
-            judged = self.critic.judge(image, target)
-            loss = loss + self.config.adversarial * judged
-            values["adversarial"] = float(judged.detach())
+        if self.critic is not None and not blockwise:
+            adversarial = self.critic.generator_loss(image, target)
+            loss = loss + self.config.adversarial * adversarial
+            values["adversarial"] = float(adversarial.detach())
         values["loss"] = float(loss.detach())
         if not math.isfinite(values["loss"]):
             raise TrainingError(
@@ -234,51 +209,57 @@ class Loop:
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step(self._rate)
-        if self.critic is not None and not alone:
+        if self.critic is not None and not blockwise:
             values["critic"] = self.critic.step(image.detach(), target)
         self.steps += 1
-        self._count += 1
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-
-    def _report(self) -> None:
-        if self._tell is not None:
-            best = self.best.held
-            loss = self._sums["loss"] / self._count if self._count else None
-            held = None if best is None else best.distance
-            self._tell(
-                *position(self.config, self.steps, self.seconds),
-                detail(self.config, self.steps, loss=loss, held=held),
-            )
-        if self.steps % _ROWS == 0:
-            self._row(stage="blocks" if self._alone else "whole")
-
-    def _row(self, **values: Any) -> None:
-        means = {n: v / max(self._count, 1) for n, v in self._sums.items()}
-        self._sums, self._count = {}, 0
-        row = {"step": self.steps, "seconds": self.seconds, "memory": peak_memory(self.device),
-               "rate": self._rate,
-               **means, **values}  # fmt: skip
-        if self._writer is not None:
-            row = self._writer.write(self.images, **row)
-        self.rows.append({"images": self.images, **row})
+        self.statistics.count(values)
 
     def _evaluate(self, progress: float) -> None:
-        held, wanted, made = self.lessons.judge(self.scales)
-        self._learning()
+        found = evaluate_student(self.batches, self.scales)
+        score = found.score
+        self._train_mode()
         self.evaluated = math.floor(progress * self.config.evaluations) + 1
-        self.best.add(held, self.student, step=self.steps, counts=not self._alone)
-        terms = {f"held_{n}": v for n, v in held.terms.items()}
-        self._row(held_distance=held.distance, held_psnr=held.psnr, **terms)
-        if self.folder is not None:
-            sheet = side_by_side({"teacher": wanted, "student": made}, with_psnr=True)
-            name = f"{self.images:010d}.png"
-            save_picture(sheet, self.folder.path / "grids" / name, overwrite=True)
+        self.best.add(score, self.student, step=self.steps, counts=not self._blockwise)
+        terms = {f"held_{n}": v for n, v in score.terms.items()}
+        self._line(held_distance=score.distance, held_psnr=score.psnr, **terms)
+        if self.files is not None:
+            rows = {"teacher": found.teacher, "student": found.student}
+            sheet = side_by_side(rows, with_psnr=True)
+            save_picture(sheet, self.files.folder.grid(self.images), overwrite=True)
 
-    # --- what a checkpoint holds ---
+    def _train_mode(self) -> None:
+        self.student.train(self.config.statistics == "batch")
+
+    def _line(self, **values: Any) -> None:
+        self.statistics.line(steps=self.steps, seconds=self.seconds, rate=self._rate, **values)
+
+    # --- conditions ---
+
+    def _progress(self) -> float:
+        return self.config.progress(self.steps, self.seconds)
+
+    def _end(self) -> Reason | None:
+        """Return the condition that ends the run now, if any."""
+        c = self.config
+        if c.steps is not None and self.steps >= c.steps:
+            return "steps"
+        if c.minutes is not None and self.seconds >= 60 * c.minutes:
+            return "minutes"
+        return "patience" if c.patience and self.best.stale >= c.patience else None
+
+    def _evaluation_due(self) -> bool:
+        c = self.config
+        if self.best.evaluated_at == self.steps:
+            return False
+        if c.steps is None and c.minutes is None:
+            return self.steps % 100 == 0
+        share = self._progress()
+        return share < 1 and share * c.evaluations >= self.evaluated
+
+    # --- checkpoints ---
 
     def _save(self) -> None:
-        if self.folder is None:
+        if self.files is None:
             return
         state: dict[str, Any] = {
             "steps": self.steps,
@@ -288,12 +269,12 @@ class Loop:
             "critic": None if self.critic is None else self.critic.state(),
             "scales": self.scales.state(),
             "ready": self.ready,
-            "alone": self._alone,
+            "alone": self._blockwise,
             **self.best.checkpoint(),
             "evaluated": self.evaluated,
-            "rows": self.rows,
+            "rows": self.statistics.rows,
         }
-        self.folder.save(self.images, state)
+        self.files.save(self.images, state)
 
     def _restore(self, data: dict[str, Any]) -> None:
         try:
@@ -306,11 +287,11 @@ class Loop:
         if self.critic is not None:
             self.critic.restore(data["critic"])
         self.scales = Scales(**data["scales"])
-        self.steps, self._before_this = data["steps"], data["seconds"]
+        self.steps, self._seconds_before = data["steps"], data["seconds"]
         self._began = self._clock()
         self.best.restore(data)
-        self.rows = data["rows"]
-        self.ready, self._alone = data.get("ready", 0.0), data.get("alone", False)
-        # A run that is made longer has fewer of its evaluations behind it than when it was saved.
+        self.statistics.rows = data["rows"]
+        self.ready, self._blockwise = data.get("ready", 0.0), data.get("alone", False)
+        # If the run is longer now, a smaller share of its evaluations has been made.
         passed = math.floor(self._progress() * self.config.evaluations) + 1
         self.evaluated = min(data["evaluated"], passed)

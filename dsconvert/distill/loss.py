@@ -1,9 +1,9 @@
 """The distance of a student to its teacher: blocks, image, projected features.
 
 Every term is ``E[(s - t)^2] / var(t)``. Dividing by the teacher's variance, channel by channel,
-makes a faint channel as important as a loud one and the terms comparable (FitNets, Romero et al.
-2015, matched hidden maps; the maps of a frozen backbone as a perceptual distance are Johnson et al.
-2016, here in the feature space that a Projected GAN is judged in, Sauer et al. 2021).
+makes channels of small and large values equally important, and the terms comparable. FitNets
+(Romero et al. 2015) matched hidden maps; Johnson et al. 2016 compare the maps of a frozen backbone,
+here those of a Projected GAN's discriminator (Sauer et al. 2021).
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsconvert.adapter import image_tensor
+from dsconvert.distill.config import DistillConfig
 from dsconvert.projected.lite0 import Weights, three_channels
 from dsconvert.projected.projector import Projector
 from dsconvert.train.recompute import convolutional
 
 Args = tuple[Any, ...]
 FLOOR = 1e-3
-"""A channel's variance counts as this share of the mean one at least."""
+"""The least variance of a channel, as a share of the mean variance."""
 
 
 @contextmanager
 def seeded(seed: int) -> Generator[None, None, None]:
-    """Draws of the models (noise injection) follow from ``seed``; the caller's state is kept."""
+    """Seed the draws of the models (noise injection); the caller's random state stays."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
 
 
 def trunk_blocks(model: nn.Module) -> tuple[str, ...]:
-    """Names of the blocks that make the picture.
+    """Return the names of the blocks that make the picture.
 
-    From the root down while one child alone holds every convolution; the children there that hold
-    any are the blocks.
+    Starting at the root, descend while a single child holds every convolution. The blocks are the
+    children of the last module that hold convolutions.
     """
     prefix, here = "", model
     while True:
@@ -51,8 +52,8 @@ def trunk_blocks(model: nn.Module) -> tuple[str, ...]:
 
 
 @dataclass
-class Tap:
-    """Keeps what named children are given and give during a forward call."""
+class BlockRecorder:
+    """Records the inputs and outputs of named children during a forward call."""
 
     model: nn.Module
     names: tuple[str, ...]
@@ -60,11 +61,11 @@ class Tap:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     replace: dict[str, Args] | None = None
-    """Arguments that the children get instead of their own."""
+    """Arguments that replace those of the children."""
 
     @contextmanager
-    def listening(self) -> Generator[None, None, None]:
-        """Listen for a while; what was heard stays until the next time."""
+    def recording(self) -> Generator[None, None, None]:
+        """Record within this context; the records stay until the next one."""
         self.inputs, self.outputs, self.calls = {}, {}, {}
         handles: list[Any] = []
         for name in self.names:
@@ -96,7 +97,7 @@ class Tap:
 
 
 class ProjectedMaps(nn.Module):
-    """Images in [-1, 1] to the four maps of the discriminator's frozen backbone.
+    """Maps images in [-1, 1] to the four maps of the discriminator's frozen backbone.
 
     Raises:
         MissingExtraError: timm or the backbone's weights are not installed.
@@ -109,7 +110,7 @@ class ProjectedMaps(nn.Module):
         self.size = size
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, C, R, R) to maps of 24, 40, 112 and 320 channels; gradients flow to ``images``."""
+        """Return maps of 24, 40, 112 and 320 channels of (N, C, R, R); gradients flow to it."""
         x = three_channels(images)
         if x.shape[-1] > self.size:
             x = F.interpolate(
@@ -119,8 +120,8 @@ class ProjectedMaps(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
-    """What the teacher made of one batch."""
+class TeacherOutput:
+    """The teacher's outputs for one batch, and its arguments and seed."""
 
     args: Args
     image: Tensor
@@ -132,14 +133,14 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Scales:
-    """The teacher's variances: what each squared error is divided by."""
+    """The teacher's variances, which squared errors are divided by."""
 
     image: Tensor
     blocks: dict[str, Tensor]
     maps: list[Tensor]
 
     def state(self) -> dict[str, Any]:
-        """As a checkpoint holds it."""
+        """Return the state for a checkpoint."""
         return {"image": self.image, "blocks": self.blocks, "maps": self.maps}
 
 
@@ -148,19 +149,19 @@ def _variance(values: Tensor) -> Tensor:
     return variance.clamp_min(FLOOR * float(variance.mean()) + 1e-12)
 
 
-def error(student: Tensor, teacher: Tensor, scale: Tensor) -> Tensor:
-    """``mean((s - t)^2 / var(t))``."""
+def relative_error(student: Tensor, teacher: Tensor, scale: Tensor) -> Tensor:
+    """Return ``mean((s - t)^2 / var(t))``."""
     return ((student - teacher).square() / scale).mean()
 
 
 class Objective:
-    """Runs teacher and student on shared latents and noise, and measures between them.
+    """Runs teacher and student on shared latents and noise, and compares them.
 
     Args:
         teacher: in eval mode, without gradients.
-        student: any module that takes the teacher's arguments and gives images of its size.
-        blocks: names that both have; those whose outputs differ in shape are left out.
-        features: the backbone, or None.
+        student: any module that takes the teacher's arguments and makes images of its size.
+        blocks: names of modules to compare; :meth:`keep_shared_blocks` drops some.
+        features: the backbone; None: no features are compared.
     """
 
     def __init__(
@@ -172,62 +173,66 @@ class Objective:
         features: ProjectedMaps | None,
     ) -> None:
         self.teacher, self.student, self.features = teacher, student, features
-        self._teach = Tap(teacher, tuple(blocks))
-        self._learn = Tap(student, tuple(blocks))
+        self._teacher_blocks = BlockRecorder(teacher, tuple(blocks))
+        self._student_blocks = BlockRecorder(student, tuple(blocks))
         self.blocks = tuple(blocks)
 
     @torch.no_grad()
-    def teach(self, args: Args, seed: int, *, maps: bool = True) -> Target:
-        """The teacher's side of one batch."""
-        with seeded(seed), self._teach.listening():
+    def run_teacher(self, args: Args, seed: int, *, maps: bool = True) -> TeacherOutput:
+        """Run the teacher on one batch; ``maps``: with the maps of the backbone."""
+        with seeded(seed), self._teacher_blocks.recording():
             image = image_tensor(self.teacher(*args))
-        return Target(
+        return TeacherOutput(
             args=args,
             image=image,
-            blocks=dict(self._teach.outputs),
-            inputs=dict(self._teach.inputs),
+            blocks=dict(self._teacher_blocks.outputs),
+            inputs=dict(self._teacher_blocks.inputs),
             maps=self.features(image) if self.features is not None and maps else [],
             seed=seed,
         )
 
-    def learn(self, target: Target, *, alone: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """The student's image and block outputs, with the target's noise.
+    def run_student(
+        self, target: TeacherOutput, *, blockwise: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the student on the batch of ``target``; return its image and the blocks' outputs.
 
         Args:
-            target: whose latents and noise.
-            alone: give each block the teacher's input instead of the block's before.
+            target: the teacher's outputs; the student gets the same latents and noise.
+            blockwise: give each block the teacher's input instead of the previous block's output.
         """
-        self._learn.replace = target.inputs if alone else None
-        with seeded(target.seed), self._learn.listening():
+        self._student_blocks.replace = target.inputs if blockwise else None
+        with seeded(target.seed), self._student_blocks.recording():
             image = image_tensor(self.student(*target.args))
-        return image, dict(self._learn.outputs)
+        return image, dict(self._student_blocks.outputs)
 
-    def compatible(self, target: Target) -> tuple[str, ...]:
-        """The blocks whose outputs have one shape on both sides; only they are compared from now.
+    def keep_shared_blocks(self, target: TeacherOutput) -> tuple[str, ...]:
+        """Keep the blocks whose outputs have one shape on both sides; return their names.
 
-        A block counts where it ran once on both sides and gave a map (of a block that is shared,
-        and runs several times, no call stands for all).
+        A block must run once on both sides and return a map. (A block that runs several times has
+        no single output.)
         """
         present = set(dict(self.student.named_modules()))
-        both = tuple(n for n in target.blocks if n in present and self._teach.calls[n] == 1)
-        self._learn.names = both
-        with torch.no_grad(), seeded(target.seed), self._learn.listening():
+        both = tuple(
+            n for n in target.blocks if n in present and self._teacher_blocks.calls[n] == 1
+        )
+        self._student_blocks.names = both
+        with torch.no_grad(), seeded(target.seed), self._student_blocks.recording():
             self.student(*target.args)
-        mine = self._learn.outputs
+        mine = self._student_blocks.outputs
         self.blocks = tuple(
             n
             for n in both
-            if self._learn.calls.get(n) == 1
+            if self._student_blocks.calls.get(n) == 1
             and n in mine
             and mine[n].dim() == 4
             and mine[n].shape == target.blocks[n].shape
         )
-        self._teach.names = self._learn.names = self.blocks
+        self._teacher_blocks.names = self._student_blocks.names = self.blocks
         return self.blocks
 
     @torch.no_grad()
-    def scales(self, targets: Sequence[Target]) -> Scales:
-        """Variances of what the teacher makes, over some batches."""
+    def scales(self, targets: Sequence[TeacherOutput]) -> Scales:
+        """Measure the variances of the teacher's outputs over some batches."""
         return Scales(
             image=torch.cat([t.image for t in targets]).var().clamp_min(1e-12),
             blocks={n: _variance(torch.cat([t.blocks[n] for t in targets])) for n in self.blocks},
@@ -235,15 +240,23 @@ class Objective:
         )
 
     def terms(
-        self, target: Target, image: Tensor, blocks: dict[str, Tensor], scales: Scales
+        self, target: TeacherOutput, image: Tensor, blocks: dict[str, Tensor], scales: Scales
     ) -> dict[str, Tensor]:
-        """Image, blocks (their mean) and features (their mean), each normalised."""
-        found: dict[str, Tensor] = {"image": error(image, target.image, scales.image)}
+        """Return the normalised errors of the image, the blocks (mean) and the features (mean)."""
+        found: dict[str, Tensor] = {"image": relative_error(image, target.image, scales.image)}
         if self.blocks:
-            each = [error(blocks[n], target.blocks[n], scales.blocks[n]) for n in self.blocks]
+            each = [
+                relative_error(blocks[n], target.blocks[n], scales.blocks[n]) for n in self.blocks
+            ]
             found["blocks"] = torch.stack(each).mean()
         if target.maps and self.features is not None:
             maps = self.features(image)
             pairs = zip(maps, target.maps, scales.maps, strict=True)
-            found["features"] = torch.stack([error(s, t, v) for s, t, v in pairs]).mean()
+            found["features"] = torch.stack([relative_error(s, t, v) for s, t, v in pairs]).mean()
         return found
+
+
+def weighted_loss(terms: dict[str, Tensor], config: DistillConfig) -> Tensor:
+    """Return the sum of the terms with the weights of ``config``."""
+    weights = {"image": config.image, "blocks": config.blocks, "features": config.features}
+    return torch.stack([weights[n] * v for n, v in terms.items()]).sum()

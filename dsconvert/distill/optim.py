@@ -1,9 +1,9 @@
-"""How the student's tensors move: each at a rate of its own scale, pointwise factors by Muon.
+"""The optimiser of the student: rates relative to each tensor, pointwise factors by Muon.
 
-Most of a separable generator's weights are in its pointwise factors, matrices proper. Muon (Jordan
+Most weights of a separable generator are in its pointwise factors, which are matrices. Muon (Jordan
 et al. 2024; ``torch.optim.Muon``) steps along the nearest orthogonal matrix of the momentum, so
-that the many weak directions of a low-rank fit move as fast as the few strong ones. Everything else
-(depthwise factors, normalisations, small convolutions) is moved by Adam.
+that the many weak directions of a low-rank fit move as fast as the few strong ones. Adam updates
+all other tensors (depthwise factors, normalisations, small convolutions).
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from torch import Tensor, nn
 from dsconvert.errors import UsageError
 
 _SMALLEST = 16
-"""Matrices with a side below this are left to Adam: there is little to orthogonalise."""
+"""Adam updates matrices with a side below this: there is little to orthogonalise."""
 _LEAST_SCALE = 1e-6
 _ITERATIONS = 4
-"""Newton-Schulz iterations; the usual five are a fifth slower and no better here."""
+"""Newton-Schulz iterations; the default of five is a fifth slower and no better here."""
 
 
 def has_muon() -> bool:
-    """Whether this torch comes with Muon (2.9 and newer)."""
+    """Return whether this torch has Muon (2.9 and newer)."""
     return hasattr(torch.optim, "Muon")
 
 
 def _scale(tensor: Tensor) -> float:
-    """Root mean square: what a relative step is relative to."""
+    """Return the root mean square, which a relative step is relative to."""
     return float(tensor.detach().square().mean().sqrt().clamp_min(_LEAST_SCALE))
 
 
 class Optimiser:
-    """Adam, and Muon for the pointwise factors where ``muon`` is set.
+    """Adam, with Muon for the pointwise factors if ``muon`` is set.
 
-    Rates are relative: a step of rate r moves a tensor by about r times its root mean square (as
-    it was at the start).
+    Rates are relative: a step of rate r changes a tensor by about r times its initial root mean
+    square.
 
     Args:
-        model: whose parameters, all of them.
-        betas: of Adam; the first is Muon's momentum too.
-        muon: use it.
+        model: all of its parameters are trained.
+        betas: of Adam; the first is also the momentum of Muon.
+        muon: whether to use Muon.
 
     Raises:
         UsageError: this torch has no Muon.
@@ -80,7 +80,7 @@ class Optimiser:
             )
 
     def step(self, rate: float) -> None:
-        """One step at relative rate ``rate``."""
+        """Make one step at relative rate ``rate``."""
         for weight, matrix in self._pairs:
             matrix.grad = None if weight.grad is None else weight.grad.reshape(matrix.shape)
         for optimiser in self._all:
@@ -89,18 +89,18 @@ class Optimiser:
             optimiser.step()
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Delete the gradients."""
         for optimiser in self._all:
             optimiser.zero_grad(set_to_none=True)
         for weight, _ in self._pairs:
             weight.grad = None
 
     def state(self) -> list[dict[str, Any]]:
-        """As a checkpoint holds it."""
+        """Return the state for a checkpoint."""
         return [o.state_dict() for o in self._all]
 
     def restore(self, states: list[dict[str, Any]]) -> None:
-        """Back from :meth:`state`.
+        """Load the state of :meth:`state`.
 
         Raises:
             ValueError: the states are of other tensors.
@@ -110,10 +110,9 @@ class Optimiser:
 
 
 def _pointwise(model: nn.Module) -> list[nn.Parameter]:
-    """Weights of plain 1x1 convolutions that are large enough, each once.
+    """Return the weights of plain 1x1 convolutions that are large enough, each once.
 
-    A weight that a norm is computed from (spectral norm) is no parameter of its module's own name
-    and is left to Adam.
+    A convolution with spectral norm has no parameter of the name ``weight``; Adam updates it.
     """
     found: dict[int, nn.Parameter] = {}
     for module in model.modules():
@@ -126,7 +125,7 @@ def _pointwise(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _matrix(weight: nn.Parameter) -> nn.Parameter:
-    """The same memory as an O x I matrix, which is what Muon takes."""
+    """Return the same memory as an O x I matrix, the form that Muon needs."""
     matrix = weight.detach().reshape(weight.shape[:2]).contiguous()
     weight.data = matrix.view(weight.shape)
     return nn.Parameter(matrix)

@@ -18,8 +18,8 @@ from dsconvert.errors import (
 from dsconvert.export.diagnose import blame
 from dsconvert.export.graphs import GRAPHS, GraphFormat, Run, need
 from dsconvert.forms.flat_graph import Core, draw, flatten
-from dsconvert.forms.inputs import Inputs, examples_of
 from dsconvert.forms.verify import BATCHES, compare, first_line
+from dsconvert.model.inputs import Inputs, examples_of
 from dsconvert.records import Export
 from dsconvert.util.files import check_target, whole_files
 

@@ -7,7 +7,7 @@ format. :class:`FileFormat` is the entry in :mod:`dsconvert.formats.registry`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -200,15 +200,16 @@ class FileFormat:
     Attributes:
         file: the class that ``open`` returns an object of.
         detects: whether a path holds this format; reads a few bytes and runs nothing.
-        open: ``open(path, drop, module)``; ``drop`` names entries to leave out, ``module`` says how
-            to build a generator that no adapter knows.
-        inspect: ``inspect(path, module)``.
+        open: ``open(path, drop, module, adapters)``; ``drop`` names entries to leave out,
+            ``module`` says how to build a generator that no adapter knows, ``adapters`` are asked
+            before the installed ones.
+        inspect: ``inspect(path, module, adapters)``.
     """
 
     file: type[GeneratorFile]
     detects: Callable[[Path], bool]
-    open: Callable[[Path, Collection[str], ModuleSource | None], GeneratorFile]
-    inspect: Callable[[Path, ModuleSource | None], FileFacts]
+    open: Callable[[Path, Collection[str], ModuleSource | None, Sequence[Adapter]], GeneratorFile]
+    inspect: Callable[[Path, ModuleSource | None, Sequence[Adapter]], FileFacts]
 
     @property
     def name(self) -> str:

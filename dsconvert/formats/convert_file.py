@@ -123,7 +123,11 @@ def convert_file(
         began = time.perf_counter()
         with undisturbed():
             analysis = analyse_alike(
-                known, model, inputs=file.inputs(model), owned=file.is_private(key)
+                known,
+                model,
+                inputs=file.inputs(model),
+                adapter=file.adapter,
+                owned=file.is_private(key),
             )
             traced = time.perf_counter() - began
             # The graph serves the next generator, too; the weights need not stay for that.

@@ -14,7 +14,7 @@ from dsconvert.export.graphs import need
 from dsconvert.formats.official import load_snapshot
 from dsconvert.formats.safetensors import load_plain, save_plain
 from dsconvert.formats.seeds import unknown_inputs
-from dsconvert.forms.inputs import Inputs
+from dsconvert.model.inputs import Inputs
 from dsconvert.model.observe import undisturbed
 from dsconvert.model.wrappers import unwrapped
 from dsconvert.records import Export

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dsconvert.adapter import Adapter
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import FileFacts, FileFormat, GeneratorFile, ModuleSource
 from dsconvert.formats.checkpoint import FORMAT as CHECKPOINT
@@ -70,6 +71,7 @@ def open_file(
     *,
     drop: Collection[str] = (),
     module: ModuleSource | None = None,
+    adapters: Sequence[Adapter] = (),
 ) -> GeneratorFile:
     """Open a file of any known format, without running anything in it.
 
@@ -78,17 +80,23 @@ def open_file(
             safetensors export.
         drop: entries to leave out.
         module: how to build the generator of a codebase that no adapter knows.
+        adapters: further adapters, which need not be installed; they come first.
 
     Raises:
         DsconvertError: it is no such file, is damaged, or an option does not fit it.
     """
-    return FORMATS.format_of(path).open(Path(path), drop, module)
+    return FORMATS.format_of(path).open(Path(path), drop, module, adapters)
 
 
-def inspect_file(path: str | os.PathLike[str], *, module: ModuleSource | None = None) -> FileFacts:
+def inspect_file(
+    path: str | os.PathLike[str],
+    *,
+    module: ModuleSource | None = None,
+    adapters: Sequence[Adapter] = (),
+) -> FileFacts:
     """Return the facts about a file of any known format, without running anything in it.
 
     Raises:
         DsconvertError: it is no such file, or ``module`` does not fit it.
     """
-    return FORMATS.format_of(path).inspect(Path(path), module)
+    return FORMATS.format_of(path).inspect(Path(path), module, adapters)

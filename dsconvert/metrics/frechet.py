@@ -1,8 +1,8 @@
-"""The Frechet distance of two sets of features, and how sure one can be of it.
+"""The Frechet distance of two sets of features, with confidence intervals.
 
 ``FD = |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`` (Heusel et al. 2017, eq. 6, in other
-features). With N samples fewer than dimensions the covariances are singular; the trace of the root
-is then still exact from the N x N cross product of the centred features.
+features). With fewer samples N than dimensions the covariances are singular; the trace of the root
+is still exact if it is computed from the N x N cross product of the centred features.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dsconvert.errors import UsageError
 Interval = tuple[float, float]
 _Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Weighted = Callable[[_Array, _Array], float]
-"""How far two sets are apart, given how often each of their rows occurs in a resample."""
+"""The distance of two sets, given the number of times that each row occurs in a resample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,9 @@ def _array(features: Tensor) -> _Array:
 
 
 def _weighted(x: _Array, times_x: _Array, y: _Array, times_y: _Array) -> float:
-    """The Frechet distance where row i of ``x`` occurs ``times_x[i]`` times; so for ``y``."""
-    # Rows that a resample left out cost nothing: the SVD of 0.63 N rows takes a quarter of the
-    # time of one of N rows with repetitions.
+    """Return the Frechet distance if row i of ``x`` occurs ``times_x[i]`` times; so for ``y``."""
+    # Leave out the rows that a resample lacks: the SVD of 0.63 N rows takes a quarter of the time
+    # of one of N rows with repetitions.
     x, times_x = x[times_x > 0], times_x[times_x > 0]
     y, times_y = y[times_y > 0], times_y[times_y > 0]
     count_x, count_y = times_x.sum(), times_y.sum()
@@ -58,27 +58,27 @@ def _weighted(x: _Array, times_x: _Array, y: _Array, times_y: _Array) -> float:
     left = (x - mean_x) * np.sqrt(times_x / (count_x - 1))[:, None]
     right = (y - mean_y) * np.sqrt(times_y / (count_y - 1))[:, None]
     shift, spread = np.square(mean_x - mean_y).sum(), np.square(left).sum() + np.square(right).sum()
-    # Rows beyond the width add nothing to the root: A = Q R has the singular values of R.
-    left, right = _short(left), _short(right)
+    # More rows than columns add nothing to the root: A = Q R has the singular values of R.
+    left, right = _at_most_square(left), _at_most_square(right)
     # tr (C_a C_b)^(1/2) is the sum of the singular values of left @ right.T.
     root = np.linalg.svd(left @ right.T, compute_uv=False).sum()
     return float(shift + spread - 2 * root)
 
 
-def _short(rows: _Array) -> _Array:
+def _at_most_square(rows: _Array) -> _Array:
     return np.asarray(np.linalg.qr(rows, mode="r")) if len(rows) > rows.shape[1] else rows
 
 
 def frechet(x: _Array, y: _Array) -> Weighted:
-    """The Frechet distance of two feature sets as a function of how often each row occurs."""
+    """Return the Frechet distance of two sets as a function of each row's number of occurrences."""
     return lambda times_x, times_y: _weighted(x, times_x, y, times_y)
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """The Frechet distance of features ``(N, F)`` and ``(M, F)``.
+    """Return the Frechet distance of features ``(N, F)`` and ``(M, F)``.
 
     Raises:
-        UsageError: fewer than two samples, different F, or features that are not finite.
+        UsageError: a set has fewer than two samples, F differs, or features are not finite.
     """
     x, y = _array(a), _array(b)
     _same_width(x, y)
@@ -102,30 +102,30 @@ def compare_sets(
     distance: Callable[[_Array, _Array], Weighted] = frechet,
     progress: Callable[[int], None] | None = None,
 ) -> Comparison:
-    """FD(student, other) beside FD(teacher, other), with bootstrap intervals.
+    """Compute FD(student, other) and FD(teacher, other), with bootstrap intervals.
 
     A Frechet distance of resampled features is biased upwards (repeated rows are fewer samples), by
-    an amount that depends on the distance. Two things keep that out of the verdict. The resamples
-    are paired: student and teacher share latents, so each resample takes the same rows of both
-    (and the same rows of ``other``), and the shared part of bias and noise cancels in the
-    difference. And each interval is centred: it is the full-sample estimate plus the resamples'
-    deviations from *their* mean, so that what bias is left moves no interval. In simulations with
-    fewer samples than features the intervals come out wide (about 1.4 times what the sampling
-    needs), so the verdict "distinguishable" errs on the quiet side.
+    an amount that depends on the distance. Two measures remove the bias from the comparison. First,
+    the resamples are paired: student and teacher share latents, so each resample takes the same
+    rows of both (and the same rows of ``other``), and the common part of bias and noise cancels in
+    the difference. Second, each interval is centred: it is the full-sample estimate plus the
+    resamples' deviations from *their* mean, so that the remaining bias moves no interval. In
+    simulations with fewer samples than features, the intervals are about 1.4 times as wide as the
+    sampling requires, so "distinguishable" is a conservative statement.
 
     Args:
         student: ``(N, F)`` features of the student's images.
         teacher: ``(N, F)``, same latents as ``student``, row by row.
         other: ``(M, F)`` features of the teacher's images of other latents.
-        bootstrap: resamples; 0 makes every interval a point.
+        bootstrap: number of resamples; 0 makes every interval a point.
         seed: of the resampling.
         paired: whether row i of ``student`` and row i of ``teacher`` belong together (one latent);
-            if not, each is resampled by itself.
+            if not, each set is resampled by itself.
         distance: of two sets; the Frechet distance, or :func:`dsconvert.metrics.kernel.kernel`.
         progress: called with the number of resamples done.
 
     Raises:
-        UsageError: the sets do not fit each other.
+        UsageError: the sets differ in width, or paired sets in length.
     """
     s, t, o = _array(student), _array(teacher), _array(other)
     _same_width(s, t, o)
@@ -155,7 +155,7 @@ def compare_sets(
 
 
 def _times(rng: np.random.Generator, count: int) -> _Array:
-    """How often each of ``count`` rows is drawn in one resample with replacement."""
+    """Return the number of draws of each of ``count`` rows in one resample with replacement."""
     while True:
         times = np.bincount(rng.integers(0, count, count), minlength=count).astype(np.float64)
         if np.count_nonzero(times) > 1:  # one row alone has no covariance
@@ -172,6 +172,6 @@ def _centred(estimate: float, draws: _Array) -> Interval:
 def compare_features(
     student: Tensor, teacher: Tensor, other: Tensor, *, bootstrap: int = 100, seed: int = 0
 ) -> tuple[float, float, Interval]:
-    """Value, floor and the interval of their difference: the short form of :func:`compare_sets`."""
+    """Return value, floor and the interval of their difference; see :func:`compare_sets`."""
     found = compare_sets(student, teacher, other, bootstrap=bootstrap, seed=seed)
     return found.value, found.floor, found.interval

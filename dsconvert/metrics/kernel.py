@@ -1,9 +1,9 @@
 """KID: the squared maximum mean discrepancy in Inception features (Binkowski et al. 2018).
 
 The kernel is ``(x.y / F + 1)^3``; the estimator is unbiased, so that KID (unlike FID) does not grow
-as the sets shrink. clean-fid averages it over random subsets of 1,000; here it is over all rows,
-which is what that average estimates, and weights make it fit for the bootstrap: pairs of a row with
-a copy of itself are left out.
+for smaller sets. clean-fid averages it over random subsets of 1,000 rows, which estimates the value
+over all rows; this module computes that value. For the bootstrap, rows have weights, and pairs of a
+row with a copy of itself are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dsconvert.metrics.frechet import Weighted
 
 _Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 LIMIT = 12_000
-"""Rows of a set: three matrices of their square are in memory."""
+"""The most rows of a set: three matrices of their square are in memory."""
 
 
 def _kernel(x: _Array, y: _Array) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -25,14 +25,14 @@ def _kernel(x: _Array, y: _Array) -> np.ndarray[tuple[int, ...], np.dtype[np.flo
 
 
 def kernel(x: _Array, y: _Array) -> Weighted:
-    """KID of two feature sets ``(N, F)`` as a function of how often each row occurs.
+    """Return KID of two sets ``(N, F)`` as a function of each row's number of occurrences.
 
     Raises:
-        UsageError: a set too large for its kernel matrix.
+        UsageError: a set is too large for its kernel matrix.
     """
     for rows in (x, y):
         if len(rows) > LIMIT:
-            raise UsageError(f"KID is taken over at most {LIMIT} images a side, not {len(rows)}.")
+            raise UsageError(f"KID takes at most {LIMIT} images a side, not {len(rows)}.")
     within_x, within_y, between = _kernel(x, x), _kernel(y, y), _kernel(x, y)
     np.fill_diagonal(within_x, 0)
     np.fill_diagonal(within_y, 0)

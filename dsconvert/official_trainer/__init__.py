@@ -1,13 +1,13 @@
-"""The official Projected GAN trainer, unmodified, with a converted generator in it.
+"""Run the official Projected GAN trainer, unmodified, with a converted generator.
 
-``train`` starts a checkout's own ``train.py``. Nothing in the checkout is edited; what changes is
-done from outside, in this process and in those it spawns: the generator is restructured where the
-trainer constructs it, what it resumes is checked, and today's timm answers the old calls.
+``train`` starts the ``train.py`` of a checkout and edits no file in it. Hooks in this process and
+in the processes it spawns restructure the generator when the trainer constructs it, check the
+snapshot that it resumes, and redirect calls of the old timm to the installed one.
 """
 
 from __future__ import annotations
 
-from dsconvert.official_trainer.hooks import Settings
+from dsconvert.official_trainer.hooks import ConversionSettings
 from dsconvert.official_trainer.launch import train
 
-__all__ = ["Settings", "train"]
+__all__ = ["ConversionSettings", "train"]

@@ -1,4 +1,4 @@
-"""What is changed from outside in the official code, in every process of a training."""
+"""Hooks into the official code, installed in every process of a training."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _MARK = "_dsconvert"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How the generator is converted.
+class ConversionSettings:
+    """Settings of the conversion.
 
     Attributes:
         repo: the checkout, an absolute path.
-        preset: of the plan, where there is neither ``plan`` nor ``resume``.
+        preset: of the plan, if there is neither ``plan`` nor ``resume``.
         rank: one rank for all rewrites.
         plan: a plan as JSON.
-        resume: a converted snapshot whose architecture the trainer gets (its weights come in by
-            the trainer's own ``--resume``).
+        resume: a converted snapshot, whose architecture the generator gets (the trainer's own
+            ``--resume`` loads the weights).
         seed: of the random weights.
-        backbone: where the discriminator's ImageNet weights come from.
+        backbone: source of the discriminator's ImageNet weights.
     """
 
     repo: str
@@ -49,8 +49,8 @@ class Settings:
     backbone: Weights = "auto"
 
 
-def install(settings: Settings) -> None:
-    """Hook the official modules in this process; a second time changes nothing.
+def install(settings: ConversionSettings) -> None:
+    """Install the hooks in this process; a second call changes nothing.
 
     Raises:
         UsageError: the repository's code can't be imported.
@@ -59,7 +59,7 @@ def install(settings: Settings) -> None:
         raise UsageError(f"no backbone weights are called {settings.backbone!r}.")
     if settings.repo not in sys.path:
         sys.path.insert(0, settings.repo)
-    answer_old_timm()
+    alias_old_timm()
     util = _imported("dnnlib.util")
     if hasattr(util.construct_class_by_name, _MARK):
         return
@@ -71,8 +71,8 @@ def install(settings: Settings) -> None:
     projector.timm = SimpleNamespace(create_model=_backbone(projector.timm, settings.backbone))
 
 
-def worker(settings: Settings, *args: Any, **kwargs: Any) -> None:
-    """The trainer's ``subprocess_fn``, hooked first: a spawned process starts with a bare one."""
+def worker(settings: ConversionSettings, *args: Any, **kwargs: Any) -> None:
+    """Install the hooks, then call the trainer's ``subprocess_fn`` (in a spawned process)."""
     install(settings)
     train = sys.modules.get("train") or _imported("train")
     original = getattr(train, f"{_MARK}_subprocess_fn", None) or train.subprocess_fn
@@ -93,10 +93,10 @@ def _imported(name: str) -> Any:
         raise UsageError(f"{name} can't be imported: {error}. {remedy}.") from error
 
 
-def _constructor(original: Callable[..., Any], settings: Settings) -> Callable[..., Any]:
+def _constructor(original: Callable[..., Any], settings: ConversionSettings) -> Callable[..., Any]:
     def construct(*args: Any, class_name: Any = None, **kwargs: Any) -> Any:
         if "betas" in kwargs:
-            # The official settings say [0, 0.99]; today's Adam insists on floats.
+            # The official settings have [0, 0.99]; newer versions of Adam need floats.
             kwargs["betas"] = tuple(float(b) for b in kwargs["betas"])
         made = original(*args, class_name=class_name, **kwargs)
         if class_name == _STYLEGAN:
@@ -107,8 +107,8 @@ def _constructor(original: Callable[..., Any], settings: Settings) -> Callable[.
     return construct
 
 
-def converted(generator: nn.Module, settings: Settings) -> nn.Module:
-    """The official instance, with the structure of a conversion and random weights.
+def converted(generator: nn.Module, settings: ConversionSettings) -> nn.Module:
+    """Give the official generator the structure of a conversion, with random weights.
 
     Raises:
         DsconvertError: the plan, or the snapshot, does not fit it.
@@ -144,13 +144,13 @@ def _shaped_like(generator: nn.Module, path: str) -> nn.Module:
 
 
 def _copier(original: Callable[..., None]) -> Callable[..., None]:
-    """The official copy, which passes over what does not match, made to say so."""
+    """Wrap the official copy of parameters, which skips names that do not match: raise instead."""
 
     def copy(src_module: nn.Module, dst_module: nn.Module, require_all: bool = False) -> None:
         source = _tensors(src_module)
         wanted = _tensors(dst_module)
         name = type(dst_module).__name__
-        # A copy between other shapes would fail, or worse, broadcast.
+        # A copy between different shapes would fail or, worse, broadcast.
         lacking = [k for k, v in wanted.items() if k not in source or source[k].shape != v.shape]
         if lacking:
             raise SnapshotError(
@@ -163,7 +163,7 @@ def _copier(original: Callable[..., None]) -> Callable[..., None]:
         for key, module in dst_module.named_modules():
             eps = getattr(dict(src_module.named_modules()).get(key), "eps", None)
             if isinstance(module, nn.BatchNorm2d) and isinstance(eps, float):
-                module.eps = eps  # a scale that spectral norm lost can sit here
+                module.eps = eps  # a conversion may have changed it, to keep a scale
         sys.stdout.write(f"dsconvert: {name}: {len(wanted)} of {len(wanted)} tensors restored\n")
 
     return copy
@@ -174,7 +174,7 @@ def _tensors(module: nn.Module) -> Mapping[str, torch.Tensor]:
 
 
 def _sampler_class(original: Any) -> Any:
-    """Torch no longer lets ``Sampler.__init__`` take the data set; an index sampler needs none."""
+    """Adapt the official sampler: newer versions of ``Sampler.__init__`` take no data set."""
 
     def init(self: Any, dataset: Any, *args: Any, **kwargs: Any) -> None:
         base: Any = torch.utils.data.Sampler
@@ -194,7 +194,7 @@ def _backbone(timm: Any, weights: Weights) -> Callable[..., Any]:
             return timm.create_model(name, pretrained=pretrained, **kwargs)
         net = lite0(weights=weights, extra="train", purpose="the official discriminator")
         if not hasattr(net, "act1"):
-            # Today's timm has the activation in the normalisation before it.
+            # Newer versions of timm have the activation in the normalisation before it.
             net.act1 = nn.Identity()
         return net
 
@@ -210,8 +210,8 @@ _RENAMED = {
 }
 
 
-def answer_old_timm() -> None:
-    """Let pickles of timm 0.4 find their classes where today's timm has them.
+def alias_old_timm() -> None:
+    """Alias the modules of timm 0.4 to those of the installed timm, so that old pickles load.
 
     The trainer reads tensors by name from such objects and never runs them.
     """
@@ -224,5 +224,5 @@ def answer_old_timm() -> None:
             try:
                 found: ModuleType = importlib.import_module(new)
             except ImportError:
-                continue  # no timm, or an even newer one: the pickle's own error says what lacks
+                continue  # timm is missing or even newer; loading the pickle reports it
             sys.modules[old] = found

@@ -1,4 +1,4 @@
-"""Starting the official ``train.py``."""
+"""Start the official ``train.py``."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 
 from dsconvert.errors import MissingExtraError, UsageError
 from dsconvert.formats.official import load_snapshot
-from dsconvert.official_trainer.hooks import Settings, install, worker
+from dsconvert.official_trainer.hooks import ConversionSettings, install, worker
 
 _PARTS = ("train.py", "dnnlib", "training", "torch_utils", "pg_modules")
 
 
 def check_repo(path: str) -> Path:
-    """The checkout.
+    """Return the absolute path of the checkout.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the folder is no checkout.
     """
     repo = Path(path).absolute()
     lacking = [p for p in _PARTS if not (repo / p).exists()]
@@ -34,7 +34,7 @@ def check_repo(path: str) -> Path:
 
 
 def resumed(arguments: Sequence[str]) -> str | None:
-    """The file that the official arguments resume from."""
+    """Return the file that the official arguments resume from, if any."""
     words = list(arguments)
     for i, word in enumerate(words):
         if word == "--resume" and i + 1 < len(words):
@@ -44,11 +44,11 @@ def resumed(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def train(settings: Settings, arguments: Sequence[str]) -> None:
+def train(settings: ConversionSettings, arguments: Sequence[str]) -> None:
     """Run the official trainer with ``arguments``, as its own command line would.
 
     Raises:
-        DsconvertError: something does not fit; the trainer's own errors pass through.
+        DsconvertError: the settings do not fit the trainer. The trainer's own errors pass through.
     """
     try:
         click: Any = importlib.import_module("click")
@@ -57,11 +57,11 @@ def train(settings: Settings, arguments: Sequence[str]) -> None:
             "the official code needs: pip install click requests psutil dill scipy ninja"
         ) from error
     if settings.resume is not None:
-        load_snapshot(settings.resume)  # what is wrong with it is said before anything starts
+        load_snapshot(settings.resume)  # fail before the trainer starts
     install(settings)
     code = _train_module(Path(settings.repo))
     code._dsconvert_subprocess_fn = getattr(code, "_dsconvert_subprocess_fn", code.subprocess_fn)
-    # Spawned processes find this function by name and hook themselves.
+    # Spawned processes import this function by its name and install the hooks.
     code.subprocess_fn = partial(worker, settings)
     streams = sys.stdout, sys.stderr
     try:
@@ -73,7 +73,7 @@ def train(settings: Settings, arguments: Sequence[str]) -> None:
     except click.Abort:
         raise KeyboardInterrupt from None
     finally:
-        # The official logger puts itself in their places and stays there.
+        # The official logger replaces both and does not restore them.
         sys.stdout, sys.stderr = streams
 
 

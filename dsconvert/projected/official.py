@@ -1,7 +1,7 @@
-"""The discriminator as the official code pickles it, so that its own tools and trainings load it.
+"""The discriminator as the official code pickles it, for the official tools and trainer.
 
-The official classes (and those of timm 0.4.12, which wrote the backbone) are named, not imported:
-empty classes stand for them while the file is written. The tensors are shared, not copied.
+The writer only names the official classes (and those of timm 0.4.12, which wrote the backbone) and
+imports none: empty classes replace them while the file is written. Tensors are shared, not copied.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ FOREIGN: dict[tuple[str, str], type[nn.Module]] = {
     ("timm.models.efficientnet_blocks", "DepthwiseSeparableConv"): _Separable,
     ("timm.models.efficientnet_blocks", "InvertedResidual"): _Inverted,
     ("timm.models.layers.conv2d_same", "Conv2dSame"): _ConvSame,
-    # The name that torch of every age since 1.3 knows.
+    # Every torch since 1.3 knows this name.
     ("torch.nn.quantized.modules.functional_modules", "FloatFunctional"): _Add,
 }
-"""The names that the official repository and timm 0.4.12 know these classes by."""
+"""The names of these classes in the official repository and in timm 0.4.12."""
 
 
 def official_form(discriminator: ProjectedDiscriminator) -> nn.Module:
-    """What to hand to the snapshot writer, with :data:`FOREIGN`; it can't be run here."""
+    """Return a module for the snapshot writer, with :data:`FOREIGN`; it can't run here."""
     network = discriminator.feature_network
     whole: Any = _Projected()
     whole.diffaug, whole.interp224 = bool(discriminator.augment), discriminator.interp224
@@ -115,7 +115,7 @@ def _pretrained(pretrained: nn.Module) -> nn.Module:
                 parts.append(_conv(part))
             elif isinstance(part, nn.BatchNorm2d):
                 parts.append(_norm(part))
-            else:  # the place of the stem's activation, which today's timm has in its norm
+            else:  # the stem's activation, which newer versions of timm have in the norm
                 parts.append(nn.ReLU6(inplace=True))
         made.add_module(f"layer{i}", nn.Sequential(*parts))
     return made

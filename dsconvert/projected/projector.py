@@ -2,8 +2,8 @@
 
 Sauer et al., "Projected GANs Converge Faster" (NeurIPS 2021), section 3: four maps of
 EfficientNet-Lite0 (1/4 to 1/32 of the image), cross-channel mixing (CCM: a random 1x1 convolution
-a map) and cross-scale mixing (CSM: from the coarsest map up, random 1x1 convolutions and bilinear
-upsampling). Nothing in it is ever trained. Child names are those of the official files.
+for each map) and cross-scale mixing (CSM: from the coarsest map up, random 1x1 convolutions and
+bilinear upsampling). Nothing in it is trained. Child names are those of the official files.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dsconvert.projected.lite0 import Weights, lite0
 
 BACKBONE_CHANNELS = (24, 40, 112, 320)
 RESOLUTIONS = (128, 64, 32, 16)
-"""Map sizes that the heads are built for. The official code fixes them to what a 256 px image
-gives, whatever the data set's size."""
+"""Map sizes that the heads are built for. The official code fixes them to those of a 256 px image,
+for a data set of any resolution."""
 
 
 class Fusion(nn.Module):
@@ -27,9 +27,9 @@ class Fusion(nn.Module):
         self.out_conv = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, coarse: Tensor, fine: Tensor | None = None) -> Tensor:
-        """(N, I, H, W), twice, to (N, O, 2H, 2W).
+        """Map two inputs (N, I, H, W) to (N, O, 2H, 2W).
 
-        Bilinear weights sum to one, so the 1x1 convolution commutes with the upsampling; it runs
+        Bilinear weights sum to one, so the 1x1 convolution commutes with the upsampling. It runs
         first here, on a quarter of the pixels.
         """
         mixed = self.out_conv(coarse if fine is None else coarse + fine)
@@ -37,14 +37,14 @@ class Fusion(nn.Module):
 
 
 class Projector(nn.Module):
-    """Images (N, 3, H, W) in [-1, 1] to four maps, the finest first.
+    """Maps images (N, 3, H, W) in [-1, 1] to four maps, the finest first.
 
     For an image of 256 px and ``cout`` 64 they are (64, 128, 128), (64, 64, 64), (128, 32, 32) and
     (256, 16, 16).
 
     Args:
         cout: channels of the finest mixed map.
-        expand: whether coarser maps have more channels (x2 a level), as the official default.
+        expand: whether coarser maps have more channels (x2 for each level), the official default.
         weights: see :func:`dsconvert.projected.lite0.lite0`.
 
     Raises:
@@ -56,7 +56,7 @@ class Projector(nn.Module):
         net = lite0(weights=weights, extra="train", purpose="the projected discriminator")
         self.cout, self.expand = cout, expand
         self.pretrained = nn.Module()
-        # timm's normalisation holds the activation that once was a module beside it (place 2).
+        # The activation was once a module (place 2); newer versions of timm have it in the norm.
         stem = (net.conv_stem, net.bn1, nn.Identity())
         self.pretrained.layer0 = nn.Sequential(*stem, *net.blocks[0:2])
         self.pretrained.layer1 = nn.Sequential(*net.blocks[2:3])
@@ -74,11 +74,11 @@ class Projector(nn.Module):
         super().train(False)
 
     def train(self, mode: bool = True) -> Projector:  # noqa: ARG002
-        """Stays in eval mode: its normalisations must never follow the images."""
+        """Stay in eval mode: the statistics of the normalisations must not change."""
         return super().train(False)
 
     def backbone(self, x: Tensor) -> list[Tensor]:
-        """The backbone's own four maps, unmixed."""
+        """Return the backbone's four maps, without mixing."""
         maps: list[Tensor] = []
         for i in range(4):
             x = self.pretrained.get_submodule(f"layer{i}")(x)
@@ -86,7 +86,7 @@ class Projector(nn.Module):
         return maps
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The four mixed maps; gradients flow to ``x``."""
+        """Return the four mixed maps; gradients flow to ``x``."""
         scratch = self.scratch
         mixed = [scratch.get_submodule(f"layer{i}_ccm")(m) for i, m in enumerate(self.backbone(x))]
         y: Tensor = scratch.get_submodule("layer3_csm")(mixed[3])

@@ -1,1 +1,1 @@
-"""Costs (fvcore), tables (rich) and JSON. Nothing here prints."""
+"""Results as tables (rich) and as JSON. This package returns data and never prints."""

@@ -1,4 +1,4 @@
-"""What a file is, as a person asks for it: from the facts that ``inspect --json`` lists."""
+"""The description of a file for people, from the facts of ``inspect --json``."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsconvert.report.layout import listed, pairs
-from dsconvert.report.text import amount
+from dsconvert.util.numbers import amount
 
 _OWN = "module"
-"""The codebase of a user's own module."""
+"""The adapter's name of a user's own module."""
 _FEW = 8
-"""Problems that are listed one by one."""
+"""The most problems that are listed one by one."""
 
 
 def inspection(facts: Mapping[str, Any], *, verbose: bool = False) -> list[str]:
-    """Lines about a file; ``verbose`` adds what else the adapter says of its generator.
+    """Return the lines about a file.
 
     Args:
-        facts: of a snapshot, a checkpoint or an export, as its ``as_dict()`` gives them.
-        verbose: list every fact.
+        facts: of a snapshot, a checkpoint or an export, from its ``as_dict()``.
+        verbose: whether to list every fact of the adapter.
     """
     config: Mapping[str, Any] = facts.get("config") or {}
     adapter = facts.get("adapter")
@@ -53,7 +53,7 @@ def inspection(facts: Mapping[str, Any], *, verbose: bool = False) -> list[str]:
 
 
 def _first(config: Mapping[str, Any], *names: str) -> Any:
-    """The first of these facts that there is: each codebase has its own names."""
+    """Return the first of these facts that is known; each codebase has its own names."""
     return next((config[n] for n in names if config.get(n) is not None), None)
 
 
@@ -79,7 +79,7 @@ def _structure(facts: Mapping[str, Any]) -> list[list[str]]:
     whole, rewritten = found["convolutions"], found["rewritten"]
     rows = [["parameters", f"{amount(found['parameters'])}, in {whole} convolutions and the rest"]]
     if not rewritten:
-        # A stranger's rule leaves a layout that is not recognised; a checkpoint says so itself.
+        # The layout of a third-party rule is not recognised; a checkpoint names its conversion.
         said = "yes, by rules that are not built in" if facts.get("converted") else "no"
         return [*rows, ["converted", said]]
     kinds = ", ".join(f"{name} x{count}" for name, count in rewritten.items())
@@ -101,7 +101,7 @@ def _writer(facts: Mapping[str, Any]) -> str:
 
 
 def _entries(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line each; the tensors of a bare state dict have one line together."""
+    """Return one line for each entry, and a single one for all tensors of a bare state dict."""
     tensors = [e for e in entries if e["type"] == "Tensor"]
     lines = [_entry(e) for e in entries if e["type"] != "Tensor"]
     if tensors:

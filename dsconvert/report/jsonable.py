@@ -1,6 +1,6 @@
-"""The same facts as plain dictionaries, for ``--json``. What they hold is valid JSON.
+"""Results as plain dictionaries for ``--json``, which hold valid JSON.
 
-Numbers are exact (no rounding); what is unknown, or not finite, is null.
+Numbers are exact (no rounding); unknown numbers and those that are not finite are null.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dsconvert.records import Conversion, Cost, Plan
 
 
 def plan_dict(plan: Plan) -> dict[str, Any]:
-    """A plan, as :meth:`Plan.to_json` writes it."""
+    """Return a plan as :meth:`Plan.to_json` writes it."""
     result: dict[str, Any] = json.loads(plan.to_json())
     return result
 
 
 def cost_dict(cost: Cost) -> dict[str, Any]:
-    """A cost with its layers, what fvcore did not count and what never ran."""
+    """Return a cost with its layers, uncounted operators and modules that never ran."""
     result: dict[str, Any] = finite(asdict(cost))
     return result
 
 
 def layer_rows(before: Cost, after: Cost) -> list[dict[str, Any]]:
-    """Layers with parameters of the original, beside what became of them; the last row is the sum.
+    """Return the original's layers with parameters, before and after; the last row is the sum.
 
     Keys: ``name``, ``params_before``, ``params_after``, ``macs_before``, ``macs_after``, and
     ``total`` in the last row. A layer that is gone has 0 after.
@@ -65,7 +65,7 @@ def _total(cost: Cost) -> dict[str, Any]:
 
 
 def conversion_dict(conversion: Conversion) -> dict[str, Any]:
-    """A conversion without its model and without the layers of its costs."""
+    """Return a conversion without its model and without the layers of its costs."""
     result: dict[str, Any] = finite(
         {
             "plan": plan_dict(conversion.plan),
@@ -81,7 +81,7 @@ def conversion_dict(conversion: Conversion) -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """``value`` with NaN and infinity, which JSON does not know, as None; tuples as lists."""
+    """Return ``value`` with None for NaN and infinity, which JSON lacks, and tuples as lists."""
     if isinstance(value, float):
         return value if isfinite(value) else None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Layout on 80 columns: tables whose numbers are never cut, and sentences that are folded."""
+"""Layout on 80 columns: tables that never cut a number, and folded sentences."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from rich.text import Text
 from dsconvert.report.text import plain
 
 WIDTH = 80
-"""Columns that everything fits; a wider terminal gets longer names, never other numbers."""
+"""The width that all output fits; a wider terminal gets longer names and the same numbers."""
 _NAMED = 4
-"""Names that a sentence lists before it says how many more there are."""
+"""The most names that a sentence lists before it counts the rest."""
 _SHORTEST = 9
 
 
 def shortened(name: str, width: int) -> str:
-    """``name`` in at most ``width`` characters: its middle is left out, both ends stay."""
+    """Return ``name`` in at most ``width`` characters, without its middle if it is longer."""
     if len(name) <= width:
         return name
-    # The end says more: the names of one block differ there.
+    # Keep more of the end, where the names within one block differ.
     tail = max(1, (width - 1) * 3 // 5)
     return f"{name[: max(0, width - 1 - tail)]}…{name[len(name) - tail :]}"
 
 
 class Name:
-    """A name from a file in a table's cell: one line, shortened in the middle where it must be."""
+    """A name from a file, for a table's cell: one line, shortened in the middle if necessary."""
 
     def __init__(self, name: object, style: str = "") -> None:
         self._name, self._style = plain(name).plain.replace("\n", r"\n"), style
@@ -41,15 +41,15 @@ class Name:
         yield Text(shortened(self._name, width), style=self._style, no_wrap=True)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        """Between the shortest form and the whole name."""
+        """Return the width of the shortest form and of the whole name."""
         size = len(self._name)
         return Measurement(min(size, _SHORTEST), size).clamp(max_width=options.max_width)
 
 
 def compact(name: str, texts: Sequence[str] = (), numbers: Sequence[str] = ()) -> Table:
-    """A table without frames: a column of names, then texts, then numbers at the right.
+    """Return a table without frames: a column of names, then texts, then right-aligned numbers.
 
-    Only the names give way where the columns do not fit.
+    If the columns do not fit, only the names become shorter.
     """
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -69,7 +69,7 @@ def compact(name: str, texts: Sequence[str] = (), numbers: Sequence[str] = ()) -
 
 
 def pairs(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of columns, each aligned at the left; the last column is folded within itself."""
+    """Return lines of left-aligned columns; the last column is folded."""
     cells = [[plain(c).plain for c in row] for row in rows]
     *widths, _ = (max(map(len, column)) for column in zip(*cells, strict=True))
     lines: list[str] = []
@@ -80,9 +80,9 @@ def pairs(rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def folded(text: str, width: int = WIDTH, *, margin: int | None = None) -> str:
-    """``text`` with each line folded at blanks; a word (a path) is never taken apart.
+    """Return ``text`` with each line folded at blanks; a word (a path) is never split.
 
-    What is folded is indented by ``margin`` blanks, or by two more than its line.
+    Continuation lines are indented by ``margin`` blanks, or by two more than their line.
     """
     lines: list[str] = []
     for line in text.split("\n"):
@@ -98,7 +98,7 @@ def folded(text: str, width: int = WIDTH, *, margin: int | None = None) -> str:
 
 
 def listed(names: Sequence[str], *, whole: bool = False) -> str:
-    """Names in a sentence; only the first few of many, unless they are wanted ``whole``."""
+    """Return names for a sentence: the first few and a count, or all of them if ``whole``."""
     if whole or len(names) <= _NAMED + 1:
         return ", ".join(names)
     return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more"

@@ -1,7 +1,4 @@
-"""Reports for a person, the result first.
-
-Lines and rich tables are returned; only the command line prints them.
-"""
+"""Reports for people as lines and rich tables, with the result first."""
 
 from __future__ import annotations
 
@@ -12,34 +9,24 @@ from rich.table import Table
 
 from dsconvert.records import Conversion, Cost, Decision, Fit, LayerCost, Plan
 from dsconvert.report.layout import Name, compact, listed, pairs, shortened
-from dsconvert.report.text import amount, change, factor, percent, plain, uncounted
-
-__all__ = [
-    "Report",
-    "amount",
-    "conversion_report",
-    "cost_report",
-    "factor",
-    "percent",
-    "plan_report",
-    "rank_report",
-]
+from dsconvert.report.text import plain, uncounted
+from dsconvert.util.numbers import amount, change, factor, percent
 
 Report = list[Table | str]
-"""What is printed, piece by piece."""
+"""The parts of a report in order."""
 _NO_MACS = "unknown"
 _RULE = 16
-"""Characters of a rule's name in a table."""
+"""The most characters of a rule's name in a table."""
 
 
-def _what(decision: Decision) -> str:
+def _decision_text(decision: Decision) -> str:
     if decision.action == "rewrite":
         return f"{shortened(decision.rule or '', _RULE)} rank {decision.rank}"
     return decision.action
 
 
 def _totals(params: tuple[int, int], macs: tuple[int | None, int | None]) -> list[list[str]]:
-    """Rows of :func:`pairs`: before, after, and how many times fewer or more."""
+    """Return rows of :func:`pairs`: before, after, and the factor between them."""
     unknown = macs[0] is None and macs[1] is None
     return [
         ["parameters", change(*params), factor(*params)],
@@ -48,7 +35,7 @@ def _totals(params: tuple[int, int], macs: tuple[int | None, int | None]) -> lis
 
 
 def _layers(decisions: Sequence[Decision], fits: Mapping[str, Fit]) -> Table:
-    """One line a convolution."""
+    """Return a table with one line for each convolution."""
     numbers = ["parameters", "MACs", *(["error"] if fits else [])]
     table = compact("convolution", ["what"], numbers)
     for d in decisions:
@@ -57,7 +44,7 @@ def _layers(decisions: Sequence[Decision], fits: Mapping[str, Fit]) -> Table:
         error = None if fit is None else fit.fitted if fit.fitted is not None else fit.svd
         table.add_row(
             Name(d.site),
-            plain(_what(d)),
+            plain(_decision_text(d)),
             amount(d.params_before) if same else change(d.params_before, d.params_after),
             amount(d.macs_before) if same else change(d.macs_before, d.macs_after),
             *(["" if error is None else percent(error)] if fits else []),
@@ -66,7 +53,7 @@ def _layers(decisions: Sequence[Decision], fits: Mapping[str, Fit]) -> Table:
 
 
 def _reasons(decisions: Sequence[Decision]) -> list[str]:
-    """Why what is not rewritten is not, one sentence a reason."""
+    """Return a sentence for each reason why convolutions are not rewritten."""
     groups: dict[tuple[str, str], list[str]] = {}
     for d in decisions:
         if d.action != "rewrite":
@@ -76,7 +63,7 @@ def _reasons(decisions: Sequence[Decision]) -> list[str]:
 
 
 def _details(decisions: Sequence[Decision], fits: Mapping[str, Fit]) -> Table:
-    """Where the fit started from, and the reason for each decision."""
+    """Return a table of the fit's start and the reason for each decision."""
     numbers = ["kernel lost", "error, SVD"] if fits else []
     table = compact("convolution", [], numbers)
     table.add_column("why", overflow="fold", ratio=1)
@@ -88,13 +75,13 @@ def _details(decisions: Sequence[Decision], fits: Mapping[str, Fit]) -> Table:
 
 
 def _sum(values: list[int | None]) -> int | None:
-    """The total, None where a part is unknown."""
+    """Return the sum; None if a part is unknown."""
     known = [v for v in values if v is not None]
     return sum(known) if len(known) == len(values) else None
 
 
 def plan_report(plan: Plan, *, verbose: bool = False) -> Report:
-    """What the plan saves, then every convolution, what happens to it and why."""
+    """Report a plan: its totals, then each convolution with its decision and reason."""
     rows = plan.decisions
     totals = _totals(
         (sum(d.params_before for d in rows), sum(d.params_after for d in rows)),
@@ -115,10 +102,10 @@ def _why(decisions: Sequence[Decision], fits: Mapping[str, Fit], *, verbose: boo
 
 
 def conversion_report(conversion: Conversion, title: str = "", *, verbose: bool = False) -> Report:
-    """What came out, then a line a convolution, then what a person should know about it.
+    """Report a conversion: its totals, then each convolution, then notes.
 
-    "error" is the relative squared error of the convolution's output on held-out inputs, after the
-    fit; "kernel lost" is the share of the kernel's energy outside the factors.
+    "error" is the relative squared error of the convolution's output on held-out inputs after the
+    fit; "kernel lost" is the share of the kernel's energy that the factors lack.
     """
     plan, before, after = conversion.plan, conversion.before, conversion.after
     fits = {f.site: f for f in conversion.fits}
@@ -137,7 +124,7 @@ def conversion_report(conversion: Conversion, title: str = "", *, verbose: bool 
     measured = {s: f for s, f in fits.items() if f.svd is not None or f.fitted is not None}
     report += ["", _layers(plan.decisions, measured), ""]
     report += _why(plan.decisions, fits, verbose=verbose)
-    # What the plan removes is among the reasons already.
+    # The reasons already name the modules that the plan removes.
     idle = tuple(n for n in before.uncalled if not n.startswith(plan.remove))
     seen = dataclasses.replace(before, uncalled=idle) if plan.remove else before
     notes = [*conversion.notes, *uncounted(seen, after, verbose=verbose)]
@@ -147,10 +134,9 @@ def conversion_report(conversion: Conversion, title: str = "", *, verbose: bool 
 def cost_report(
     before: Cost, after: Cost | None = None, *, title: str = "Cost", verbose: bool = True
 ) -> Report:
-    """Parameters and MACs of the whole, then of every layer with parameters.
+    """Report parameters and MACs of the model, then of every layer with parameters.
 
-    With two costs, before and after: layers of one name are on one line (a convolution and what
-    replaced it).
+    With two costs, layers of the same name share a line (a convolution and its replacement).
     """
     notes = uncounted(before, after, verbose=verbose)
     if after is None:
@@ -169,7 +155,7 @@ def cost_report(
         new = other.get(layer.name)
         table.add_row(
             Name(layer.name),
-            # What a conversion puts in place of a convolution is a Sequential: that says nothing.
+            # A conversion replaces a convolution by a Sequential, whose name tells nothing.
             Name(layer.type if new is None or new.type == "Sequential" else new.type),
             change(layer.params, new.params if new else 0),
             change(layer.macs, _after(layer, new)),
@@ -184,20 +170,20 @@ def _macs(value: int | None) -> str:
 
 
 def _leaves(cost: Cost) -> list[LayerCost]:
-    """The layers whose parameters are their own."""
+    """Return the layers that hold parameters themselves."""
     parents = {layer.name.rpartition(".")[0] for layer in cost.layers}
     return [c for c in cost.layers if c.name not in parents and c.params]
 
 
 def _after(layer: LayerCost, new: LayerCost | None) -> int | None:
-    """MACs of what replaced ``layer``; None where a parent that uses its weights is counted."""
+    """Return the MACs of the replacement; None if a parent that uses its weights has them."""
     if new is None:
         return 0
     return None if not new.macs and layer.macs and new.params else new.macs
 
 
 def _added(table: Table, after: Cost, shown: set[str]) -> None:
-    """Layers that only the second model has, and that are no part of a line above."""
+    """Add the layers of the second model alone that no line above includes."""
     for layer in _leaves(after):
         parts = layer.name.split(".")
         if any(".".join(parts[:n]) in shown for n in range(1, len(parts) + 1)):
@@ -210,7 +196,7 @@ def _added(table: Table, after: Cost, shown: set[str]) -> None:
 def rank_report(
     before: Cost, rows: Sequence[tuple[int, int, int | None, int]], *, title: str
 ) -> Report:
-    """One line a rank: ``(rank, parameters, MACs, convolutions rewritten)``, beside ``before``."""
+    """Report ``(rank, parameters, MACs, convolutions rewritten)`` of each rank, and ``before``."""
     table = compact("rank", [], ["parameters", "", "MACs", "", "rewritten"])
     table.add_row("original", amount(before.params), "", amount(before.macs), "", "")
     for rank, params, macs, rewritten in rows:

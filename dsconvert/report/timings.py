@@ -1,4 +1,4 @@
-"""Measured times and memory as tables and JSON."""
+"""Measured times and memory as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -9,27 +9,8 @@ from rich.table import Table
 
 from dsconvert.bench import Limits, Measurement, Operation, Timing
 from dsconvert.report.layout import Name, compact
-from dsconvert.report.text import amount, factor, plain, three_digits
-
-__all__ = ["bytes_text", "headline", "measurement_dict", "measurement_report", "seconds_text"]
-
-
-def seconds_text(value: float | None) -> str:
-    """``0.0123`` -> ``12.3 ms``; a dash for None."""
-    if value is None:
-        return "-"
-    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
-        if abs(value) >= 0.9995 * scale:
-            return f"{three_digits(value / scale)} {unit}"
-    return f"{three_digits(value / 1e-6)} us"
-
-
-def bytes_text(value: float | None) -> str:
-    """``1_048_576`` -> ``1.00 MiB``; a dash for None."""
-    if value is None:
-        return "-"
-    mebi = value / 2**20
-    return f"{three_digits(mebi)} MiB" if mebi < 9999.5 else f"{three_digits(mebi / 1024)} GiB"
+from dsconvert.report.text import plain
+from dsconvert.util.numbers import amount, bytes_text, factor, seconds_text
 
 
 def _spread(timing: Timing) -> str:
@@ -44,7 +25,7 @@ def _half_range(low: float, high: float, median: float) -> str:
 def measurement_report(
     measurements: Sequence[Measurement], *, title: str = "measured", notes: Sequence[str] = ()
 ) -> list[Table | str]:
-    """One block a quantity, one line a model in it; the factors are to the first model."""
+    """Report a block for each quantity, with a line for each model and factors to the first."""
     table = compact("", [], ["", "", ""])
     reference = measurements[0]
     _block(table, "parameters", [(m.name, float(m.params), amount(m.params)) for m in measurements])
@@ -70,7 +51,7 @@ def measurement_report(
 
 
 def headline(measurements: Sequence[Measurement]) -> list[str]:
-    """The factors in time of each further model, one line each."""
+    """Return one line for each further model: its factors in time to the first."""
     reference, *others = measurements
     lines: list[str] = []
     for m in others:
@@ -84,7 +65,7 @@ def headline(measurements: Sequence[Measurement]) -> list[str]:
 
 
 _Cell = tuple[str, float | None, str]
-"""A model's name, what was measured of it, and how that is shown."""
+"""A model's name, its value, and the value as text."""
 
 
 def _memory(values: Sequence[tuple[str, float | None]]) -> list[_Cell]:
@@ -106,7 +87,7 @@ def _block(
 
 
 def _columns(shown: str) -> tuple[str, str]:
-    """A value and its spread, so that each is aligned."""
+    """Split a value and its spread into two columns."""
     value, mark, spread = shown.partition(" (")
     return value, f"{mark}{spread}".strip()
 
@@ -126,7 +107,7 @@ def _timing_dict(timing: Timing) -> dict[str, Any]:
 
 
 def measurement_dict(m: Measurement) -> dict[str, Any]:
-    """As JSON: seconds and bytes, keyed by operation."""
+    """Return a measurement for JSON: seconds and bytes by operation."""
     return {
         "name": m.name,
         "params": m.params,
@@ -138,7 +119,7 @@ def measurement_dict(m: Measurement) -> dict[str, Any]:
 
 
 def limits_dict(limits: Limits) -> dict[str, float]:
-    """The machine's own limits."""
+    """Return the limits of the machine for JSON."""
     return {
         "gmac_per_s": limits.macs_per_second / 1e9,
         "gb_per_s": limits.bytes_per_second / 1e9,

@@ -1,8 +1,8 @@
-"""Checkpoints that a run can be continued from exactly, and that no crash can spoil.
+"""Checkpoints: the states that a run is resumed from, exactly.
 
-A file is written whole or not at all; the one before goes only then.
-They hold tensors, numbers and strings only, and are read with ``weights_only``: nothing in one can
-run.
+A checkpoint is written whole or not at all, and older ones are deleted only afterwards, so that a
+crash never leaves a run without one. Checkpoints hold tensors, numbers and strings only, and are
+read with ``weights_only``: nothing in them can run.
 """
 
 from __future__ import annotations
@@ -19,19 +19,28 @@ import torch
 
 from dsconvert.errors import OutputError, TrainingError
 from dsconvert.formats.checkpoint.read import refuse_old_torch
+from dsconvert.runs.folder import RunFolder
 from dsconvert.util.files import remove_stale_parts, stream, whole_file
 
 VERSION = 1
 _LOG = logging.getLogger(__name__)
 
 
-def save_checkpoint(path: str | os.PathLike[str], payload: Mapping[str, Any]) -> Path:
-    """Write ``payload`` (state dicts, numbers, strings) to ``path``, whole or not at all.
+def save_checkpoint(
+    folder: RunFolder, images: int, payload: Mapping[str, Any], *, keep: int
+) -> Path:
+    """Write a checkpoint, whole or not at all, then delete the oldest.
+
+    Args:
+        folder: of the run.
+        images: number of images seen, which names the file.
+        payload: state dicts, numbers and strings.
+        keep: number of checkpoints that remain; at least one does.
 
     Raises:
-        OutputError: the disk refuses.
+        OutputError: the disk can't take it.
     """
-    target = Path(path)
+    target = folder.checkpoint(images)
     try:
         with whole_file(target, overwrite=True) as beside, stream(beside) as out:
             torch.save({"dsconvert_checkpoint": VERSION, **payload}, out)
@@ -39,6 +48,9 @@ def save_checkpoint(path: str | os.PathLike[str], payload: Mapping[str, Any]) ->
         raise OutputError(
             f"{error} The checkpoint before it is untouched: resume from that."
         ) from error
+    remove_stale_parts(target.parent)
+    for old in folder.checkpoints()[: -max(keep, 1)]:
+        old.unlink(missing_ok=True)
     return target
 
 
@@ -52,7 +64,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     refuse_old_torch(path)
     try:
         data: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds on a damaged file
+    except Exception as error:  # torch raises errors of many types on a damaged file
         raise TrainingError(
             f"the checkpoint {path} can't be read ({type(error).__name__}: {str(error)[:200]}). "
             "Delete it to continue from the one before."
@@ -62,18 +74,16 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return data
 
 
-def checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
-    """The checkpoints in ``folder``, oldest first."""
-    return sorted(Path(folder).glob("images-*.pt"))
+def load_newest(found: Sequence[Path]) -> dict[str, Any]:
+    """Read the newest checkpoint that can be read.
 
+    A crash damages none, but a disk may; the one before it serves then.
 
-def newest(found: Sequence[Path]) -> dict[str, Any]:
-    """The newest of ``found`` (oldest first) that can be read.
-
-    A crash leaves none damaged, but a disk may; then the one before serves.
+    Args:
+        found: at least one checkpoint, oldest first.
 
     Raises:
-        TrainingError: none can be read; about the oldest.
+        TrainingError: none can be read; the message is about the oldest.
     """
     for path in reversed(found[1:]):
         try:
@@ -83,36 +93,27 @@ def newest(found: Sequence[Path]) -> dict[str, Any]:
     return load_checkpoint(found[0])
 
 
-def checkpoint_name(images: int) -> str:
-    """File name of the checkpoint after ``images``."""
-    return f"images-{images:010d}.pt"
-
-
-def prune(folder: str | os.PathLike[str], keep: int) -> None:
-    """Delete all but the newest ``keep`` (at least one), and what a killed writer left."""
-    remove_stale_parts(folder)
-    for old in checkpoints(folder)[: -max(keep, 1)]:
-        old.unlink(missing_ok=True)
-
-
 def random_states() -> dict[str, Any]:
-    """The states of torch's, numpy's and Python's generators, as plain data."""
+    """Return the states of torch's, numpy's and Python's generators as plain data."""
     version, internal, gauss = random.getstate()
-    kind, keys, at, has_gauss, cached = np.random.get_state()
+    algorithm, keys, at, has_gauss, cached = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [str(kind), [int(k) for k in keys], int(at), int(has_gauss), float(cached)],
+        "numpy": [str(algorithm), [int(k) for k in keys], int(at), int(has_gauss), float(cached)],
         "python": [int(version), list(internal), gauss],
     }
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Back from :func:`random_states`."""
+    """Set the generators to the states of :func:`random_states`.
+
+    States of CUDA are restored if this machine has as many GPUs as the one that saved them.
+    """
     torch.set_rng_state(states["torch"])
     if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
-    kind, keys, at, has_gauss, cached = states["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), at, has_gauss, cached))
+    algorithm, keys, at, has_gauss, cached = states["numpy"]
+    np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), at, has_gauss, cached))
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))

@@ -1,18 +1,58 @@
-"""Curves as inline SVG: no library, no script, sharp at any size, and text that can be copied."""
+"""Charts: curves placed on axes, ready for ``templates/chart.html.j2`` to draw as SVG."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from dsconvert.runs.html import render_macro
+from dsconvert.util.numbers import compact_number
 
 Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 420, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 34
+_COLOURS = 6
 _LOG_FROM = 20.0
-"""A positive curve that spans this factor is drawn on a logarithmic axis."""
+"""A positive curve that spans this factor gets a logarithmic axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tick:
+    """A labelled place on an axis, in the units of the SVG."""
+
+    place: str
+    text_place: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChartSeries:
+    """One curve: a polyline, or a dot where there is a single point; ``label`` may be empty."""
+
+    label: str
+    colour: int
+    points: str
+    dot: tuple[str, str] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A chart whose coordinates are those of its SVG."""
+
+    title: str
+    x_label: str
+    log: bool
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    series: tuple[ChartSeries, ...]
+    floor: str | None
+    width: int = _WIDTH
+    height: int = _HEIGHT
+    left: int = _LEFT
+    right: int = _WIDTH - _RIGHT
+    bottom: int = _HEIGHT - _BOTTOM
 
 
 @dataclass(frozen=True)
@@ -22,7 +62,7 @@ class _Axis:
     log: bool
 
     def place(self, value: float) -> float:
-        """0 at the low end, 1 at the high end."""
+        """Return 0 for the low end of the axis and 1 for the high end."""
         if self.log:
             return (math.log(value) - math.log(self.low)) / (
                 math.log(self.high) - math.log(self.low)
@@ -30,7 +70,7 @@ class _Axis:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[float]:
-        """A handful of round numbers within the axis."""
+        """Return a few round numbers within the axis."""
         return _log_ticks(self.low, self.high) if self.log else _ticks(self.low, self.high)
 
 
@@ -44,23 +84,15 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _log_ticks(low: float, high: float) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    decades = len(powers)
-    digits = (1,) if decades > 3 else (1, 2, 5)
+    digits = (1,) if len(powers) > 3 else (1, 2, 5)
     found = [d * 10.0**p for p in powers for d in digits]
     return [t for t in found if low * 0.999 <= t <= high * 1.001]
 
 
-def number(value: float, digits: int = 3) -> str:
-    """Short, for an axis or a table: a few digits, with k, M or G where it is large."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.{digits}g}{unit}"
-    return f"{value:.{digits}g}"
-
-
-def _tick(value: float) -> str:
-    # Neighbouring ticks of a flat curve differ late; steps are 1, 2, 2.5 or 5, so zeros end soon.
-    return number(value, 8)
+def _tick_text(value: float) -> str:
+    # Neighbouring ticks of a flat curve differ in a late digit only. Steps are 1, 2, 2.5 or 5, so
+    # no tick has a long tail of digits.
+    return compact_number(value, 8)
 
 
 def _axis(values: Sequence[float], *, may_log: bool) -> _Axis:
@@ -72,34 +104,32 @@ def _axis(values: Sequence[float], *, may_log: bool) -> _Axis:
     if log:
         return _Axis(low / 1.1, high * 1.1, log=True)
     margin = 0.05 * (high - low)
-    # A curve that nearly touches zero is read against zero.
+    # The axis of a curve that nearly touches zero begins there.
     bottom = 0.0 if 0 <= low < 0.25 * high else low - margin
     return _Axis(bottom, high + margin, log=False)
 
 
-def finite(points: Points) -> list[tuple[float, float]]:
-    """Without the points that have no place on an axis."""
+def _finite(points: Points) -> list[tuple[float, float]]:
     return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
 
 
-def curve(
+def place_curves(
     title: str, series: Mapping[str, Points], *, x_label: str, floor: float | None = None
-) -> str:
-    """One chart.
+) -> Chart | None:
+    """Place curves on axes.
 
     Args:
-        title: what is on the vertical axis.
-        series: name to ``(x, y)`` points; those that are not finite are left out. A series of a
-            single point is drawn as a dot.
-        x_label: what is on the horizontal axis.
+        title: the quantity on the vertical axis.
+        series: name to ``(x, y)`` points; points that are not finite are left out.
+        x_label: the quantity on the horizontal axis.
         floor: a level to compare with (a noise floor), drawn as a dashed line.
 
     Returns:
-        an ``<svg>`` element, or "" where no series has a point.
+        the chart; None where no series has a point.
     """
-    kept = {name: pts for name, pts in ((n, finite(p)) for n, p in series.items()) if pts}
+    kept = {name: pts for name, pts in ((n, _finite(p)) for n, p in series.items()) if pts}
     if not kept:
-        return ""
+        return None
     everything = [p for points in kept.values() for p in points]
     x = _axis([p[0] for p in everything], may_log=False)
     if x.low < 0 <= min(p[0] for p in everything):
@@ -107,57 +137,43 @@ def curve(
     levels = [p[1] for p in everything] + ([floor] if floor is not None else [])
     y = _axis(levels, may_log=True)
 
-    def at(px: float, py: float) -> tuple[float, float]:
-        return (
-            _LEFT + x.place(px) * (_WIDTH - _LEFT - _RIGHT),
-            _HEIGHT - _BOTTOM - y.place(py) * (_HEIGHT - _TOP - _BOTTOM),
+    def across(value: float) -> str:
+        return f"{_LEFT + x.place(value) * (_WIDTH - _LEFT - _RIGHT):.1f}"
+
+    def down(value: float, shift: float = 0.0) -> str:
+        return f"{_HEIGHT - _BOTTOM - y.place(value) * (_HEIGHT - _TOP - _BOTTOM) + shift:.1f}"
+
+    def placed(index: int, name: str, points: Points) -> ChartSeries:
+        places = [(across(px), down(py)) for px, py in points]
+        return ChartSeries(
+            label=name if len(kept) > 1 or name != title else "",
+            colour=index % _COLOURS,
+            points=" ".join(f"{px},{py}" for px, py in places),
+            dot=places[0] if len(places) == 1 else None,
         )
 
-    parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">',
-        f"<title>{escape(title)}</title>",
-    ]
-    for tick in y.ticks():
-        _, py = at(x.low, tick)
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{py:.1f}" y2="{py:.1f}"/>'
-            f'<text class="tick" x="{_LEFT - 6}" y="{py + 3.5:.1f}" text-anchor="end">'
-            f"{_tick(tick)}</text>"
-        )
-    for tick in x.ticks():
-        px, _ = at(tick, y.low)
-        parts.append(
-            f'<text class="tick" x="{px:.1f}" y="{_HEIGHT - _BOTTOM + 14}" text-anchor="middle">'
-            f"{_tick(tick)}</text>"
-        )
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(
-        f'<text class="tick" x="{middle:.0f}" y="{_HEIGHT - 4}" text-anchor="middle">'
-        f"{escape(x_label)}</text>"
+    return Chart(
+        title=title,
+        x_label=x_label,
+        log=y.log,
+        x_ticks=tuple(
+            Tick(place=across(t), text_place=across(t), text=_tick_text(t)) for t in x.ticks()
+        ),
+        y_ticks=tuple(
+            Tick(place=down(t), text_place=down(t, 3.5), text=_tick_text(t)) for t in y.ticks()
+        ),
+        series=tuple(placed(i, name, pts) for i, (name, pts) in enumerate(kept.items())),
+        floor=None if floor is None else down(floor),
     )
-    if floor is not None:
-        _, py = at(x.low, floor)
-        parts.append(
-            f'<line class="floor" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{py:.1f}" y2="{py:.1f}"/>'
-        )
-    for index, points in enumerate(kept.values()):
-        places = [at(*p) for p in points]
-        if len(places) == 1:
-            (px, py) = places[0]
-            parts.append(f'<circle class="s{index % 6} dot" cx="{px:.1f}" cy="{py:.1f}" r="3"/>')
-        else:
-            path = " ".join(f"{px:.1f},{py:.1f}" for px, py in places)
-            parts.append(f'<polyline class="s{index % 6}" points="{path}"/>')
-    parts.append("</svg>")
-    legend = "".join(
-        f'<span><i class="s{i % 6}"></i>{escape(name)}</span>'
-        for i, name in enumerate(kept)
-        if len(kept) > 1 or name != title
-    )
-    if floor is not None:
-        legend += "<span><i class='floor'></i>floor</span>"
-    scale = " (log scale)" if y.log else ""
-    return (
-        f"<figure><figcaption>{escape(title)}{scale}</figcaption>{''.join(parts)}"
-        f'<div class="legend">{legend}</div></figure>'
-    )
+
+
+def curve(
+    title: str, series: Mapping[str, Points], *, x_label: str, floor: float | None = None
+) -> str:
+    """Draw one chart: see :func:`place_curves` for the arguments.
+
+    Returns:
+        a ``<figure>`` with an ``<svg>`` in it, or "" where no series has a point.
+    """
+    chart = place_curves(title, series, x_label=x_label, floor=floor)
+    return "" if chart is None else render_macro("chart", "figure", chart)

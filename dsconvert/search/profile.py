@@ -19,6 +19,7 @@ from dsconvert.bench import Settings, facts
 from dsconvert.errors import OutputError
 from dsconvert.search.consistency import TRIES, disagree, middle, noisy
 from dsconvert.search.records import Reading
+from dsconvert.util.cache import cache_folder
 from dsconvert.util.files import whole_file
 
 FORMAT = 2
@@ -30,19 +31,12 @@ _ALLOCATOR = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
 Measure = Callable[[], Sequence[float]]
 
 
-def cache_folder() -> Path:
-    """Return ``$XDG_CACHE_HOME/dsconvert`` (``~/.cache/dsconvert``)."""
-    # The XDG base directory specification says to ignore an empty or relative value.
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "dsconvert"
-
-
 class Profile:
     """Times by key; an unknown time is measured and stored.
 
     Args:
         settings: with all defaults resolved; they and the machine determine the file name.
-        folder: of the file; None: :func:`cache_folder`.
+        folder: of the file; None: :func:`dsconvert.util.cache.cache_folder`.
         remeasure: ignore stored times.
 
     Attributes:

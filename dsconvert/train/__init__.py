@@ -1,8 +1,8 @@
-"""Training: from scratch, fine-tuned, and what both are made of.
+"""Training from scratch and fine-tuning.
 
-Plain functions over a generator, a discriminator, a data set and a configuration; nothing here
-knows a GAN codebase, which is the adapters' business. Importing this package is cheap: torch is
-imported when a name is first used.
+Plain functions over a generator, a discriminator, a data set and settings. Adapters know the GAN
+codebases; this package does not. Importing it is cheap: torch is imported when a name is first
+used.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dsconvert.data.images import ImageSet, open_images
-    from dsconvert.data.stream import Stream
+    from dsconvert.data.stream import ImageStream
     from dsconvert.projected.discriminator import ProjectedDiscriminator
     from dsconvert.projected.projector import Projector
     from dsconvert.runs.stats import StatsWriter, read_stats
     from dsconvert.train.config import TrainConfig
+    from dsconvert.train.launch import RunResult
     from dsconvert.train.loop import TrainResult, train
-    from dsconvert.train.runs import RunResult, finetune, resume, train_new
+    from dsconvert.train.runs import finetune, resume, train_new
     from dsconvert.train.setup import (
         DiscriminatorFacts,
         NewGenerator,
@@ -32,7 +33,8 @@ _HOMES = {
     "dsconvert.projected.discriminator": ("ProjectedDiscriminator",),
     "dsconvert.train.loop": ("TrainResult", "train"),
     "dsconvert.projected.projector": ("Projector",),
-    "dsconvert.train.runs": ("RunResult", "finetune", "resume", "train_new"),
+    "dsconvert.train.launch": ("RunResult",),
+    "dsconvert.train.runs": ("finetune", "resume", "train_new"),
     "dsconvert.train.setup": (
         "DiscriminatorFacts",
         "NewGenerator",
@@ -40,19 +42,19 @@ _HOMES = {
         "new_generator",
     ),
     "dsconvert.runs.stats": ("StatsWriter", "read_stats"),
-    "dsconvert.data.stream": ("Stream",),
+    "dsconvert.data.stream": ("ImageStream",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "DiscriminatorFacts",
     "ImageSet",
+    "ImageStream",
     "NewGenerator",
     "ProjectedDiscriminator",
     "Projector",
     "RunResult",
     "StatsWriter",
-    "Stream",
     "TrainConfig",
     "TrainResult",
     "finetune",

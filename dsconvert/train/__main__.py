@@ -1,6 +1,6 @@
 """``python -m dsconvert.train``, for ``accelerate launch -m dsconvert.train ...``.
 
-The same as ``python -m dsconvert train ...``, run as a program; nothing is imported from there.
+It runs ``python -m dsconvert train ...`` as a program and imports nothing of the command line.
 """
 
 import runpy

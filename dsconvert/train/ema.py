@@ -1,4 +1,4 @@
-"""The moving average of the generator, which is what a snapshot's ``G_ema`` holds."""
+"""The moving average of the generator, the ``G_ema`` of a snapshot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def ema_beta(*, batch: int, seen: int, half_life: float, rampup: float | None) -> float:
-    """How much of the average survives one step of ``batch`` images.
+    """Return the weight of the old average in one step of ``batch`` images.
 
     ``0.5^(batch / h)`` with the half-life h in images, at most ``rampup`` times the images seen
     before the step (Karras et al. 2020, the StyleGAN2-ADA code).
@@ -21,7 +21,7 @@ def ema_beta(*, batch: int, seen: int, half_life: float, rampup: float | None) -
 
 @torch.no_grad()
 def update_ema(average: nn.Module, model: nn.Module, beta: float) -> None:
-    """Move the average's parameters towards the model's; take over its buffers."""
+    """Move the parameters of ``average`` towards those of ``model``; copy the buffers."""
     mine = [p.detach() for p in average.parameters()]
     theirs = [p.detach() for p in model.parameters()]
     if mine:
@@ -31,7 +31,7 @@ def update_ema(average: nn.Module, model: nn.Module, beta: float) -> None:
 
 
 def same_structure(one: nn.Module, other: nn.Module) -> bool:
-    """Whether one can be the moving average of the other: the same tensors, by name and shape."""
+    """Return whether two models have the same tensors by name and shape, as an average needs."""
 
     def shapes(model: nn.Module) -> list[tuple[str, torch.Size]]:
         return [(n, t.shape) for n, t in (*model.named_parameters(), *model.named_buffers())]

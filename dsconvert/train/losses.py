@@ -1,4 +1,4 @@
-"""Hinge losses, and the blur that may precede them."""
+"""Hinge losses, and the optional blur of the discriminator's input."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from torch import Tensor
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """``-E[D(G(z))]`` over all logits."""
+    """Return ``-E[D(G(z))]`` over all logits."""
     return -fake.float().mean()
 
 
 def fake_loss(fake: Tensor) -> Tensor:
-    """The discriminator's half for made images: ``E[max(0, 1 + D(G(z)))]``."""
+    """Return the discriminator's loss on generated images: ``E[max(0, 1 + D(G(z)))]``."""
     return F.relu(1 + fake.float()).mean()
 
 
 def real_loss(real: Tensor) -> Tensor:
-    """The discriminator's half for real images: ``E[max(0, 1 - D(x))]``."""
+    """Return the discriminator's loss on real images: ``E[max(0, 1 - D(x))]``."""
     return F.relu(1 - real.float()).mean()
 
 
 def blur_sigma(images: int, *, initial: float, fade_kimg: float) -> float:
-    """Sigma in pixels after ``images``: falls to 0 over ``fade_kimg``; off at 1 kimg or less."""
+    """Return sigma in pixels after ``images``: it falls to 0 over ``fade_kimg``.
+
+    As in the official code, there is no blur if ``fade_kimg`` is 1 or less.
+    """
     if fade_kimg <= 1:
         return 0.0
     return max(1 - images / (fade_kimg * 1000), 0.0) * initial

@@ -1,7 +1,7 @@
-"""Less memory for more time, and passes that must leave no trace.
+"""Recompute blocks in the backward pass, for less memory, without side effects.
 
-A normalisation that runs twice over one batch (as a recomputed block does) would move its
-statistics twice, and spectral norm would iterate twice; both then differ from a plain run.
+A normalisation that runs twice over one batch (as in a recomputed block) would update its
+statistics twice, and spectral norm would iterate twice; both would then differ from a plain run.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def _norms(model: nn.Module) -> list[Any]:
-    """Whatever holds ``n_power_iterations``: hooks, or parametrizations."""
+def _spectral_norms(model: nn.Module) -> list[Any]:
+    """Return the objects with ``n_power_iterations``: hooks, or parametrizations."""
     found: list[Any] = []
     for module in model.modules():
         found.extend(h for h in module._forward_pre_hooks.values() if isinstance(h, SpectralNorm))
@@ -27,15 +27,15 @@ def _norms(model: nn.Module) -> list[Any]:
 
 
 @contextmanager
-def still(*models: nn.Module) -> Generator[None, None, None]:
-    """Spectral norms keep their vectors: no power iteration.
+def without_power_iteration(*models: nn.Module) -> Generator[None, None, None]:
+    """Keep the vectors of all spectral norms: no power iteration runs in this context.
 
-    Official training iterates once a pass over a batch. A batch that is taken in parts must not
-    iterate once a part, or its result would depend on how it is cut.
+    Official training iterates once for each pass over a batch. If a batch that is taken in parts
+    iterated once for each part, its result would depend on the size of the parts.
     """
     before: list[tuple[Any, str, int]] = []
     for model in models:
-        for norm in _norms(model):
+        for norm in _spectral_norms(model):
             name = "n_power_iterations"
             name = name if hasattr(norm, name) else f"_{name}"
             before.append((norm, name, getattr(norm, name)))
@@ -48,15 +48,15 @@ def still(*models: nn.Module) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _again(module: nn.Module) -> Generator[None, None, None]:
-    """A second pass over the same input: the first one's buffers stay as they are."""
+def _second_pass(module: nn.Module) -> Generator[None, None, None]:
+    """Run a second pass over the same input without a change of the buffers."""
     kept: list[tuple[dict[str, torch.Tensor | None], dict[str, torch.Tensor | None]]] = []
     for part in module.modules():
         kept.append((part._buffers, dict(part._buffers)))
         for name, buffer in part._buffers.items():
             part._buffers[name] = None if buffer is None else buffer.clone()
     try:
-        with still(module):
+        with without_power_iteration(module):
             yield
     finally:
         for table, before in kept:
@@ -64,12 +64,12 @@ def _again(module: nn.Module) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _nothing() -> Generator[None, None, None]:
+def _first_pass() -> Generator[None, None, None]:
     yield
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The modules that are recomputed: the first level with several convolutional parts."""
+    """Return the modules to recompute: the first level with several convolutional parts."""
     parts = [c for c in model.children() if convolutional(c)]
     if len(parts) >= 3:
         return [p for p in parts if next(p.children(), None) is not None]
@@ -77,15 +77,15 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def convolutional(module: nn.Module) -> bool:
-    """Whether there is a 2-D convolution in it."""
+    """Return whether the module holds a 2-D convolution."""
     return any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in module.modules())
 
 
 @contextmanager
 def recomputing(targets: Iterable[nn.Module]) -> Generator[None, None, None]:
-    """While this is open, ``targets`` keep only their inputs for the backward pass.
+    """Make ``targets`` keep only their inputs for the backward pass, within this context.
 
-    Random draws are repeated, and the second pass leaves no trace in any buffer.
+    The second pass repeats the random draws and changes no buffer.
     """
     with ExitStack() as undo:
         for module in targets:
@@ -98,10 +98,10 @@ def recomputing(targets: Iterable[nn.Module]) -> Generator[None, None, None]:
                     inner,
                     *args,
                     use_reentrant=False,
-                    context_fn=lambda: (_nothing(), _again(module)),
+                    context_fn=lambda: (_first_pass(), _second_pass(module)),
                 )
 
-            # On the instance, not the class, and gone before anything is saved.
+            # Set on the instance, not the class, and removed before anything is saved.
             module.__dict__["forward"] = run
             undo.callback(module.__dict__.pop, "forward", None)
         yield

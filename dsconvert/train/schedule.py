@@ -1,7 +1,7 @@
-"""Phases of a training that must not outlast it: how a short run shortens them.
+"""Shorten the phases of a training that would be longer than the run.
 
-The lengths are settled once, when a run begins: a resumed run keeps them whatever length it is
-given then, so that no weight depends on where it was cut.
+The lengths are fixed when a run begins. A resumed run keeps them even if its length changes, so
+that no weight depends on where the run was interrupted.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from dsconvert.train.config import TrainConfig
 EMA_SHARE = 0.2
 """The default half-life of an average without a ramp-up is at most this share of the run."""
 BLUR_SHARE = 0.5
-"""What the discriminator sees is sharp for the rest of the run at least."""
+"""The blur ends after at most this share of the run."""
 
 
 def fit_to_run(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
-    """Shorten what would outlast the run.
+    """Shorten the half-life of the average and the blur if they do not fit the run.
 
-    With a ramp-up (``ema_rampup``) the half-life of the average is a share of the images seen, so
-    it is never too long.
+    With a ramp-up (``ema_rampup``) the half-life is a share of the images seen, which always fits.
 
     Returns:
-        the settings to train with, and what was changed, for a person to read.
+        the settings to train with, and a sentence about each change, for people.
     """
     notes: list[str] = []
     half_life = config.ema_images / 1000

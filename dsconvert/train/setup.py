@@ -1,4 +1,4 @@
-"""The networks of a run: new ones, converted ones, those of a file; and how they are written."""
+"""Make the networks of a run, new, converted or from a file, and write them as snapshots."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ from dsconvert.projected.discriminator import ProjectedDiscriminator
 from dsconvert.projected.lite0 import Weights
 from dsconvert.projected.official import FOREIGN, official_form
 from dsconvert.records import Plan
-from dsconvert.train.keeper import Save
-from dsconvert.train.step import Networks
+from dsconvert.train.state import Save, TrainState
 
 Spectral = Literal["keep", "fold"]
 
 
 def builder_of(cfg: str) -> Adapter:
-    """The installed adapter that builds generators of configuration ``cfg``.
+    """Return the installed adapter that builds generators of configuration ``cfg``.
 
     Raises:
-        AdapterError: none does.
+        AdapterError: there is none.
     """
     found = adapters()
     for adapter in found:
@@ -45,10 +44,10 @@ def builder_of(cfg: str) -> Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class NewGenerator:
-    """A generator with random weights; ``preset`` "none" is the dense one.
+    """Settings of a new generator with random weights; ``preset`` "none" leaves it dense.
 
-    ``spectral``: a rewritten convolution gets spectral norm on its factors where the dense one had
-    it ("keep", as official training does), or none ("fold").
+    ``spectral``: the factors of a rewritten convolution get spectral norm if the dense one had it
+    ("keep", as in official training), or none ("fold").
     """
 
     cfg: str = "fastgan"
@@ -63,11 +62,11 @@ class NewGenerator:
 
 
 def new_generator(wanted: NewGenerator, *, seed: int = 0) -> tuple[nn.Module, Plan | None]:
-    """Build it, and rewrite it where a preset says so; the plan tells how.
+    """Build a generator, and rewrite it by the preset's plan (None: it is dense).
 
     Raises:
-        AdapterError: an unknown configuration or resolution.
-        UsageError: an unknown preset.
+        AdapterError: the configuration or the resolution is unknown.
+        UsageError: the preset is unknown.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -93,15 +92,15 @@ def new_generator(wanted: NewGenerator, *, seed: int = 0) -> tuple[nn.Module, Pl
             ),
         )
     made = apply(dense, decided, init="random", calibrate=0, seed=seed).model
-    _start_afresh(made, dense)
+    _copy_initial_values(made, dense)
     return made, decided
 
 
-def _start_afresh(made: nn.Module, dense: nn.Module) -> None:
-    """What was not rewritten starts as in the dense one.
+def _copy_initial_values(made: nn.Module, dense: nn.Module) -> None:
+    """Give modules that were not rewritten the initial values of the dense generator.
 
-    A conversion carries the scale that two spectral norms lose into noise weights and
-    normalisations, which is right for trained weights; an untrained one has nothing to carry.
+    A conversion moves the scale that two spectral norms lose into noise weights and normalisations.
+    That is right for trained weights only.
     """
     theirs = dict(dense.named_modules())
     for name, module in made.named_modules():
@@ -117,7 +116,7 @@ def _start_afresh(made: nn.Module, dense: nn.Module) -> None:
                 module.__dict__["eps"] = other.eps
     for name, module in made.named_modules():
         other = theirs.get(name)
-        # Conditional normalisations have children of their own.
+        # Conditional normalisations have children, which the loop above skips.
         if other is not None and hasattr(module, "stored_var") and hasattr(other, "eps"):
             module.load_state_dict(other.state_dict())
             module.__dict__["eps"] = other.eps
@@ -125,7 +124,7 @@ def _start_afresh(made: nn.Module, dense: nn.Module) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorFacts:
-    """What it takes to build a discriminator's structure again."""
+    """The structure of a discriminator."""
 
     resolution: int
     classes: int = 0
@@ -139,7 +138,7 @@ class DiscriminatorFacts:
 def new_discriminator(
     facts: DiscriminatorFacts, *, weights: Weights = "auto", seed: int = 0
 ) -> ProjectedDiscriminator:
-    """A new one, from ``seed``.
+    """Build a discriminator with random weights that follow from ``seed``.
 
     Raises:
         MissingExtraError: timm or the backbone's weights are not installed.
@@ -159,7 +158,7 @@ def new_discriminator(
 
 
 def facts_of(discriminator: ProjectedDiscriminator) -> DiscriminatorFacts:
-    """The facts that :func:`new_discriminator` builds the same structure from."""
+    """Return the structure of a discriminator, for :func:`new_discriminator`."""
     heads: Any = discriminator.discriminator.mini_discs
     embed = getattr(heads["0"], "embed", None)
     return DiscriminatorFacts(
@@ -176,10 +175,10 @@ def facts_of(discriminator: ProjectedDiscriminator) -> DiscriminatorFacts:
 def discriminator_of(
     snap: Snapshot, *, augment: tuple[str, ...] = ("color", "translation", "cutout")
 ) -> ProjectedDiscriminator | None:
-    """A snapshot's own discriminator, or None where it has none (or an empty module).
+    """Return a snapshot's discriminator; None if it has none, or an empty module.
 
     Raises:
-        TrainingError: it is another kind.
+        TrainingError: its discriminator is not a projected one.
     """
     state = snap.state("D") if snap.has_module("D") else {}
     if not state:
@@ -193,7 +192,7 @@ def discriminator_of(
 
 
 def official_saver(data: ImageSet, *, mirror: bool) -> Save:
-    """Writes G, D, G_ema and what the official metrics ask for, in the official format."""
+    """Return a function that writes G, D, G_ema and the facts that the official metrics need."""
     about: Mapping[str, Any] = {
         "class_name": "training.dataset.ImageFolderDataset",
         "path": str(data.path),
@@ -204,11 +203,11 @@ def official_saver(data: ImageSet, *, mirror: bool) -> Save:
         "random_seed": 0,
     }
 
-    def save(nets: Networks, path: Path) -> None:
-        modules: dict[str, nn.Module] = {"G": nets.generator}
-        if isinstance(nets.discriminator, ProjectedDiscriminator):
-            modules["D"] = official_form(nets.discriminator)
-        snap = new_snapshot(nets.ema, modules=modules, foreign=FOREIGN, training_set_kwargs=about)
-        save_snapshot(snap, nets.ema, path, overwrite=True)
+    def save(state: TrainState, path: Path) -> None:
+        modules: dict[str, nn.Module] = {"G": state.generator}
+        if isinstance(state.discriminator, ProjectedDiscriminator):
+            modules["D"] = official_form(state.discriminator)
+        snap = new_snapshot(state.ema, modules=modules, foreign=FOREIGN, training_set_kwargs=about)
+        save_snapshot(snap, state.ema, path, overwrite=True)
 
     return save

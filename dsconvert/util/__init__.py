@@ -1,1 +1,1 @@
-"""What every layer may use: writing files whole, and naming the packages that are missing."""
+"""Files, cache folder, downloads, devices, processes, progress, and numbers as text."""

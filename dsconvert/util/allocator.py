@@ -1,10 +1,10 @@
-"""Memory that a process has freed, kept for its next request.
+"""Keep memory that a process has freed for its next request.
 
 glibc gives a large block back to the system as soon as it is freed, and asks for a new one at the
-next request: every map of every layer is then cleared by the kernel, page by page, before it is
-written. With generators on a CPU that takes 22 to 30 % of the time; what it saves, and how much
-higher the peak becomes, is in ``benchmarks/results/peers.md``. In the environment of any program
-``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647`` does the same.
+next request: the kernel then clears every map of every layer, page by page, before it is written.
+With generators on a CPU that takes 22 to 30 % of the time. ``benchmarks/results/peers.md`` has the
+time saved and the rise of the peak. In the environment of any program
+``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647`` has the same effect.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees; True where the C library can (glibc).
+    """Make this process keep the memory it frees; return whether the C library can (glibc can).
 
-    For a process that does one thing for minutes: what it holds stays at its peak until it ends.
-    Large blocks come from the heap then (``mallopt(3)``: ``M_MMAP_MAX``), whose top is never cut
-    off (``M_TRIM_THRESHOLD``). Calling it again is harmless.
+    This suits a process with a single task of minutes: its memory stays at the peak until it ends.
+    Large blocks then come from the heap (``mallopt(3)``: ``M_MMAP_MAX``), whose top is never
+    returned (``M_TRIM_THRESHOLD``). A second call is harmless.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

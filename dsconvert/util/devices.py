@@ -1,6 +1,8 @@
-"""Devices by their names, checked before work begins on one."""
+"""Devices by their names, checked before any work, and the memory used on them."""
 
 from __future__ import annotations
+
+import sys
 
 import torch
 
@@ -8,14 +10,14 @@ from dsconvert.errors import UsageError
 
 
 def accelerator() -> str:
-    """The first kind of accelerator that torch can use here; ``cpu`` where there is none."""
+    """Return the type of the first accelerator that torch can use here, or ``cpu``."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def usable(name: torch.device | str) -> torch.device:
-    """The device of that name.
+    """Return the device ``name``.
 
     Raises:
         UsageError: torch knows no such device, or can't use it here.
@@ -36,7 +38,7 @@ def usable(name: torch.device | str) -> torch.device:
 
 
 def for_work(name: torch.device | str | None) -> torch.device:
-    """The device of that name; None: CUDA where it is, else the CPU (MPS has not been tried).
+    """Return the device ``name``; None: CUDA if available, else the CPU (MPS is untested).
 
     Raises:
         UsageError: see :func:`usable`.
@@ -44,3 +46,13 @@ def for_work(name: torch.device | str | None) -> torch.device:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return usable(name)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the peak memory in bytes: torch's allocations on a GPU, the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # Windows has no such module
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)

@@ -1,4 +1,4 @@
-"""What to install for what is missing, in words that work for a checkout as for a release."""
+"""The pip command for a missing package, which works for a checkout and for a release."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 
 def pip_install(extra: str) -> str:
-    """The command that installs what the extra ``extra`` brings.
+    """Return the command that installs the packages of ``extra``.
 
-    It names the packages, not ``dsconvert[EXTRA]``: dsconvert is installed from a checkout, and pip
-    looks for that name elsewhere.
+    It names the packages, not ``dsconvert[EXTRA]``: pip would look for that name on PyPI, and
+    dsconvert is installed from a checkout.
     """
     packages = (f'"{p}"' if ">" in p else p for p in EXTRAS[extra])
     return f"pip install {' '.join(packages)}"

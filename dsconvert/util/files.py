@@ -1,10 +1,9 @@
-"""Write files whole or not at all: the one place from which the package writes.
+"""Write files whole or not at all: the only module that the package writes files with.
 
 A file is written under a unique name beside its target (``.dsconvert-PID-RANDOM.part``), flushed
-to the disk and then given its name in one step, so that neither a crash nor a second writer leaves
-half a file. Threads and processes that write into one folder never share a name. The part is
-removed on every error and on Ctrl-C; only a killed process leaves one (see
-:func:`remove_stale_parts`).
+to the disk and renamed in one step, so that neither a crash nor a second writer leaves half a file.
+Threads and processes that write into one folder never share a name. The part is removed on every
+error and on Ctrl-C; only a killed process leaves one (see :func:`remove_stale_parts`).
 
 A target that is a symbolic link stays a link: the file that it points to is replaced, or created.
 """
@@ -41,12 +40,12 @@ _STALE = 3600.0
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuse an input that can't be read from any place: a pipe, a terminal, a device.
+    """Refuse an input without random access: a pipe, a terminal, a device.
 
-    A path that does not exist, or a folder, is left to the reader, which knows what to suggest.
+    This accepts a folder and a path that does not exist; the reader of the format reports those.
 
     Raises:
-        ForeignFileError: it is none of a regular file, a folder and nothing.
+        ForeignFileError: the path is a pipe, a socket or a device.
     """
     try:
         mode = Path(path).stat().st_mode
@@ -55,17 +54,17 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         what = "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
         raise ForeignFileError(
-            f"{path} is {what}, and a model is read from many places of its file. Save it to a "
+            f"{path} is {what}, and reading a model needs random access to its file. Save it to a "
             "file, and name that."
         )
 
 
 def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
-    """The output's path, if it may be written; a symbolic link is judged by what it points to.
+    """Return the output's path if it may be written; a symbolic link stands for its target.
 
     Raises:
-        OutputError: it exists (and ``overwrite`` is off), is a folder or a device, or its folder is
-            missing or can't be written to.
+        OutputError: the path exists (and ``overwrite`` is off), is a folder or a device, or its
+            folder is missing or not writable.
     """
     target = Path(path)
     if "\0" in str(target):
@@ -84,7 +83,7 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
             raise OutputError(f"{shown} exists; give --overwrite to replace it, or another name.")
         if not real.parent.is_dir():
             raise OutputError(f"the folder {_folder(target, real)} does not exist; make it first.")
-        # Asked before the work: to find out after minutes of it would be late.
+        # Checked here so that a command fails before its work, not after it.
         if not os.access(real.parent, os.W_OK | os.X_OK):
             raise OutputError(
                 f"the folder {_folder(target, real)} can't be written to; name another."
@@ -95,27 +94,27 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
 
 
 def _folder(target: Path, real: Path) -> Path:
-    """The folder as the user knows it, unless a link leads elsewhere."""
+    """Return the folder as the user wrote it, unless a link leads elsewhere."""
     return real.parent if target.is_symlink() else target.parent
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str], *, overwrite: bool) -> Generator[Path, None, None]:
-    """A file beside ``path`` to write to; it gets that name if nothing goes wrong.
+    """Yield a file beside ``path`` to write to, and rename it to ``path`` at the end.
 
     Args:
         path: the target. A symbolic link is followed.
-        overwrite: whether a file there may be replaced. Where not, one that appears while the
+        overwrite: whether an existing file may be replaced. If not, a file that appears while the
             part is written is not replaced either.
 
     Raises:
-        OutputError: see :func:`check_target`, or the disk refuses.
+        OutputError: see :func:`check_target`, or the disk can't take the file.
     """
     target = check_target(path, overwrite=overwrite)
     real = Path(os.path.realpath(target))
     part = _part(real.parent)
     try:
-        with _told(target, part):
+        with _disk_errors(target, part):
             part.touch(0o666, exist_ok=False)  # not by tempfile, whose files only we could read
             yield part
             _place(part, target, real, overwrite=overwrite)
@@ -126,19 +125,19 @@ def whole_file(path: str | os.PathLike[str], *, overwrite: bool) -> Generator[Pa
 
 @contextmanager
 def whole_files(path: str | os.PathLike[str], *, overwrite: bool) -> Generator[Path, None, None]:
-    """A path in an empty folder to write to, for a format of several files.
+    """Yield a path in an empty folder to write to, for a format of several files.
 
-    At the end every file in that folder is placed beside ``path``, and the one of its name last,
-    since that is what a reader opens. Each name may be a symbolic link, which is followed.
+    At the end every file in that folder moves beside ``path``. The file of that name moves last,
+    because a reader opens it first. Each name may be a symbolic link, which is followed.
 
     Raises:
-        OutputError: see :func:`whole_file`. Without ``overwrite`` no file is left then.
+        OutputError: see :func:`whole_file`. Without ``overwrite`` this leaves no file then.
     """
     target = check_target(path, overwrite=overwrite)
     folder = _part(Path(os.path.realpath(target)).parent)
     placed: list[Path] = []
     try:
-        with _told(target, folder):
+        with _disk_errors(target, folder):
             folder.mkdir()
             yield folder / target.name
             for made in sorted(folder.iterdir(), key=lambda f: (f.name == target.name, f.name)):
@@ -160,18 +159,18 @@ def whole_files(path: str | os.PathLike[str], *, overwrite: bool) -> Generator[P
 
 
 def remove_stale_parts(folder: str | os.PathLike[str]) -> None:
-    """Delete what killed processes have left in ``folder``: parts not written to for an hour."""
+    """Delete the parts of killed processes in ``folder``: those not written to for an hour."""
     for part in Path(folder).glob(PARTS):
         with suppress(OSError):
             if time.time() - part.stat().st_mtime > _STALE:
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
-class Stream(FileIO):
-    """A file to write to that remembers why the disk refused.
+class ErrorRecordingFile(FileIO):
+    """A writable file that remembers the error of a failed write.
 
-    torch's writer answers a full disk with a ``RuntimeError`` about positions in an archive, and
-    loses the reason.
+    On a full disk torch's writer raises a ``RuntimeError`` about positions in an archive, without
+    the cause.
     """
 
     error: OSError | None = None
@@ -180,7 +179,7 @@ class Stream(FileIO):
         """Write all of ``data``.
 
         Raises:
-            OSError: the disk refuses.
+            OSError: the disk can't take the data.
         """
         view = memoryview(data).cast("B")
         done = 0
@@ -194,13 +193,13 @@ class Stream(FileIO):
 
 
 @contextmanager
-def stream(path: str | os.PathLike[str]) -> Generator[Stream, None, None]:
-    """A stream into a part, for writers that swallow the reason of a failure.
+def stream(path: str | os.PathLike[str]) -> Generator[ErrorRecordingFile, None, None]:
+    """Open a part for a writer that hides the cause of a failed write.
 
     Raises:
-        OSError: the disk refused; whatever the writer made of that.
+        OSError: the disk can't take the data, whatever exception the writer raised.
     """
-    with Stream(os.fspath(path), "wb") as out:
+    with ErrorRecordingFile(os.fspath(path), "wb") as out:
         try:
             yield out
         except Exception as error:
@@ -210,15 +209,15 @@ def stream(path: str | os.PathLike[str]) -> Generator[Stream, None, None]:
 
 
 @contextmanager
-def _told(target: Path, part: Path) -> Generator[None, None, None]:
-    """Turn whatever a disk says into one sentence about ``target``."""
+def _disk_errors(target: Path, part: Path) -> Generator[None, None, None]:
+    """Turn every error of a disk into an ``OutputError`` of one sentence about ``target``."""
     try:
         yield
     except OSError as error:
         raise OutputError(f"can't write {target}: {error}; make room or name another.") from error
     except OutputError:
         raise
-    except Exception as error:  # some writers have no word for a full disk
+    except Exception as error:  # some writers do not report a full disk as such
         if not _is_full(part):
             raise
         raise OutputError(
@@ -228,7 +227,7 @@ def _told(target: Path, part: Path) -> Generator[None, None, None]:
 
 
 def _is_full(part: Path) -> bool:
-    """Whether a writer of ``part`` (a file, or a folder of files) can't go on."""
+    """Return whether the disk has no room for more of ``part`` (a file, or a folder of files)."""
     try:
         made = list(part.iterdir()) if part.is_dir() else [part]
         most = resource.getrlimit(resource.RLIMIT_FSIZE)[0] if resource is not None else -1
@@ -239,16 +238,16 @@ def _is_full(part: Path) -> bool:
 
 
 def _part(folder: Path) -> Path:
-    # The target's name may be as long as the file system allows, so the part has one of its own.
+    # The target's name may be as long as the file system allows, so the part's is not made of it.
     return folder / f".dsconvert-{os.getpid()}-{secrets.token_hex(6)}.part"
 
 
 def _place(part: Path, target: Path, real: Path, *, overwrite: bool) -> None:
-    """Give a written part its name, in one step and on the disk.
+    """Flush a written part to the disk and rename it in one step.
 
     Raises:
         OutputError: a file of that name has appeared meanwhile and must not be overwritten.
-        OSError: the disk refuses.
+        OSError: the disk can't take the file.
     """
     check_target(target, overwrite=True)  # a folder or a device may have appeared
     if overwrite:
@@ -261,10 +260,10 @@ def _place(part: Path, target: Path, real: Path, *, overwrite: bool) -> None:
 
 
 def _linked(part: Path, target: Path, real: Path) -> bool:
-    """Make ``real`` a second name of ``part``, which, unlike a rename, replaces nothing.
+    """Make ``real`` a second name of ``part``; unlike a rename, this never replaces a file.
 
     Returns:
-        False where the file system knows no hard links; then nothing has that name just now.
+        False if the file system has no hard links and no file has that name yet.
     """
     try:
         os.link(part, real)
@@ -279,7 +278,7 @@ def _linked(part: Path, target: Path, real: Path) -> bool:
 
 
 def _sync(path: Path, flags: int) -> None:
-    """Flush ``path`` to the disk, where the system can."""
+    """Flush ``path`` to the disk, if the system supports that."""
     try:
         handle = os.open(path, flags)
     except OSError:  # Windows opens no folders

@@ -1,4 +1,4 @@
-"""Ctrl-C (and a scheduler's SIGTERM) between two steps, not within one."""
+"""Defer Ctrl-C (and a scheduler's SIGTERM) to the end of a step."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 class Interrupts:
-    """While active, the first SIGINT or SIGTERM only sets :attr:`caught`; the next leaves at once.
+    """While active, the first SIGINT or SIGTERM sets :attr:`caught`; the next one interrupts.
 
-    Outside the main thread (where Python delivers no signals) it does nothing.
+    Outside the main thread, where Python delivers no signals, this does nothing.
     """
 
     def __init__(self) -> None:

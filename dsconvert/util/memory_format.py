@@ -7,11 +7,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-Kind = TypeVar("Kind", bound=nn.Module)
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def in_channels_last(model: Kind) -> Kind:
-    """Lay the weights of four dimensions out in ``channels_last``, in place; returns ``model``.
+def in_channels_last(model: Model) -> Model:
+    """Put all four-dimensional weights into ``channels_last``, in place; return ``model``.
 
     ``model.to(memory_format=torch.channels_last)`` fails where a weight has five dimensions, as in
     a modulated convolution (1, O, I, kh, kw) or a ``Conv3d``.

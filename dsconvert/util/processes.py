@@ -1,8 +1,9 @@
-"""One process or many: accelerate starts them and knows the device; the loop only needs means."""
+"""The processes of a training: one alone, or several that ``accelerate`` joins."""
 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from dsconvert.util.extras import pip_install
 
 
 class Processes(Protocol):
-    """What the loop asks of the processes that train together."""
+    """The operations that the training loop needs of the processes that train together."""
 
     rank: int
     world: int
@@ -27,19 +28,19 @@ class Processes(Protocol):
         ...
 
     def share(self, value: Any) -> Any:
-        """The first process's ``value``, in all of them."""
+        """Return the first process's ``value``, in every process."""
         ...
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
+        """Return whether ``flag`` is true in any process."""
         ...
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until every process has called this."""
         ...
 
 
-class Alone:
+class SingleProcess:
     """A single process."""
 
     rank, world = 0, 1
@@ -48,26 +49,26 @@ class Alone:
         self.device = for_work(device)
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def share(self, value: Any) -> Any:
-        """``value``."""
+        """Return ``value``."""
         return value
 
     def any(self, flag: bool) -> bool:
-        """``flag``."""
+        """Return ``flag``."""
         return flag
 
     def wait(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
-class Together:
+class JoinedProcesses:
     """The processes that ``accelerate launch`` or ``torchrun`` started.
 
     Raises:
         MissingExtraError: accelerate is not installed.
-        TrainingError: they did not find each other; each would train a run of its own.
+        TrainingError: the processes are not joined; each would train a run of its own.
     """
 
     def __init__(self) -> None:
@@ -78,7 +79,7 @@ class Together:
                 "training with several processes needs accelerate, which is not installed: "
                 f"{pip_install('train')}."
             ) from error
-        # Without a GPU accelerate joins processes only where it is told that the CPU is meant.
+        # Without a GPU accelerate joins processes only with this argument.
         self._accelerator: Any = module.Accelerator(cpu=not torch.cuda.is_available())
         self._utils: Any = import_module("accelerate.utils")
         self.rank: int = self._accelerator.process_index
@@ -92,7 +93,7 @@ class Together:
             )
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
-        """One message for all of them."""
+        """Replace each tensor by its mean, with one message for all tensors."""
         flat = self._utils.reduce(torch.cat([t.flatten() for t in tensors]), "mean")
         at = 0
         for tensor in tensors:
@@ -100,33 +101,45 @@ class Together:
             at += tensor.numel()
 
     def share(self, value: Any) -> Any:
-        """By pickle, from the first."""
+        """Send the first process's ``value`` to the others as a pickle."""
         box = [value]
         self._utils.broadcast_object_list(box)
         return box[0]
 
     def any(self, flag: bool) -> bool:
-        """By a mean of one number."""
-        told = torch.tensor(float(flag), device=self.device)
-        return bool(self._utils.reduce(told, "sum") > 0)
+        """Return whether the sum of the flags is above zero."""
+        flags = torch.tensor(float(flag), device=self.device)
+        return bool(self._utils.reduce(flags, "sum") > 0)
 
     def wait(self) -> None:
-        """A barrier."""
+        """Wait at a barrier."""
         self._accelerator.wait_for_everyone()
 
 
 def processes(device: str | None = None) -> Processes:
-    """:class:`Together` where a launcher has started several processes, :class:`Alone` otherwise.
+    """Return the processes that a launcher has started, or this process alone.
 
     Raises:
         MissingExtraError: several processes without accelerate.
         UsageError: torch can't use the device, or one is named for several processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Alone(device)
+        return SingleProcess(device)
     if device is not None:
         raise UsageError(
             f"several processes can't share the device {device!r}: leave it out; the launcher "
             "gives each its own."
         )
-    return Together()
+    return JoinedProcesses()
+
+
+def environment(procs: Processes) -> dict[str, Any]:
+    """Return the versions and the hardware that a run uses, for its ``settings.json``."""
+    device = procs.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "device": f"{device} {name}".strip(),
+        "processes": procs.world,
+    }

@@ -1,4 +1,4 @@
-"""Signs of life of long work: a line every half minute where there is no progress bar.
+"""Progress of long work: a line every half minute where there is no progress bar.
 
 The library is quiet by default. Lines appear, under the logger ``dsconvert`` at level INFO, where
 
@@ -6,7 +6,7 @@ The library is quiet by default. Lines appear, under the logger ``dsconvert`` at
 - the environment variable ``DSCONVERT_PROGRESS`` is set (to anything but ``0``), or
 - a function with a ``progress`` argument gets ``progress=True``.
 
-In the last two cases they go to stderr where logging is not configured at all.
+In the last two cases they go to stderr if logging is not configured.
 """
 
 from __future__ import annotations
@@ -20,27 +20,22 @@ import time
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from dsconvert.util.numbers import clock_text
+
 LOGGER = logging.getLogger("dsconvert")
 EVERY = 30.0
 """Seconds between two lines."""
 VARIABLE = "DSCONVERT_PROGRESS"
 Progress = Callable[[str, int, int, str], None]
-"""``progress(stage, done, total, detail)``, called as work goes on."""
+"""``progress(stage, done, total, detail)``, called during long work; ``detail`` may be empty."""
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-
-
-def clock_text(seconds: float) -> str:
-    """``3725.4`` -> ``1:02:05``."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
 
 
 class Heartbeat:
     """Writes a line every :data:`EVERY` seconds while it is entered as a context.
 
-    It has a thread of its own: a single step may take longer than that.
+    It has its own thread, because a single step may take longer than that.
     """
 
     def __init__(self, write: Callable[[str], None], *, every: float | None = None) -> None:
@@ -51,7 +46,7 @@ class Heartbeat:
         self._thread: threading.Thread | None = None
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
-        """Note how far the work has got."""
+        """Take the current state of the work."""
         self._state = (stage, done, total, detail)
 
     def __enter__(self) -> Heartbeat:  # noqa: PYI034 - typing.Self is younger than 3.10
@@ -63,14 +58,14 @@ class Heartbeat:
         self.close()
 
     def close(self) -> None:
-        """End the thread; nothing is written afterwards."""
+        """End the thread; it writes no line afterwards."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
         while not self._stop.wait(self._every):
-            text = "at work"  # nothing has been reported yet: it loads, or makes itself ready
+            text = "at work"  # no report yet: the function loads files or prepares
             if self._state is not None:
                 stage, done, total, detail = self._state
                 text = f"{stage}: {done} of {total}" + (f", {detail}" if detail else "")
@@ -78,7 +73,7 @@ class Heartbeat:
 
 
 def to_stderr(text: str) -> None:
-    """Write one line; a closed or broken stderr must not end the work."""
+    """Write one line; ignore a closed or broken stderr."""
     try:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
@@ -86,8 +81,8 @@ def to_stderr(text: str) -> None:
         return
 
 
-def _asked(text: str) -> None:
-    """Log a line that was asked for, whatever the logger's level."""
+def _log_always(text: str) -> None:
+    """Log a line whatever the logger's level; to stderr if logging is not configured."""
     if not LOGGER.hasHandlers():
         to_stderr(f"dsconvert: {text}")
         return
@@ -95,22 +90,23 @@ def _asked(text: str) -> None:
 
 
 def _writer(given: Any) -> Callable[[str], None] | None:
-    """Where lines go, None where nobody wants them."""
+    """Return the function that writes the lines; None if the user wants none."""
     if given is False:
         return None
     if given is True or os.environ.get(VARIABLE, "0") not in ("", "0"):
-        return _asked
+        return _log_always
     return LOGGER.info if LOGGER.isEnabledFor(logging.INFO) else None
 
 
 def reports_progress(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Let a function with a ``progress`` keyword take True, and obey the variable and the logger.
+    """Decorate a function with a ``progress`` keyword: it then also takes True, False and None.
 
-    The function itself gets a callable or None.
+    The function itself gets a callable or None, which follows from the argument, the environment
+    variable and the logger (see the module).
     """
 
     @functools.wraps(function)
-    def heard(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         options: Any = kwargs
         if callable(options.get("progress")):
             return function(*args, **kwargs)
@@ -122,4 +118,4 @@ def reports_progress(function: Callable[_P, _R]) -> Callable[_P, _R]:
             options["progress"] = beat
             return function(*args, **kwargs)
 
-    return heard
+    return wrapped

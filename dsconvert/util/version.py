@@ -1,4 +1,4 @@
-"""The version, for every module: the package itself imports what is above them."""
+"""The version, in a module of its own so that every other module can import it."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ def test_a_spent_limit_ends_the_rounds_after_the_third() -> None:
 
 
 def test_one_name_for_two_models_is_refused() -> None:
-    with pytest.raises(UsageError, match="one name"):
+    with pytest.raises(UsageError, match="same name"):
         compare([Scripted("a", []), Scripted("a", [])], [FORWARD])
 
 

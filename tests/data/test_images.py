@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dsconvert.data.images import decode, open_images
-from dsconvert.data.stream import Stream, to_range
+from dsconvert.data.stream import ImageStream, to_range
 from dsconvert.errors import DataError
 from tests.train.parts import encoded, picture, tiny_zip, zipped
 
@@ -84,7 +84,7 @@ def test_broken_images_are_left_out_and_named(broken: Path) -> None:
 def test_broken_images_of_a_large_set_are_stood_in_for(broken: Path) -> None:
     images = open_images(broken, resolution=16, cache="never")
     assert images.decoded is None
-    stream = Stream(images, batch=4)
+    stream = ImageStream(images, batch=4)
     for _ in range(2):
         batch, _ = next(stream)
         assert batch.shape == (4, 3, 16, 16)
@@ -95,7 +95,7 @@ def test_a_reading_process_says_in_one_line_what_is_wrong(tmp_path: Path) -> Non
     path = zipped(tmp_path / "all.zip", {"a.png": b"no picture", "b.png": b"nor this"})
     images = open_images(path, resolution=16, cache="never")
     with pytest.raises(DataError, match=r"^a hundred images in a row can't be read in .*\.zip: "):
-        next(Stream(images, batch=2, workers=1))
+        next(ImageStream(images, batch=2, workers=1))
 
 
 def test_labels_in_a_damaged_zip(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_official_labels(tiny_data: Path, tmp_path: Path) -> None:
 
 def test_an_epoch_shows_everything_once_each_way(tiny_data: Path) -> None:
     images = open_images(tiny_data)
-    stream = Stream(images, batch=6, mirror=True, seed=4)
+    stream = ImageStream(images, batch=6, mirror=True, seed=4)
     epoch = torch.cat([next(stream)[0] for _ in range(4)])
     assert images.decoded is not None
     wanted = torch.cat([images.decoded, images.decoded.flip(3)])
@@ -159,22 +159,22 @@ def test_an_epoch_shows_everything_once_each_way(tiny_data: Path) -> None:
 def test_any_start_and_any_split_give_the_same_images(tiny_data: Path, cache: str) -> None:
     """A resumed run, and two processes, see what one uninterrupted process sees."""
     images = open_images(tiny_data, cache=cache, conditional=True)  # type: ignore[arg-type]
-    whole = Stream(images, batch=8, mirror=True, seed=1)
+    whole = ImageStream(images, batch=8, mirror=True, seed=1)
     seen = [next(whole) for _ in range(5)]
-    late = Stream(images, batch=8, mirror=True, seed=1, start=24, workers=1)
+    late = ImageStream(images, batch=8, mirror=True, seed=1, start=24, workers=1)
     assert torch.equal(next(late)[0], seen[3][0])
-    halves = [Stream(images, batch=8, mirror=True, seed=1, rank=r, world=2) for r in (0, 1)]
+    halves = [ImageStream(images, batch=8, mirror=True, seed=1, rank=r, world=2) for r in (0, 1)]
     for pictures, labels in seen:
         parts = [next(h) for h in halves]
         assert torch.equal(torch.cat([p for p, _ in parts]), pictures)
         assert torch.equal(torch.cat([c for _, c in parts]), labels)
     with pytest.raises(DataError, match="evenly"):
-        Stream(images, batch=7, world=2)
+        ImageStream(images, batch=7, world=2)
 
 
 def test_workers_change_nothing(tiny_data: Path) -> None:
     images = open_images(tiny_data, cache="never")
-    alone, helped = (Stream(images, batch=5, workers=w) for w in (0, 2))
+    alone, helped = (ImageStream(images, batch=5, workers=w) for w in (0, 2))
     for _ in range(6):
         assert torch.equal(next(alone)[0], next(helped)[0])
 
@@ -185,7 +185,7 @@ def test_a_small_set_is_not_slower(tmp_path: Path) -> None:
     times: dict[int, float] = {}
     for count in (10, 200):
         path = zipped(tmp_path / f"{count}.zip", {f"{i:03d}.png": data for i in range(count)})
-        stream = Stream(open_images(path), batch=20)
+        stream = ImageStream(open_images(path), batch=20)
         rounds: list[float] = []
         for _ in range(30):
             began = time.perf_counter()

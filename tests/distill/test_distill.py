@@ -13,8 +13,8 @@ from torch import nn
 from dsconvert import apply, plan
 from dsconvert.distill import DistillConfig, distill
 from dsconvert.distill.api import fast_teacher
-from dsconvert.distill.best import Best
-from dsconvert.distill.judge import Held
+from dsconvert.distill.best import BestStudent
+from dsconvert.distill.evaluator import HeldOutScore
 from dsconvert.distill.loop import Loop
 from dsconvert.distill.loss import Objective, trunk_blocks
 from dsconvert.errors import TrainingError, UsageError
@@ -128,21 +128,24 @@ def test_the_best_on_the_way_is_handed_back_also_after_a_kill(pair, tmp_path: Pa
 
 
 def test_a_nearer_student_whose_image_is_worse_is_not_better(pair) -> None:
-    held = [Held(distance=d, terms={}, psnr=p) for d, p in ((1.0, 30.0), (0.5, 29.0), (0.8, 29.95))]
+    held = [
+        HeldOutScore(distance=d, terms={}, psnr=p)
+        for d, p in ((1.0, 30.0), (0.5, 29.0), (0.8, 29.95))
+    ]
     for image, wanted in ((1.0, 2), (0.0, 1)):
-        best = Best(DistillConfig(steps=3, **QUICK, image=image))
+        best = BestStudent(DistillConfig(steps=3, **QUICK, image=image))
         for step, found in enumerate(held):
             best.add(found, pair[1], step=step, counts=True)
         assert best.step == wanted
-        assert best.held == held[wanted]
+        assert best.score == held[wanted]
         assert best.stale == 1  # 0.5 was the lowest
 
 
 def test_a_start_that_is_not_finite_is_handed_back(pair) -> None:
-    best = Best(DistillConfig(steps=3, **QUICK))
-    best.add(Held(distance=float("nan"), terms={}, psnr=0.0), pair[1], step=0, counts=True)
+    best = BestStudent(DistillConfig(steps=3, **QUICK))
+    best.add(HeldOutScore(distance=float("nan"), terms={}, psnr=0.0), pair[1], step=0, counts=True)
     assert best.state.keys() == pair[1].state_dict().keys()
-    best.add(Held(distance=1.0, terms={}, psnr=1.0), pair[1], step=1, counts=True)
+    best.add(HeldOutScore(distance=1.0, terms={}, psnr=1.0), pair[1], step=1, counts=True)
     assert best.step == 1
 
 
@@ -154,13 +157,13 @@ def test_an_older_checkpoint_says_which_student_was_the_best(pair) -> None:
         {"step": 10, "held_distance": 3.0, "held_psnr": 5.0, "held_image": 3.0},
     ]
     held = {"terms": {"image": 2.0}, "distance": 2.0, "psnr": 9.0}
-    best = Best(DistillConfig(steps=20, **QUICK))
+    best = BestStudent(DistillConfig(steps=20, **QUICK))
     best.restore(
         {"best": 1.0, "best_state": {}, "stale": 1, "rows": rows, "before": held,
          "after": {**held, "distance": 1.0}}
     )  # fmt: skip
-    assert (best.step, best.judged, best.lowest) == (5, 10, 1.0)
-    assert best.last == Held(distance=3.0, terms={"image": 3.0}, psnr=5.0)
+    assert (best.step, best.evaluated_at, best.lowest) == (5, 10, 1.0)
+    assert best.last == HeldOutScore(distance=3.0, terms={"image": 3.0}, psnr=5.0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -213,8 +216,8 @@ def test_teacher_and_student_see_the_same_noise() -> None:
     """The noise of the decoder is its own draw: an equal student must be at distance zero."""
     teacher = decoder()
     objective = Objective(teacher, decoder().eval(), blocks=trunk_blocks(teacher), features=None)
-    target = objective.teach(latents(4, torch.Generator().manual_seed(0)), seed=3)
-    image, _ = objective.learn(target)
+    target = objective.run_teacher(latents(4, torch.Generator().manual_seed(0)), seed=3)
+    image, _ = objective.run_student(target)
     assert torch.equal(image, target.image)
     torch.manual_seed(8)
     with torch.no_grad():
@@ -224,11 +227,11 @@ def test_teacher_and_student_see_the_same_noise() -> None:
 def test_alone_blocks_get_the_teachers_inputs(pair) -> None:
     teacher, student = pair
     objective = Objective(teacher, student, blocks=trunk_blocks(teacher), features=None)
-    target = objective.teach(latents(4, torch.Generator().manual_seed(0)), seed=3)
-    assert "block1" in objective.compatible(target)
-    target = objective.teach(target.args, seed=3)
-    _, together = objective.learn(target)
-    _, alone = objective.learn(target, alone=True)
+    target = objective.run_teacher(latents(4, torch.Generator().manual_seed(0)), seed=3)
+    assert "block1" in objective.keep_shared_blocks(target)
+    target = objective.run_teacher(target.args, seed=3)
+    _, together = objective.run_student(target)
+    _, alone = objective.run_student(target, blockwise=True)
     assert objective.blocks == ("start", "block1", "mix", "head")  # shared runs twice, dead never
     wanted = target.blocks["mix"]
     assert torch.equal(alone["mix"], wanted)  # kept as it was, and fed what the teacher was fed

@@ -15,7 +15,9 @@ from dsconvert.cli import main
 from dsconvert.cli.output import Bars
 from dsconvert.core.pipeline import apply, plan
 from dsconvert.distill import DistillConfig, distill
-from dsconvert.distill.judge import Lessons
+from dsconvert.distill import loop as distill_loop
+from dsconvert.distill.batches import TeacherBatches
+from dsconvert.distill.evaluator import evaluate_student
 from dsconvert.distill.loss import ProjectedMaps, Scales
 from dsconvert.formats.convert_file import convert_snapshot
 from dsconvert.formats.official import new_snapshot
@@ -110,15 +112,14 @@ def test_an_interrupted_run_says_what_is_saved_and_how_it_goes_on(
     out.parent.mkdir()
     words = ["distill", str(snapshot_file), str(fast_file), "--steps", "4", "--out", str(out)]
     words += [*NO_BACKBONE, "--quiet"]
-    judge = Lessons.judge
 
-    def stopping(self: Lessons, scales: Scales):
+    def stopping(batches: TeacherBatches, scales: Scales):
         signal.raise_signal(number)
-        return judge(self, scales)
+        return evaluate_student(batches, scales)
 
     # In the evaluation at the start there is nothing to lose, and the same words begin again.
     with monkeypatch.context() as patch:
-        patch.setattr(Lessons, "judge", stopping)
+        patch.setattr(distill_loop, "evaluate_student", stopping)
         assert main(words) == 130
     said = capsys.readouterr()
     assert said.out.startswith("stopped before the first step: nothing to save; start again with: ")
@@ -139,7 +140,7 @@ def test_an_interrupted_run_says_what_is_saved_and_how_it_goes_on(
 
     # Before the first step of the rest: what was saved stays.
     with monkeypatch.context() as patch:
-        patch.setattr(Lessons, "target", lambda *_, **__: signal.raise_signal(number))
+        patch.setattr(TeacherBatches, "target", lambda *_, **__: signal.raise_signal(number))
         assert main(again) == 130
     assert capsys.readouterr().out.startswith("stopped after 2 steps")
     assert main([*again, "--json"]) == 0

@@ -24,8 +24,8 @@ from dsconvert.errors import (
 from dsconvert.export import graphs
 from dsconvert.formats.official import load_snapshot
 from dsconvert.forms.flat_graph import draw, flatten
-from dsconvert.forms.inputs import examples_of
 from dsconvert.forms.verify import Reference
+from dsconvert.model.inputs import examples_of
 from tests.forms.generators import converted, image, inputs_of
 from tests.models import Noise, decoder, latents
 

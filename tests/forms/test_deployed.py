@@ -18,9 +18,9 @@ from dsconvert.forms import deploy
 from dsconvert.forms.batchnorm import absorb, affine_of
 from dsconvert.forms.flat_graph import flatten
 from dsconvert.forms.gates import is_gate
-from dsconvert.forms.inputs import examples_of
 from dsconvert.forms.layers import FewChannels, GatedPointwise, GatedUpsample
 from dsconvert.forms.packed import PackedLinear
+from dsconvert.model.inputs import examples_of
 from tests.forms.generators import image, inputs_of
 from tests.models import Gate, Noise, decoder, latents
 

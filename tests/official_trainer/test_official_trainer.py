@@ -25,8 +25,8 @@ from torch import nn
 from dsconvert import convert_snapshot, load_snapshot, save_snapshot
 from dsconvert.cli import main
 from dsconvert.errors import SnapshotError, UsageError
-from dsconvert.official_trainer import Settings, launch
-from dsconvert.official_trainer.hooks import _copier, answer_old_timm
+from dsconvert.official_trainer import ConversionSettings, launch
+from dsconvert.official_trainer.hooks import _copier, alias_old_timm
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def _step(argv: list[str]) -> int:
     """The child process: the loop's CUDA calls stubbed, narrow networks, one step, few pictures."""
     repo, own = argv[0], argv[1 : argv.index("--")]
     sys.path.insert(0, repo)
-    answer_old_timm()
+    alias_old_timm()
     from pg_modules import networks_fastgan
     from training import training_loop
 
@@ -248,7 +248,7 @@ def test_a_copy_that_restores_too_little_is_refused() -> None:
 
 def test_pickles_of_old_timm_find_their_classes() -> None:
     pytest.importorskip("timm")
-    answer_old_timm()
+    alias_old_timm()
     for name in (
         "timm.models.layers.conv2d_same Conv2dSame",
         "timm.models.efficientnet_blocks InvertedResidual",
@@ -262,7 +262,7 @@ def test_settings_are_checked() -> None:
     from dsconvert.official_trainer.hooks import install
 
     with pytest.raises(UsageError, match="no backbone weights"):
-        install(Settings(repo="/nowhere", backbone="best"))  # type: ignore[arg-type]
+        install(ConversionSettings(repo="/nowhere", backbone="best"))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from dsconvert.report.tables import (
     plan_report,
     rank_report,
 )
-from dsconvert.report.text import amount, factor, percent, plain, times_fewer, uncounted
+from dsconvert.report.text import plain, uncounted
+from dsconvert.util.numbers import amount, factor, percent, times_fewer
 
 
 def shown(report: Report, *, width: int = WIDTH) -> str:

@@ -10,7 +10,8 @@ import pytest
 
 from dsconvert.bench import Settings, settle
 from dsconvert.search.consistency import TRIES
-from dsconvert.search.profile import Profile, cache_folder
+from dsconvert.search.profile import Profile
+from dsconvert.util.cache import cache_folder
 
 SETTINGS = settle(Settings(device="cpu", threads=1))
 
@@ -210,8 +211,11 @@ def test_no_place_to_write_is_no_reason_to_fail(tmp_path: Path) -> None:
 
 
 def test_the_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DSCONVERT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "dsconvert"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "home" / ".cache" / "dsconvert"
+    monkeypatch.setenv("DSCONVERT_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"

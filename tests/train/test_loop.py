@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.cli.training import line
-from dsconvert.data.stream import Stream
+from dsconvert.data.stream import ImageStream
 from dsconvert.errors import TrainingError, UsageError
 from dsconvert.projected.augment import diffaugment
-from dsconvert.runs.checkpoint import checkpoints, load_checkpoint
+from dsconvert.runs.checkpoint import load_checkpoint
+from dsconvert.runs.folder import RunFolder
 from dsconvert.train import (
     ImageSet,
     NewGenerator,
@@ -36,10 +37,11 @@ from dsconvert.train import (
 from dsconvert.train import train as train_networks
 from dsconvert.train.ema import ema_beta, update_ema
 from dsconvert.train.loop import TrainResult
-from dsconvert.train.recompute import blocks, recomputing, still
+from dsconvert.train.recompute import blocks, recomputing, without_power_iteration
 from dsconvert.train.schedule import fit_to_run
-from dsconvert.train.step import Stepper, networks, parts_of
-from dsconvert.util.processes import Alone, Together, processes
+from dsconvert.train.state import new_state
+from dsconvert.train.step import Stepper, parts_of
+from dsconvert.util.processes import JoinedProcesses, SingleProcess, processes
 from tests.train.parts import small_generator, tiny_zip
 
 pytest.importorskip("timm", reason="timm is not installed (dsconvert[train])")
@@ -95,7 +97,7 @@ def trained(
     """Train a fresh pair; its result, and the last checkpoint's tensors by a flat name."""
     generator, judge = pair() if real else plain_pair()
     result = train_networks(generator, judge, data, settings, out=out, **more)
-    return result, flat(load_checkpoint(checkpoints(out / "checkpoints")[-1])), generator
+    return result, flat(load_checkpoint(RunFolder(out).checkpoints()[-1])), generator
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -156,7 +158,7 @@ def test_a_run_leaves_what_it_says_and_learns(tmp_path: Path, data: ImageSet) ->
     assert (tmp_path / "reals.png").is_file()
     grids = sorted(p.name for p in (tmp_path / "grids").iterdir())
     assert grids == ["000000000.png", "000000004.png", "000000008.png"]
-    kept = [p.name for p in checkpoints(tmp_path / "checkpoints")]
+    kept = [p.name for p in RunFolder(tmp_path).checkpoints()]
     assert kept == ["images-0000000004.pt", "images-0000000008.pt"]
     assert not list(tmp_path.rglob("*.part"))
 
@@ -175,7 +177,7 @@ def test_killed_and_resumed_is_bit_equal(tmp_path: Path, data: ImageSet) -> None
         trained(tmp_path / "cut", data, settings, real=True, progress=progress)
 
     assert forked(dies) == [-signal.SIGKILL]
-    assert checkpoints(tmp_path / "cut" / "checkpoints")[-1].name == "images-0000000004.pt"
+    assert RunFolder(tmp_path / "cut").checkpoints()[-1].name == "images-0000000004.pt"
     torch.manual_seed(999)  # whatever the new process did before
     result, cut, _ = trained(tmp_path / "cut", data, settings, real=True, resume=True)
     assert result.images == 8
@@ -222,7 +224,7 @@ def test_a_signal_to_all_processes_saves_the_run(tmp_path: Path, number: signal.
         os._exit(17 if result.interrupted else 0)
 
     assert forked(run) == [17]
-    assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name > "images-0000000000.pt"
+    assert RunFolder(tmp_path / "run").checkpoints()[-1].name > "images-0000000000.pt"
 
 
 @pytest.mark.parametrize("error", [EOFError, RuntimeError, ConnectionResetError])
@@ -234,14 +236,14 @@ def test_a_reader_that_ends_with_the_run_costs_nothing(
     def interrupt(stage: str, done: int, total: int, detail: str) -> None:
         if done == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-            monkeypatch.setattr(Stream, "__next__", killed)
+            monkeypatch.setattr(ImageStream, "__next__", killed)
 
-    def killed(self: Stream) -> None:
+    def killed(self: ImageStream) -> None:
         raise error("the reader was killed")
 
     stopped, _, _ = trained(tmp_path / "run", data, config(6), progress=interrupt)
     assert stopped.interrupted
-    assert checkpoints(tmp_path / "run" / "checkpoints")[-1].name > "images-0000000000.pt"
+    assert RunFolder(tmp_path / "run").checkpoints()[-1].name > "images-0000000000.pt"
 
 
 @pytest.mark.fresh_process
@@ -261,7 +263,7 @@ def test_two_processes_train_as_one(tmp_path: Path, data: ImageSet) -> None:
                 RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
             )  # fmt: skip
-            procs = Together()
+            procs = JoinedProcesses()
             trained(tmp_path / "two", data, settings, procs=procs)
 
         return run
@@ -273,7 +275,7 @@ def test_two_processes_train_as_one(tmp_path: Path, data: ImageSet) -> None:
     for name in ("loss_g", "loss_d", "score_fake", "score_real"):
         ours, theirs = ([r[name] for r in rows] for rows in curves)
         assert ours == pytest.approx(theirs, abs=1e-4), name
-    two = flat(load_checkpoint(checkpoints(tmp_path / "two" / "checkpoints")[-1]))
+    two = flat(load_checkpoint(RunFolder(tmp_path / "two").checkpoints()[-1]))
     moved = [k for k in one if k.startswith("/generator") and k.endswith("weight_orig")]
     assert moved
     # Adam divides by the gradient's size: where that is near zero, rounding decides.
@@ -338,14 +340,14 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(data: ImageSet, cut: i
             )
             judge = Judge()
         settings = config(1, batch=4, micro_batch=4 // parts)
-        procs = Alone("cpu")
-        nets = networks(generator, judge, settings, procs.device)
+        procs = SingleProcess("cpu")
+        nets = new_state(generator, judge, settings, procs.device)
         # The same latents for every image: their draw depends on the part.
         stepper = Stepper(
             config=settings, data=data, procs=procs,
             latents=lambda labels, _: (torch.ones(len(labels), 4),),
         )  # fmt: skip
-        stepper.run(nets, *next(iter(Stream(data, batch=4))))
+        stepper.run(nets, *next(iter(ImageStream(data, batch=4))))
         return [
             p.grad.clone()
             for model in (generator, judge)
@@ -366,7 +368,7 @@ def test_spectral_norm_iterates_once_a_step_however_it_is_cut() -> None:
     names = [n for n, _ in generator.named_buffers() if n.endswith("weight_u")]
     kept = {n: dict(generator.named_buffers())[n].clone() for n in names}
     z = torch.randn(2, 8)
-    with still(generator), torch.no_grad():
+    with without_power_iteration(generator), torch.no_grad():
         generator(z, z.new_zeros(2, 0))
     assert all(torch.equal(dict(generator.named_buffers())[n], v) for n, v in kept.items())
     with torch.no_grad():
@@ -489,7 +491,7 @@ def test_compiled_networks_train_as_plain_ones(
             generator, judge, data, config(2, compile=compiled), out=out,
             latents=lambda labels, random: (torch.randn(len(labels), 4, generator=random),),
         )  # fmt: skip
-        found.append(flat(load_checkpoint(checkpoints(out / "checkpoints")[-1])))
+        found.append(flat(load_checkpoint(RunFolder(out).checkpoints()[-1])))
     plain, traced = found
     assert plain.keys() == traced.keys()  # no prefix of torch.compile's wrapper
     networks_only = [k for k in plain if k.startswith(("/generator", "/discriminator", "/ema"))]
@@ -513,9 +515,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, data: ImageSet)
     generator, _ = plain_pair()
     with pytest.raises(TrainingError, match=r"broke down .* newest good checkpoint is .*00004\.pt"):
         train_networks(generator, Breaks(), data, config(20), out=tmp_path)
-    names = [p.name for p in checkpoints(tmp_path / "checkpoints")]
+    names = [p.name for p in RunFolder(tmp_path).checkpoints()]
     assert names == ["images-0000000000.pt", "images-0000000004.pt"]
-    saved = flat(load_checkpoint(checkpoints(tmp_path / "checkpoints")[-1]))
+    saved = flat(load_checkpoint(RunFolder(tmp_path).checkpoints()[-1]))
     assert all(v.isfinite().all() for v in saved.values())
 
 
@@ -605,7 +607,7 @@ def test_what_can_not_be_resumed(tmp_path: Path, data: ImageSet) -> None:
     other = small_generator(ngf=4), Plain()
     with pytest.raises(TrainingError, match="other networks"):
         train_networks(*other, data, config(2), out=tmp_path / "run", resume=True)
-    newest = checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    newest = RunFolder(tmp_path / "run").checkpoints()[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
     result, _, _ = trained(tmp_path / "run", data, config(1), resume=True)  # the one before
     assert result.images == 2
@@ -627,7 +629,7 @@ def test_the_average_follows_by_its_half_life() -> None:
 def test_official_defaults() -> None:
     settings = TrainConfig()
     generator, judge = pair()
-    nets = networks(generator, judge, settings, torch.device("cpu"))
+    nets = new_state(generator, judge, settings, torch.device("cpu"))
     for optimiser in (nets.opt_g, nets.opt_d):
         assert optimiser.defaults["lr"] == 2e-4
         assert optimiser.defaults["betas"] == (0.0, 0.99)

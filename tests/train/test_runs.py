@@ -26,10 +26,11 @@ from dsconvert.core.pipeline import apply, plan
 from dsconvert.errors import AdapterError, UsageError
 from dsconvert.formats.convert_file import convert_snapshot
 from dsconvert.formats.official import load_snapshot, new_snapshot, save_snapshot
+from dsconvert.runs.folder import RunFolder
 from dsconvert.train import NewGenerator, TrainConfig, new_generator, open_images, read_stats
-from dsconvert.train.closing import close_run
 from dsconvert.train.loop import TrainResult
-from dsconvert.util.processes import Alone
+from dsconvert.train.run_report import write_run_report
+from dsconvert.util.processes import SingleProcess
 from tests.train.parts import encoded, picture, small_generator, tiny_zip, zipped
 
 pytest.importorskip("timm", reason="timm is not installed (dsconvert[train])")
@@ -394,7 +395,10 @@ def test_a_report_that_fails_is_a_warning(
     )
     data = open_images(tiny_zip(tmp_path), resolution=128)
     with caplog.at_level(logging.WARNING, logger="dsconvert"):
-        assert close_run(tmp_path, result, data, TrainConfig(), Alone("cpu")) is None
+        assert (
+            write_run_report(RunFolder(tmp_path), result, data, TrainConfig(), SingleProcess("cpu"))
+            is None
+        )
     assert "report could not be written" in caplog.text
 
 

@@ -15,10 +15,11 @@ from torch import nn
 
 import dsconvert
 from dsconvert.cli.output import Bars
-from dsconvert.distill.bar import detail, position
 from dsconvert.distill.config import DistillConfig
+from dsconvert.distill.statistics import detail, position
 from dsconvert.util import progress
-from dsconvert.util.progress import Heartbeat, clock_text, reports_progress
+from dsconvert.util.numbers import clock_text
+from dsconvert.util.progress import Heartbeat, reports_progress
 from tests.made_models import moved_generator
 
 

@@ -15,7 +15,7 @@ from dsconvert.cli.output import Bars, emit, say, say_whole
 from dsconvert.cli.stopping import Outcome, Stopped
 from dsconvert.distill.config import DistillConfig
 from dsconvert.distill.files import distill_snapshot, run_folder
-from dsconvert.runs.checkpoint import checkpoints
+from dsconvert.runs.folder import RunFolder
 
 _SETTINGS = (
     "minutes", "steps", "patience", "clock", "batch", "lr", "optimiser", "statistics", "blockwise",
@@ -92,10 +92,10 @@ def _interruptible(options: Namespace, config: DistillConfig) -> Generator[None,
     try:
         yield
     except KeyboardInterrupt:
-        saved = checkpoints(folder)
-        steps = int(saved[-1].stem.rpartition("-")[2]) // config.batch if saved else 0
+        saved = RunFolder.of_distillation(folder).images_saved()
+        steps = (saved or 0) // config.batch
         words = [w for w in options.words if w != "--resume"]
-        again = shlex.join(["dsconvert", *words, *(["--resume"] if saved else [])])
+        again = shlex.join(["dsconvert", *words, *(["--resume"] if saved is not None else [])])
         if options.json:
             emit(
                 {
@@ -107,7 +107,7 @@ def _interruptible(options: Namespace, config: DistillConfig) -> Generator[None,
             )
         elif outcome.written:
             say(f"{options.out} is written whole; its report in {folder} is not")
-        elif saved:
+        elif saved is not None:
             say_whole(f"stopped after {steps} steps, saved in {folder}; go on with: {again}")
         else:
             say_whole(f"stopped before the first step: nothing to save; start again with: {again}")

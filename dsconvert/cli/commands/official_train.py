@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from dsconvert.errors import PlanError
-from dsconvert.official_trainer import Settings, train
+from dsconvert.official_trainer import ConversionSettings, train
 from dsconvert.official_trainer.launch import check_repo, resumed
 from dsconvert.records import Plan
 
@@ -21,7 +21,7 @@ def run(options: Namespace) -> None:
         except (OSError, UnicodeDecodeError) as error:
             raise PlanError(f"can't read the plan {options.plan}: {error}.") from None
         Plan.from_json(text)
-    settings = Settings(
+    settings = ConversionSettings(
         repo=str(repo),
         preset=options.preset,
         rank=options.rank,

@@ -26,6 +26,10 @@ __all__ = [
 FORMAT = FileFormat(
     file=Checkpoint,
     detects=lambda path: is_checkpoint(path) is not None,
-    open=lambda path, drop, module: load_checkpoint(path, drop=drop, module=module),
-    inspect=lambda path, module: inspect_checkpoint(path, module=module),
+    open=lambda path, drop, module, adapters: load_checkpoint(
+        path, drop=drop, module=module, adapters=adapters
+    ),
+    inspect=lambda path, module, adapters: inspect_checkpoint(
+        path, module=module, adapters=adapters
+    ),
 )

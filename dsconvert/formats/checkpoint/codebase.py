@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,13 +134,15 @@ def _placed(adapter: Adapter, content: Mapping[str, Any]) -> AdapterCodebase | N
     return AdapterCodebase(adapter, (found, *(p for p in alike(content, found) if knows(p))))
 
 
-def find_codebase(path: Path, content: Mapping[str, Any]) -> Codebase:
-    """Return the installed adapter that knows a file's content.
+def find_codebase(
+    path: Path, content: Mapping[str, Any], given: Sequence[Adapter] = ()
+) -> Codebase:
+    """Return the adapter, one of ``given`` first, that knows a file's content.
 
     Raises:
         UnsupportedSnapshotError: none does.
     """
-    known = [a for a in adapters() if a.has_checkpoints]
+    known = [a for a in adapters(given) if a.has_checkpoints]
     defects = ""
     for adapter in known:
         try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dsconvert.adapter import Adapter
 from dsconvert.errors import ForeignFileError, SnapshotError
 from dsconvert.formats.base import ModuleSource
 from dsconvert.formats.checkpoint.load import load_checkpoint
@@ -76,7 +77,10 @@ def _tensors(value: Any, depth: int = 0) -> list[torch.Tensor]:
 
 
 def inspect_checkpoint(
-    path: str | os.PathLike[str], *, module: ModuleSource | None = None
+    path: str | os.PathLike[str],
+    *,
+    module: ModuleSource | None = None,
+    adapters: Sequence[Adapter] = (),
 ) -> CheckpointInfo:
     """Return the facts about a file.
 
@@ -105,7 +109,7 @@ def inspect_checkpoint(
         )
     adapter, config, generators, note, structure = None, {}, (), None, None
     try:
-        found = load_checkpoint(where, module=module)
+        found = load_checkpoint(where, module=module, adapters=adapters)
         adapter, config, generators = found.codebase.name, dict(found.config), found.generators
         structure = structure_of(found.generator)
     except SnapshotError as error:

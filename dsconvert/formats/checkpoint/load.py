@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsconvert.adapter import Adapter
 from dsconvert.errors import (
     CorruptSnapshotError,
     ForeignFileError,
@@ -28,6 +29,7 @@ def load_checkpoint(
     *,
     drop: Collection[str] = (),
     module: ModuleSource | None = None,
+    adapters: Sequence[Adapter] = (),
 ) -> Checkpoint:
     """Open a checkpoint without running anything in it.
 
@@ -36,6 +38,7 @@ def load_checkpoint(
         drop: entries to leave out.
         module: how to build the generator of a codebase that no adapter knows. Importing it runs
             that code.
+        adapters: further adapters, which need not be installed.
 
     Raises:
         ForeignFileError: the file is missing or something else.
@@ -70,7 +73,7 @@ def load_checkpoint(
             )
     else:
         content, spelled = tidied(content)
-        codebase = find_codebase(where, content)
+        codebase = find_codebase(where, content, adapters)
         states = codebase.states(content)
     if mark is not None and mark.get("adapter") != codebase.name:
         hint = "; give the --module that it was converted with" if module is None else ""

@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from dsconvert.adapter import Adapter
 from dsconvert.formats.base import FileFormat, ModuleSource, refuse_module
 from dsconvert.formats.official.file import Snapshot, new_snapshot, save_snapshot
 from dsconvert.formats.official.info import EntryInfo, SnapshotInfo, inspect_snapshot
@@ -28,14 +29,19 @@ __all__ = [
 ]
 
 
-def _open(path: Path, drop: Collection[str], module: ModuleSource | None) -> Snapshot:
+def _open(
+    path: Path,
+    drop: Collection[str],
+    module: ModuleSource | None,
+    adapters: Sequence[Adapter],
+) -> Snapshot:
     refuse_module(path, module)
-    return load_snapshot(path, drop=drop)
+    return load_snapshot(path, drop=drop, adapters=adapters)
 
 
-def _inspect(path: Path, module: ModuleSource | None) -> SnapshotInfo:
+def _inspect(path: Path, module: ModuleSource | None, adapters: Sequence[Adapter]) -> SnapshotInfo:
     refuse_module(path, module)
-    return inspect_snapshot(path)
+    return inspect_snapshot(path, adapters=adapters)
 
 
 FORMAT = FileFormat(file=Snapshot, detects=lambda _: True, open=_open, inspect=_inspect)

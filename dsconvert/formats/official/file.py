@@ -167,6 +167,7 @@ def new_snapshot(
     modules: Mapping[str, nn.Module] | None = None,
     foreign: Mapping[tuple[str, str], type[nn.Module]] | None = None,
     training_set_kwargs: Mapping[str, Any] | None = None,
+    adapter: Adapter | None = None,
 ) -> Snapshot:
     """Make a snapshot in memory around a generator that came from no file.
 
@@ -175,11 +176,12 @@ def new_snapshot(
         modules: other entries (``G``, ``D``).
         foreign: names that the official code knows classes of ``modules`` by, beside the adapter's.
         training_set_kwargs: plain values, as the official metrics want them.
+        adapter: the generator's adapter; None: the installed one that knows it.
 
     Raises:
         AdapterError: no installed adapter knows the generator.
     """
-    adapter = adapter_for(generator)
+    adapter = adapter or adapter_for(generator)
     if adapter is None:
         raise AdapterError(
             f"no installed adapter knows {type(generator).__name__}, so there is no file format "

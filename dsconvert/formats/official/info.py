@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from dsconvert.adapter import Adapter
 from dsconvert.errors import CorruptSnapshotError, SnapshotError
 from dsconvert.formats.official.build import Builder
 from dsconvert.formats.official.load import describe
@@ -111,7 +113,9 @@ def _writer(parsed: Pickle) -> str:
     return "pickle or dill" if parsed.machine.protocol >= 4 else "pickle"
 
 
-def inspect_snapshot(path: str | os.PathLike[str]) -> SnapshotInfo:
+def inspect_snapshot(
+    path: str | os.PathLike[str], *, adapters: Sequence[Adapter] = ()
+) -> SnapshotInfo:
     """Return the facts about a file; nothing is run or imported. Unknown globals are reported.
 
     Raises:
@@ -121,7 +125,7 @@ def inspect_snapshot(path: str | os.PathLike[str]) -> SnapshotInfo:
         UnsafeSnapshotError: a tensor's storage hides a call.
     """
     parsed = parse(path)
-    offences, storages = examine(parsed)
+    offences, storages = examine(parsed, (), adapters)
     entries = tuple(_entry(parsed, k, v, storages) for k, v in parsed.entries)
     node = dict(parsed.entries).get(GENERATOR)
     adapter, config, note, structure = None, {}, None, None
@@ -131,7 +135,7 @@ def inspect_snapshot(path: str | os.PathLike[str]) -> SnapshotInfo:
         note = "the file refers to names that are not on the allow-list"
     else:
         try:
-            found = find_adapter(parsed.source, node)
+            found = find_adapter(parsed.source, node, adapters)
             shapes = Builder(parsed.source, found, meta=True).module(node, GENERATOR)
             adapter = found.name
             config = dict(describe(parsed.source, found, node, shapes))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dsconvert.adapter import Adapter
 from dsconvert.errors import CorruptSnapshotError, UnsupportedSnapshotError, UsageError
 from dsconvert.formats.official.build import Builder
 from dsconvert.formats.official.file import MODULES, Snapshot
@@ -30,7 +32,12 @@ UNKNOWN_SOURCE = "unknown text (read by class names; compare the images)"
 """The fact ``source`` of a file whose embedded source text is none of the released ones."""
 
 
-def load_snapshot(path: str | os.PathLike[str], *, drop: Collection[str] = ()) -> Snapshot:
+def load_snapshot(
+    path: str | os.PathLike[str],
+    *,
+    drop: Collection[str] = (),
+    adapters: Sequence[Adapter] = (),
+) -> Snapshot:
     """Open a snapshot of the official code without running anything in it.
 
     The whole file is checked; tensors are read when a module is asked for.
@@ -39,6 +46,7 @@ def load_snapshot(path: str | os.PathLike[str], *, drop: Collection[str] = ()) -
         path: the file.
         drop: entries to leave out (for example ``("D",)``); an empty module is written for a
             dropped ``G`` or ``D``, as the official loader requires.
+        adapters: further adapters, which need not be installed.
 
     Raises:
         ForeignFileError: the file is missing, or something else altogether.
@@ -58,7 +66,7 @@ def load_snapshot(path: str | os.PathLike[str], *, drop: Collection[str] = ()) -
         raise UsageError(
             f"{source.path} has no entry {', '.join(unknown)} to drop. It has: {names_of(entries)}."
         )
-    offences, _ = examine(parsed, dropped)
+    offences, _ = examine(parsed, dropped, adapters)
     if offences:
         raise refuse(source, offences, [k for k in entries if k not in dropped])
     for key in dropped:
@@ -72,7 +80,7 @@ def load_snapshot(path: str | os.PathLike[str], *, drop: Collection[str] = ()) -
             f"{source.path} has no module {GENERATOR} (its entries: {names_of(entries)}). Name a "
             "snapshot that the official training code wrote."
         )
-    adapter = find_adapter(source, node)
+    adapter = find_adapter(source, node, adapters)
     config = describe(source, adapter, node)
     return Snapshot(
         path=source.path,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dsconvert.adapter import PERSISTENCE, adapters
+from dsconvert.adapter import PERSISTENCE, Adapter, adapters
 from dsconvert.errors import UnsafeSnapshotError
 from dsconvert.formats.official.allowed import (
     BEHAVIOUR,
@@ -36,12 +37,15 @@ MAX_LISTED = 20
 """Offences in an error's message."""
 
 
-def examine(parsed: Pickle, drop: Collection[str] = ()) -> tuple[list[Offence], Storages]:
+def examine(
+    parsed: Pickle, drop: Collection[str] = (), given: Sequence[Adapter] = ()
+) -> tuple[list[Offence], Storages]:
     """Return everything in a snapshot that is not on the allow-list, and the storages.
 
     Args:
         parsed: the file.
         drop: entries that are left out, and not judged.
+        given: adapters beside the installed ones.
 
     Raises:
         CorruptSnapshotError: too deep, or a tensor is malformed.
@@ -49,7 +53,7 @@ def examine(parsed: Pickle, drop: Collection[str] = ()) -> tuple[list[Offence], 
     """
     # By installing an adapter a user trusts the classes that it names.
     known = frozenset(
-        key for adapter in adapters() for key in adapter.classes if key[0] != PERSISTENCE
+        key for adapter in adapters(given) for key in adapter.classes if key[0] != PERSISTENCE
     )
     carried = _carried(parsed, drop)
 

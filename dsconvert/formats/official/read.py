@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dsconvert.adapter import adapters
+from dsconvert.adapter import Adapter, adapters
 from dsconvert.errors import CorruptSnapshotError, UnsupportedSnapshotError
 from dsconvert.formats.official.foreign import check_first_bytes, check_relatives
 from dsconvert.formats.official.persistence import class_key
@@ -63,14 +64,14 @@ def parse(path: str | os.PathLike[str]) -> Pickle:
     return parsed
 
 
-def find_adapter(source: Source, node: Node) -> Adapter:
-    """Return the installed adapter that knows the class of ``node``.
+def find_adapter(source: Source, node: Node, given: Sequence[Adapter] = ()) -> Adapter:
+    """Return the adapter, one of ``given`` first, that knows the class of ``node``.
 
     Raises:
         UnsupportedSnapshotError: none does.
     """
     key = class_key(node)
-    for adapter in adapters():
+    for adapter in adapters(given):
         if key in adapter.classes:
             return adapter
     name = clean(".".join(key), 160) if key else "no module"

@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from dsconvert.adapter import Adapter
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import FileFormat, ModuleSource, refuse_module
 from dsconvert.formats.safetensors.file import PlainFile, is_plain, open_plain
@@ -19,14 +20,23 @@ from dsconvert.formats.safetensors.write import save_plain
 __all__ = ["FORMAT", "PlainFile", "PlainInfo", "load_plain", "open_plain", "save_plain"]
 
 
-def _open(path: Path, drop: Collection[str], module: ModuleSource | None) -> PlainFile:
+def _open(
+    path: Path,
+    drop: Collection[str],
+    module: ModuleSource | None,
+    adapters: Sequence[Adapter],
+) -> PlainFile:
     refuse_module(path, module)
     if drop:
         raise UsageError(f"{path} holds one generator and nothing else; there is nothing to drop.")
-    return open_plain(path)
+    return open_plain(path, adapters=adapters)
 
 
-def _inspect(path: Path, module: ModuleSource | None) -> PlainInfo:
+def _inspect(
+    path: Path,
+    module: ModuleSource | None,
+    adapters: Sequence[Adapter],  # noqa: ARG001 - the header alone is read
+) -> PlainInfo:
     refuse_module(path, module)
     return inspect_plain(path)
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from dsconvert.adapter import image_tensor
 from dsconvert.config.choices import Noise
 from dsconvert.errors import ExportError
-from dsconvert.forms.inputs import Inputs, examples_of
 from dsconvert.forms.verify import BATCHES
+from dsconvert.model.inputs import Inputs, examples_of
 from dsconvert.model.observe import evaluating
 from dsconvert.records import Export
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from dsconvert.adapter import adapter_for
+from dsconvert.adapter import Adapter, adapter_for
 from dsconvert.config.choices import Noise
 from dsconvert.errors import UsageError
 from dsconvert.export.graphs import need
@@ -96,14 +96,14 @@ def is_plain(path: Path) -> bool:
     return head[8:10] == b'{"' and f'"{KEY}"'.encode() in head
 
 
-def open_plain(path: Path) -> PlainFile:
+def open_plain(path: Path, *, adapters: Sequence[Adapter] = ()) -> PlainFile:
     """Open a safetensors export.
 
     Raises:
         DsconvertError: see :func:`load_plain`.
     """
-    model = load_plain(path)
-    adapter = adapter_for(model)
+    model = load_plain(path, adapters=adapters)
+    adapter = adapter_for(model, adapters)
     own = model.state_dict()
     return PlainFile(
         path=path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def rebuilt(adapter: Adapter, config: Any) -> nn.Module:
         return folded(adapter.build(config)).eval().requires_grad_(False)
 
 
-def load_plain(path: str | os.PathLike[str]) -> nn.Module:
+def load_plain(path: str | os.PathLike[str], *, adapters: Sequence[Adapter] = ()) -> nn.Module:
     """Load the generator of an export, in eval mode, without gradients.
 
     Raises:
@@ -74,7 +75,7 @@ def load_plain(path: str | os.PathLike[str]) -> nn.Module:
                     f"{path} holds weights without their architecture: it was not written by "
                     "dsconvert export. Name one that was, or a snapshot (.pkl)."
                 )
-            model = _built(path, text)
+            model = _built(path, text, adapters)
             wanted = model.state_dict()
             names = list(file.keys())
             _check_tensors(path, wanted, {k: file.get_slice(k).get_shape() for k in names})
@@ -100,7 +101,7 @@ def load_plain(path: str | os.PathLike[str]) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _built(path: str | os.PathLike[str], text: str) -> nn.Module:
+def _built(path: str | os.PathLike[str], text: str, given: Sequence[Adapter]) -> nn.Module:
     try:
         header: Any = json.loads(text)
         if not isinstance(header, dict):
@@ -117,11 +118,11 @@ def _built(path: str | os.PathLike[str], text: str) -> nn.Module:
             f"{VERSIONS[0]} to {VERSIONS[-1]}. "
             "Update dsconvert, or export the file again."
         )
-    adapter = next((a for a in adapters() if a.name == name), None)
+    adapter = next((a for a in adapters(given) if a.name == name), None)
     if adapter is None:
         raise UnsupportedSnapshotError(
             f"{path} needs the adapter {name!r}, which is not installed. There are: "
-            f"{', '.join(a.name for a in adapters())}."
+            f"{', '.join(a.name for a in adapters(given))}."
         )
     try:
         model = rebuilt(adapter, config)

@@ -19,8 +19,8 @@ from dsconvert.formats.restructure import describe_changes
 from dsconvert.formats.safetensors.compare import exported, same_images
 from dsconvert.formats.safetensors.header import KEY, VERSIONS
 from dsconvert.formats.safetensors.read import folded, load_plain, rebuilt
-from dsconvert.forms.inputs import Inputs
 from dsconvert.model.copying import isolated_copy
+from dsconvert.model.inputs import Inputs
 from dsconvert.model.model_types import types_of
 from dsconvert.model.precision import as_stored, widen
 from dsconvert.records import Export

@@ -1,4 +1,4 @@
-"""How far a run's images are from the data (FD-lite0), with the same count on both sides."""
+"""The distance of a generator to its data during a run: FD-lite0, at one count of images."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ from dsconvert.data.images import ImageSet
 from dsconvert.data.stream import to_range
 from dsconvert.metrics import LiteFeatures, frechet_distance
 from dsconvert.model.observe import evaluating
-from dsconvert.train.step import Latents
+from dsconvert.train.state import Latents
 
 _BATCH = 25
+_CPU = torch.device("cpu")
 _SEED = 20211101
-"""Of latents and choice, so that two snapshots (and two runs) are judged by the same draws."""
+"""Seed of the latents and of the choice of images, the same for all snapshots and all runs."""
 
 
-class Judge:
-    """FD-lite0 of a generator to a data set.
+class FDLite0Evaluator:
+    """Measures FD-lite0 of a generator to a data set.
 
-    With fewer images than 1280 features the value is far above what more images would give; it
-    serves to compare, at one count.
+    With fewer images than the 1280 features, the value is far above that of more images: compare
+    values of one count only.
+
+    Args:
+        data: the real images.
+        count: number of images on each side; at most the size of ``data``.
+        device: where the networks work.
 
     Raises:
         MissingExtraError: timm or the weights are not installed.
@@ -38,14 +44,15 @@ class Judge:
         self._others = rest if len(rest) == self.count else None
         self._reals: Tensor | None = None
         self.floor: float | None = None
-        """Real images against as many others, where the data has so many; known after a call."""
+        """Distance of the real images to as many others, known after a call; None: the data set
+        is too small."""
 
     def __call__(self, model: nn.Module, latents: Latents) -> float:
-        """The distance; the model and the random state are left as they were."""
+        """Return the distance; the model and the random state do not change."""
         if self._reals is None:
-            self._reals = self._real(self._chosen)
+            self._reals = self._real_features(self._chosen)
             if self._others is not None:
-                self.floor = frechet_distance(self._real(self._others), self._reals)
+                self.floor = frechet_distance(self._real_features(self._others), self._reals)
         random = torch.Generator().manual_seed(_SEED)
         made: list[Tensor] = []
         with evaluating(model), torch.random.fork_rng():
@@ -56,13 +63,9 @@ class Judge:
                 made.append(self._features(image_tensor(model(*moved)).float().cpu()))
         return frechet_distance(torch.cat(made), self._reals)
 
-    def _real(self, chosen: Tensor) -> Tensor:
-        """Features of real images."""
+    def _real_features(self, chosen: Tensor) -> Tensor:
         parts = [
             self._features(to_range(torch.stack([self._data.image(int(i))[0] for i in rows]), _CPU))
             for rows in chosen.split(_BATCH)
         ]
         return torch.cat(parts)
-
-
-_CPU = torch.device("cpu")

@@ -1,7 +1,7 @@
-"""The end of a run: one HTML report of what came of it, in the run's folder.
+"""The report at the end of a run, and the figures and pictures that it needs.
 
-It shows what the loop left there (statistics, grids) and what is made here: ``layers.json`` when
-the run begins, ``side_by_side.png`` and ``results.json`` when it ends or is interrupted.
+The run itself writes statistics and grids. This module adds ``layers.json`` when a run begins, and
+``side_by_side.png``, ``results.json`` and ``report.html`` when it ends or is interrupted.
 """
 
 from __future__ import annotations
@@ -24,99 +24,93 @@ from dsconvert.data.pictures import save_picture, side_by_side
 from dsconvert.data.stream import to_range
 from dsconvert.records import Cost
 from dsconvert.report.jsonable import finite, layer_rows
-from dsconvert.report.text import times_fewer
-from dsconvert.runs.folder import read_settings, write_json
+from dsconvert.runs.folder import RunFolder, write_json
 from dsconvert.runs.report import write_report
 from dsconvert.runs.stats import read_stats
 from dsconvert.train.config import TrainConfig
-from dsconvert.train.grids import sample_grid
-from dsconvert.train.keeper import Keeper
-from dsconvert.train.loop import TrainResult, latents_of
+from dsconvert.train.loop import TrainResult
+from dsconvert.train.outputs import grid_inputs, sample_images_of
 from dsconvert.train.setup import NewGenerator, new_generator
+from dsconvert.train.state import latents_of
+from dsconvert.util.numbers import times_fewer
 from dsconvert.util.processes import Processes
 
-LAYERS = "layers.json"
 _SHOWN = 8
-_CPU = torch.device("cpu")
 _LOG = logging.getLogger(__name__)
 
 
-def count_layers(folder: Path, generator: nn.Module, *, wanted: NewGenerator | None) -> Cost:
-    """Write what each layer costs, beside the dense architecture where it was converted.
+def write_layer_costs(
+    folder: RunFolder, generator: nn.Module, *, wanted: NewGenerator | None
+) -> Cost:
+    """Write the cost of each layer, beside that of the dense architecture if it was converted.
 
     Args:
         folder: of the run.
-        generator: what is trained.
-        wanted: how it was made; None where it came from a file, with no dense one to compare.
+        generator: the network to train.
+        wanted: the settings it was made with; None: it came from a file, and there is no dense
+            architecture to compare with.
 
     Returns:
-        what ``generator`` costs.
+        the cost of ``generator``.
 
     Raises:
-        OutputError: the disk refuses.
+        OutputError: the disk can't take the file.
     """
     after = before = cost(generator)
     if wanted is not None and wanted.preset != "none":
         before = cost(new_generator(replace(wanted, preset="none"))[0])
-    write_json(folder / LAYERS, finite(layer_rows(before, after)))
+    write_json(folder.layers, finite(layer_rows(before, after)))
     return after
 
 
-def close_run(
-    folder: Path, result: TrainResult, images: ImageSet, config: TrainConfig, procs: Processes
+def write_run_report(
+    folder: RunFolder, result: TrainResult, images: ImageSet, config: TrainConfig, procs: Processes
 ) -> Path | None:
-    """Write the report. A run is worth more than its report: what goes wrong here is only logged.
+    """Write the report. An error here is logged, not raised, because the run itself is saved.
 
     Returns:
-        the report's path; None where it could not be written, and in all processes but the first.
+        the report's path; None if it could not be written, and in every process but the first.
     """
     if procs.rank:
         return None
     try:
-        settings = read_settings(folder)
+        settings = folder.read_settings()
         rows = _rows(folder, result, images, config, procs, settings)
-        save_picture(side_by_side(rows), folder / "side_by_side.png", overwrite=True)
-        write_json(folder / "results.json", finite(_results(folder, result)))
-        return write_report(folder)
+        save_picture(side_by_side(rows), folder.side_by_side, overwrite=True)
+        write_json(folder.results, finite(_results(folder, result)))
+        return write_report(folder.path)
     except Exception as error:
         _LOG.warning("the run is saved, but its report could not be written: %s", error)
         return None
 
 
 def _rows(
-    folder: Path,
+    folder: RunFolder,
     result: TrainResult,
     images: ImageSet,
     config: TrainConfig,
     procs: Processes,
     settings: Mapping[str, Any],
 ) -> dict[str, Tensor]:
-    """Real images, the start where it was a trained one, and the average as it is now.
+    """Return real images, the start if it was a trained network, and the moving average now.
 
-    A column of the last two is one latent; its class is that of the real image above.
+    A column of the last two has one latent; its class is that of the real image above.
     """
     count = min(_SHOWN, config.grid)
     real = [images.image(i)[0] for i in range(min(count, len(images)))]
-    rows = {"real images": to_range(torch.stack(real), _CPU)}
-    # The first grid has the same latents; the file itself may be gone when a run is resumed.
-    start = folder / "grids" / f"{0:09d}.png"
+    rows = {"real images": to_range(torch.stack(real), torch.device("cpu"))}
+    # The first grid has the same latents. The file that a resumed run began with may be gone.
+    start = folder.grid(0)
     if settings["command"] == "finetune" and start.is_file():
         rows["before"] = _cells(start, images.resolution, config.grid)[:count]
-    keeper = Keeper(
-        config=config,
-        data=images,
-        out=folder,
-        latents=latents_of(result.ema),
-        procs=procs,
-        save=None,
-    )
-    made = sample_grid(result.ema, keeper.grid_inputs()[:1])[:count]
+    inputs = grid_inputs(images, config, latents_of(result.ema), procs.device)
+    made = sample_images_of(result.ema, inputs[:1])[:count]
     rows[f"G_ema after {result.images / 1000:g} kimg"] = made
     return rows
 
 
 def _cells(path: Path, side: int, count: int) -> Tensor:
-    """The pictures of a sheet that :func:`dsconvert.data.pictures.grid` made of ``count``."""
+    """Cut a sheet of :func:`dsconvert.data.pictures.grid` into its ``count`` images."""
     with Image.open(path) as opened:
         sheet = np.asarray(opened.convert("RGB")).astype(np.float32)
     columns = sheet.shape[1] // side
@@ -125,8 +119,8 @@ def _cells(path: Path, side: int, count: int) -> Tensor:
     return torch.from_numpy((cut - 128) / 127.5).permute(0, 3, 1, 2)
 
 
-def _results(folder: Path, result: TrainResult) -> dict[str, Any]:
-    """Figures of the whole run, with all its calls."""
+def _results(folder: RunFolder, result: TrainResult) -> dict[str, Any]:
+    """Return the figures of the whole run, over all its calls."""
     stats = read_stats(result.stats)
     found: dict[str, Any] = {
         "ended": "interrupted" if result.interrupted else "complete",
@@ -137,15 +131,14 @@ def _results(folder: Path, result: TrainResult) -> dict[str, Any]:
         found["minutes"] = timed[-1]["seconds"] / 60
     if timed and isinstance(timed[-1].get("sec_per_kimg"), int | float):
         found["s/kimg, last tick"] = timed[-1]["sec_per_kimg"]
-    judged = [row for row in stats if "fd_lite0" in row]
-    if judged:
-        found[f"FD-lite0, {judged[-1]['fd_images']} images"] = judged[-1]["fd_lite0"]
+    evaluated = [row for row in stats if "fd_lite0" in row]
+    if evaluated:
+        found[f"FD-lite0, {evaluated[-1]['fd_images']} images"] = evaluated[-1]["fd_lite0"]
         found["lowest FD-lite0"] = result.best
     if result.unreadable:
         found["images left out"] = len(result.unreadable)
-    path = folder / LAYERS
-    if path.is_file():  # not in a run that an older version began
-        total = json.loads(path.read_text(encoding="utf-8"))[-1]
+    if folder.layers.is_file():  # an older version wrote none
+        total = json.loads(folder.layers.read_text(encoding="utf-8"))[-1]
         found["parameters"] = total["params_after"]
         if total["macs_after"]:
             found["MACs"] = total["macs_after"]

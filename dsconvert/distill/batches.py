@@ -1,0 +1,78 @@
+"""The teacher's images of numbered batches: for training, for the scales, and held out.
+
+A batch depends on the run's seed and its number alone. Each purpose has its own range of numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dsconvert.distill.config import DistillConfig
+from dsconvert.distill.loss import Objective, Scales, TeacherOutput
+from dsconvert.errors import UsageError
+from dsconvert.model.inputs import Inputs
+
+HELD_OUT, SCALES, TRAINING = 0, 100_000, 1_000_000
+"""The first number of each purpose."""
+_NUMBERS = 4_000_037
+"""Batch numbers of one seed; those of the next seed begin there."""
+_FOR_SCALES = 48
+"""Latents from which the scales are measured."""
+
+
+class TeacherBatches:
+    """The batches of one run.
+
+    Args:
+        objective: teacher and student.
+        inputs: ``inputs(n, generator)`` returns the arguments of a call with batch n.
+        config: of the run.
+
+    Raises:
+        UsageError: the images of teacher and student differ in size, or they have nothing that
+            can be compared.
+    """
+
+    def __init__(self, objective: Objective, inputs: Inputs, config: DistillConfig) -> None:
+        self.objective, self.inputs, self.config = objective, inputs, config
+        self.device = next(objective.student.parameters()).device
+        self._check_student()
+
+    def target(self, number: int, *, maps: bool = True) -> TeacherOutput:
+        """Return the teacher's side of batch ``number``, with the backbone's maps if ``maps``."""
+        seed = self.config.seed * _NUMBERS + number
+        args = self.inputs(self.config.batch, torch.Generator().manual_seed(seed))
+        placed = tuple(
+            (a.to(self.device, torch.float32) if a.is_floating_point() else a.to(self.device))
+            if isinstance(a, Tensor)
+            else a
+            for a in args
+        )
+        return self.objective.run_teacher(placed, seed, maps=maps)
+
+    def _check_student(self) -> None:
+        """Find the blocks that teacher and student share; refuse a student that does not fit."""
+        target = self.target(SCALES)
+        self.objective.student.eval()
+        names = self.objective.keep_shared_blocks(target)
+        with torch.no_grad():
+            image, _ = self.objective.run_student(self.target(SCALES))
+        if image.shape != target.image.shape:
+            raise UsageError(
+                f"the student's images are {list(image.shape[1:])}, the teacher's "
+                f"{list(target.image.shape[1:])}: one can't learn from the other."
+            )
+        c = self.config
+        if not (c.image or c.features or (c.blocks and names)):
+            raise UsageError(
+                "only blocks were to be compared, and teacher and student share none: give image "
+                "or features a weight."
+            )
+        if c.blockwise and not names:
+            raise UsageError("teacher and student share no block: there is no blockwise stage.")
+
+    def scales(self) -> Scales:
+        """Measure the variances that squared errors are divided by."""
+        count = max(2, -(-_FOR_SCALES // self.config.batch))
+        return self.objective.scales([self.target(SCALES + i) for i in range(count)])

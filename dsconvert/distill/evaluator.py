@@ -1,0 +1,67 @@
+"""Measure the student against the teacher on held-out latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dsconvert.data.pictures import psnr
+from dsconvert.distill.batches import HELD_OUT, TeacherBatches
+from dsconvert.distill.loss import Scales, weighted_loss
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutScore:
+    """The distance of the student to the teacher on held-out latents.
+
+    ``distance`` is the loss without its adversarial term; ``terms`` are its parts; ``psnr`` is in
+    dB, the mean over images.
+    """
+
+    distance: float
+    terms: dict[str, float]
+    psnr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutEvaluation:
+    """A score, and some of the images behind it, on the CPU."""
+
+    score: HeldOutScore
+    teacher: Tensor
+    student: Tensor
+
+
+@torch.no_grad()
+def evaluate_student(batches: TeacherBatches, scales: Scales) -> HeldOutEvaluation:
+    """Measure the student on the held-out latents, which are the same in every evaluation.
+
+    The student runs in eval mode and stays in it.
+    """
+    objective, config = batches.objective, batches.config
+    objective.student.eval()
+    count = max(1, -(-config.held_out // config.batch))
+    sums: dict[str, float] = {}
+    ratios: list[Tensor] = []
+    wanted: list[Tensor] = []
+    made: list[Tensor] = []
+    distance = 0.0
+    for i in range(count):
+        target = batches.target(HELD_OUT + i)
+        image, blocks = objective.run_student(target)
+        terms = objective.terms(target, image, blocks, scales)
+        distance += float(weighted_loss(terms, config)) / count
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + float(value) / count
+        ratios.append(psnr(image, target.image))
+        if sum(map(len, made)) < _SHOWN:
+            wanted.append(target.image.cpu())
+            made.append(image.cpu())
+    score = HeldOutScore(distance=distance, terms=sums, psnr=float(torch.cat(ratios).mean()))
+    return HeldOutEvaluation(
+        score=score, teacher=torch.cat(wanted)[:_SHOWN], student=torch.cat(made)[:_SHOWN]
+    )
