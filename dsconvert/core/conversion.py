@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from dsconvert.config.choices import INITS
+from dsconvert.config.convert import Fitting
 from dsconvert.core.analysis import Analysis
 from dsconvert.core.fit_layers import DEFAULT_LATENTS, FitOutcome
 from dsconvert.core.fit_model import fit_to_original
@@ -39,9 +40,9 @@ def apply_to(
     analysis: Analysis,
     plan: Plan,
     *,
-    init: str = "fit",
+    init: str = Fitting.init,
     calibrate: int | None = None,
-    seed: int = 0,
+    seed: int = Fitting.seed,
     progress: Progress | None = None,
     costs: tuple[Cost, Cost] | None = None,
     traced: float = 0.0,

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from dsconvert.adapter import Adapter, adapter_for, as_adapter
+from dsconvert.config.convert import Fitting, Rewriting
 from dsconvert.core.analysis import Analysis, analyse
 from dsconvert.core.conversion import apply_to, check_options
 from dsconvert.core.cost import count
@@ -42,7 +43,7 @@ __all__ = [
 def plan(
     model: nn.Module,
     *,
-    preset: str = "balanced",
+    preset: str = Rewriting.preset,
     rank: int | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
@@ -84,7 +85,7 @@ def plan(
 def plan_for(
     analysis: Analysis,
     *,
-    preset: str = "balanced",
+    preset: str = Rewriting.preset,
     rank: int | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
@@ -141,13 +142,13 @@ def apply(
     model: nn.Module,
     plan: Plan,
     *,
-    init: str = "fit",
+    init: str = Fitting.init,
     inputs: Inputs | None = None,
     example_inputs: Sequence[Any] | None = None,
     leaves: Sequence[str] = (),
     adapter: Adapter | None = None,
     calibrate: int | None = None,
-    seed: int = 0,
+    seed: int = Fitting.seed,
     progress: Progress | bool | None = None,
 ) -> Conversion:
     """Apply ``plan`` to a copy of ``model``.
@@ -193,7 +194,7 @@ def apply(
 def convert(
     model: nn.Module,
     *,
-    preset: str = "balanced",
+    preset: str = Rewriting.preset,
     rank: int | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
@@ -202,9 +203,9 @@ def convert(
     example_inputs: Sequence[Any] | None = None,
     inputs: Inputs | None = None,
     adapter: Adapter | None = None,
-    init: str = "fit",
+    init: str = Fitting.init,
     calibrate: int | None = None,
-    seed: int = 0,
+    seed: int = Fitting.seed,
     progress: Progress | bool | None = None,
 ) -> nn.Module:
     """Return a faster copy of ``model``: its own class, with some children replaced.

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from dsconvert.config.choices import PRESETS
+from dsconvert.config.convert import Rewriting
 from dsconvert.core.presets import (
     CHOOSERS,
     IMAGE_CHANNELS,
@@ -28,7 +29,7 @@ _IDLE = "not called by forward; kept, since something else may use it (--remove 
 def make_plan(
     sites: Sites,
     *,
-    preset: str = "balanced",
+    preset: str = Rewriting.preset,
     rank: int | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),

@@ -5,8 +5,8 @@ numbers the latents, ``loop`` trains, ``evaluator`` measures on held-out latents
 run's folder.
 """
 
+from dsconvert.config.distill import DistillConfig
 from dsconvert.distill.api import Distilled, distill
-from dsconvert.distill.config import DistillConfig
 from dsconvert.distill.files import FileDistillation, distill_snapshot
 
 __all__ = ["DistillConfig", "Distilled", "FileDistillation", "distill", "distill_snapshot"]

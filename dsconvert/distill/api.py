@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsconvert.config.distill import DistillConfig
 from dsconvert.core.pipeline import apply, plan
 from dsconvert.distill.batches import TeacherBatches
-from dsconvert.distill.config import DistillConfig
 from dsconvert.distill.evaluator import HeldOutScore
 from dsconvert.distill.loop import Loop, LoopResult, Reason, clock
 from dsconvert.distill.loss import Objective, ProjectedMaps, trunk_blocks

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dsconvert.distill.config import DistillConfig
+from dsconvert.config.distill import DistillConfig
 from dsconvert.distill.loss import Objective, Scales, TeacherOutput
 from dsconvert.errors import UsageError
 from dsconvert.model.inputs import Inputs

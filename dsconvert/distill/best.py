@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dsconvert.distill.config import DistillConfig
+from dsconvert.config.distill import DistillConfig
 from dsconvert.distill.evaluator import HeldOutScore
 
 PSNR_TOLERANCE = 0.1

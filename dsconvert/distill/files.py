@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from dsconvert.config.distill import DistillConfig
 from dsconvert.core.pipeline import cost
 from dsconvert.data.pictures import save_picture, side_by_side
 from dsconvert.distill.api import Distilled, distill
-from dsconvert.distill.config import DistillConfig
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import GeneratorFile, ModuleSource
 from dsconvert.formats.registry import open_file

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dsconvert.config.distill import DistillConfig
 from dsconvert.data.pictures import save_picture, side_by_side
 from dsconvert.distill.batches import SCALES, TRAINING, TeacherBatches
 from dsconvert.distill.best import BestStudent
-from dsconvert.distill.config import DistillConfig
 from dsconvert.distill.critic import Critic
 from dsconvert.distill.evaluator import HeldOutScore, evaluate_student
 from dsconvert.distill.loss import Scales, weighted_loss

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsconvert.adapter import image_tensor
-from dsconvert.distill.config import DistillConfig
+from dsconvert.config.distill import DistillConfig
 from dsconvert.projected.lite0 import Weights, three_channels
 from dsconvert.projected.projector import Projector
 from dsconvert.train.recompute import convolutional

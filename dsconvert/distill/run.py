@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsconvert.distill.config import DistillConfig
+from dsconvert.config.distill import DistillConfig
 from dsconvert.errors import UsageError
 from dsconvert.runs.checkpoint import load_newest, save_checkpoint
 from dsconvert.runs.folder import RunFolder

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dsconvert.distill.config import DistillConfig
+from dsconvert.config.distill import DistillConfig
 from dsconvert.runs.stats import StatsWriter
 from dsconvert.util.devices import peak_memory
 from dsconvert.util.progress import Progress

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from dsconvert.config.convert import Fitting, Rewriting
 from dsconvert.core.analysis import Analysis, analyse_alike
 from dsconvert.core.conversion import apply_to
 from dsconvert.core.pipeline import costed_plan, plan_for
@@ -42,7 +43,7 @@ class FileConversion:
 def plan_file(
     file: GeneratorFile,
     *,
-    preset: str = "balanced",
+    preset: str = Rewriting.preset,
     rank: int | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
@@ -71,15 +72,15 @@ def plan_file(
 def convert_file(
     file: GeneratorFile,
     *,
-    preset: str = "balanced",
+    preset: str = Rewriting.preset,
     rank: int | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
     plan: Plan | None = None,
-    init: str = "fit",
+    init: str = Fitting.init,
     calibrate: int | None = None,
-    seed: int = 0,
+    seed: int = Fitting.seed,
     progress: Progress | bool | None = None,
     generators: Sequence[str] | None = None,
 ) -> FileConversion:

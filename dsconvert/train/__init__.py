@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dsconvert.config.train import TrainConfig
     from dsconvert.data.images import ImageSet, open_images
     from dsconvert.data.stream import ImageStream
     from dsconvert.projected.discriminator import ProjectedDiscriminator
     from dsconvert.projected.projector import Projector
     from dsconvert.runs.stats import StatsWriter, read_stats
-    from dsconvert.train.config import TrainConfig
     from dsconvert.train.launch import RunResult
     from dsconvert.train.loop import TrainResult, train
     from dsconvert.train.runs import finetune, resume, train_new
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "dsconvert.train.config": ("TrainConfig",),
+    "dsconvert.config.train": ("TrainConfig",),
     "dsconvert.data.images": ("ImageSet", "open_images"),
     "dsconvert.projected.discriminator": ("ProjectedDiscriminator",),
     "dsconvert.train.loop": ("TrainResult", "train"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dsconvert.config.train import TrainConfig
 from dsconvert.errors import TrainingError
 from dsconvert.runs.checkpoint import (
     load_newest,
@@ -10,7 +11,6 @@ from dsconvert.runs.checkpoint import (
     save_checkpoint,
 )
 from dsconvert.runs.folder import RunFolder
-from dsconvert.train.config import TrainConfig
 from dsconvert.train.state import TrainState
 
 _MODULES = ("generator", "discriminator", "ema", "opt_g", "opt_d", "scaler")

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
+from dsconvert.config.train import TrainConfig
 from dsconvert.data.images import ImageSet
 from dsconvert.errors import OutputError
 from dsconvert.formats.official import new_snapshot, save_snapshot
 from dsconvert.projected.discriminator import ProjectedDiscriminator
 from dsconvert.runs.folder import RunFolder, new_run_path
-from dsconvert.train.config import TrainConfig
 from dsconvert.train.data_record import data_record
 from dsconvert.train.loop import TrainResult, train
 from dsconvert.train.run_report import write_layer_costs, write_run_report

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dsconvert.config.train import TrainConfig
 from dsconvert.data.images import ImageSet
 from dsconvert.data.stream import ImageStream
 from dsconvert.errors import TrainingError, UsageError
 from dsconvert.runs.folder import RunFolder
 from dsconvert.runs.stats import StatsWriter
 from dsconvert.train.checkpointing import restore_state, save_state
-from dsconvert.train.config import TrainConfig
 from dsconvert.train.evaluator import FDLite0Evaluator
 from dsconvert.train.outputs import RunOutputs
 from dsconvert.train.state import Latents, Save, TrainState, latents_of, new_state

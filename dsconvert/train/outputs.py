@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import image_tensor
+from dsconvert.config.train import TrainConfig
 from dsconvert.data.images import ImageSet
 from dsconvert.data.pictures import grid, save_picture
 from dsconvert.data.stream import to_range
 from dsconvert.model.observe import evaluating
 from dsconvert.runs.folder import RunFolder
-from dsconvert.train.config import TrainConfig
 from dsconvert.train.evaluator import FDLite0Evaluator
 from dsconvert.train.state import Latents, Save, TrainState
 from dsconvert.util.processes import Processes

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dsconvert.config.train import TrainConfig
 from dsconvert.core.pipeline import cost
 from dsconvert.data.images import ImageSet
 from dsconvert.data.pictures import save_picture, side_by_side
@@ -27,7 +28,6 @@ from dsconvert.report.jsonable import finite, layer_rows
 from dsconvert.runs.folder import RunFolder, write_json
 from dsconvert.runs.report import write_report
 from dsconvert.runs.stats import read_stats
-from dsconvert.train.config import TrainConfig
 from dsconvert.train.loop import TrainResult
 from dsconvert.train.outputs import grid_inputs, sample_images_of
 from dsconvert.train.setup import NewGenerator, new_generator

@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dsconvert.config.train import TrainConfig
 from dsconvert.data.images import open_images
 from dsconvert.errors import UsageError
 from dsconvert.formats.official import load_snapshot
 from dsconvert.projected.lite0 import Weights
 from dsconvert.runs.folder import RunFolder
-from dsconvert.train.config import TrainConfig
 from dsconvert.train.data_record import reopen
 from dsconvert.train.ema import same_structure
 from dsconvert.train.launch import RunResult, TrainingJob, begin_run, new_folder, run_job

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dsconvert.train.config import TrainConfig
+from dsconvert.config.train import TrainConfig
 
 EMA_SHARE = 0.2
 """The default half-life of an average without a ramp-up is at most this share of the run."""

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsconvert.config.train import TrainConfig
 from dsconvert.forms import lean
 from dsconvert.model.inputs import sampler_of
-from dsconvert.train.config import TrainConfig
 from dsconvert.util.memory_format import in_channels_last
 
 Latents = Callable[[Tensor, torch.Generator], tuple[Any, ...]]

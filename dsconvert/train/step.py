@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from dsconvert.adapter import image_tensor
+from dsconvert.config.train import TrainConfig
 from dsconvert.data.images import ImageSet
 from dsconvert.data.stream import to_range
 from dsconvert.errors import UsageError
-from dsconvert.train.config import TrainConfig
 from dsconvert.train.ema import ema_beta, update_ema
 from dsconvert.train.losses import blur, blur_sigma, fake_loss, generator_loss, real_loss
 from dsconvert.train.recompute import blocks, recomputing, without_power_iteration

@@ -15,7 +15,7 @@ from torch import nn
 
 import dsconvert
 from dsconvert.cli.output import Bars
-from dsconvert.distill.config import DistillConfig
+from dsconvert.config.distill import DistillConfig
 from dsconvert.distill.statistics import detail, position
 from dsconvert.util import progress
 from dsconvert.util.numbers import clock_text
