@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     streams.prepare()
     outcome: list[Outcome] = []
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv), outcome)
+        _run(list(sys.argv[1:] if argv is None else argv), outcome)
     except DsconvertError as error:
         streams.complain(str(error))
         return code_of(error)
@@ -55,11 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def _run(words: list[str], outcome: list[Outcome]) -> int:
+def _run(words: list[str], outcome: list[Outcome]) -> None:
     """Run one command; ``outcome`` gets an object that reports written files when interrupted."""
     call = parse(words)
-    if isinstance(call, int):
-        return call
+    if isinstance(call, int):  # the user asked for help, which is printed
+        raise SystemExit(call)
     outcome.append(Outcome(call.command, call.options))
     if call.options.keeps_memory:
         keep_freed_memory()
@@ -67,4 +67,3 @@ def _run(words: list[str], outcome: list[Outcome]) -> int:
     with terminable():
         getattr(importlib.import_module(f"dsconvert.cli.{module}"), function)(call)
         streams.flush()
-    return DONE

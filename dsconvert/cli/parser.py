@@ -235,7 +235,7 @@ class _Commands(click.Group):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Exit codes"):
-            formatter.write_dl([(str(c), text) for c, text in codes.MEANINGS.items()])
+            formatter.write_dl([(f"{c}:", text) for c, text in codes.MEANINGS.items()])
 
 
 def _is_typo(word: str) -> bool:

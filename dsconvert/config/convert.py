@@ -62,8 +62,8 @@ class Targets(BaseSettings):
         repeat=True,
         group=TARGETS,
     )
-    batch: int = setting(1, help="of latency", at_least=1, group=TARGETS)
-    train_batch: int = setting(4, help="of train-time and memory", at_least=1, group=TARGETS)
+    batch: int = setting(1, help="of latency", at_least=0, group=TARGETS)
+    train_batch: int = setting(4, help="of train-time and memory", at_least=0, group=TARGETS)
     measuring: Settings = part(only=("device", "dtype", "threads"), group=TARGETS)
     channels_last: bool = setting(
         False, help="try that memory layout too, for a model that will be run in it", group=TARGETS
@@ -121,3 +121,6 @@ class ConvertJob(OptionalOutput, Verbose, Messages, Source, Job):
                 raise UsageError(f"{', '.join(idle)}: only together with --target.")
         elif any(o in typed for o in ("--plan", "--preset", "--rank")):
             raise UsageError("--target chooses rules and ranks; drop --plan, --preset and --rank.")
+        for option in ("--batch", "--train-batch"):
+            if typed.get(option) == 0:
+                raise UsageError(f"{option} 0 runs nothing; give 1 or more.")
