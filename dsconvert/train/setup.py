@@ -12,7 +12,9 @@ from torch import nn
 
 from dsconvert.adapter import Adapter, adapters
 from dsconvert.config.choices import PRESETS
-from dsconvert.core.pipeline import apply, plan
+from dsconvert.core.analysis import analyse
+from dsconvert.core.conversion import apply_to
+from dsconvert.core.pipeline import plan_for
 from dsconvert.data.images import ImageSet
 from dsconvert.errors import AdapterError, UsageError
 from dsconvert.formats.official import Snapshot, new_snapshot, save_snapshot
@@ -82,7 +84,8 @@ def new_generator(wanted: NewGenerator, *, seed: int = 0) -> tuple[nn.Module, Pl
         return dense, None
     if wanted.preset not in PRESETS:
         raise UsageError(f"no preset is called {wanted.preset!r}; none, {', '.join(PRESETS)}.")
-    decided = plan(dense, preset=wanted.preset, rank=wanted.rank)
+    analysis = analyse(dense)
+    decided = plan_for(analysis, preset=wanted.preset, rank=wanted.rank)
     if wanted.preset != "exact":
         norm: Literal["keep", "fold"] = wanted.spectral
         decided = replace(
@@ -91,7 +94,7 @@ def new_generator(wanted: NewGenerator, *, seed: int = 0) -> tuple[nn.Module, Pl
                 replace(d, norm=norm) if d.action != "remove" else d for d in decided.decisions
             ),
         )
-    made = apply(dense, decided, init="random", calibrate=0, seed=seed).model
+    made = apply_to(analysis, decided, init="random", calibrate=0, seed=seed).model
     _copy_initial_values(made, dense)
     return made, decided
 
