@@ -105,5 +105,5 @@ def test_the_wheel_holds_the_packages_and_nothing_else(sdist: Path, tmp_path: Pa
         f"{package}/{p.relative_to(ROOT / folder).as_posix()}"
         for package, folder in (("dsconvert", "dsconvert"), ("dsconvert_adapters", "adapters"))
         for p in (ROOT / folder).rglob("*")
-        if p.suffix == ".py" or p.name == "py.typed"
+        if p.suffix == ".py" or p.name == "py.typed" or p.parent.name == "templates"
     }
