@@ -217,14 +217,19 @@ class FileFormat:
         return self.file.format_name
 
 
-def refuse_module(path: Path, module: ModuleSource | None) -> None:
+def refuse_module(path: Path, module: ModuleSource | None, what: str) -> None:
     """Refuse ``--module`` for a file that brings its own architecture.
+
+    Args:
+        path: the file.
+        module: the value of the option.
+        what: the format of the file, with an article.
 
     Raises:
         UsageError: ``module`` is given.
     """
     if module is not None:
         raise UsageError(
-            f"--module is for state dicts; {path} is an official snapshot, or none that is known, "
-            "and says by itself how it is built. Leave the option out."
+            f"--module is for state dicts; {path} is {what}, and says by itself how it is built. "
+            "Leave the option out."
         )

@@ -29,18 +29,21 @@ __all__ = [
 ]
 
 
+_WHAT = "an official snapshot, or none that is known"
+
+
 def _open(
     path: Path,
     drop: Collection[str],
     module: ModuleSource | None,
     adapters: Sequence[Adapter],
 ) -> Snapshot:
-    refuse_module(path, module)
+    refuse_module(path, module, _WHAT)
     return load_snapshot(path, drop=drop, adapters=adapters)
 
 
 def _inspect(path: Path, module: ModuleSource | None, adapters: Sequence[Adapter]) -> SnapshotInfo:
-    refuse_module(path, module)
+    refuse_module(path, module, _WHAT)
     return inspect_snapshot(path, adapters=adapters)
 
 

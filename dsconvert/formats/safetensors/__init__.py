@@ -26,7 +26,7 @@ def _open(
     module: ModuleSource | None,
     adapters: Sequence[Adapter],
 ) -> PlainFile:
-    refuse_module(path, module)
+    refuse_module(path, module, "a safetensors export")
     if drop:
         raise UsageError(f"{path} holds one generator and nothing else; there is nothing to drop.")
     return open_plain(path, adapters=adapters)
@@ -37,7 +37,7 @@ def _inspect(
     module: ModuleSource | None,
     adapters: Sequence[Adapter],  # noqa: ARG001 - the header alone is read
 ) -> PlainInfo:
-    refuse_module(path, module)
+    refuse_module(path, module, "a safetensors export")
     return inspect_plain(path)
 
 
