@@ -18,7 +18,9 @@ import torch
 from torch import nn
 
 from dsconvert.config.distill import DistillConfig
-from dsconvert.core.pipeline import apply, plan
+from dsconvert.core.analysis import analyse
+from dsconvert.core.conversion import apply_to
+from dsconvert.core.pipeline import plan_for
 from dsconvert.distill.batches import TeacherBatches
 from dsconvert.distill.evaluator import HeldOutScore
 from dsconvert.distill.loop import Loop, LoopResult, Reason, clock
@@ -63,8 +65,9 @@ def fast_teacher(model: nn.Module, *, inputs: Inputs | None = None) -> nn.Module
     If the model can't be traced, only its norms are folded.
     """
     try:
-        decided = plan(model, preset="exact", inputs=inputs)
-        made = apply(model, decided, init="svd", calibrate=0, inputs=inputs).model
+        analysis = analyse(model, inputs=inputs)
+        decided = plan_for(analysis, preset="exact")
+        made = apply_to(analysis, decided, init="svd", calibrate=0).model
     except DsconvertError:
         made = copied(model)
     for module in made.modules():

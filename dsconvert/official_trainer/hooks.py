@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsconvert.core.pipeline import apply
-from dsconvert.core.pipeline import plan as plan_model
+from dsconvert.core.analysis import analyse
+from dsconvert.core.conversion import apply_to
+from dsconvert.core.pipeline import plan_for
 from dsconvert.errors import SnapshotError, UsageError
 from dsconvert.formats.official import load_snapshot
 from dsconvert.formats.restructure import describe_changes, restructure
@@ -115,12 +116,13 @@ def converted(generator: nn.Module, settings: ConversionSettings) -> nn.Module:
     """
     if settings.resume is not None:
         return _shaped_like(generator, settings.resume)
+    analysis = analyse(generator)
     decided = (
         Plan.from_json(settings.plan)
         if settings.plan is not None
-        else plan_model(generator, preset=settings.preset, rank=settings.rank)
+        else plan_for(analysis, preset=settings.preset, rank=settings.rank)
     )
-    return apply(generator, decided, init="random", calibrate=0, seed=settings.seed).model
+    return apply_to(analysis, decided, init="random", calibrate=0, seed=settings.seed).model
 
 
 def _shaped_like(generator: nn.Module, path: str) -> nn.Module:

@@ -13,7 +13,9 @@ from torch import nn
 from dsconvert.adapter import Adapter, adapters
 from dsconvert.config.choices import POLICIES
 from dsconvert.config.train import DiscriminatorFacts, NewGenerator
-from dsconvert.core.pipeline import apply, plan
+from dsconvert.core.analysis import analyse
+from dsconvert.core.conversion import apply_to
+from dsconvert.core.pipeline import plan_for
 from dsconvert.data.images import ImageSet
 from dsconvert.errors import AdapterError
 from dsconvert.formats.official import Snapshot, new_snapshot, save_snapshot
@@ -60,7 +62,8 @@ def new_generator(wanted: NewGenerator, *, seed: int = 0) -> tuple[nn.Module, Pl
         )
     if wanted.preset == "none":
         return dense, None
-    decided = plan(dense, preset=wanted.preset, rank=wanted.rank)
+    analysis = analyse(dense)
+    decided = plan_for(analysis, preset=wanted.preset, rank=wanted.rank)
     if wanted.preset != "exact":
         norm: Literal["keep", "fold"] = wanted.spectral
         decided = replace(
@@ -69,7 +72,7 @@ def new_generator(wanted: NewGenerator, *, seed: int = 0) -> tuple[nn.Module, Pl
                 replace(d, norm=norm) if d.action != "remove" else d for d in decided.decisions
             ),
         )
-    made = apply(dense, decided, init="random", calibrate=0, seed=seed).model
+    made = apply_to(analysis, decided, init="random", calibrate=0, seed=seed).model
     _copy_initial_values(made, dense)
     return made, decided
 
