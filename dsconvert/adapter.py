@@ -1,9 +1,8 @@
 """The contract between dsconvert and a GAN codebase, and the look-up of installed adapters.
 
-An adapter describes one codebase: its classes, the inputs of its generator, its files. It inherits
-:class:`Adapter`. An installed adapter is found through the entry-point group
-``dsconvert.adapters``; the built-in adapters use the same group. Functions that take ``adapter=``
-or ``adapters=`` also accept one that is not installed.
+An adapter (a subclass of :class:`Adapter`) describes one codebase: its classes, its generator's
+inputs, its files. Installed ones, the built-in included, are found through the entry-point group
+``dsconvert.adapters``; ``adapter=`` and ``adapters=`` also accept one that is not installed.
 """
 
 from __future__ import annotations
