@@ -1,6 +1,8 @@
 # The two commands of the README: `make demo` and `make test`. Both work on a fresh machine with
-# Python 3.11, make and pip. `make check` is what CI runs, in an environment that exists already.
+# Python 3.11, make and pip. `make check` is what CI runs, in an environment that exists already;
+# `make check-fast` is the part of it to run while editing (under a minute).
 PYTHON ?= python3
+OLDEST_PYTHON ?= python3.10
 VENV ?= .venv
 # torchvision (timm and clean-fid need it) must match torch.
 TORCH ?= torch==2.14.1 torchvision==0.29.1
@@ -8,7 +10,7 @@ OUT ?= out
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check check-fast lint test-oldest docs clean
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -36,13 +38,27 @@ demo: $(VENV)/.user
 test: $(VENV)/.dev
 	$(MAKE) check
 
-check:
+# One thread a worker: processes with several each wait for one another on a small machine.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+lint:
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
-	# One thread a worker: processes with several each wait for one another on a small machine.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+check: lint
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+	$(PYTEST)
+
+check-fast: lint
+	$(PYTEST) -m "not slow"
+
+# The oldest Python and packages that pyproject.toml allows; run by hand (it downloads an old torch).
+test-oldest:
+	$(OLDEST_PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --requirement tests/oldest.txt
+	.venv-oldest/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses auto --dist worksteal
 
 # The site, into $(OUT)/site; any broken link or reference fails it.
 docs:
