@@ -54,10 +54,12 @@ class Adapter(ABC):
 
     @abstractmethod
     def describe(self, generator: nn.Module) -> Mapping[str, Any]:
-        """Return architecture facts read from names and shapes (cfg, resolution, c_dim, ...).
+        """Return facts about the architecture, read from names and shapes, as plain data (JSON).
 
         ``generator`` may be a converted one, in which ``nn.Sequential`` modules replace some
-        convolutions. The facts are plain data (JSON).
+        convolutions. ``dsconvert inspect`` prints ``cfg``, ``resolution`` (pixels),
+        ``img_channels``, ``c_dim`` (classes) and ``z_dim`` (numbers of a latent), and all other
+        facts with ``--verbose`` or ``--json``.
         """
 
     @abstractmethod
@@ -191,17 +193,27 @@ class Adapter(ABC):
     def states(self, checkpoint: Mapping[str, Any]) -> Mapping[str, State]:
         """Return the state dicts of a checkpoint's generators, the one that makes images first.
 
-        Default: none, as for any file of another codebase. A converted generator has other names
-        and parameters below the name of each converted convolution.
+        The keys of the result are the generators' names, which :meth:`replaced` gets back. Default:
+        none, as for any file of another codebase. A converted generator has other names and
+        parameters below the name of each converted convolution. State dicts at other places (alone
+        in a file, in safetensors, under the prefix of a wrapper) need no code here: dsconvert finds
+        them by :meth:`read_config` and :meth:`make`.
         """
         return {}
 
     def read_config(self, state: State) -> Mapping[str, Any]:
-        """Return the arguments of :meth:`make`, from names and shapes of an original state dict."""
+        """Return the argument of :meth:`make`, from names and shapes of an original state dict.
+
+        It is written into converted files: plain data, whose keys are texts.
+        """
         raise AdapterError(f"the adapter {self.name!r} reads no checkpoints.")
 
     def make(self, config: Mapping[str, Any]) -> nn.Module:
-        """Return a generator of the original architecture, with any weights."""
+        """Return a generator of the original architecture, with any weights.
+
+        ``config`` is what :meth:`read_config` returned. It may come from a converted file: check
+        it. The call may run on torch's meta device, where tensors have no values.
+        """
         raise AdapterError(f"the adapter {self.name!r} reads no checkpoints.")
 
     def replaced(

@@ -176,3 +176,22 @@ def test_a_rule_must_inherit() -> None:
     assert "duck" not in {r.name for r in rules()}
     with pytest.raises(ConformanceError, match="does not inherit"):
         check_rule(Duck())  # type: ignore[arg-type]
+
+
+class Nowhere(Lossy):
+    """Applies to nothing."""
+
+    name = "nowhere"
+
+    def why_not(self, site: Any) -> str | None:
+        return f"{site.in_channels} channels are not 7"
+
+
+def test_a_rule_that_applies_nowhere_hears_why() -> None:
+    with pytest.raises(ConformanceError, match=r"no convolution of the check \(3x3: 6 ch.*16"):
+        check_rule(Nowhere())
+
+
+def test_an_unknown_rule_is_answered_with_the_remedy() -> None:
+    with pytest.raises(PlanError, match=r"'nowhere'; known: dw-pw.*rules\.register"):
+        rule_named("nowhere")
