@@ -16,7 +16,7 @@ from dsconvert.adapter import Adapter
 from dsconvert.errors import UnsupportedSnapshotError
 from dsconvert.report.inspection import inspection
 from dsconvert.testing import check_adapter
-from tests.models import Decoder, decoder, latents, output
+from tests.models import Decoder, Noise, decoder, latents, output
 
 Z = torch.randn(2, 16, generator=torch.Generator().manual_seed(4))
 
@@ -34,6 +34,9 @@ class OneLayout(Adapter):
 
     def sampler(self, model: nn.Module) -> Any:
         return latents
+
+    def noise_types(self) -> tuple[type[nn.Module], ...]:
+        return (Noise,)
 
     def states(self, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"netG": checkpoint["netG"]} if "netG" in checkpoint else {}
