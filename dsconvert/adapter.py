@@ -54,10 +54,11 @@ class Adapter(ABC):
 
     @abstractmethod
     def describe(self, generator: nn.Module) -> Mapping[str, Any]:
-        """Return architecture facts read from names and shapes (cfg, resolution, c_dim, ...).
+        """Return facts about the architecture, read from names and shapes, as plain data (JSON).
 
-        ``generator`` may be a converted one, in which ``nn.Sequential`` modules replace some
-        convolutions. The facts are plain data (JSON).
+        ``generator`` may be converted: ``nn.Sequential`` modules then replace some convolutions.
+        ``dsconvert inspect`` prints ``cfg``, ``resolution`` (pixels), ``img_channels``, ``c_dim``
+        (classes) and ``z_dim``; with ``--verbose`` it prints all facts.
         """
 
     @abstractmethod
@@ -192,16 +193,18 @@ class Adapter(ABC):
         """Return the state dicts of a checkpoint's generators, the one that makes images first.
 
         Default: none, as for any file of another codebase. A converted generator has other names
-        and parameters below the name of each converted convolution.
+        and parameters below the name of each converted convolution. State dicts at other places
+        (alone, in safetensors, under the prefix of a wrapper) need no code here: they are found by
+        :meth:`read_config` and :meth:`make`.
         """
         return {}
 
     def read_config(self, state: State) -> Mapping[str, Any]:
-        """Return the arguments of :meth:`make`, from names and shapes of an original state dict."""
+        """Return plain data for :meth:`make`, from names and shapes of an original state dict."""
         raise AdapterError(f"the adapter {self.name!r} reads no checkpoints.")
 
     def make(self, config: Mapping[str, Any]) -> nn.Module:
-        """Return a generator of the original architecture, with any weights."""
+        """Return the original architecture, any weights; also runs on torch's meta device."""
         raise AdapterError(f"the adapter {self.name!r} reads no checkpoints.")
 
     def replaced(
@@ -244,13 +247,10 @@ def as_adapter(given: Any, origin: str = "") -> Adapter:
         )
     if isinstance(given, Adapter):
         return given
-    members = {m: getattr(given, m) for m in _members() if hasattr(given, m)}
+    names = (*_REQUIRED, *(m for m in vars(Adapter) if not m.startswith("_")))
+    members = {m: getattr(given, m) for m in names if hasattr(given, m)}
     made: type[Adapter] = type(type(given).__name__, (Adapter,), members)
     return made()
-
-
-def _members() -> tuple[str, ...]:
-    return (*_REQUIRED, *(m for m in vars(Adapter) if not m.startswith("_")))
 
 
 def adapters(given: Sequence[Adapter] = ()) -> tuple[Adapter, ...]:

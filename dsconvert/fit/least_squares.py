@@ -50,7 +50,16 @@ def pick(
 
 
 def fit_dense(conv: nn.Conv2d, sample: Sample, *, samples: int = 40_000) -> None:
-    """Fit a dense convolution in place; a large or grouped one is left as it is."""
+    """Fit a dense convolution in place, with a ridge that the held-out error selects.
+
+    A grouped convolution, and one with more than ``2 * MAX_UNKNOWNS`` inputs (``I kh kw``), stays
+    as it is.
+
+    Args:
+        conv: any stride, padding and dilation; its present weight is the start.
+        sample: inputs of ``conv`` and the outputs that it should have.
+        samples: positions that the least squares use at most.
+    """
     outs, inp, kh, kw = conv.weight.shape
     if inp * kh * kw > 2 * MAX_UNKNOWNS or conv.groups != 1:
         return

@@ -15,8 +15,16 @@ from dsconvert.fit.moments import channel_mean
 class Sample:
     """Student inputs and teacher outputs of one layer, batch by batch.
 
-    ``centred`` says that a batch normalisation follows, whose statistics are re-estimated: a
-    constant a channel is then free, and errors are measured without it.
+    Maps are (N, C, H, W). An input is what the replacement receives in the rewritten model, after
+    the layers before it have been fitted; a wanted output is the original's, for the same latents.
+
+    Attributes:
+        inputs: the batches to fit to.
+        wanted: the output of the original for each of them.
+        held_input: one more batch, which :meth:`error` alone uses.
+        held_wanted: the output of the original for it.
+        centred: whether a batch normalisation follows, whose statistics are re-estimated: a
+            constant a channel is then free, and errors are measured without it.
     """
 
     inputs: list[Tensor]

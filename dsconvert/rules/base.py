@@ -30,10 +30,13 @@ class FitMethod:
     """The solver of one rule.
 
     Attributes:
-        name: for reports, for example ``least squares``.
+        name: for :attr:`dsconvert.records.Fit.method`, for example ``least squares``.
         run: ``run(module, sample)`` fits ``module``, which :meth:`Rule.build` made, to ``sample``
-            in place and without gradients. The caller measures the held-out error, and restores
-            the module where that rises or a parameter is not finite.
+            in place. Gradients are off, and module and sample have one dtype and device. The caller
+            measures the held-out error, and restores the module where that rises or a parameter is
+            not finite. To fit a second factor, replace ``inputs`` and ``held_input`` of the sample
+            by the output of the first (:func:`dataclasses.replace`) and call
+            :func:`dsconvert.fit.fit_dense`.
     """
 
     name: str
@@ -41,7 +44,7 @@ class FitMethod:
 
 
 class Rule(ABC):
-    """One way to rewrite a convolution; it has no state and is registered by name.
+    """One way to rewrite a convolution; it does not change and is registered by name.
 
     Required members: :attr:`name`, :meth:`why_not`, :meth:`max_rank`, :meth:`params`, :meth:`macs`
     and :meth:`build`. The other members have defaults. :func:`dsconvert.testing.check_rule` tests
@@ -63,7 +66,10 @@ class Rule(ABC):
 
     @abstractmethod
     def max_rank(self, site: Site) -> int:
-        """Return the rank at which the rewrite is exact."""
+        """Return the rank at which the rewrite is exact.
+
+        A plan may ask for every rank from 1 to this one, so :meth:`build` makes each of them.
+        """
 
     @abstractmethod
     def params(self, site: Site, rank: int) -> int:

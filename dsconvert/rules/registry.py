@@ -14,7 +14,12 @@ _REGISTRY: dict[str, Rule] = {}
 
 
 def register(rule: Rule) -> None:
-    """Add ``rule`` to the registry; plans may then name it.
+    """Add ``rule`` to the registry of this process.
+
+    Plans may then name it, a search for a target (:func:`dsconvert.search.plan_measured`) tries
+    it, and ``inspect`` recognises its replacements by :meth:`Rule.rank_of`. Presets choose among
+    the built-in rules alone. The command line knows the built-in rules alone: use a rule of your
+    own from Python.
 
     Raises:
         PlanError: it is no :class:`Rule`, or a rule of that name exists. The registry does not
@@ -41,7 +46,10 @@ def rule_named(name: str) -> Rule:
         PlanError: there is none.
     """
     if name not in _REGISTRY:
-        raise PlanError(f"no rule is called {name!r}; known: {', '.join(sorted(_REGISTRY))}.")
+        raise PlanError(
+            f"no rule is called {name!r}; known: {', '.join(sorted(_REGISTRY))}. A rule of your "
+            "own is known in a process that called dsconvert.rules.register with it."
+        )
     return _REGISTRY[name]
 
 

@@ -45,6 +45,8 @@ def check_adapter(
         _check_identity(adapter, model, problems)
         _check_types(adapter, model, problems)
         _check_inputs(adapter, model, problems)
+        with problems.during("a search for noise layers"):
+            _check_noise(adapter, model, problems)
         with problems.during("a conversion"):
             _check_conversion(adapter, model, problems)
         _check_optional(adapter, model, problems)
@@ -119,6 +121,38 @@ def _check_inputs(adapter: Adapter, model: nn.Module, problems: Problems) -> Non
             )
         advanced = not torch.equal(state, torch.get_rng_state())
         problems.expect(not advanced, "the sampler or a run in eval mode draws globally")
+
+
+def _check_noise(adapter: Adapter, model: nn.Module, problems: Problems) -> None:
+    """Find layers that draw random numbers, scale them by ``weight`` and are not declared."""
+    before: dict[nn.Module, Tensor] = {}
+    drawing: list[str] = []
+
+    def enter(module: nn.Module, _args: Any) -> None:
+        before[module] = torch.get_rng_state()
+
+    def leave(module: nn.Module, _args: Any, _output: Any) -> None:
+        if not torch.equal(before[module], torch.get_rng_state()):
+            drawing.append(type(module).__name__)
+
+    scaled = [
+        m
+        for m in model.modules()
+        if isinstance(getattr(m, "weight", None), Tensor)
+        and next(m.children(), None) is None
+        and not isinstance(m, adapter.noise_types())
+    ]
+    handles = [m.register_forward_pre_hook(enter) for m in scaled]
+    handles += [m.register_forward_hook(leave) for m in scaled]
+    args = like(adapter.sampler(model)(1, torch.Generator()), model)
+    try:
+        with evaluating(model):
+            model(*args)
+    finally:
+        for handle in handles:
+            handle.remove()
+    named = ", ".join(sorted(set(drawing)))
+    problems.expect(not drawing, f"noise_types() lacks {named}, which draws random numbers")
 
 
 def _check_conversion(adapter: Adapter, model: nn.Module, problems: Problems) -> None:

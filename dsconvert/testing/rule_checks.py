@@ -29,6 +29,7 @@ _CONVOLUTIONS: dict[str, Callable[[], Convolution]] = {
     "3x3 reflect": lambda: nn.Conv2d(6, 8, 3, padding=1, padding_mode="reflect"),
     "5x5": lambda: nn.Conv2d(6, 30, 5, padding=2),
     "1x3": lambda: nn.Conv2d(6, 8, (1, 3), padding=(0, 1)),
+    "3x3 of 16 channels": lambda: nn.Conv2d(16, 16, 3, padding=1),
     "1x1": lambda: nn.Conv2d(6, 8, 1),
     "grouped": lambda: nn.Conv2d(6, 8, 3, padding=1, groups=2),
     "transposed 4x4": lambda: nn.ConvTranspose2d(6, 8, 4, stride=2, padding=1),
@@ -40,9 +41,10 @@ _EXACT = 1e-8
 def check_rule(rule: Rule) -> None:
     """Check every member of ``rule`` on convolutions of all kinds.
 
-    At each convolution that the rule applies to: full rank computes the same function; costs are
-    those of the built module; modules are of ``torch.nn`` and of the kernel's type; the fit does
-    not raise the held-out error; ``rank_of`` and ``merge`` invert ``build``.
+    The convolutions have 6 input channels, and one has 16. A rule that applies to none of them
+    fails the check. At each convolution that the rule applies to: full rank computes the same
+    function; costs are those of the built module; modules are of ``torch.nn`` and of the kernel's
+    type; the fit does not raise the held-out error; ``rank_of`` and ``merge`` invert ``build``.
 
     Args:
         rule: need not be registered.
@@ -56,34 +58,39 @@ def check_rule(rule: Rule) -> None:
     problems.report()
     named: object = rule.name
     problems.expect(isinstance(named, str) and bool(named), f"name is {named!r}, not a text")
-    applied = 0
+    applied, reasons = 0, dict[str, str]()
     with undisturbed():
         for upsample in (False, True):
             for kind, make in _CONVOLUTIONS.items():
                 where = f"{kind} behind an upsample" if upsample else kind
                 torch.manual_seed(0)
                 with problems.during(where):
-                    applied += _check_site(rule, make(), where, problems, upsample=upsample)
-    problems.expect(applied > 0, "it applies to no convolution of the check")
+                    why = _check_site(rule, make(), where, problems, upsample=upsample)
+                    applied += why is None
+                    if why is not None:
+                        reasons.setdefault(why, where)
+    said = "; ".join(f"{where}: {why}" for why, where in reasons.items())
+    problems.expect(applied > 0, f"it applies to no convolution of the check ({said})")
     problems.report()
 
 
 def _check_site(
     rule: Rule, conv: Convolution, where: str, problems: Problems, *, upsample: bool
-) -> bool:
-    """Check one convolution, in float64; return whether the rule applies to it."""
+) -> str | None:
+    """Check one convolution, in float64; return the reason if the rule does not apply to it."""
     model = nn.Sequential(nn.Upsample(scale_factor=2), conv) if upsample else nn.Sequential(conv)
     model = model.double().eval()
-    x = torch.randn(3, 6, 9, 10, dtype=torch.float64)
+    x = torch.randn(3, conv.in_channels, 9, 10, dtype=torch.float64)
     sites, _ = find_sites(model, example_inputs=(x[:1],))
     (site,) = sites.convolutions
     why: object = rule.why_not(site)
     if why is not None:
         problems.expect(isinstance(why, str) and bool(why), f"{where}: why_not is {why!r}")
-        return False
+        return str(why)
     if rule.absorbs_upsample and site.upsample is None:
-        problems.expect(False, f"{where}: it applies, but there is no upsample to absorb")
-        return False
+        problem = "it applies, but there is no upsample to absorb"
+        problems.expect(False, f"{where}: {problem}")
+        return problem
     highest = rule.max_rank(site)
     problems.expect(highest >= 1, f"{where}: max_rank is {highest}")
     last = 1.0
@@ -96,7 +103,7 @@ def _check_site(
     unknown, _ = find_sites(model)
     macs = rule.macs(unknown.convolutions[0], highest)
     problems.expect(macs is None, f"{where}: macs is {macs} without shapes, not None")
-    return True
+    return None
 
 
 def _check_rank(
@@ -148,7 +155,7 @@ def _check_fit(
     """Fit to inputs as generators have them: few independent channels, smooth in space."""
     method = rule.fit
     assert method is not None
-    mixing = torch.randn(6, 2, dtype=torch.float64)
+    mixing = torch.randn(site.in_channels, 2, dtype=torch.float64)
     batches: list[Tensor] = []
     for _ in range(5):
         coarse = torch.randn(4, 2, 5, 5, dtype=torch.float64)

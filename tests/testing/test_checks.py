@@ -16,7 +16,7 @@ from dsconvert.rules import Built, FitMethod, Rule, register, rule_named, rules
 from dsconvert.testing import ConformanceError, check_adapter, check_rule
 from tests.adapters.stylegan2_files import made
 from tests.made_models import drifted, fastgan_content, moved, moved_generator
-from tests.models import Decoder, decoder, latents
+from tests.models import Decoder, Noise, decoder, latents
 
 
 @pytest.mark.parametrize("name", [r.name for r in rules()])
@@ -75,12 +75,16 @@ class Good(Adapter):
     def sampler(self, model: nn.Module) -> Any:
         return latents
 
+    def noise_types(self) -> tuple[type[nn.Module], ...]:
+        return (Noise,)
+
 
 class Duck:
     """Has the members, and inherits nothing."""
 
     name = "duck"
     matches, describe, sampler = Good.matches, Good.describe, Good.sampler
+    noise_types = Good.noise_types
 
     def unused(self, generator: nn.Module) -> tuple[str, ...]:
         return ("dead",)
@@ -124,6 +128,18 @@ def test_every_problem_of_an_adapter_is_named() -> None:
         "unused(model) names unknown modules: ['nowhere']",
     ):
         assert problem in said
+
+
+class Silent(Good):
+    """Does not tell of the noise."""
+
+    def noise_types(self) -> tuple[type[nn.Module], ...]:
+        return ()
+
+
+def test_a_noise_layer_must_be_declared() -> None:
+    with pytest.raises(ConformanceError, match=r"noise_types\(\) lacks Noise, which draws"):
+        check_adapter(Silent(), decoder())
 
 
 class Lossy(Rule):
@@ -176,3 +192,22 @@ def test_a_rule_must_inherit() -> None:
     assert "duck" not in {r.name for r in rules()}
     with pytest.raises(ConformanceError, match="does not inherit"):
         check_rule(Duck())  # type: ignore[arg-type]
+
+
+class Nowhere(Lossy):
+    """Applies to nothing."""
+
+    name = "nowhere"
+
+    def why_not(self, site: Any) -> str | None:
+        return f"{site.in_channels} channels are not 7"
+
+
+def test_a_rule_that_applies_nowhere_hears_why() -> None:
+    with pytest.raises(ConformanceError, match=r"no convolution of the check \(3x3: 6 ch.*16"):
+        check_rule(Nowhere())
+
+
+def test_an_unknown_rule_is_answered_with_the_remedy() -> None:
+    with pytest.raises(PlanError, match=r"'nowhere'; known: dw-pw.*rules\.register"):
+        rule_named("nowhere")

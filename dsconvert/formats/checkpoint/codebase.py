@@ -14,6 +14,7 @@ from torch import nn
 from dsconvert.adapter import Adapter, adapters
 from dsconvert.errors import UnsupportedSnapshotError
 from dsconvert.formats.checkpoint.places import ROOT, Place, State, alike, places
+from dsconvert.formats.restructure import restructure
 
 if TYPE_CHECKING:
     from dsconvert.adapter import Sampler
@@ -122,11 +123,16 @@ class AdapterCodebase(Codebase):
         return self._adapter.picture(model)
 
 
-def _placed(adapter: Adapter, content: Mapping[str, Any]) -> AdapterCodebase | None:
+def _placed(
+    adapter: Adapter, content: Mapping[str, Any], mark: Mapping[str, Any] | None
+) -> AdapterCodebase | None:
     """Return ``adapter`` for the places at which its generators are; None where there are none."""
 
     def knows(place: Place) -> bool:
-        return bool(adapter.states({ROOT: place.state(content)}))
+        with suppress(*UNEXPECTED):
+            state = place.state(content)
+            return bool(adapter.states({ROOT: state})) or _fits(adapter, state, mark)
+        return False
 
     found = next((p for p in places(content) if knows(p)), None)
     if found is None:
@@ -134,10 +140,42 @@ def _placed(adapter: Adapter, content: Mapping[str, Any]) -> AdapterCodebase | N
     return AdapterCodebase(adapter, (found, *(p for p in alike(content, found) if knows(p))))
 
 
+def _fits(adapter: Adapter, state: State, mark: Mapping[str, Any] | None) -> bool:
+    """Return whether a generator of ``adapter`` has exactly the tensors of ``state``.
+
+    A converted file's ``mark`` tells the configuration, and by its recipes the changes.
+    """
+    if mark is not None and mark["adapter"] != adapter.name:
+        return False
+    config = adapter.read_config(state) if mark is None else mark["config"]
+    recipes = [None] if mark is None else [None, *mark["recipes"].values()]
+    wanted = {name: tensor.shape for name, tensor in state.items()}
+    for recipe in recipes:
+        with torch.device("meta"):
+            model = adapter.make(config)
+            if recipe is not None:
+                restructure(model, recipe)
+        if {name: tensor.shape for name, tensor in model.state_dict().items()} == wanted:
+            return True
+    return False
+
+
 def find_codebase(
-    path: Path, content: Mapping[str, Any], given: Sequence[Adapter] = ()
+    path: Path,
+    content: Mapping[str, Any],
+    given: Sequence[Adapter] = (),
+    mark: Mapping[str, Any] | None = None,
 ) -> Codebase:
     """Return the adapter, one of ``given`` first, that knows a file's content.
+
+    A state dict that stands elsewhere than in the codebase's own files (alone, under the prefix
+    of a wrapper, in a safetensors file) is known by its tensors' names and shapes.
+
+    Args:
+        path: of the file, for messages.
+        content: without the entry of a conversion.
+        given: asked before the installed adapters.
+        mark: that entry, where the file is a converted one.
 
     Raises:
         UnsupportedSnapshotError: none does.
@@ -154,7 +192,7 @@ def find_codebase(
             return AdapterCodebase(adapter)
     for adapter in known if not defects else ():
         with suppress(*UNEXPECTED):
-            if (elsewhere := _placed(adapter, content)) is not None:
+            if (elsewhere := _placed(adapter, content, mark)) is not None:
                 return elsewhere
     entries = ", ".join(list(content)[:12]) or "none"
     raise UnsupportedSnapshotError(

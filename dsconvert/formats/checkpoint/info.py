@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dsconvert.adapter import Adapter
-from dsconvert.errors import ForeignFileError, SnapshotError
+from dsconvert.errors import AdapterError, ForeignFileError, SnapshotError
 from dsconvert.formats.base import ModuleSource
 from dsconvert.formats.checkpoint.load import load_checkpoint
 from dsconvert.formats.checkpoint.read import ENTRY, check_exists, is_checkpoint, read
@@ -112,7 +112,9 @@ def inspect_checkpoint(
         found = load_checkpoint(where, module=module, adapters=adapters)
         adapter, config, generators = found.codebase.name, dict(found.config), found.generators
         structure = structure_of(found.generator)
-    except SnapshotError as error:
+        if found.adapter is not None:
+            config = {**found.adapter.describe(found.generator), **config}
+    except (SnapshotError, AdapterError) as error:
         note = str(error)
     return CheckpointInfo(
         path=str(where),

@@ -73,7 +73,7 @@ def load_checkpoint(
             )
     else:
         content, spelled = tidied(content)
-        codebase = find_codebase(where, content, adapters)
+        codebase = find_codebase(where, content, adapters, mark)
         states = codebase.states(content)
     if mark is not None and mark.get("adapter") != codebase.name:
         hint = "; give the --module that it was converted with" if module is None else ""
