@@ -15,6 +15,7 @@ from dsconvert.config.measure import BenchJob
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.report.timings import headline, limits_dict, measurement_dict, measurement_report
+from dsconvert.util.numbers import counted
 
 
 def _inputs(path: str, file: GeneratorFile) -> Inputs:
@@ -68,7 +69,7 @@ def run(call: Call) -> None:
             }
         )
         return
-    how = [machine["machine"], f"{machine['threads']} threads", settings.dtype]
+    how = [machine["machine"], counted(machine["threads"], "thread"), settings.dtype]
     how += ["channels_last"] if settings.channels_last else []
     how += ["compiled"] if settings.compile else []
     how += ["freed memory kept"] if settings.keep_freed else []

@@ -12,6 +12,7 @@ from dsconvert.cli.parser import Call
 from dsconvert.config.files import CompareJob
 from dsconvert.data.pictures import check_picture, psnr, save_picture, side_by_side
 from dsconvert.errors import UsageError
+from dsconvert.formats.alike import check_same_inputs
 from dsconvert.metrics import LiteFeatures, feature_distance
 
 
@@ -28,6 +29,8 @@ def run(call: Call) -> None:
     # A missing extra fails here, not after minutes of work.
     features = LiteFeatures() if options.distance else None
     first, second = opened(options.snapshot, options), opened(options.other, options)
+    if options.distance:
+        check_same_inputs(first, second, otherwise="their distance can't be measured")
     one, two = _labels(options.snapshot, options.other)
     with Bars(hidden=options.quiet) as bars:
         a, b = (

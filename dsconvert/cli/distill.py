@@ -16,6 +16,7 @@ from dsconvert.cli.stopping import Outcome, Stopped
 from dsconvert.config.distill import DistillJob
 from dsconvert.distill.files import distill_snapshot, run_folder
 from dsconvert.runs.folder import RunFolder
+from dsconvert.util.numbers import counted
 
 
 def run(call: Call) -> None:
@@ -60,8 +61,8 @@ def run(call: Call) -> None:
         return
     clock = "" if config.clock == "wall" else " of the processor"
     lines = [
-        f"{result.steps} steps of {config.batch} latents in {result.seconds / 60:.1f} minutes"
-        f"{clock}, ended by {result.reason}",
+        f"{counted(result.steps, 'step')} of {counted(config.batch, 'latent')} in "
+        f"{result.seconds / 60:.1f} minutes{clock}, ended by {result.reason}",
         "on held-out latents     before     after",
         f"{'distance':<18} {result.before.distance:>11.4f} {result.after.distance:>9.4f}",
     ]
@@ -104,7 +105,8 @@ def _interruptible(call: Call) -> Generator[None, None, None]:
         elif outcome.written:
             say(f"{options.out} is written whole; its report in {folder} is not")
         elif saved is not None:
-            say_whole(f"stopped after {steps} steps, saved in {folder}; go on with: {again}")
+            after = counted(steps, "step")
+            say_whole(f"stopped after {after}, saved in {folder}; go on with: {again}")
         else:
             say_whole(f"stopped before the first step: nothing to save; start again with: {again}")
         raise Stopped from None

@@ -18,11 +18,13 @@ from dsconvert.data.classes import classes_of, open_labelled, with_classes_of
 from dsconvert.data.images import ImageSet
 from dsconvert.data.stream import to_range
 from dsconvert.errors import UsageError
+from dsconvert.formats.alike import check_same_inputs
 from dsconvert.metrics.distance import Inputs, sample_images
 from dsconvert.metrics.evaluate import FEW, NAMES, Contest, Evaluation, Score, evaluate, extractors
 from dsconvert.metrics.frechet import Comparison
 from dsconvert.report.layout import compact
 from dsconvert.util.devices import for_work
+from dsconvert.util.numbers import counted
 
 _BATCH = 25
 _DEFAULT = 1000
@@ -53,7 +55,11 @@ def run(call: Call) -> None:
             f"{options.snapshot} can't be run: nothing says what its inputs look like; give "
             "--input 256."
         )
-    teacher = opened(options.against, options).picture().to(device) if options.against else None
+    teacher: nn.Module | None = None
+    if options.against:
+        original = opened(options.against, options)
+        check_same_inputs(file, original, otherwise="they can't be compared")
+        teacher = original.picture().to(device)
     channels, side = _image(student, inputs)
     if teacher is not None and (channels, side) != _image(teacher, inputs):
         raise UsageError(
@@ -129,7 +135,7 @@ def _count(images: ImageSet, wanted: int | None, notes: list[str]) -> tuple[int,
             "mostly measures their number; KID is unbiased, if noisy",
         ]
     if images.skipped:
-        notes = [*notes, f"{len(images.skipped)} images can't be read and are left out"]
+        notes = [*notes, f"{counted(len(images.skipped), 'image')} left out, because unreadable"]
     return samples, notes
 
 

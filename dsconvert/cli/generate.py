@@ -13,6 +13,7 @@ from dsconvert.cli.parser import Call
 from dsconvert.config.files import Drawing, GenerateJob
 from dsconvert.data.pictures import check_picture, grid, save_picture
 from dsconvert.formats.base import GeneratorFile
+from dsconvert.util.numbers import counted
 
 Progress = Callable[[int], None]
 
@@ -29,7 +30,7 @@ def run(call: Call) -> None:
     if options.json:
         emit({"snapshot": options.snapshot, "out": options.out, "seeds": options.seeds})
     else:
-        say(f"wrote {len(images)} images to {options.out}")
+        say(f"wrote {counted(len(images), 'image')} to {options.out}")
 
 
 def images_of(

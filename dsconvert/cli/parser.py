@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
+from click.core import ParameterSource, augment_usage_errors
 from click.shell_completion import CompletionItem, shell_complete
 
 from dsconvert import __version__
@@ -28,8 +28,8 @@ _DEFAULT = "convert"
 _COMPLETION = "_DSCONVERT_COMPLETE"
 """The variable by which a shell asks for completions; click's convention."""
 _EXAMPLES = """\
-  dsconvert generator.pkl --out fast.pkl     converts (the same as 'dsconvert convert ...')
-  dsconvert inspect generator.pkl            lists the contents, without running anything in it
+  dsconvert generator.pkl --out fast.pkl     converts, as 'dsconvert convert' does
+  dsconvert inspect generator.pkl            lists the contents; runs none of them
   dsconvert report generator.pkl [fast.pkl]  parameters and MACs, layer by layer
   dsconvert generate fast.pkl --seeds 0-15 --out grid.png
   dsconvert compare generator.pkl fast.pkl --seeds 0-7 --out side_by_side.png
@@ -132,6 +132,11 @@ class _Command(click.Command):
             short_help=first.rstrip("."),
             epilog=codes.HELP,
         )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Let an error name this command: click does not where an option lacks its value."""
+        with augment_usage_errors(ctx):
+            return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a section for each group of settings."""

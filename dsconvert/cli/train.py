@@ -15,6 +15,7 @@ from dsconvert.runs.folder import RunFolder
 from dsconvert.runs.stats import read_stats
 from dsconvert.train import runs
 from dsconvert.train.launch import RunResult
+from dsconvert.util.numbers import counted
 
 
 def train(call: Call) -> None:
@@ -131,7 +132,7 @@ def _finish(done: RunResult, options: TrainJob | FinetuneJob) -> None:
         else:
             if result.unreadable and not options.quiet:
                 say(
-                    f"{len(result.unreadable)} images could not be read and were left out: "
+                    f"{counted(len(result.unreadable), 'image')} left out, because unreadable: "
                     + "; ".join(result.unreadable[:10])
                     + ("; ..." if len(result.unreadable) > 10 else "")
                 )

@@ -29,12 +29,15 @@ def read_labels(files: DataFiles, names: Sequence[str]) -> Tensor:
     if LABELS not in files.names:
         return _folder_labels(files, names)
     try:
-        pairs = json.loads(files.read(LABELS))["labels"]
-        table: dict[str, Any] = {str(k): v for k, v in pairs}
-    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
+        content = json.loads(files.read(LABELS))
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{LABELS} in {files.path} can't be read: {error}.") from None
+    try:
+        table: dict[str, Any] = {str(k): v for k, v in content["labels"]}
+    except (KeyError, TypeError, ValueError):
         raise DataError(
             f"{LABELS} in {files.path} has no labels (a list of [name, class] pairs under "
-            f"'labels'): {error!r}. Write them, or train a generator without classes."
+            "'labels'). Write them, or train a generator without classes."
         ) from None
     missing = [n for n in names if n not in table]
     if missing:

@@ -16,6 +16,7 @@ from dsconvert.core.pipeline import cost
 from dsconvert.data.pictures import save_picture, side_by_side
 from dsconvert.distill.api import Distilled, distill
 from dsconvert.errors import UsageError
+from dsconvert.formats.alike import check_same_inputs
 from dsconvert.formats.base import GeneratorFile, ModuleSource
 from dsconvert.formats.registry import open_file
 from dsconvert.formats.save_file import check_output, save_file
@@ -100,11 +101,7 @@ def distill_snapshot(
     inputs = first.inputs()
     if inputs is None:
         raise UsageError(f"the inputs of the generator of {teacher} are unknown; give --input.")
-    mine, theirs = _shape(fast), _shape(original)
-    if mine != theirs:
-        raise UsageError(
-            f"{student} takes and makes {mine}, {teacher} {theirs}: one can't learn from the other."
-        )
+    check_same_inputs(snap, first, otherwise="one can't learn from the other")
     # A generator may return more than a picture; then a wrapper picks the picture out.
     wrapped_teacher, wrapped_student = first.picture(), snap.picture()
     name_in_wrapper = next(n for n, m in wrapped_student.named_modules() if m is fast)
@@ -161,12 +158,6 @@ def _trained_generators(
         if changed and same_structure(snap.module(key), trained):
             models[key] = copy.deepcopy(trained)
     return models
-
-
-def _shape(model: nn.Module) -> dict[str, Any]:
-    """Return the sizes that two generators must share, as far as their classes tell them."""
-    names = ("z_dim", "c_dim", "img_resolution", "img_channels")
-    return {n: getattr(model, n) for n in names if hasattr(model, n)}
 
 
 def _results(done: Distilled, before: Cost, after: Cost) -> dict[str, Any]:

@@ -176,10 +176,14 @@ class RunFolder:
         """
         try:
             settings: Any = json.loads(self.settings.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise TrainingError(
+                f"{self.path} is no run that can be continued; name a folder that holds {SETTINGS}."
+            ) from None
         except (OSError, ValueError) as error:
             raise TrainingError(
-                f"{self.path} is no run that can be continued ({error}); name a folder that holds "
-                f"{SETTINGS}."
+                f"{self.path} is no run that can be continued: its {SETTINGS} can't be read "
+                f"({error})."
             ) from error
         if not isinstance(settings, dict) or settings.get("dsconvert_run") != 1:
             raise TrainingError(f"{self.settings} is not of a run of this dsconvert.")

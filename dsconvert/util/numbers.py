@@ -27,6 +27,11 @@ def amount(value: int | None, unit: str = "") -> str:
     return f"{three_digits(scaled)} {prefix}{unit}".rstrip()
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, which takes an s in the plural: ``1 image``, ``2 images``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def compact_number(value: float, digits: int = 3) -> str:
     """Return ``digits`` significant digits, with k, M or G where the number is large: ``1.5k``."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):

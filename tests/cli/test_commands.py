@@ -330,6 +330,7 @@ def test_help_is_fast_and_imports_no_torch() -> None:
     assert done.returncode == 0, done.stderr
     for command in ("convert", "inspect", "report", "generate", "compare"):
         assert f"dsconvert {command}" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 def test_console_script_is_installed() -> None:

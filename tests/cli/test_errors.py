@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from dsconvert_adapters.fastgan_pytorch import Generator
 
 from dsconvert.cli import main
 
@@ -125,6 +127,15 @@ def test_options_of_the_main_job(
     said = refused(snapshot_file, "--out", tmp_path / "o.pkl", *options, "--quiet")
     assert word in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [("eval", "--metrics"), ("convert", "--out"), ("x.pkl", "--out")])
+def test_an_option_without_its_value_names_the_command(
+    words: tuple[str, str], refused: Callable[..., str]
+) -> None:
+    command = "convert" if words[0] == "x.pkl" else words[0]
+    said = refused(*words)
+    assert f"'{words[1]}' requires an argument. (see dsconvert {command} --help)" in said
 
 
 def test_missing_output(refused: Callable[..., str], snapshot_file: Path) -> None:
@@ -270,6 +281,33 @@ def test_images_of_different_sizes(
     other = shared_snapshots / "fastgan-256.pkl"
     said = refused("compare", snapshot_file, other, "--seeds", "0", "--out", tmp_path / "o.png")
     assert "can't be compared" in said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("eval", "STUDENT", "--against", "TEACHER", "--samples", "4"),
+        ("eval", "OTHER", "--against", "TEACHER", "--samples", "4"),
+        ("compare", "TEACHER", "OTHER", "--seeds", "0", "--distance", "4", "--out", "o.png"),
+        ("distill", "TEACHER", "OTHER", "--steps", "1", "--features", "0", "--out", "o.pth"),
+    ],
+)
+def test_generators_of_different_inputs(
+    command: tuple[str, ...],
+    refused: Callable[..., str],
+    tmp_path: Path,
+    snapshot_file: Path,
+    conditional_file: Path,
+    fastgan_file: Path,
+) -> None:
+    other = tmp_path / "other.pth"
+    torch.save({"g": Generator(ngf=4, nz=8, im_size=256).state_dict()}, other)
+    words = {"STUDENT": snapshot_file, "TEACHER": fastgan_file, "OTHER": other}
+    if command[1] == "STUDENT":
+        words["TEACHER"] = conditional_file
+    said = refused(*(words.get(w, tmp_path / w if w.startswith("o.") else w) for w in command))
+    assert "takes inputs of shape" in said
+    assert said.count("\n") == 1
 
 
 class _Bomb:

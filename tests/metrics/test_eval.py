@@ -383,7 +383,7 @@ def test_classes_are_drawn_as_often_as_the_data_has_them(tmp_path: Path) -> None
     ("labels", "classes", "why"),
     [
         (None, 5, "has no dataset.json"),
-        ("none", 5, "has no labels"),
+        ("none", 5, "pairs under 'labels'). Write them"),
         ([0, 1, 2, 3, 4, 5, 6, 7], 5, "has 8 classes, and the generator 5"),
         ([[0.5, 1.0]] * 8, 5, "has 2 classes, and the generator 5"),
         ([0] * 8, 0, "has no classes"),

@@ -26,7 +26,7 @@ from dsconvert.report.tables import (
     rank_report,
 )
 from dsconvert.report.text import plain, uncounted
-from dsconvert.util.numbers import amount, factor, percent, times_fewer
+from dsconvert.util.numbers import amount, counted, factor, percent, times_fewer
 
 
 def shown(report: Report, *, width: int = WIDTH) -> str:
@@ -137,6 +137,10 @@ CONVERSION = Conversion(
 )
 def test_amounts(value, wanted):
     assert amount(value) == wanted
+
+
+def test_a_noun_has_the_number_of_its_count():
+    assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
 
 
 def test_other_numbers():

@@ -260,7 +260,10 @@ def test_a_new_generator_follows_the_seed() -> None:
     [
         (("train",), "needs --data"),
         (("train", "--data", "x", "--cfg", "fastgan"), "there is no data at x"),
-        (("train", "--resume", "nowhere"), "no run that can be continued"),
+        (
+            ("train", "--resume", "nowhere"),
+            "nowhere is no run that can be continued; name a folder",
+        ),
         (("train", "--resume", "nowhere", "--data", "x"), "drop --data"),
         (("train", "--resume", "nowhere", "--batch", "8", "--lr", "1"), "drop --batch, --lr"),
         (("train", "--data", "x", "--cfg", "fastgan", "--device", "magic"), "device 'magic'"),
