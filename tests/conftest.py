@@ -35,7 +35,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     done = subprocess.run(
         [*command, pyfuncitem.nodeid],
         cwd=ROOT,
-        env=os.environ | {_FRESH: "1"},
+        # Not the outer options: its --basetemp would be emptied by this pytest.
+        env=os.environ | {_FRESH: "1", "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
         check=False,
