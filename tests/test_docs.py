@@ -152,6 +152,7 @@ def fast_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", of("console"), ids=str)
 def test_console_block_runs(
     block: Block,
@@ -175,6 +176,7 @@ def test_console_block_runs(
     sys.modules.pop("my_gan", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", of("python"), ids=str)
 def test_python_block_runs(
     block: Block, pantry: Path, hurried: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -319,6 +321,7 @@ def test_the_import_graph_is_fresh() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_site_builds(tmp_path: Path) -> None:
     for name in ("material", "mkdocstrings_handlers"):
         if importlib.util.find_spec(name) is None:

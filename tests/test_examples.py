@@ -24,6 +24,7 @@ def run(name: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_custom_rule() -> None:
     lines = run("custom_rule.py").splitlines()
     changes = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("rank")]
@@ -34,6 +35,7 @@ def test_custom_rule() -> None:
     assert changes[-1] < 1e-5  # at the full rank the rewrite is exact
 
 
+@pytest.mark.slow
 def test_custom_adapter() -> None:
     text = run("custom_adapter.py")
     before, after = map(int, re.findall(r"(\d+) > (\d+) MACs", text)[0])
@@ -42,6 +44,7 @@ def test_custom_adapter() -> None:
     assert "same images: True" in text
 
 
+@pytest.mark.slow
 def test_demo_snapshot(tmp_path: Path) -> None:
     path = tmp_path / "demo.pkl"
     assert "distilled" in run("make_demo_snapshot.py", path)
@@ -55,6 +58,7 @@ def test_demo_snapshot(tmp_path: Path) -> None:
     assert again.read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_demo_has_learned_its_pictures(tmp_path: Path) -> None:
     """Objects on white, each another one: not what random weights would make."""
     path = tmp_path / "demo.pkl"
@@ -68,6 +72,7 @@ def test_demo_has_learned_its_pictures(tmp_path: Path) -> None:
     assert middle.std(0).mean() > 0.25
 
 
+@pytest.mark.slow
 def test_demo_training(tmp_path: Path, shared_snapshots: Path, stamps: Path) -> None:
     """The script that made the weights, for a few steps."""
     pytest.importorskip("timm")

@@ -38,6 +38,7 @@ QUICK = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", QUICK)
 def test_it_converts_and_full_rank_is_the_original(name: str) -> None:

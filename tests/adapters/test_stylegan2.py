@@ -76,6 +76,7 @@ class _Plain(Tensor):
     """A tensor that is no plain one: the layer then takes the form that torch.fx traces."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["dw-pw", "pw-dw"])
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_scaled_factors_equal_scaled_maps(rule: str, rank: int) -> None:
@@ -92,6 +93,7 @@ def test_scaled_factors_equal_scaled_maps(rule: str, rank: int) -> None:
                 assert plain.std() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["dw-pw", "pw-dw"])
 def test_full_rank_is_the_original(rule: str) -> None:
     g = made(architecture="resnet", c_dim=3, channel_base=160)
@@ -104,6 +106,7 @@ def test_full_rank_is_the_original(rule: str) -> None:
     assert (full(z, c, noise_mode="const") - wanted).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["dw-pw", "pw-dw"])
 @pytest.mark.parametrize("rank", [1, 4])
 def test_demodulation_knows_the_effective_kernel(rule: str, rank: int) -> None:
@@ -140,6 +143,7 @@ def test_sites_and_presets() -> None:
     assert plan_of(g, preset="exact").decisions[0].action == "keep"
 
 
+@pytest.mark.slow
 def test_the_fit_beats_the_svd_and_nothing_is_said_not_to_run() -> None:
     g = made(channel_max=8)
     # Correlated channels, as trained generators have: otherwise there is nothing to fit to.
@@ -189,6 +193,7 @@ def test_default_256_px_costs_five_times_less_at_rank_one() -> None:
     assert before > 8 * after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
 def test_balanced_reckons_with_filters_and_linear_layers(architecture: str) -> None:
     """Five times fewer MACs of the whole model, as fvcore counts it, not of its convolutions."""
@@ -218,6 +223,7 @@ def test_macs_are_those_that_run() -> None:
     assert cost(g).macs == fast.before.macs
 
 
+@pytest.mark.slow
 def test_convert_leaves_the_original_alone() -> None:
     g = made()
     state = {k: v.clone() for k, v in g.state_dict().items()}

@@ -73,6 +73,7 @@ def _third_party() -> list[str]:
     return [str(Path(torch.__file__).parents[1])]
 
 
+@pytest.mark.slow
 def test_what_is_written_runs_without_dsconvert(tmp_path: Path) -> None:
     """The main job: official layout in, fast file out, the same image in a bare process."""
     g = made(c_dim=3)
@@ -94,6 +95,7 @@ def test_what_is_written_runs_without_dsconvert(tmp_path: Path) -> None:
     assert torch.allclose(twice(z, c, noise_mode="const"), here, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_generator_that_is_not_replaced_gets_our_source_too(tmp_path: Path) -> None:
     """Foreign text in ``G`` must not ride along in a file that converts ``G_ema`` alone."""
     g = made()
@@ -227,6 +229,7 @@ def test_half_a_file_names_no_traceback(tmp_path: Path) -> None:
         load_snapshot(path)
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = official_file(tmp_path / "sg2.pkl", made()), tmp_path / "fast.pkl"
     assert main(["inspect", str(path), "--json"]) == 0

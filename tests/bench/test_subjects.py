@@ -114,6 +114,7 @@ def test_channels_last_reaches_the_weights() -> None:
 # A process of its own ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_remote_agrees_with_local_and_knows_its_peak() -> None:
     here = LocalSubject("here", small(), pixels, ONE_THREAD)
     there = RemoteSubject("there", small(), pixels, ONE_THREAD)
@@ -134,6 +135,7 @@ def test_remote_agrees_with_local_and_knows_its_peak() -> None:
         there.seconds(FORWARD)
 
 
+@pytest.mark.slow
 def test_a_failing_model_is_named_with_what_it_did() -> None:
     there = RemoteSubject("frail", Fails(), pixels, ONE_THREAD)
     try:
@@ -144,6 +146,7 @@ def test_a_failing_model_is_named_with_what_it_did() -> None:
         there.close()
 
 
+@pytest.mark.slow
 def test_a_dead_process_is_one_sentence() -> None:
     there = RemoteSubject("heavy", Dies(), pixels, ONE_THREAD)
     try:
@@ -153,6 +156,7 @@ def test_a_dead_process_is_one_sentence() -> None:
         there.close()
 
 
+@pytest.mark.slow
 def test_a_class_no_other_process_finds_is_timed_here() -> None:
     class Hidden(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -233,6 +237,7 @@ def test_bad_settings_are_one_sentence(wrong: dict, words: str) -> None:
         settle(Settings(**wrong))
 
 
+@pytest.mark.slow
 def test_facts_and_limits_are_about_this_machine() -> None:
     known = facts(settle(ONE_THREAD))
     assert known["threads"] == 1

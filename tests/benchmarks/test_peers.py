@@ -71,6 +71,7 @@ def test_the_floor_is_the_slower_of_work_and_traffic() -> None:
     assert floor(row | {"traffic_bytes": 5e9}, meta, 4, 3) == pytest.approx(60)
 
 
+@pytest.mark.slow
 def test_a_run_is_written_and_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

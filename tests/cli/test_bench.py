@@ -20,6 +20,7 @@ def fast_file(snapshot_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
+@pytest.mark.slow
 def test_json(snapshot_file: Path, fast_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["bench", str(snapshot_file), str(fast_file), *QUICK, "--json"]) == 0
@@ -35,12 +36,14 @@ def test_json(snapshot_file: Path, fast_file: Path, capsys: pytest.CaptureFixtur
     assert data["limits"]["gmac_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_freed_memory_can_be_kept(snapshot_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["bench", str(snapshot_file), *QUICK, "--keep-freed"]) == 0
     assert "memory kept" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_table(snapshot_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["bench", str(snapshot_file), *QUICK, "--train-batch", "0"]) == 0
@@ -76,6 +79,7 @@ def test_a_file_named_twice(snapshot_file: Path, capsys: pytest.CaptureFixture[s
     assert "named twice" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_trained_generator(shared_snapshots: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = shared_snapshots / "stamps-128-ngf32.pkl"
     assert main(["bench", str(path), *QUICK, "--json"]) == 0

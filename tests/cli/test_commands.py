@@ -50,6 +50,7 @@ def official_image(path: Path, seed: int) -> torch.Tensor:
 # The main job ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_three_spellings_write_the_same_file(snapshot_file: Path, tmp_path: Path) -> None:
     options = ["--preset", "fast", "--quiet", *SVD]
     outs = [tmp_path / f"{i}.pkl" for i in range(3)]
@@ -76,6 +77,7 @@ def test_table_names_every_convolution_and_reason(
     assert f"wrote {out}" in " ".join(text.split())
 
 
+@pytest.mark.slow
 def test_json_of_the_main_job(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +101,7 @@ def test_exact_keeps_the_image(snapshot_file: Path, tmp_path: Path) -> None:
     assert torch.allclose(official_image(out, 3), official_image(snapshot_file, 3), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_seed_decides(snapshot_file: Path, tmp_path: Path) -> None:
     def run(name: str, seed: str) -> bytes:
         out = tmp_path / name
@@ -119,6 +122,7 @@ def test_rank_reaches_the_plan(snapshot_file: Path, capsys: pytest.CaptureFixtur
     assert ranks == {3}
 
 
+@pytest.mark.slow
 def test_plan_is_shown_written_edited_and_used(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +143,7 @@ def test_plan_is_shown_written_edited_and_used(
     assert isinstance(block[1], torch.nn.Conv2d)
 
 
+@pytest.mark.slow
 def test_overwrite_also_in_place(snapshot_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "g.pkl"
     path.write_bytes(snapshot_file.read_bytes())
@@ -149,6 +154,7 @@ def test_overwrite_also_in_place(snapshot_file: Path, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["g.pkl"]
 
 
+@pytest.mark.slow
 def test_brackets_in_names_are_printed_as_they_are(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +163,7 @@ def test_brackets_in_names_are_printed_as_they_are(
     assert "fast[bold].pkl" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_drop(shared_snapshots: Path, tmp_path: Path) -> None:
     source, out = shared_snapshots / "fastgan-256-full.pkl", tmp_path / "fast.pkl"
     assert main([str(source), "--out", str(out), "--drop", "D", "--drop", "progress", *SVD]) == 0
@@ -190,6 +197,7 @@ def test_report_by_rank(snapshot_file: Path, capsys: pytest.CaptureFixture[str])
     assert main(["report", str(snapshot_file), "--ranks", "0"]) == 2
 
 
+@pytest.mark.slow
 def test_report(snapshot_file: Path, converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(snapshot_file)]) == 0
     alone = capsys.readouterr().out
@@ -264,6 +272,7 @@ def test_long_work_shows_how_far_it_is(
     assert told["images"] == [(1, 3), (2, 3), (3, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
 @pytest.mark.parametrize(("options", "shown"), [((), True), (("--quiet",), False)])
 def test_bars_are_for_terminals(
@@ -299,6 +308,7 @@ def test_a_file_equals_itself(
     assert one_json(capsys.readouterr().out)["psnr_db_mean"] > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["fastgan-128", "fastgan_lite-256", "fastgan-256-dill", "fastgan-256-full"]
 )
@@ -341,6 +351,7 @@ def test_console_script_is_installed() -> None:
     assert done.stdout.startswith("dsconvert ")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c(snapshot_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "fast.pkl"
@@ -361,6 +372,7 @@ def test_ctrl_c(snapshot_file: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_reader_that_leaves_early(snapshot_file: Path) -> None:
     command = [sys.executable, "-m", "dsconvert", "report", str(snapshot_file)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

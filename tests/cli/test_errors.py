@@ -47,6 +47,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FOREIGN)
 @pytest.mark.parametrize("command", ["convert", "inspect", "report", "generate", "compare"])
 def test_foreign_files(
@@ -176,6 +177,7 @@ PLAN_EDITS: dict[str, tuple[Callable[[dict], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", PLAN_EDITS)
 def test_spoiled_plans(
     edit: str, refused: Callable[..., str], tmp_path: Path, snapshot_file: Path, plan_file: Path
@@ -229,6 +231,7 @@ def test_a_plan_that_does_not_fit_is_not_shown_either(
     assert "synthesis.feat_7" in refused(snapshot_file, "--plan", plan_file, "--plan-only")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_a_stdout_that_refuses(options: tuple[str, ...], snapshot_file: Path) -> None:
@@ -240,6 +243,7 @@ def test_a_stdout_that_refuses(options: tuple[str, ...], snapshot_file: Path) ->
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["convert", "plan", "generate"])
 def test_a_disk_that_refuses(
     kind: str,

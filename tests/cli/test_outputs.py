@@ -23,8 +23,15 @@ def begins(path: Path) -> bytes:
     return path.read_bytes()[:16]
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "onnx", "pt2", "xml"])
-@pytest.mark.parametrize("kind", ["snapshot_file", "conditional_file", "fastgan_file"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [
+        *(("snapshot_file", suffix) for suffix in NEEDS),
+        *(("conditional_file", suffix) for suffix in ("safetensors", "onnx")),
+        *(("fastgan_file", suffix) for suffix in ("safetensors", "pt2")),
+    ],
+)
 def test_convert_writes_the_format_that_the_suffix_names(
     kind: str,
     suffix: str,
@@ -48,6 +55,7 @@ def test_convert_writes_the_format_that_the_suffix_names(
     assert not list(tmp_path.glob(PARTS))
 
 
+@pytest.mark.slow
 def test_a_table_says_what_was_written(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,6 +64,7 @@ def test_a_table_says_what_was_written(
     assert "G_ema alone, as torch" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name", "said"),
     [
@@ -90,6 +99,7 @@ def test_a_suffix_that_cannot_be_served_is_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_suffix_of_the_input_is_good_for_the_output(
     snapshot_file: Path, tmp_path: Path
 ) -> None:
@@ -100,6 +110,7 @@ def test_the_suffix_of_the_input_is_good_for_the_output(
         assert begins(tmp_path / name).startswith(MAGIC["pkl"])
 
 
+@pytest.mark.slow
 def test_an_export_of_a_converted_export(snapshot_file: Path, tmp_path: Path, capsys) -> None:
     pytest.importorskip("safetensors")
     first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
@@ -143,6 +154,7 @@ def test_pictures_of_no_known_format_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_output_that_is_a_link(snapshot_file: Path, tmp_path: Path) -> None:
     (tmp_path / "big").mkdir()
     link, real = tmp_path / "link.pkl", tmp_path / "big" / "real.pkl"
@@ -157,6 +169,7 @@ def test_an_output_that_is_a_link(snapshot_file: Path, tmp_path: Path) -> None:
     assert real.read_bytes() != before
 
 
+@pytest.mark.slow
 def test_an_output_that_appears_meanwhile(
     snapshot_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

@@ -36,6 +36,7 @@ def two(snapshot_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_each_generator_keeps_its_own_weights(two: Path, tmp_path: Path) -> None:
     out = tmp_path / "exact.pkl"
     assert main([str(two), "--out", str(out), "--preset", "exact", *SVD]) == 0
@@ -46,6 +47,7 @@ def test_each_generator_keeps_its_own_weights(two: Path, tmp_path: Path) -> None
         assert (image(after.module(key)) - wanted).abs().max() < 1e-4, key
 
 
+@pytest.mark.slow
 def test_both_are_fitted(two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "fast.pkl"
     assert main([str(two), "--out", str(out), "--calibrate", "16", "--json", "--quiet"]) == 0
@@ -75,6 +77,7 @@ def edited(two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Edi
     return make
 
 
+@pytest.mark.slow
 def test_the_costs_of_an_edited_line_are_worked_out_anew(
     edited: Edit, two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +102,7 @@ def test_the_costs_of_an_edited_line_are_worked_out_anew(
     assert 0 <= saved - by_line < 0.01 * entry["before"]["params"]
 
 
+@pytest.mark.slow
 def test_an_edited_plan_is_shown_with_its_own_costs(
     edited: Edit, two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +140,7 @@ SPOILED: dict[str, tuple[Callable[[dict], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SPOILED)
 def test_spoiled_plans_end_in_one_sentence(
     kind: str, edited: Edit, tmp_path: Path, capsys: pytest.CaptureFixture[str]

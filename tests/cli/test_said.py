@@ -35,6 +35,7 @@ def fits(lines: list[str]) -> bool:
     return all(len(line) <= 80 or max(map(len, line.split())) > 60 for line in lines)
 
 
+@pytest.mark.slow
 def test_the_result_of_a_conversion_comes_first(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,6 +50,7 @@ def test_the_result_of_a_conversion_comes_first(
     assert any(line.startswith("G: by the same plan") for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verbose", [False, True])
 def test_every_table_fits(
     snapshot_file: Path, fast: Path, verbose: bool, capsys: pytest.CaptureFixture[str]
@@ -60,6 +62,7 @@ def test_every_table_fits(
     assert fits(told(capsys, "inspect", fast, *more))
 
 
+@pytest.mark.slow
 def test_bench_says_how_many_times_faster_and_fits(
     snapshot_file: Path, fast: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +75,7 @@ def test_bench_says_how_many_times_faster_and_fits(
     assert len(quiet) <= 2
 
 
+@pytest.mark.slow
 def test_quiet_leaves_the_last_line(
     snapshot_file: Path, fast: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,6 +92,7 @@ def test_quiet_leaves_the_last_line(
         assert " ".join(lines).count("wrote ") == 1
 
 
+@pytest.mark.slow
 def test_eval_spells_its_metric_and_begins_with_the_verdict(
     snapshot_file: Path, fast: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +126,7 @@ def test_inspect_of_a_converted_snapshot(fast: Path, capsys: pytest.CaptureFixtu
     assert sum(plan.rewritten.values()) < plan.convolutions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "rank", "rules"),
     [
@@ -147,6 +153,7 @@ def test_the_rules_are_told_from_the_modules(
     assert found.convolutions == sum(d.action != "remove" for d in decided.decisions)
 
 
+@pytest.mark.slow
 def test_inspect_of_a_checkpoint(
     fastgan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +170,7 @@ def test_inspect_of_a_checkpoint(
     assert f"dsconvert {__version__}, by torch.save" in " ".join(lines)
 
 
+@pytest.mark.slow
 def test_inspect_of_an_export(
     fast: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

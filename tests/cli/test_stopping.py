@@ -17,6 +17,7 @@ from dsconvert.config.setting import assemble
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     ("words", "stage"),

@@ -25,6 +25,7 @@ def shell(command: str, *arguments: str, **environment: str) -> subprocess.Compl
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
 def test_a_name_outside_the_encoding_of_stdout(
     snapshot_file: Path, tmp_path: Path, encoding: str
@@ -38,6 +39,7 @@ def test_a_name_outside_the_encoding_of_stdout(
     assert out.is_file()
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_text(snapshot_file: Path, tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/bad\xff.pkl"
     try:
@@ -49,6 +51,7 @@ def test_a_name_that_is_no_text(snapshot_file: Path, tmp_path: Path) -> None:
     assert b"bad\\udcff.pkl" in done.stdout
 
 
+@pytest.mark.slow
 def test_streams_that_are_closed_full_or_left(snapshot_file: Path) -> None:
     for command, code, said in (
         ("$D report $1 --json | head -c 1 >/dev/null; exit ${PIPESTATUS[0]}", 0, b""),
@@ -67,6 +70,7 @@ def test_streams_that_are_closed_full_or_left(snapshot_file: Path) -> None:
         assert done.stderr.count(b"\n") == bool(said), (command, done.stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["pkl", "safetensors", "onnx", "pt2", "xml"])
 def test_a_full_disk(snapshot_file: Path, tmp_path: Path, suffix: str) -> None:
     needs = {"safetensors": "safetensors", "onnx": "onnxscript", "xml": "openvino"}

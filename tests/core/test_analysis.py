@@ -94,6 +94,7 @@ FORWARDS: list[tuple[Any, tuple[Any, ...]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("forward", "args"), FORWARDS, ids=lambda v: getattr(v, "__name__", ""))
 def test_forward_takes_what_real_code_takes(forward: Any, args: tuple[Any, ...]) -> None:
     model = type("G", (Net,), {"forward": forward})().eval()
@@ -226,6 +227,7 @@ def _bytes(model: nn.Module, name: str) -> dict[str, bytes]:
     return {k: v.contiguous().numpy().tobytes() for k, v in state.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["exact", "paper", "balanced", "fast"])
 @pytest.mark.parametrize("name", ["block1", "block1.3", "head", "start"])
 def test_what_is_kept_keeps_its_bytes(preset: str, name: str) -> None:

@@ -81,6 +81,7 @@ def test_behind_an_upsample(rule):
     assert isinstance(result.body[0], nn.Identity) == rule.absorbs_upsample
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["exact", "paper", "balanced", "fast"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_what_is_kept(preset, dtype):
@@ -134,6 +135,7 @@ def test_a_shared_module_stays_shared_and_grouped_is_kept():
     assert by["shared"].macs_before == 2 * 24 * 24 * 9 * 16 * 16
 
 
+@pytest.mark.slow
 def test_the_result_needs_no_dsconvert(tmp_path):
     fast = dsconvert.convert(decoder(), inputs=latents, calibrate=16)
     copy.deepcopy(fast)
@@ -154,6 +156,7 @@ def test_the_result_needs_no_dsconvert(tmp_path):
     assert run.stdout.strip() == "(1, 3, 16, 16)", run.stderr
 
 
+@pytest.mark.slow
 def test_every_trainable_parameter_gets_a_finite_gradient():
     for preset in ("paper", "balanced", "fast"):
         fast = dsconvert.convert(decoder(), preset=preset, inputs=latents, calibrate=16).train()

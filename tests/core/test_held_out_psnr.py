@@ -61,6 +61,7 @@ def test_what_is_no_image_has_none(output: object) -> None:
     assert held_out_psnr(None) is None
 
 
+@pytest.mark.slow
 def test_a_conversion_knows_its_psnr() -> None:
     """Measured again on other latents of the same distribution, it is about the same."""
     model = moved_generator()

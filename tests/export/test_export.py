@@ -42,6 +42,7 @@ def extras(name: str) -> None:
         pytest.importorskip(module, reason=f'pip install "dsconvert[{name}]"')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "which", "noise"),
     [
@@ -82,6 +83,7 @@ def test_a_graph_makes_the_models_images(
     assert (got - want).abs().max() <= 1e-3 * want.abs().max()
 
 
+@pytest.mark.slow
 def test_an_onnx_file_names_its_parts(tmp_path: Path, fast: nn.Module) -> None:
     extras("onnx")
     import onnx
@@ -100,6 +102,7 @@ def test_an_onnx_file_names_its_parts(tmp_path: Path, fast: nn.Module) -> None:
     assert sum(h * w for _, h, w in planes) == made.inputs["noise"][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fastgan-128", "fastgan-cond10-256"])
 def test_real_snapshots_through_safetensors(
     shared_snapshots: Path, tmp_path: Path, name: str
@@ -118,6 +121,7 @@ def test_real_snapshots_through_safetensors(
             assert getattr(loaded, key) == getattr(model, key)
 
 
+@pytest.mark.slow
 def test_a_real_snapshot_through_onnx(shared_snapshots: Path, tmp_path: Path) -> None:
     extras("onnx")
     model = load_snapshot(shared_snapshots / "fastgan-cond10-256.pkl").generator
@@ -147,6 +151,7 @@ def sabotage(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Tensor], Tensor])
     monkeypatch.setitem(graphs.GRAPHS, "torch", dataclasses.replace(true, open=spoilt))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "word"),
     [
@@ -204,6 +209,7 @@ def pictures(n: int, generator: torch.Generator) -> tuple[Tensor]:
     return (torch.randn(n, 3, 8, 8, generator=generator),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_an_operator_without_a_counterpart_is_named(tmp_path: Path, name: str) -> None:
     extras(name)
@@ -274,6 +280,7 @@ def whole_export(fast: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -319,6 +326,7 @@ def test_other_safetensors_files_are_refused(tmp_path: Path, fast: nn.Module) ->
         export_model(fast, tmp_path / "h.safetensors", noise="fixed")
 
 
+@pytest.mark.slow
 def test_safetensors_without_noise(tmp_path: Path, fast: nn.Module) -> None:
     extras("safetensors")
     export_model(fast, tmp_path / "g.safetensors", noise="zero")

@@ -54,6 +54,7 @@ def test_moments_reproduce_the_convolution(kind):
     assert seen == set(range(flat.shape[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["paper", "balanced", "fast"])
 def test_no_layer_is_worse_than_its_svd(preset):
     model = decoder()
@@ -184,6 +185,7 @@ def maps(n: int, generator: torch.Generator) -> tuple[torch.Tensor]:
     return (torch.randn(n, 4, 8, 8, generator=generator),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["paper", "fast"])
 @pytest.mark.parametrize(
     ("scale", "kernel"), [(1e10, 1), (1e19, 1), (1e25, 1), (1e35, 1), (1, 1e25), (1e-20, 1)]

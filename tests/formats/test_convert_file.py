@@ -13,6 +13,7 @@ from dsconvert.formats.official import new_snapshot
 from tests.made_models import moved_generator
 
 
+@pytest.mark.slow
 def test_equal_generators_are_fitted_once():
     model = moved_generator(ngf=2)
     snap = new_snapshot(model)
@@ -28,6 +29,7 @@ def test_equal_generators_are_fitted_once():
         assert mine.data_ptr() != theirs.data_ptr()
 
 
+@pytest.mark.slow
 def test_unequal_generators_are_fitted_each():
     model = moved_generator(ngf=2)
     snap = new_snapshot(model)
@@ -39,6 +41,7 @@ def test_unequal_generators_are_fitted_each():
     assert "fit" in done["G"].seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", ["svd", "random"])
 def test_a_live_generator_is_left_as_it_was(init):
     model = moved_generator(ngf=2)

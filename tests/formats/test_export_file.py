@@ -27,6 +27,7 @@ class G(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_codebase(fastgan_file: Path, tmp_path: Path) -> None:
     file = open_file(fastgan_file)
     made = export_file(file, tmp_path / "g.pt2")

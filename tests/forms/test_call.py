@@ -101,6 +101,7 @@ def test_whatever_forward_is_called_with(kind: str) -> None:
             assert torch.allclose(again(*args), want, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["input", "noise", "labels first", "list and dict", "no batch"])
 def test_inputs_of_an_export_have_the_names_of_the_arguments(tmp_path: Path, kind: str) -> None:
     model, inputs, names = CALLS[kind]
@@ -116,6 +117,7 @@ def test_inputs_of_an_export_have_the_names_of_the_arguments(tmp_path: Path, kin
         assert torch.allclose(got, model(*args), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "module"), [("onnx", "onnxruntime"), ("xml", "openvino")])
 def test_other_formats_take_labels_and_odd_names(tmp_path: Path, suffix: str, module: str) -> None:
     pytest.importorskip(module)
@@ -125,6 +127,7 @@ def test_other_formats_take_labels_and_odd_names(tmp_path: Path, suffix: str, mo
     assert list(made.inputs) == ["input", "id"]
 
 
+@pytest.mark.slow
 def test_noise_beside_an_argument_called_noise(tmp_path: Path) -> None:
     class Noise(nn.Module):
         def __init__(self) -> None:
@@ -184,6 +187,7 @@ def test_what_cannot_be_deployed_is_said(
         deploy(model, inputs=inputs)
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_live_official_model_is_found(tmp_path: Path) -> None:
     model = foreign(moved_generator(ngf=2))
     made = export_model(model, tmp_path / "g.pt2")

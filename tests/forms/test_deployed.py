@@ -36,6 +36,7 @@ SNAPSHOTS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", SNAPSHOTS)
 def test_real_snapshots_make_the_official_image(
@@ -52,6 +53,7 @@ def test_real_snapshots_make_the_official_image(
     assert (made - expected["image"].float()).abs().max() <= 5e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["plain", "fast", "conditional"])
 def test_a_batch_in_chunks_is_the_same_batch(which: str, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(which)

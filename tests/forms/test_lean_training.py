@@ -45,6 +45,7 @@ def step(model: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, 
     return images, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("preset", ["fast", "paper", None])
 @pytest.mark.parametrize("config", [{}, {"classes": 3}, {"cfg": "fastgan_lite"}])
@@ -142,6 +143,7 @@ def test_gradcheck_of_the_upsampling() -> None:
     assert torch.autograd.gradcheck(upsample, (x, kernel, bias))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("sampled", [True, False])
 @pytest.mark.parametrize("spatial", [None, upsample])

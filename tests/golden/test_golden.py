@@ -45,6 +45,7 @@ def same(model: nn.Module, expected: dict[str, Tensor]) -> None:
     torch.testing.assert_close(image(model, expected), expected["image"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_plan_is_read_and_converts(tmp_path: Path) -> None:
     plan = dsconvert.Plan.from_json((FILES / "plan.json").read_text())
     assert sum(d.action == "rewrite" for d in plan.decisions) == 5
@@ -61,6 +62,7 @@ def test_a_converted_snapshot_opens(expected: dict[str, Tensor]) -> None:
     same(dsconvert.open_file(FILES / "converted.pkl").generator, expected)
 
 
+@pytest.mark.slow
 def test_a_safetensors_export_opens(expected: dict[str, Tensor]) -> None:
     pytest.importorskip("safetensors")
     same(dsconvert.load_generator(FILES / "converted.safetensors"), expected)
@@ -78,6 +80,7 @@ def test_a_deployed_generator_is_unpickled(expected: dict[str, Tensor]) -> None:
     same(torch.load(FILES / "deployed.pt", weights_only=False), expected)
 
 
+@pytest.mark.slow
 def test_a_distillation_goes_on(tmp_path: Path) -> None:
     run = shutil.copytree(FILES / "distill_run", tmp_path / "run")
     command = ["distill", str(FILES / "original.pkl"), str(FILES / "converted.pkl"), "--resume"]

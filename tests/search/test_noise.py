@@ -45,6 +45,7 @@ class Slower(ByWeight):
         return whole(decoder()) * (1.0 if name == "original" else 1.3)
 
 
+@pytest.mark.slow
 def test_nothing_slower_than_the_original_is_offered(tmp_path: Path) -> None:
     with pytest.raises(MissedTargetError, match=r"the nearest is latency=1x .*left as it is"):
         planned(tmp_path, "latency=0.5x", clock=Slower())
@@ -54,6 +55,7 @@ def test_nothing_slower_than_the_original_is_offered(tmp_path: Path) -> None:
     assert found.promises[0].promised == found.promises[0].before
 
 
+@pytest.mark.slow
 def test_with_other_targets_too(tmp_path: Path) -> None:
     """A plan with half the parameters is at hand, but it is slower."""
     found = planned(tmp_path, "latency=1x", "params=0.5x", clock=Slower(), best_effort=True)
@@ -61,6 +63,7 @@ def test_with_other_targets_too(tmp_path: Path) -> None:
     assert planned(tmp_path, "params=0.5x", clock=Slower()).promises[0].promised > 0
 
 
+@pytest.mark.slow
 def test_a_choice_raises_no_macs_for_no_gain_in_time(tmp_path: Path) -> None:
     """Every form takes the same time here; only MACs tell them apart."""
 
@@ -95,6 +98,7 @@ class Spike(ByWeight):
         return super().seconds(module, probe) * (self.factor if once else 1.0)
 
 
+@pytest.mark.slow
 def test_a_form_with_fewer_macs_that_seems_slower_is_measured_again(tmp_path: Path) -> None:
     true = planned(tmp_path / "true", "latency=0.6x", clock=ByWeight())
     spiked = Spike(is_rewritten, 50.0)
@@ -106,6 +110,7 @@ def test_a_form_with_fewer_macs_that_seems_slower_is_measured_again(tmp_path: Pa
     }
 
 
+@pytest.mark.slow
 def test_parts_that_sum_to_more_than_the_whole_are_measured_again(tmp_path: Path) -> None:
     true = planned(tmp_path / "true", "latency=0.6x", clock=ByWeight())
     spiked = Spike(lambda _: True, 3.0)
@@ -115,6 +120,7 @@ def test_parts_that_sum_to_more_than_the_whole_are_measured_again(tmp_path: Path
     assert found.loss <= 1.2 * true.loss + 1e-3
 
 
+@pytest.mark.slow
 def test_parts_that_stay_larger_count_in_proportion_and_a_note_says_so(tmp_path: Path) -> None:
     class Twice(ByWeight):
         def seconds(self, module: nn.Module, probe: Probe) -> float:
@@ -179,6 +185,7 @@ def test_a_missed_promise_is_measured_again_before_it_counts(tmp_path: Path) -> 
     assert "while nothing else runs" in (missed([promise]) or "")
 
 
+@pytest.mark.slow
 def test_contradicting_targets_say_why(tmp_path: Path) -> None:
     with pytest.raises(MissedTargetError, match=r"together.*params=1K is out of reach without"):
         planned(tmp_path, "latency=0.7x", "params=1K", clock=ByWeight())

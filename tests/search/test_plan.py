@@ -34,6 +34,7 @@ def actions(found: MeasuredPlan) -> dict[str, str]:
     return {d.site: d.rule or d.action for d in found.plan.decisions}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["latency=1x", "latency=3x", "latency=1h", "params=1x"])
 def test_a_target_that_the_original_meets_changes_nothing(tmp_path: Path, target: str) -> None:
     target = target.replace("1h", "3600s")
@@ -54,6 +55,7 @@ def test_a_target_that_the_original_meets_changes_nothing(tmp_path: Path, target
     assert clock.wholes == asked  # it is the same model: noise has no say
 
 
+@pytest.mark.slow
 def test_less_time_costs_more_loss_and_the_promise_holds(tmp_path: Path) -> None:
     losses = []
     model = decoder()
@@ -123,6 +125,7 @@ def test_an_impossible_target_names_the_nearest(tmp_path: Path) -> None:
         planned(tmp_path, f"latency={nearest * 0.98:.5f}x")
 
 
+@pytest.mark.slow
 def test_several_targets_hold_together(tmp_path: Path) -> None:
     every = ("latency=0.7x", "train-time=0.7x", "macs=0.5x", "params=18K", "memory=0.95x")
     found = planned(tmp_path, *every)
@@ -160,6 +163,7 @@ class ChannelsLast(ByWeight):
         return whole(model) * (0.5 if fast else 1.0)
 
 
+@pytest.mark.slow
 def test_the_layout_with_less_time_is_taken_and_named(tmp_path: Path) -> None:
     assert not planned(tmp_path, "latency=0.6x", clock=ChannelsLast()).channels_last
     both = planned(tmp_path, "latency=0.6x", layouts=(False, True), clock=ChannelsLast())
@@ -212,6 +216,7 @@ def test_on_the_real_clock(tmp_path: Path) -> None:
     assert promise.promised <= promise.before
 
 
+@pytest.mark.slow
 def test_a_second_run_measures_no_convolution_again(tmp_path: Path) -> None:
     assert planned(tmp_path, "latency=0.5x").measured > 0
     assert planned(tmp_path, "latency=0.5x").measured == 0
@@ -238,6 +243,7 @@ def unfolded(text: str) -> str:
     return "".join(text.split())
 
 
+@pytest.mark.slow
 def test_convert_with_a_target(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -287,6 +293,7 @@ def test_bad_input_is_one_sentence_and_no_file(
     assert not (tmp_path / "out.pkl").exists()
 
 
+@pytest.mark.slow
 def test_a_target_out_of_reach_is_exit_code_3_and_no_file(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -304,6 +311,7 @@ def test_a_target_out_of_reach_is_exit_code_3_and_no_file(
         assert not out.exists()
 
 
+@pytest.mark.slow
 def test_best_effort_writes_the_nearest_and_says_so(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -339,6 +347,7 @@ class Late(ByWeight):
         return 50.0 if name == "converted" else whole(model)
 
 
+@pytest.mark.slow
 def test_a_broken_promise_is_exit_code_3_and_no_file(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -388,6 +397,7 @@ def test_the_original_that_meets_the_target_is_written_as_it_is(
         assert all(torch.equal(v, new[k]) for k, v in old.items())
 
 
+@pytest.mark.slow
 def test_a_damaged_profile_is_a_note_of_the_command(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

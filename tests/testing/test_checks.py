@@ -19,6 +19,7 @@ from tests.made_models import drifted, fastgan_content, moved, moved_generator
 from tests.models import Decoder, Noise, decoder, latents
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [r.name for r in rules()])
 def test_the_built_in_rules(name: str) -> None:
     check_rule(rule_named(name))
@@ -49,6 +50,7 @@ MODELS: dict[str, tuple[Adapter, Callable[[], nn.Module]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_built_in_adapters(name: str) -> None:
     adapter, make = MODELS[name]

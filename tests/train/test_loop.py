@@ -136,6 +136,7 @@ def forked(*targets: Callable[[], None]) -> list[int]:
     return [int(p.exitcode if p.exitcode is not None else 99) for p in running]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_it_says_and_learns(tmp_path: Path, data: ImageSet) -> None:
     """With a batch in two parts, channels last, and blocks recomputed."""
     generator, judge = pair()
@@ -163,6 +164,7 @@ def test_a_run_leaves_what_it_says_and_learns(tmp_path: Path, data: ImageSet) ->
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.slow
 @pytest.mark.fresh_process
 def test_killed_and_resumed_is_bit_equal(tmp_path: Path, data: ImageSet) -> None:
     """SIGKILL between two checkpoints; the resumed run ends with every bit as if nothing was."""
@@ -189,6 +191,7 @@ def test_killed_and_resumed_is_bit_equal(tmp_path: Path, data: ImageSet) -> None
     ]
 
 
+@pytest.mark.slow
 def test_sigint_saves_and_the_run_goes_on_exactly(tmp_path: Path, data: ImageSet) -> None:
     settings = config(4)
     _, whole, _ = trained(tmp_path / "whole", data, settings)
@@ -207,6 +210,7 @@ def test_sigint_saves_and_the_run_goes_on_exactly(tmp_path: Path, data: ImageSet
     assert equal(whole, cut)
 
 
+@pytest.mark.slow
 @pytest.mark.fresh_process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_saves_the_run(tmp_path: Path, number: signal.Signals) -> None:
@@ -227,6 +231,7 @@ def test_a_signal_to_all_processes_saves_the_run(tmp_path: Path, number: signal.
     assert RunFolder(tmp_path / "run").checkpoints()[-1].name > "images-0000000000.pt"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [EOFError, RuntimeError, ConnectionResetError])
 def test_a_reader_that_ends_with_the_run_costs_nothing(
     tmp_path: Path, data: ImageSet, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
@@ -246,6 +251,7 @@ def test_a_reader_that_ends_with_the_run_costs_nothing(
     assert RunFolder(tmp_path / "run").checkpoints()[-1].name > "images-0000000000.pt"
 
 
+@pytest.mark.slow
 @pytest.mark.fresh_process
 def test_two_processes_train_as_one(tmp_path: Path, data: ImageSet) -> None:
     """Over gloo, the same global batch: the curve agrees to float tolerance.
@@ -284,6 +290,7 @@ def test_two_processes_train_as_one(tmp_path: Path, data: ImageSet) -> None:
     assert alone.images == 12
 
 
+@pytest.mark.slow
 def test_a_launcher_starts_processes_that_train_as_one(tmp_path: Path, data: ImageSet) -> None:
     """The command line under torchrun; where they did not find each other, each would train."""
     pytest.importorskip("accelerate", reason="accelerate is not installed (dsconvert[train])")
@@ -306,6 +313,7 @@ def test_a_launcher_starts_processes_that_train_as_one(tmp_path: Path, data: Ima
     ] == 2  # fmt: skip
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_find_each_other_are_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     accelerate = pytest.importorskip("accelerate")
 
@@ -320,6 +328,7 @@ def test_processes_that_do_not_find_each_other_are_no_run(monkeypatch: pytest.Mo
         processes("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 2])
 def test_a_batch_in_parts_gives_the_gradient_of_the_whole(data: ImageSet, cut: int) -> None:
     """Adam hides a wrong factor: it is the gradients that must agree."""
@@ -362,6 +371,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(data: ImageSet, cut: i
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_spectral_norm_iterates_once_a_step_however_it_is_cut() -> None:
     generator, _ = plain_pair()
     generator.train()
@@ -382,6 +392,7 @@ def test_spectral_norm_iterates_once_a_step_however_it_is_cut() -> None:
         parts_of(TrainConfig(batch=6), 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [0, 3])
 def test_recomputing_changes_no_number_and_keeps_less(classes: int) -> None:
     """Gradients and every buffer agree with a plain pass; what is kept for backward shrinks."""
@@ -414,6 +425,7 @@ def test_recomputing_changes_no_number_and_keeps_less(classes: int) -> None:
     assert little < 0.5 * much
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["none", "balanced"])
 def test_the_lean_form_trains_the_very_same_generator(
     preset: str, data: ImageSet, tmp_path: Path
@@ -443,6 +455,7 @@ def test_the_lean_form_trains_the_very_same_generator(
             assert torch.allclose(ends[0][name], ends[1][name], rtol=2e-2, atol=1e-4), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_follows_the_full_one(
     tmp_path: Path, data: ImageSet, precision: str
@@ -469,6 +482,7 @@ class Flat(nn.Sequential):
         return super().forward(x)
 
 
+@pytest.mark.slow
 def test_compiled_networks_train_as_plain_ones(
     tmp_path: Path, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -500,6 +514,7 @@ def test_compiled_networks_train_as_plain_ones(
         torch.testing.assert_close(traced[name], plain[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, data: ImageSet) -> None:
     class Breaks(nn.Module):
         def __init__(self) -> None:
@@ -521,6 +536,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, data: ImageSet)
     assert all(v.isfinite().all() for v in saved.values())
 
 
+@pytest.mark.slow
 def test_another_codebase_and_the_best_snapshot(tmp_path: Path, data: ImageSet) -> None:
     """No adapter: the latents and the snapshot are the caller's; two sizes, as FastGAN makes."""
 
@@ -558,6 +574,7 @@ def test_another_codebase_and_the_best_snapshot(tmp_path: Path, data: ImageSet) 
         train_networks(generator, judge, data, config(4), out=tmp_path, latents=lambda *_: ())
 
 
+@pytest.mark.slow
 def test_the_start_is_judged_where_it_was_trained_and_may_stay_the_best(
     tmp_path: Path, data: ImageSet
 ) -> None:
@@ -581,6 +598,7 @@ def test_the_start_is_judged_where_it_was_trained_and_may_stay_the_best(
     assert any(not v.equal(wanted[k]) for k, v in result.ema.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_short_run_shortens_what_would_outlast_it() -> None:
     official = TrainConfig(ema_rampup=None, kimg=100)
     assert fit_to_run(official) == (official, ())
@@ -598,6 +616,7 @@ def test_a_short_run_shortens_what_would_outlast_it() -> None:
     assert "not over 200" in note
 
 
+@pytest.mark.slow
 def test_what_can_not_be_resumed(tmp_path: Path, data: ImageSet) -> None:
     with pytest.raises(TrainingError, match="no checkpoint"):
         trained(tmp_path / "none", data, config(2), resume=True)
@@ -613,6 +632,7 @@ def test_what_can_not_be_resumed(tmp_path: Path, data: ImageSet) -> None:
     assert result.images == 2
 
 
+@pytest.mark.slow
 def test_the_average_follows_by_its_half_life() -> None:
     assert ema_beta(batch=10, seen=10**9, half_life=20, rampup=0.05) == pytest.approx(0.5**0.5)
     assert ema_beta(batch=10, seen=200, half_life=1e9, rampup=0.05) == pytest.approx(0.5)
@@ -626,6 +646,7 @@ def test_the_average_follows_by_its_half_life() -> None:
     assert average.running_mean.tolist() == [7, 7]
 
 
+@pytest.mark.slow
 def test_official_defaults() -> None:
     settings = TrainConfig()
     generator, judge = pair()

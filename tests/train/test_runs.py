@@ -57,6 +57,7 @@ def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_is_named_and_described(run: Path) -> None:
     assert run.name == "00000-fastgan_lite-paper-tiny-128-batch2"
     settings = json.loads((run / "settings.json").read_text())
@@ -86,6 +87,7 @@ def bands(picture_path: Path, *, rows: int, side: int, columns: int) -> list[np.
     return [sheet[i * (side + label) + label : (i + 1) * (side + label)] for i in range(rows)]
 
 
+@pytest.mark.slow
 def test_a_report_is_left_behind(run: Path) -> None:
     """Of a converted generator from scratch: reals and results, dense against converted."""
     text = report_of(run)
@@ -107,6 +109,7 @@ def test_a_report_is_left_behind(run: Path) -> None:
     assert (real[:, : reals.shape[1]] == reals[:128]).all()
 
 
+@pytest.mark.slow
 def test_a_snapshot_holds_what_an_official_one_holds(run: Path) -> None:
     snap = load_snapshot(run / "snapshots" / "network-000000004.pkl")
     assert snap.keys == ("G", "D", "G_ema", "training_set_kwargs")
@@ -119,6 +122,7 @@ def test_a_snapshot_holds_what_an_official_one_holds(run: Path) -> None:
     assert set(result.conversions) == {"G_ema", "G"}
 
 
+@pytest.mark.slow
 def test_it_goes_on_by_its_name_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--resume", str(run), "--kimg", "0.006", "--json", "--quiet"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -136,6 +140,7 @@ def test_it_goes_on_by_its_name_alone(run: Path, capsys: pytest.CaptureFixture[s
     assert "None" not in said
 
 
+@pytest.mark.slow
 def test_finetune_takes_the_file_s_own_discriminator(
     tiny: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +176,7 @@ def test_finetune_takes_the_file_s_own_discriminator(
     assert not any(k.startswith("feature_network.") for k in moved)
 
 
+@pytest.mark.slow
 def test_finetune_of_a_converted_file_without_one(tiny: Path, tmp_path: Path) -> None:
     made = small_generator()
     save_snapshot(new_snapshot(made), made, tmp_path / "plain.pkl")
@@ -186,6 +192,7 @@ def test_finetune_of_a_converted_file_without_one(tiny: Path, tmp_path: Path) ->
     assert settings["discriminator"]["augment"] == ["color", "translation", "cutout"]
 
 
+@pytest.mark.slow
 def test_finetune_where_g_is_built_differently(tiny: Path, tmp_path: Path) -> None:
     """G_ema alone was converted: G can't be averaged into it."""
     dense = new_snapshot(small_generator())
@@ -201,6 +208,7 @@ def test_finetune_where_g_is_built_differently(tiny: Path, tmp_path: Path) -> No
     assert snap.module("G").state_dict().keys() == made.model.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_a_64_px_file_of_four_channels(tmp_path: Path) -> None:
     """Below what the official code runs; ours converts, writes and reads it."""
     made, plan = new_generator(
@@ -215,6 +223,7 @@ def test_a_64_px_file_of_four_channels(tmp_path: Path) -> None:
         assert torch.allclose(again.eval()(z, c), made(z, c), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_spectral_norm_is_kept_or_folded_and_the_rest_starts_as_the_dense_one() -> None:
     dense, none = new_generator(NewGenerator(resolution=128, ngf=2, z_dim=8))
     assert none is None
@@ -236,6 +245,7 @@ def test_spectral_norm_is_kept_or_folded_and_the_rest_starts_as_the_dense_one() 
         assert all(m.eps == 1e-5 for n, m in dense.named_modules() if n in norms)
 
 
+@pytest.mark.slow
 def test_a_new_generator_follows_the_seed() -> None:
     wanted = NewGenerator(preset="balanced", resolution=128, ngf=2, z_dim=8)
     torch.manual_seed(1)
@@ -255,6 +265,7 @@ def test_a_new_generator_follows_the_seed() -> None:
         new_generator(NewGenerator(preset="fastest", resolution=128, ngf=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "what"),
     [
@@ -297,6 +308,7 @@ def test_mistakes_are_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_changed_data_and_a_taken_name(tiny: Path, run: Path, tmp_path: Path, capsys) -> None:
     words = ["train", "--data", str(tiny), "--cfg", "fastgan", "--resolution", "128", "--ngf", "2"]
     assert main([*words, "--out", str(run.parent), "--name", run.name, "--discs", "1"]) == 2
@@ -329,6 +341,7 @@ def test_changed_data_and_a_taken_name(tiny: Path, run: Path, tmp_path: Path, ca
     assert "start.pkl" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_and_its_zip_are_the_same_data(tiny: Path, tmp_path: Path) -> None:
     shutil.unpack_archive(tiny, tmp_path / "tiny")
     one, two = open_images(tiny, cache="never"), open_images(tmp_path / "tiny", cache="never")
@@ -339,6 +352,7 @@ def test_a_folder_and_its_zip_are_the_same_data(tiny: Path, tmp_path: Path) -> N
     assert renamed.fingerprint != one.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [("--cfg", "gan9"), ("--cfg", "fastgan", "--resolution", "100")])
 def test_what_can_t_be_built_is_refused_before_the_images_are_read(
     wrong: tuple[str, ...], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -349,6 +363,7 @@ def test_what_can_t_be_built_is_refused_before_the_images_are_read(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_finetune_without_the_labels_does_not_name_an_option_of_train(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -363,6 +378,7 @@ def test_finetune_without_the_labels_does_not_name_an_option_of_train(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_has_its_report_too(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -388,6 +404,7 @@ def test_an_interrupted_run_has_its_report_too(
     assert (made[:, :768] != start[:128]).any()
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_is_a_warning(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -405,6 +422,7 @@ def test_a_report_that_fails_is_a_warning(
     assert "report could not be written" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_module_is_a_command_too() -> None:
     """What ``accelerate launch -m dsconvert.train`` starts."""
     done = subprocess.run(
@@ -428,6 +446,7 @@ torch.save((image, logits, data["training_set_kwargs"]), sys.argv[3])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     "PROJECTED_GAN_ROOT" not in os.environ or "PROJECTED_GAN_TIMM" not in os.environ,
     reason="needs checkouts: PROJECTED_GAN_ROOT and PROJECTED_GAN_TIMM (timm 0.4.12)",
@@ -468,6 +487,7 @@ def paper_words(tiny: Path, out: Path, *, evaluate: int) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_paper_s_experiment_runs_and_goes_on(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

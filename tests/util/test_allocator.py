@@ -35,6 +35,7 @@ def _run(word: str) -> tuple[bool | None, int]:
     return kept, faults
 
 
+@pytest.mark.slow
 def test_kept_memory_is_not_cleared_again() -> None:
     _, usual = _run("leave")
     kept, fewer = _run("keep")

@@ -97,6 +97,7 @@ def test_stderr_where_logging_is_not_configured() -> None:
     assert done.stderr.startswith("dsconvert: at work, after 0:00:00\n")
 
 
+@pytest.mark.slow
 def test_a_conversion_tells_what_it_fits(caplog: pytest.LogCaptureFixture) -> None:
     model = moved_generator()
     dsconvert.convert(model, calibrate=64, progress=True)

@@ -80,6 +80,7 @@ def sprung(path: Path) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{k}-{n}" for k, n in CASES])
 def test_hostile(kind: str, name: str, small: Path, marker: Path, tmp_path: Path) -> None:
     data, fires = build(kind, name, small, marker)
@@ -138,6 +139,7 @@ def test_all_offenders_are_named_with_their_places(small: Path, tmp_path: Path) 
     assert "drop=('extra',)" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["D", "extra"])
 def test_an_entry_can_be_left_out(small: Path, marker: Path, tmp_path: Path, key: str) -> None:
     path, out = tmp_path / "hostile.pkl", tmp_path / "clean.pkl"
@@ -196,6 +198,7 @@ def test_tensorflow_is_recognised(tmp_path: Path) -> None:
         inspect_snapshot(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(hostile.FRAGMENTS))
 def test_hostile_beside_a_persistent_generator(
     name: str, persistent_small: Path, marker: Path, tmp_path: Path
