@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dsconvert.cli.output import Bars, emit, say, say_whole
@@ -95,7 +96,7 @@ class Watcher:
 
 def line(row: Mapping[str, Any]) -> str:
     """One line of a log."""
-    text = f"kimg {row['kimg']:<8.2f}"
+    text = f"kimg {_length(row['kimg']):<8}"
     if "fd_lite0" in row:
         floor = row.get("fd_floor")
         known = "" if floor is None else f" (real to other real images {floor:.1f})"
@@ -136,22 +137,32 @@ def _finish(done: RunResult, options: TrainJob | FinetuneJob) -> None:
                     + "; ".join(result.unreadable[:10])
                     + ("; ..." if len(result.unreadable) > 10 else "")
                 )
-            kimg = result.images / 1000
+            kimg = _length(result.images / 1000)
             if result.interrupted:
                 say_whole(
-                    f"stopped at {kimg:.2f} kimg, saved; go on with: "
+                    f"stopped at {kimg} kimg, saved; go on with: "
                     f"dsconvert train --resume {done.folder}"
                 )
             elif result.snapshot is None:  # a finished run was resumed
-                say(f"it had its {kimg:.2f} kimg already; the newest snapshot is {done.snapshot}")
+                say(_finished(kimg, done.snapshot))
             else:
-                say(f"{kimg:.2f} kimg in {result.seconds:.0f} s; wrote {result.snapshot}")
+                say(f"{kimg} kimg in {result.seconds:.0f} s; wrote {result.snapshot}")
             if not options.quiet:
                 say(*_best(done), *(f"note: {n}." for n in done.notes))
             if done.report is not None and not options.quiet:
                 say(f"report: {done.report}")
     if result.interrupted:
         raise Stopped
+
+
+def _length(kimg: float) -> str:
+    """Two digits behind the point; of a trial of a few images as many as it takes."""
+    return f"{kimg:.2f}" if kimg == 0 or kimg >= 0.1 else f"{kimg:.2g}"
+
+
+def _finished(kimg: str, snapshot: Path | None) -> str:
+    newest = "it has no snapshot" if snapshot is None else f"the newest snapshot is {snapshot}"
+    return f"it had its {kimg} kimg already; {newest}"
 
 
 def _best(done: RunResult) -> list[str]:
@@ -164,5 +175,5 @@ def _best(done: RunResult) -> list[str]:
     if not best["images"]:
         text += ", at the start: no snapshot is nearer to the data than what the run began with"
     else:
-        text += f", at {best['kimg']:.2f} kimg"
+        text += f", at {_length(best['kimg'])} kimg"
     return [f"{text} ({RunFolder(done.folder).best})"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from dsconvert_adapters.stylegan2 import Generator as StyleGan2
 
-from dsconvert.cli import main
+from dsconvert.cli import main, train
 from dsconvert.formats.official import load_snapshot, new_snapshot, save_snapshot
 from dsconvert.rules.recognise import structure_of
 
@@ -217,3 +217,9 @@ def test_the_official_writers_are_told_from_ours(
     for name in ("fastgan-128.pkl", "fastgan-256-dill.pkl"):
         lines = told(capsys, "inspect", shared_snapshots / name)
         assert "the code of projected_gan, by pickle or dill" in " ".join(lines)
+
+
+def test_a_trial_of_a_few_images_has_a_length_and_perhaps_no_snapshot() -> None:
+    assert [train._length(k) for k in (0.004, 0.25, 6.5, 0.0)] == ["0.004", "0.25", "6.50", "0.00"]
+    assert train._finished("0.004", None) == "it had its 0.004 kimg already; it has no snapshot"
+    assert train._finished("1.00", Path("a.pkl")).endswith("the newest snapshot is a.pkl")
