@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dsconvert.util.earlier_names import install
 from dsconvert.util.version import VERSION
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from dsconvert.records import Conversion, Cost, Plan
 
 __version__ = VERSION
+install()
 
 _HOMES = {
     "dsconvert.errors": ("DsconvertError",),

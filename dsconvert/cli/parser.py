@@ -28,8 +28,8 @@ _DEFAULT = "convert"
 _COMPLETION = "_DSCONVERT_COMPLETE"
 """The variable by which a shell asks for completions; click's convention."""
 _EXAMPLES = """\
-  dsconvert generator.pkl --out fast.pkl     converts, as 'dsconvert convert' does
-  dsconvert inspect generator.pkl            lists the contents; runs none of them
+  dsconvert generator.pkl --out fast.pkl     converts; short for 'convert'
+  dsconvert inspect generator.pkl            lists its contents; runs nothing
   dsconvert report generator.pkl [fast.pkl]  parameters and MACs, layer by layer
   dsconvert generate fast.pkl --seeds 0-15 --out grid.png
   dsconvert compare generator.pkl fast.pkl --seeds 0-7 --out side_by_side.png

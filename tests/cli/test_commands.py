@@ -326,15 +326,14 @@ def test_seed_grammar() -> None:
     assert seeds("12") == (12,)
 
 
-def test_help_is_fast_and_imports_no_torch() -> None:
+def test_help_imports_nothing_heavy() -> None:
     program = (
-        "import sys, time; began = time.perf_counter()\n"
+        "import sys\n"
         "from dsconvert.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit as e: assert e.code == 0\n"
         "heavy = {'torch', 'numpy', 'rich', 'fvcore', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "assert time.perf_counter() - began < 0.5\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from dsconvert.cli.seeded import images_of
 from torch import nn
 
 from dsconvert import ModuleSource, convert_file, open_file, save_file
+from dsconvert.cli.generate import images_of
+from dsconvert.config.files import Drawing
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import FileFormat, GeneratorFile
 from dsconvert.formats.registry import FORMATS, Registry
@@ -103,7 +104,7 @@ def test_whoever_has_a_file_needs_to_know_nothing_of_its_format(
     made = save_file(file, result.models, tmp_path / "g.pt2")
     assert made is not None
     assert made.format == "torch"
-    assert images_of(file, (0, 1), None, lambda _: None).shape[0] == 2
+    assert images_of(file, (0, 1), Drawing(), lambda _: None).shape[0] == 2
     with pytest.raises(UsageError, match="no mapping network"):
         file.truncation(0.5)
     with pytest.raises(UsageError, match=r"ends in \.jpg"):
