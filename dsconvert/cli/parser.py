@@ -28,7 +28,7 @@ _DEFAULT = "convert"
 _COMPLETION = "_DSCONVERT_COMPLETE"
 """The variable by which a shell asks for completions; click's convention."""
 _EXAMPLES = """\
-  dsconvert generator.pkl --out fast.pkl     converts; short for 'convert'
+  dsconvert generator.pkl --out fast.pkl     short for 'dsconvert convert'
   dsconvert inspect generator.pkl            lists its contents; runs nothing
   dsconvert report generator.pkl [fast.pkl]  parameters and MACs, layer by layer
   dsconvert generate fast.pkl --seeds 0-15 --out grid.png
