@@ -10,7 +10,7 @@ OUT ?= out
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check check-fast lint test-oldest docs clean
+.PHONY: demo test check check-fast lint test-all test-oldest docs clean
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -48,10 +48,14 @@ lint:
 
 check: lint
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
-	$(PYTEST)
+	$(PYTEST) -m "not extended"
 
 check-fast: lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not extended"
+
+# Everything, also what takes minutes more and rarely finds more: before a release.
+test-all: $(VENV)/.dev lint
+	$(PYTEST)
 
 # The oldest Python and packages that pyproject.toml allows; run by hand (it downloads an old torch).
 test-oldest:

@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +80,15 @@ ALL = [block for page in PAGES for block in blocks(page)]
 
 def of(*languages: str) -> list[Block]:
     return [b for b in ALL if b.language in languages]
+
+
+def runnable(language: str) -> list[Any]:
+    """The blocks of one language; those of the guides only run with the extended tests."""
+    guides = (DOCS / "how-to", DOCS / "reference", DOCS / "extend")
+    return [
+        pytest.param(b, marks=[pytest.mark.extended] if b.page.parent in guides else [], id=str(b))
+        for b in of(language)
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +163,7 @@ def fast_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", of("console"), ids=str)
+@pytest.mark.parametrize("block", runnable("console"))
 def test_console_block_runs(
     block: Block,
     pantry: Path,
@@ -177,7 +187,7 @@ def test_console_block_runs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", of("python"), ids=str)
+@pytest.mark.parametrize("block", runnable("python"))
 def test_python_block_runs(
     block: Block, pantry: Path, hurried: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

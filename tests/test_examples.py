@@ -73,6 +73,7 @@ def test_demo_has_learned_its_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_demo_training(tmp_path: Path, shared_snapshots: Path, stamps: Path) -> None:
     """The script that made the weights, for a few steps."""
     pytest.importorskip("timm")

@@ -72,6 +72,7 @@ def test_the_floor_is_the_slower_of_work_and_traffic() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_run_is_written_and_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

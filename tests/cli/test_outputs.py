@@ -28,8 +28,12 @@ def begins(path: Path) -> bytes:
     ("kind", "suffix"),
     [
         *(("snapshot_file", suffix) for suffix in NEEDS),
-        *(("conditional_file", suffix) for suffix in ("safetensors", "onnx")),
-        *(("fastgan_file", suffix) for suffix in ("safetensors", "pt2")),
+        ("conditional_file", "safetensors"),
+        ("fastgan_file", "pt2"),
+        *(
+            pytest.param(kind, suffix, marks=pytest.mark.extended)
+            for kind, suffix in (("conditional_file", "onnx"), ("fastgan_file", "safetensors"))
+        ),
     ],
 )
 def test_convert_writes_the_format_that_the_suffix_names(

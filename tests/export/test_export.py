@@ -104,6 +104,7 @@ def test_an_onnx_file_names_its_parts(tmp_path: Path, fast: nn.Module) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fastgan-128", "fastgan-cond10-256"])
+@pytest.mark.extended
 def test_real_snapshots_through_safetensors(
     shared_snapshots: Path, tmp_path: Path, name: str
 ) -> None:
@@ -122,6 +123,7 @@ def test_real_snapshots_through_safetensors(
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_real_snapshot_through_onnx(shared_snapshots: Path, tmp_path: Path) -> None:
     extras("onnx")
     model = load_snapshot(shared_snapshots / "fastgan-cond10-256.pkl").generator

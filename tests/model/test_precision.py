@@ -221,6 +221,7 @@ def test_a_live_model_in_half_precision() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "mixed", "float64"])
+@pytest.mark.extended
 def test_every_command_takes_such_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
