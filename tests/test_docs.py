@@ -92,9 +92,9 @@ def runnable(language: str) -> list[Any]:
 
 
 @pytest.fixture(scope="session")
-def pantry(tmp_path_factory: pytest.TempPathFactory, fastgan_file: Path) -> Path:
+def example_files(tmp_path_factory: pytest.TempPathFactory, fastgan_file: Path) -> Path:
     """The input files that the pages name, each of them as small as it can be."""
-    folder = tmp_path_factory.mktemp("pantry")
+    folder = tmp_path_factory.mktemp("example_files")
     made = moved_generator(resolution=64, ngf=4)
     save_snapshot(new_snapshot(made), made, folder / "generator.pkl")
     shutil.copy(fastgan_file, folder / "all_1000.pth")
@@ -120,9 +120,9 @@ def pantry(tmp_path_factory: pytest.TempPathFactory, fastgan_file: Path) -> Path
     return folder
 
 
-def provide(code: str, pantry: Path, folder: Path) -> None:
+def provide(code: str, example_files: Path, folder: Path) -> None:
     """Copy the files that ``code`` names and does not write before into ``folder``."""
-    for path in pantry.iterdir():
+    for path in example_files.iterdir():
         name = path.stem if path.suffix == ".py" else path.name
         first = re.search(rf"(?<![\w./-]){re.escape(name)}(?![\w.-])", code)
         if first is None or _WRITTEN.search(code[: first.start()].rpartition("\n")[2].strip('"')):
@@ -166,7 +166,7 @@ def fast_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("block", runnable("console"))
 def test_console_block_runs(
     block: Block,
-    pantry: Path,
+    example_files: Path,
     hurried: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -174,7 +174,7 @@ def test_console_block_runs(
     request: pytest.FixtureRequest,
 ) -> None:
     need(block.code)
-    provide(block.code, pantry, tmp_path)
+    provide(block.code, example_files, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_gan", raising=False)
@@ -189,11 +189,15 @@ def test_console_block_runs(
 @pytest.mark.slow
 @pytest.mark.parametrize("block", runnable("python"))
 def test_python_block_runs(
-    block: Block, pantry: Path, hurried: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    block: Block,
+    example_files: Path,
+    hurried: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     code = _SNIPPET.sub(lambda m: (ROOT / m[1]).read_text(encoding="utf-8"), block.code)
     need(code)
-    provide(code, pantry, tmp_path)
+    provide(code, example_files, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_gan", raising=False)
