@@ -216,7 +216,7 @@ def test_the_command_with_real_images(
     notes = " ".join(data["notes"])
     assert "5 images a side, not 9" in notes
     assert "only 11 real images" in notes
-    assert "1 image can't be read" in notes
+    assert "1 image left out, because unreadable" in notes
     assert main(words) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "not distinguishable from the original" in said
