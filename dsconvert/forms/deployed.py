@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsconvert.adapter import Adapter, adapter_for, as_adapter
@@ -15,8 +13,7 @@ from dsconvert.config.choices import Noise
 from dsconvert.errors import ExportError
 from dsconvert.forms.call import Call
 from dsconvert.forms.flat_graph import Core, draw, flatten, largest_map
-from dsconvert.forms.layers import AddNoise, FewChannels, GatedPointwise, GatedUpsample
-from dsconvert.forms.nodes import drop_dead, module_of, only_user, replace_node, sized
+from dsconvert.forms.fusion import fuse
 from dsconvert.forms.verify import compare
 from dsconvert.model.inputs import Inputs, examples_of
 from dsconvert.model.model_types import Types
@@ -28,61 +25,6 @@ from dsconvert.util.memory_format import in_channels_last
 _CHUNK = 24 << 20
 """Bytes of the largest map of a chunk. Above 32 MiB the C library maps each block anew, so larger
 batches are slower an image, not faster (measured: 1.9 times at batch 8, 256 px, ngf 128)."""
-_FEW = 64
-"""Pixels below which a map is left to the plain operators, but for matrix products: those of few
-rows gain most from a packed matrix."""
-
-
-def fuse(core: Core) -> None:
-    """Put the CPU parts of :mod:`dsconvert.forms.layers` into ``core``, in place."""
-    module, graph = core.module, core.module.graph
-    for count, node in enumerate(list(graph.nodes)):
-        conv: Any = module_of(module, node)
-        shape = sized(node)
-        if conv is None or shape is None or len(shape) != 4:
-            continue
-        if shape[2] * shape[3] < _FEW and not GatedPointwise.fits(conv):
-            continue
-        if FewChannels.fits(conv):
-            module.set_submodule(str(node.target), FewChannels(conv))
-            continue
-        kind: Any = next((k for k in (GatedUpsample, GatedPointwise) if k.fits(conv)), None)
-        if kind is None:
-            continue
-        last, plane, weight = node, None, None
-        after = only_user(last)
-        injection = module_of(module, after)
-        if after is not None and isinstance(injection, AddNoise):
-            last, plane, weight = after, after.args[1], injection.weight.detach()
-            after = only_user(last)
-        gate = after is not None and after.target is F.glu
-        if gate and after is not None:
-            last = after
-        if weight is not None and weight.numel() == 1:
-            weight = weight.reshape(1)
-        name = f"fused_{count}"
-        module.add_submodule(name, kind(conv, weight, gate=gate))
-        with graph.inserting_after(last):
-            args = (node.args[0],) if plane is None else (node.args[0], plane)
-            new = graph.call_module(name, args)
-        new.meta = dict(last.meta)
-        replace_node(graph, last, new)
-    _multiply_in_place(core)
-    drop_dead(graph)
-    module.delete_all_unused_submodules()
-    module.recompile()
-
-
-def _multiply_in_place(core: Core) -> None:
-    """Multiply in place where the map is a fused module's output that no other node reads."""
-    for node in list(core.module.graph.nodes):
-        if node.target not in (operator.mul, torch.mul) or len(node.args) != 2:
-            continue
-        for x, by in (node.args, node.args[::-1]):
-            fresh = isinstance(module_of(core.module, x), GatedUpsample | GatedPointwise)
-            if fresh and len(x.users) == 1 and sized(x) == sized(node):
-                node.op, node.target, node.args = "call_method", "mul_", (x, by)
-                break
 
 
 class Deployed(nn.Module):
