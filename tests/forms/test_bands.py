@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsconvert.core.pipeline import apply, plan
-from dsconvert.forms import bands, deploy
+from dsconvert.forms import bands, deploy, stages
 from dsconvert.forms.bands import BandedConvolution, Window
 from dsconvert.forms.spatial_filters import filter_of, mixed
 from tests.forms.generators import image, inputs_of
@@ -184,6 +184,49 @@ def test_a_conditional_generator_at_higher_ranks(rank: int) -> None:
     found = plan(model, preset="balanced", rank=rank)
     model = apply(model, found, init="svd", calibrate=0).model.eval()
     assert _closeness(model, 2) <= 2e-5
+
+
+@pytest.mark.parametrize("which", ["fast", "conditional"])
+def test_a_batch_in_two_stages(
+    which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = request.getfixturevalue(which)
+    args = inputs_of(model, 5)
+    want = image(model, args)
+    monkeypatch.setattr(stages, "LARGE", 4 << 10)
+    monkeypatch.setattr(stages, "TOGETHER", 12 << 10)
+    made = deploy(model)
+    assert made.front is not None
+    for again in (made, pickle.loads(pickle.dumps(made)), copy.deepcopy(made)):
+        for chunk in (None, 1, 2, 5):
+            again.chunk = chunk
+            assert (image(again, args) - want).abs().max() <= 2e-5 * want.abs().max(), chunk
+
+
+def test_values_that_do_not_follow_the_batch_stay_in_one_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stages, "LARGE", 4 << 10)
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.up = nn.Conv2d(2, 4, 3, padding=1), nn.Upsample(scale_factor=8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            turned = y.mean((1, 2, 3))[None]  # the batch is the second dimension
+            return self.up(y) * turned.sum(0)[:, None, None, None]
+
+    model = Turned().eval().requires_grad_(False)
+
+    def inputs(n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        return (torch.randn(n, 2, 8, 8, generator=generator),)
+
+    made = deploy(model, inputs=inputs)
+    x = torch.randn(3, 2, 8, 8)
+    made.chunk = 1
+    assert torch.allclose(made(x), model(x), atol=1e-5)
 
 
 def test_a_map_with_two_readers_is_not_swallowed() -> None:
