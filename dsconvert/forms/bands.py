@@ -186,13 +186,15 @@ class BandedConvolution(nn.Module):
         if not self.back:
             made = F.conv2d(y, kernels[0], self.bias, stride, padding, 1, self.groups)
             return made[at]
-        total: Any = None
-        for kernel, matrix in zip(kernels, self.back, strict=True):
+        # The first kernel's map has the size of the sum.
+        shape, total = torch.Size(()), y.new_empty(0)
+        for i, kernel in enumerate(kernels):
+            matrix: Any = self.back[i]
             made = F.conv2d(y, kernel, None, stride, padding, 1, self.groups)
             flat = made[at].permute(0, 2, 3, 1)
-            if total is None:
-                shape = flat.shape[:3]
-                total = flat.new_empty((flat.shape[:3].numel(), self.outputs))
+            shape = flat.shape[:3]
+            if i == 0:
+                total = flat.new_empty((shape.numel(), self.outputs))
                 matrix.write(flat.reshape(len(total), -1), total, self.bias)
             else:
                 matrix.add(flat.reshape(len(total), -1), total)

@@ -94,11 +94,11 @@ def is_doubling(module: fx.GraphModule, node: Any) -> bool:
     before = sized(node.args[0]) if isinstance(node, fx.Node) and node.args else None
     if before is None or after is None or len(after) != 4:
         return False
-    if after[2:] != (2 * before[2], 2 * before[3]):
+    if after[2:] != (2 * before[2], 2 * before[3]) or not isinstance(node, fx.Node):
         return False
     if isinstance(kind, nn.Upsample):
         return kind.mode == "nearest"
-    return node.target is F.interpolate and node.kwargs.get("mode", "nearest") == "nearest"
+    return node.target is F.interpolate and str(node.kwargs.get("mode", "nearest")) == "nearest"
 
 
 def _tail(module: fx.GraphModule, node: fx.Node) -> _Tail:
