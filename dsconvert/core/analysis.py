@@ -14,8 +14,8 @@ from torch import nn
 
 from dsconvert.adapter import Adapter, adapter_for, as_adapter
 from dsconvert.core.cost import count
-from dsconvert.model.graph import ConvTypes, TracedGraph
 from dsconvert.errors import UsageError
+from dsconvert.model.graph import ConvTypes, TracedGraph
 from dsconvert.model.inputs import Inputs, examples_for, resolved_sampler
 from dsconvert.model.model_types import ModelTypes, types_of
 from dsconvert.model.observe import meta_copy, undisturbed

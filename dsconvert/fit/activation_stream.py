@@ -126,10 +126,8 @@ class ActivationStream:
         for done, node in enumerate(nodes):
             if node.op == "output":
                 teacher, student = self._values[0]
-                self.held_out = (
-                    map_arg(node.args[0], lambda n: student[self._twins[n]]),
-                    map_arg(node.args[0], teacher.__getitem__),
-                )
+                theirs = map_arg(node.args[0], teacher.__getitem__)
+                self.held_out = map_arg(self._twins[node].args[0], student.__getitem__), theirs
                 break
             if self._progress is not None:
                 self._progress(done, len(nodes), _called(node))

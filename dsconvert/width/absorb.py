@@ -69,7 +69,8 @@ class Absorber:
         student = [a[0] for a in call.student_args[1:]]
         teacher = [a[0] for a in call.teacher_inputs[1:]]
         matrix = predict(student, teacher, linear=isinstance(layer, nn.Linear)).to(weight)
-        made = torch.tensordot(matrix, weight, dims=([1], [0 if transposed else 1]))
+        wide = weight.movedim(0 if transposed else 1, 0)
+        made = (matrix @ wide.flatten(1)).reshape(-1, *wide.shape[1:])
         return (made if transposed else made.movedim(0, 1)).contiguous(), bias
 
 

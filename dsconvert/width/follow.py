@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from dsconvert.model.graph import ConvTypes, TracedGraph
 from dsconvert.model.model_types import ModelTypes
@@ -39,6 +40,7 @@ class Channels:
         entries: per module with parameters for each channel (a normalisation), their labels.
         tensors: per parameter that ``forward`` reads itself, its labelled axis.
         values: per node of the graph, the labelled axis of its value.
+        sizes: per such node, the number of elements of its value.
     """
 
     labels: Labels = field(default_factory=Labels)
@@ -47,9 +49,10 @@ class Channels:
     entries: dict[str, Ids] = field(default_factory=dict)
     tensors: dict[str, Axis] = field(default_factory=dict)
     values: dict[fx.Node, Axis] = field(default_factory=dict)
+    sizes: dict[fx.Node, int] = field(default_factory=dict)
 
     def put(self, table: dict[str, Ids], name: str, labels: Ids) -> Ids:
-        """Store the labels of a module; a second call of it unites both (one weight serves both)."""
+        """Store the labels of a module; a second call of it unites both (one weight serves)."""
         if name not in table:
             table[name] = labels
         elif len(table[name]) == len(labels):
@@ -101,6 +104,7 @@ class Follower:
             self._states[node] = state
             if isinstance(state, Axis):
                 self.channels.values[node] = state
+                self.channels.sizes[node] = self._values[node].numel()
             for used in node.all_input_nodes:
                 if last[used] is node and isinstance(self._values.get(used), Tensor):
                     self._values.pop(used)
@@ -183,8 +187,8 @@ class Follower:
         return self.channels.tensors[name]
 
     def _moved(self, node: fx.Node, call: Any) -> State:
-        given = fx.node.map_arg(node.args, self._filled)
-        named = fx.node.map_arg(node.kwargs, self._filled)
+        given = map_arg(node.args, self._filled)
+        named = map_arg(node.kwargs, self._filled)
         try:
             made = call(*given, **named)
         except Exception:  # an operator that refuses integers
@@ -244,7 +248,7 @@ class Follower:
         groups = node.kwargs.get("groups")
         if isinstance(groups, fx.Node):
             groups = self._values[groups]
-        return groups == value.shape[1] and isinstance(self._states[node.args[0]], Axis)
+        return bool(groups == value.shape[1]) and isinstance(self._states[node.args[0]], Axis)
 
     def _reduced(self, node: fx.Node, value: Tensor) -> Axis | None:
         first = node.args[0] if node.args else None
@@ -337,8 +341,8 @@ class Follower:
         self, node: fx.Node, name: str, module: nn.Module, axis: Axis, value: Tensor
     ) -> Axis | None:
         """Run a module on a part of the channels; see :mod:`dsconvert.width.probe`."""
-        args = fx.node.map_arg(node.args, self._values.__getitem__)
-        named = fx.node.map_arg(node.kwargs, self._values.__getitem__)
+        args = map_arg(node.args, self._values.__getitem__)
+        named = map_arg(node.kwargs, self._values.__getitem__)
         found = part_of_channels(module, args, named, axis.dim)
         if found is None:
             return None

@@ -20,7 +20,7 @@ def label_tensor(shape: Sequence[int], axis: Axis | None) -> Tensor:
     return torch.from_numpy(axis.labels).reshape(view).expand(tuple(shape))
 
 
-def axis_of(labels: object) -> Axis | None | Literal[False]:
+def axis_of(labels: object) -> Axis | Literal[False] | None:
     """Return the dimension along which labels vary.
 
     None: nothing in it can be removed. False: they vary along several dimensions.
