@@ -23,7 +23,7 @@ from dsconvert.model.sites import find_sites
 from dsconvert.model.wrappers import unwrapped
 from dsconvert.records import Cost, Sites
 from dsconvert.util.progress import Progress
-from dsconvert.width import ChannelGroups, Curves, find_groups, measure_curves
+from dsconvert.width import ChannelGroups, Curves, free_groups, measure_curves
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,7 +61,7 @@ class Analysis:
     @cached_property
     def groups(self) -> ChannelGroups:
         """The channel groups, found at the first use; none without example inputs."""
-        return find_groups(self.model, self.graph, self.sites, self.types, self.examples)
+        return free_groups(self.model, self.graph, self.sites, self.examples)
 
     def curves(self, seed: int, progress: Progress | None = None) -> Curves:
         """Return the losses of fewer channels, measured at the first use with this seed.

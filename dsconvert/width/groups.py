@@ -7,7 +7,7 @@ an excitation and the map that it scales) form one *unit*. Units that one module
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from dsconvert.model.copying import isolated_copy
-from dsconvert.model.graph import ConvTypes, TracedGraph
-from dsconvert.model.inputs import like, tensors_of
-from dsconvert.model.model_types import ModelTypes
+from dsconvert.model.graph import ConvTypes
 from dsconvert.model.norms import fold, norm_kind
-from dsconvert.model.observe import evaluating
-from dsconvert.records import Group, Sites
-from dsconvert.width.follow import Channels, Follower
-from dsconvert.width.labels import FIXED, Axis, Ids
+from dsconvert.records import Group
+from dsconvert.width.channels import Channels
+from dsconvert.width.labels import Axis, Ids
 from dsconvert.width.slicing import slice_columns, slice_depthwise, slice_entries, slice_rows
 
 Kept = Mapping[str, Sequence[int]]
@@ -110,34 +107,6 @@ def _slice_tensor(model: nn.Module, name: str, axis: Axis, staying: Tensor) -> N
     setattr(module, key, made)
 
 
-def find_groups(
-    model: nn.Module,
-    traced: TracedGraph,
-    sites: Sites,
-    types: ModelTypes,
-    arguments: tuple[Any, ...] | None,
-) -> ChannelGroups:
-    """Find the channel groups of ``model``, which does not change.
-
-    Args:
-        model: the original.
-        traced: its graph.
-        sites: its convolutions; one that is locked keeps all of its channels.
-        types: its own normalisations.
-        arguments: of one forward call; None: no groups, since nothing can be run.
-    """
-    if arguments is None:
-        return ChannelGroups((), {}, Channels())
-    twin = folded_copy(model)
-    locked = {s.name: f"{s.name}: {s.locked}" for s in sites.convolutions if s.locked is not None}
-    for site in sites.convolutions:
-        if site.custom is not None:
-            locked.setdefault(site.name, f"{site.name} is a {site.custom} with its own forward")
-    with evaluating(twin):
-        channels = Follower(twin, traced, types, locked).run(tensors_of(like(arguments, twin)))
-    return _grouped(channels, [s.name for s in sites.convolutions])
-
-
 def folded_copy(model: nn.Module) -> nn.Module:
     """Return a copy that may be run and changed, with every weight as it is applied."""
     twin = isolated_copy(model)
@@ -145,53 +114,3 @@ def folded_copy(model: nn.Module) -> nn.Module:
         if norm_kind(module) != "none":
             fold(module)
     return twin
-
-
-def _grouped(channels: Channels, convolutions: Iterable[str]) -> ChannelGroups:
-    """Join the units that one module writes into groups."""
-    labels = channels.labels
-    written = {name: np.unique(labels.roots(rows)) for name, rows in channels.rows.items()}
-    group_of: dict[int, int] = {}
-    members: list[list[str]] = []
-    for name, units in written.items():
-        known = sorted({group_of[u] for u in units.tolist() if u in group_of})
-        index = known[0] if known else len(members)
-        if not known:
-            members.append([])
-        members[index].append(name)
-        for other in known[1:]:
-            members[index] += members[other]
-            members[other] = []
-            for unit, g in group_of.items():
-                group_of[unit] = index if g == other else g
-        for unit in units.tolist():
-            group_of[unit] = index
-    groups: list[Group] = []
-    all_units: dict[str, Ids] = {}
-    live = set(convolutions)
-    for index, producers in enumerate(members):
-        units = np.array(sorted(u for u, g in group_of.items() if g == index), dtype=np.int64)
-        if not producers or FIXED in units:
-            continue
-        consumers = tuple(
-            name
-            for name, columns in channels.columns.items()
-            if bool(np.isin(labels.roots(columns), units).any())
-        )
-        reason = labels.reason(units)
-        if reason is None and not consumers:
-            reason = "no convolution or linear layer reads them"
-        if reason is None and not live & {*producers, *consumers}:
-            reason = "no convolution writes or reads them"
-        name = producers[0]
-        groups.append(
-            Group(
-                name=name,
-                channels=len(units),
-                producers=tuple(producers),
-                consumers=consumers,
-                locked=reason,
-            )
-        )
-        all_units[name] = units
-    return ChannelGroups(tuple(groups), all_units, channels)
