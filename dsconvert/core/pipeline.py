@@ -16,6 +16,7 @@ from dsconvert.core.cost import count
 from dsconvert.core.merge import merge
 from dsconvert.core.planner import make_plan
 from dsconvert.core.rewrite import costed
+from dsconvert.core.widths import width_chooser
 from dsconvert.model.inputs import Inputs, examples_for, sampler_of
 from dsconvert.model.model_types import types_of
 from dsconvert.model.observe import undisturbed
@@ -94,20 +95,45 @@ def plan_for(
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
+    trained: bool = True,
+    seed: int = Fitting.seed,
+    progress: Progress | None = None,
 ) -> Plan:
-    """Make the plan of an analysed model; see :func:`plan`."""
+    """Make the plan of an analysed model; see :func:`plan`.
+
+    Args:
+        analysis: of the model.
+        preset: see there.
+        rank: see there.
+        width: see there.
+        keep: see there.
+        refit: see there.
+        remove: see there.
+        trained: whether the weights say which channels matter.
+        seed: of the samples that widths are chosen by.
+        progress: called with ``(stage, done, total, detail)``.
+    """
     # A count is one more forward pass: only `balanced` needs it.
     total = analysis.cost.macs if preset == "balanced" and rank is None else None
+    chooser = width_chooser(
+        analysis,
+        preset=preset,
+        width=width,
+        rank=rank,
+        trained=trained,
+        seed=seed,
+        progress=progress,
+    )
     return make_plan(
         analysis.sites,
         preset=preset,
         rank=rank,
-        width=width,
         keep=keep,
         refit=refit,
         remove=remove,
         total_macs=total,
-        groups=None if width is None else analysis.groups,
+        widths=chooser,
+        groups=None if chooser is None else analysis.groups,
     )
 
 
@@ -237,8 +263,10 @@ def convert(
         analysis = analyse(
             model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter
         )
+        report = progress if callable(progress) else None
         decided = plan_for(
-            analysis, preset=preset, rank=rank, width=width, keep=keep, refit=refit, remove=remove
+            analysis, preset=preset, rank=rank, width=width, keep=keep, refit=refit, remove=remove,
+            trained=init != "random", seed=seed, progress=report,
         )  # fmt: skip
         return apply_to(
             analysis,

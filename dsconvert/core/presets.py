@@ -22,6 +22,9 @@ beside the convolutions."""
 PROMISED_RATIO = 5.0
 """The reduction of MACs that ``balanced`` promises."""
 IMAGE_CHANNELS = 4
+WIDTH_LOSS: dict[str, float] = {}
+"""The share of the picture's variance that the removed channels of a preset may carry. Presets that
+are not named keep all channels."""
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,9 @@ def convert_file(
                 keep=keep,
                 refit=refit,
                 remove=remove,
+                trained=init != "random",
+                seed=seed,
+                progress=report,
             )
             first = next(iter(conversions.values()), None)
             conversions[key] = apply_to(
