@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Preset = Literal["exact", "paper", "balanced", "fast"]
+Preset = Literal["none", "exact", "paper", "balanced", "fast"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 Init = Literal["fit", "svd", "random"]
 INITS: tuple[Init, ...] = get_args(Init)

@@ -24,7 +24,11 @@ class Rewriting(BaseSettings):
     preset: Preset = setting("balanced", help="how strongly the generator is rewritten")
     rank: int | None = setting(None, help="one rank for every rewrite", at_least=1)
     width: float | None = setting(
-        None, help="share of its channels that every map keeps (0.5: half)", metavar="SHARE"
+        None,
+        help="share of its channels that every map keeps (0.5: half)",
+        metavar="SHARE",
+        above=0,
+        at_most=1,
     )
     keep: tuple[str, ...] = setting(
         (), help="leave these modules as they are, to the byte", metavar="GLOB", repeat=True

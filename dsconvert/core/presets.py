@@ -96,6 +96,12 @@ def _block(site: Site, request: Request) -> str | None:
     return None
 
 
+def _none(sites: Sequence[Site], request: Request) -> dict[str, Choice]:
+    if request.rank is not None:
+        raise PlanError("preset 'none' has no rank to choose: it rewrites nothing. Leave it out.")
+    return {s.name: keep("no rewrite asked for", norm="keep") for s in sites}
+
+
 def _exact(sites: Sequence[Site], request: Request) -> dict[str, Choice]:
     if request.rank is not None:
         raise PlanError("preset 'exact' has no rank to choose: it changes no image. Leave it out.")
@@ -226,6 +232,7 @@ def _fast(sites: Sequence[Site], request: Request) -> dict[str, Choice]:
 
 Chooser = Callable[[Sequence[Site], Request], dict[str, Choice]]
 CHOOSERS: dict[str, Chooser] = {
+    "none": _none,
     "exact": _exact,
     "paper": _paper,
     "balanced": _balanced,

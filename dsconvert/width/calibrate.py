@@ -3,6 +3,9 @@
 The loss by sensitivities takes errors at different places as independent. In early maps they are
 not: an error there moves whole parts of the picture. So at a few counts a group's removed channels
 are really replaced by their prediction, and the rest of the network runs on it.
+
+The error of an image is the mean of the relative errors of its frequency bands (a Laplacian
+pyramid, Burt & Adelson 1983). Fine texture has little of an image's variance and much of its looks.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsconvert.model.inputs import tensors_of
@@ -20,6 +24,8 @@ from dsconvert.width.groups import ChannelGroups
 
 _SHARES = (1 / 4, 1 / 2)
 """Shares of a group's channels at which its loss is tried."""
+_BANDS = 3
+"""Bands above the coarsest one."""
 _RIDGE = 1e-6
 _LIMITS = (0.1, 100.0)
 """The smallest and largest correction; beyond, a trial is an accident of its few samples."""
@@ -31,7 +37,6 @@ def calibrated(
     curves: Mapping[str, Curve],
     second: Mapping[str, Tensor],
     batches: Sequence[tuple[Any, ...]],
-    spread: float,
     *,
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
@@ -44,13 +49,13 @@ def calibrated(
         curves: by sensitivities.
         second: second moments of each consumer's input.
         batches: arguments of forward calls.
-        spread: variance of one output, summed over its elements.
         seed: of the model's own draws.
         progress: called with (groups done, groups in all, name).
     """
     consumers = {g.name: g.consumers for g in groups.free()}
     with torch.no_grad(), torch.random.fork_rng():
-        wanted = [_output(model, batch, seed + i) for i, batch in enumerate(batches)]
+        wanted = [bands(_outputs(model, batch, seed + i)) for i, batch in enumerate(batches)]
+        spread = _spread(wanted)
         made: dict[str, Curve] = {}
         for done, (name, curve) in enumerate(curves.items()):
             if progress is not None:
@@ -61,8 +66,10 @@ def calibrated(
                 if count >= size or not curve.loss[count] > 0:
                     continue
                 kept = {name: tuple(sorted(curve.order[:count]))}
-                real = _trial(model, groups, consumers[name], kept, second, batches, wanted, seed)
-                points.append((count, real / spread / curve.loss[count]))
+                real = _trial(
+                    model, groups, consumers[name], kept, second, batches, wanted, spread, seed
+                )
+                points.append((count, real / curve.loss[count]))
             made[name] = _scaled(curve, points)
     return made
 
@@ -79,10 +86,34 @@ def _scaled(curve: Curve, points: Sequence[tuple[int, float]]) -> Curve:
     return Curve(curve.order, tuple(np.maximum.accumulate(loss[::-1])[::-1].tolist()))
 
 
-def _output(model: nn.Module, batch: tuple[Any, ...], seed: int) -> Tensor:
+def bands(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return the frequency bands of images (N, C, H, W); other outputs are one band each."""
+    found: list[Tensor] = []
+    for output in outputs:
+        rest = output.float()
+        for _ in range(_BANDS):
+            if rest.ndim != 4 or min(rest.shape[-2:]) < 16:
+                break
+            coarse = F.avg_pool2d(rest, 2)
+            size = (int(rest.shape[-2]), int(rest.shape[-1]))
+            found.append(rest - F.interpolate(coarse, size, mode="bilinear"))
+            rest = coarse
+        found.append(rest)
+    return found
+
+
+def _outputs(model: nn.Module, batch: tuple[Any, ...], seed: int) -> list[Tensor]:
     torch.manual_seed(seed)
-    outputs = [t for t in tensors_of(model(*batch)) if t.is_floating_point()]
-    return torch.cat([t.flatten(1) for t in outputs], 1)
+    return [t for t in tensors_of(model(*batch)) if t.is_floating_point()]
+
+
+def _spread(outputs: Sequence[Sequence[Tensor]]) -> list[float]:
+    """Return the variance of each band over samples, summed over its elements."""
+    found: list[float] = []
+    for parts in zip(*outputs, strict=True):
+        whole = torch.cat([p.double().flatten(1) for p in parts])
+        found.append(float((whole - whole.mean(0)).square().sum() / max(1, len(whole) - 1)))
+    return found
 
 
 def _trial(
@@ -92,10 +123,11 @@ def _trial(
     kept: dict[str, tuple[int, ...]],
     second: Mapping[str, Tensor],
     batches: Sequence[tuple[Any, ...]],
-    wanted: Sequence[Tensor],
+    wanted: Sequence[Sequence[Tensor]],
+    spread: Sequence[float],
     seed: int,
 ) -> float:
-    """Return the squared error of one output where consumers read a prediction of their input."""
+    """Return the relative error of the output where consumers read a prediction of their input."""
     removed = groups.removed(kept)
     handles: list[Any] = []
     for name in consumers:
@@ -109,9 +141,12 @@ def _trial(
     try:
         total, count = 0.0, 0
         for i, batch in enumerate(batches):
-            got = _output(model, batch, seed + i)
-            total += float((got - wanted[i]).double().square().sum())
-            count += len(got)
+            got = bands(_outputs(model, batch, seed + i))
+            errors = [
+                float((g - w).double().square().sum()) / max(s, 1e-300)
+                for g, w, s in zip(got, wanted[i], spread, strict=True)
+            ]
+            total, count = total + sum(errors) / len(errors), count + len(got[0])
         return total / count
     finally:
         for handle in handles:

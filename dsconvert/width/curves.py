@@ -21,7 +21,7 @@ from dsconvert.width.groups import ChannelGroups, folded_copy
 from dsconvert.width.labels import FIXED, Ids
 from dsconvert.width.sensitivity import sensitivities
 
-LATENTS = 160
+LATENTS = 64
 """Number of samples for the second moments; large maps use fewer."""
 _BATCH = 8
 _DIFFERENTIATED = 8
@@ -100,7 +100,7 @@ def measure_curves(
         ]
         if readings:
             curves[group.name] = choose(readings, spread)
-    tried = calibrated(twin, groups, curves, second, small, spread, seed=seed, progress=progress)
+    tried = calibrated(twin, groups, curves, second, small, seed=seed, progress=progress)
     return Curves(by_group=tried, samples=latents, seed=seed)
 
 
