@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from dsconvert.adapter import Adapter, adapter_for, as_adapter
+from dsconvert.config.choices import Width
 from dsconvert.config.convert import Fitting, Rewriting
 from dsconvert.core.analysis import Analysis, analyse
 from dsconvert.core.conversion import apply_to, check_options
@@ -47,7 +48,7 @@ def plan(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
-    width: float | None = None,
+    width: Width | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -62,7 +63,8 @@ def plan(
         model: any ``nn.Module`` that torch.fx can trace; it does not change.
         preset: ``exact``, ``paper``, ``balanced`` or ``fast``.
         rank: one rank for all rewrites instead of the preset's own.
-        width: the share of its channels that every map keeps; None: the preset's own.
+        width: the share of its channels that every map keeps, or ``auto``: for each map by loss
+            and cost, which needs inputs; None: all of them.
         keep: globs of module names; these modules keep their bytes: they are neither
             rewritten nor refitted, folded or re-estimated.
         refit: globs of modules that keep their form, but may be refitted to their new inputs.
@@ -91,7 +93,7 @@ def plan_for(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
-    width: float | None = None,
+    width: Width | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -119,7 +121,6 @@ def plan_for(
         analysis,
         preset=preset,
         width=width,
-        rank=rank,
         trained=trained,
         seed=seed,
         progress=progress,
@@ -241,7 +242,7 @@ def convert(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
-    width: float | None = None,
+    width: Width | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),

@@ -76,7 +76,7 @@ def make_plan(
     live = [s for s in sites.convolutions if s.name not in dead]
     request = Request(
         rank,
-        max(0, (total_macs or 0) - sum(s.macs or 0 for s in live)),
+        max(0, (total_macs or 0) - sum(original[s.name].macs or 0 for s in live)),
         first=sites.order[0] if sites.order else None,
         image=_image(sites),
     )

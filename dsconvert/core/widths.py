@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from dsconvert.config.choices import Width as Share
 from dsconvert.core.analysis import Analysis
 from dsconvert.core.presets import WIDTH_LOSS
 from dsconvert.errors import PlanError
@@ -19,8 +20,7 @@ def width_chooser(
     analysis: Analysis,
     *,
     preset: str,
-    width: float | None,
-    rank: int | None = None,
+    width: Share | None,
     trained: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
@@ -29,32 +29,32 @@ def width_chooser(
 
     Args:
         analysis: of the model.
-        preset: of the plan; some presets choose widths of their own.
-        width: the share of its channels that every map keeps, instead.
-        rank: given where the caller chooses one rank for all: then the preset chooses no widths.
-        trained: whether the weights are worth looking at.
+        preset: of the plan, which says how much loss ``auto`` may cause.
+        width: the share of its channels that every map keeps, or ``auto``.
+        trained: whether the weights say which channels matter.
         seed: of the samples.
         progress: called with ``(stage, done, total, detail)``.
 
     Raises:
         PlanError: the share is out of range.
     """
-    if width is not None:
-        if not 0 < width <= 1:
-            raise PlanError(f"width {width:g} is no share above 0, up to 1 (all channels).")
-        return None if width == 1 else lambda keep: equal_widths(analysis.groups, width, keep)
-    if preset not in WIDTH_LOSS or rank is not None or analysis.sampler is None:
+    if width is None or width == 1:
         return None
+    if width != "auto":
+        share = width
+        if not 0 < share <= 1:
+            raise PlanError(f"width {share:g} is no share above 0, up to 1 (all channels).")
+        return lambda keep: equal_widths(analysis.groups, share, keep)
     if not trained:
-        # Untrained weights look as redundant as they are random: take what a trained one spares.
+        # Random weights look as redundant as they are random: take what a trained network spares.
         return lambda keep: equal_widths(analysis.groups, UNTRAINED_SHARE, keep)
-    loss = WIDTH_LOSS[preset]
+    loss = WIDTH_LOSS.get(preset, WIDTH_LOSS["balanced"])
     return lambda keep: _by_loss(analysis, loss, keep, seed, progress)
 
 
 UNTRAINED_SHARE = 0.5
-"""Share of channels for a network that is to be trained anew. It is near that of most maps in the
-plan for the trained generator ``stamps-128-ngf32`` (``benchmarks/results/width.md``)."""
+"""Share of channels for a network that is to be trained anew, near that of most maps in the plan
+for the trained generator ``stamps-128-ngf32`` (``benchmarks/results/width.md``)."""
 
 
 def _by_loss(
@@ -70,12 +70,8 @@ def _by_loss(
             group=g.name,
             channels=g.channels,
             kept=counts[g.name],
-            reason=f"the others carry {_share(curves[g.name].loss[counts[g.name]])} of the picture",
+            reason=f"loss {curves[g.name].loss[counts[g.name]]:.2g}, chosen by loss and cost",
         )
         for g in groups
         if counts.get(g.name, g.channels) < g.channels
     )
-
-
-def _share(loss: float) -> str:
-    return f"{100 * loss:.2g} %"
