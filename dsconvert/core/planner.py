@@ -77,6 +77,7 @@ def make_plan(
     request = Request(
         rank,
         max(0, (total_macs or 0) - sum(original[s.name].macs or 0 for s in live)),
+        original=sum(original[s.name].macs or 0 for s in live) if narrower else None,
         first=sites.order[0] if sites.order else None,
         image=_image(sites),
     )
