@@ -48,6 +48,14 @@ def _bytes(value: Any) -> int:
     return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
 
 
+def _pixels(value: Any) -> int:
+    """Return the positions of a map (N, C, H, W), batch included; 0 for other values."""
+    is_map = isinstance(value, Tensor) and value.dim() == 4
+    return value.numel() // max(1, value.shape[1]) if is_map else 0
+
+
+FEWEST = 12
+"""Batches that are kept however many positions each of them has: images differ as a whole, too."""
 Values = dict[fx.Node, Any]
 
 
@@ -66,6 +74,9 @@ class ActivationStream:
         changed: modules that differ between the sides.
         budget: bytes that the outputs of one node may take on one side; beyond it batches are
             dropped (the last first), but never below two.
+        positions: pixels over all latents that suffice for the fit of a layer; beyond them batches
+            are dropped like those beyond ``budget``, but never below :data:`FEWEST`. None: no
+            number does.
         seed: seeds the random draws inside the model (noise injection), per node and batch, the
             same on both sides.
         progress: called with (nodes done, nodes in all, name).
@@ -82,6 +93,7 @@ class ActivationStream:
         watch: frozenset[str] = frozenset(),
         changed: frozenset[str] = frozenset(),
         budget: int = 1 << 30,
+        positions: int | None = None,
         seed: int = 0,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
@@ -91,9 +103,14 @@ class ActivationStream:
         self._student = NodeRunner(student, graph.graph, graph.constants)
         self._visit, self._watch, self._changed = visit, watch, changed
         self._budget, self._seed, self._progress = budget, seed, progress
+        self._positions = positions
         self._values: list[tuple[Values, Values]] = [({}, {}) for _ in batches]
         """Per batch, the values of the teacher and of the student that are still in use."""
         self._batches = [tensors_of(batch) for batch in batches]
+        tensors = [t for batch in self._batches for t in batch]
+        for model in (teacher, student):
+            tensors += [*model.parameters(), *model.buffers()]
+        self._accelerated = any(t.device.type != "cpu" for t in tensors)
         self._calls: dict[str, int] = {}
         self._diverged: set[fx.Node] = set()
         self.held_out: tuple[Any, Any] | None = None
@@ -134,21 +151,30 @@ class ActivationStream:
                     values.pop(node, None)
 
     def _draw(self, position: int, batch: int) -> None:
-        torch.manual_seed((self._seed * 1_000_003 + position) * 8191 + batch)
+        seed = (self._seed * 1_000_003 + position) * 8191 + batch
+        if self._accelerated:
+            torch.manual_seed(seed)
+        else:
+            # The same draws: torch.manual_seed also seeds accelerators, and takes milliseconds to
+            # note the stack where there is none.
+            torch.default_generator.manual_seed(seed)
 
     def _step(self, node: fx.Node, position: int) -> None:
         name = str(node.target) if node.op == "call_module" else ""
         diverged = any(n in self._diverged for n in node.all_input_nodes)
         touched = name in self._changed or (diverged and name in self._watch)
         diverged = diverged or touched
-        used = 0
+        used = seen = 0
         for index, (teacher, student) in enumerate(self._values):
             self._draw(position, index)
             teacher[node] = self._teacher.value(node, teacher)
             if not diverged:
                 student[node] = teacher[node]
             used += _bytes(teacher[node])
-            if used > self._budget and index + 1 >= 2 and index + 1 < len(self._values):
+            seen += _pixels(teacher[node])
+            enough = self._positions is not None and seen >= self._positions
+            enough = (enough and index + 1 >= FEWEST) or (used > self._budget and index + 1 >= 2)
+            if enough and index + 1 < len(self._values):
                 del self._values[index + 1 :]
                 del self._batches[index + 1 :]
                 break
