@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from dsconvert.model.graph import TracedGraph
+from dsconvert.fit.threads import all_threads, one_thread
+from dsconvert.model.graph import ConvTypes, TracedGraph
 from dsconvert.model.inputs import tensors_of
 from dsconvert.model.node_runner import NodeRunner
 
@@ -54,7 +55,13 @@ def _pixels(value: Any) -> int:
     return value.numel() // max(1, value.shape[1]) if is_map else 0
 
 
-FEWEST = 12
+def _weights(model: nn.Module, name: str) -> int:
+    """Return the weights that the module ``name`` applies at each position of a map."""
+    parts = model.get_submodule(name).modules() if name else ()
+    return sum(m.weight.numel() for m in parts if isinstance(m, ConvTypes))
+
+
+FEWEST = 32
 """Batches that are kept however many positions each of them has: images differ as a whole, too."""
 Values = dict[fx.Node, Any]
 
@@ -98,7 +105,7 @@ class ActivationStream:
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         self._graph = graph.graph
-        self._student_model = student
+        self._teacher_model, self._student_model = teacher, student
         self._teacher = NodeRunner(teacher, graph.graph, graph.constants)
         self._student = NodeRunner(student, graph.graph, graph.constants)
         self._visit, self._watch, self._changed = visit, watch, changed
@@ -117,7 +124,11 @@ class ActivationStream:
         """The outputs of student and teacher for the first batch, once the pass is over."""
 
     def run(self) -> None:
-        """Run the whole graph."""
+        """Run the whole graph, small operations on one thread."""
+        with one_thread():
+            self._run()
+
+    def _run(self) -> None:
         nodes = list(self._graph.nodes)
         last_use: dict[fx.Node, fx.Node] = {}
         for node in nodes:
@@ -165,9 +176,11 @@ class ActivationStream:
         touched = name in self._changed or (diverged and name in self._watch)
         diverged = diverged or touched
         used = seen = 0
+        weights = _weights(self._teacher_model, name)
         for index, (teacher, student) in enumerate(self._values):
             self._draw(position, index)
-            teacher[node] = self._teacher.value(node, teacher)
+            with all_threads(weights * _pixels(self._values[0][0].get(node))):
+                teacher[node] = self._teacher.value(node, teacher)
             if not diverged:
                 student[node] = teacher[node]
             used += _bytes(teacher[node])
@@ -194,6 +207,8 @@ class ActivationStream:
                     call=call,
                 )
             )
-        for index, (_, student) in enumerate(self._values):
+        weights = _weights(self._student_model, name)
+        for index, (teacher, student) in enumerate(self._values):
             self._draw(position, index)
-            student[node] = self._student.value(node, student)
+            with all_threads(weights * _pixels(teacher[node])):
+                student[node] = self._student.value(node, student)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dsconvert.fit.moments import moments, patches_of
 from dsconvert.fit.overflow import NotFiniteError
 from dsconvert.fit.sample import Sample
+from dsconvert.fit.threads import all_threads
 
 RIDGES = (1e-6, 1e-4, 1e-2, 1e-1)
 """Ridges towards the start, as shares of the mean eigenvalue; the held-out error selects one."""
@@ -36,15 +37,16 @@ def _solution(xx: Tensor, right: Tensor, ridge: float) -> Tensor:
         raise NotFiniteError("the normal equations are not finite")
     system = xx.clone()
     system.diagonal().add_(ridge + 1e-30)
-    factor, info = torch.linalg.cholesky_ex(system)
-    while int(info) != 0:
-        added = max(ridge, 1e-12 * float(xx.diagonal().mean()), 1e-30)
-        system.diagonal().add_(9 * added)
-        ridge = 10 * added
-        if not math.isfinite(ridge):
-            raise NotFiniteError("the normal equations have no solution")
+    with all_threads(len(system) ** 3 / 6):
         factor, info = torch.linalg.cholesky_ex(system)
-    return torch.cholesky_solve(right, factor)
+        while int(info) != 0:
+            added = max(ridge, 1e-12 * float(xx.diagonal().mean()), 1e-30)
+            system.diagonal().add_(9 * added)
+            ridge = 10 * added
+            if not math.isfinite(ridge):
+                raise NotFiniteError("the normal equations have no solution")
+            factor, info = torch.linalg.cholesky_ex(system)
+        return torch.cholesky_solve(right, factor)
 
 
 def _from_few(start: Tensor, x: Tensor, y: Tensor, ridge: float) -> Tensor:

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsconvert.fit.threads import all_threads
+
 Conv = nn.Conv2d | nn.ConvTranspose2d
 
 
@@ -218,8 +220,9 @@ def _add(sums: Moments, drawn: list[tuple[Tensor, Tensor]]) -> None:
     drawn.clear()
     sums.x.add_(patch.sum(0))
     sums.y.add_(value.sum(0))
-    sums.xx.addmm_(patch.t(), patch)
-    sums.xy.addmm_(patch.t(), value)
+    with all_threads(patch.numel() * patch.shape[1]):
+        sums.xx.addmm_(patch.t(), patch)
+        sums.xy.addmm_(patch.t(), value)
     sums.yy.add_(value.square().sum(0))
 
 
