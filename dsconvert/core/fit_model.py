@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -14,6 +16,22 @@ from dsconvert.model.norms import fold, norm_kind
 from dsconvert.model.precision import as_stored
 from dsconvert.records import Plan, Sites, within
 from dsconvert.util.progress import Progress
+from dsconvert.width import Absorber, ChannelGroups, Kept
+
+
+@dataclass(frozen=True, kw_only=False, eq=False)
+class Narrower:
+    """The widths of a narrower student.
+
+    Attributes:
+        groups: the channel groups of the original.
+        kept: the channels that the student keeps, by group.
+        graph: the student's operations.
+    """
+
+    groups: ChannelGroups
+    kept: Kept
+    graph: TracedGraph
 
 
 def fit_to_original(
@@ -29,6 +47,7 @@ def fit_to_original(
     factors: bool,
     seed: int,
     progress: Progress | None,
+    narrower: Narrower | None = None,
 ) -> FitOutcome:
     """Fit ``student``, in place, to ``model``, which it was rewritten from by ``plan``.
 
@@ -45,6 +64,7 @@ def fit_to_original(
         factors: fit the factors and refit kept convolutions; False: statistics only.
         seed: of the samples and every other draw.
         progress: called with ``(stage, done, total, detail)``.
+        narrower: the widths of the student, if it has fewer channels.
 
     Raises:
         OutputError: a fitted weight overflows in the model's own type.
@@ -63,7 +83,7 @@ def fit_to_original(
         teacher.float()
     generator = torch.Generator().manual_seed(seed)
     count = max(2, -(-latents // BATCH))
-    if not factors and not _has_statistics(student, plan):
+    if not factors and narrower is None and not _has_statistics(student, plan):
         # Nothing is corrected: the pass only measures the errors, on the held-out batch.
         count = 2
     batches = [like(sampler(BATCH, generator), teacher) for _ in range(count)]
@@ -78,6 +98,8 @@ def fit_to_original(
         factors=factors,
         seed=seed,
         progress=progress,
+        absorber=None if narrower is None else Absorber(teacher, narrower.groups, narrower.kept),
+        student_graph=None if narrower is None else narrower.graph,
     )
     fitted = working.state_dict()
     if narrow:

@@ -22,6 +22,7 @@ from dsconvert.model.observe import undisturbed
 from dsconvert.model.wrappers import unwrapped
 from dsconvert.records import Conversion, Cost, Plan
 from dsconvert.util.progress import Progress, reports_progress
+from dsconvert.width import check_widths, narrow_sites
 
 __all__ = [
     "Analysis",
@@ -45,6 +46,7 @@ def plan(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
+    width: float | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -59,6 +61,7 @@ def plan(
         model: any ``nn.Module`` that torch.fx can trace; it does not change.
         preset: ``exact``, ``paper``, ``balanced`` or ``fast``.
         rank: one rank for all rewrites instead of the preset's own.
+        width: the share of its channels that every map keeps; None: the preset's own.
         keep: globs of module names; these modules keep their bytes: they are neither
             rewritten nor refitted, folded or re-estimated.
         refit: globs of modules that keep their form, but may be refitted to their new inputs.
@@ -78,7 +81,7 @@ def plan(
             model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter
         )
         return plan_for(
-            analysis, preset=preset, rank=rank, keep=keep, refit=refit, remove=remove
+            analysis, preset=preset, rank=rank, width=width, keep=keep, refit=refit, remove=remove
         )  # fmt: skip
 
 
@@ -87,6 +90,7 @@ def plan_for(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
+    width: float | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -98,10 +102,12 @@ def plan_for(
         analysis.sites,
         preset=preset,
         rank=rank,
+        width=width,
         keep=keep,
         refit=refit,
         remove=remove,
         total_macs=total,
+        groups=None if width is None else analysis.groups,
     )
 
 
@@ -116,7 +122,20 @@ def costed_plan(
         PlanError: it does not fit the model.
     """
     with undisturbed():
-        return costed(analyse(model, inputs=inputs, adapter=adapter).sites, plan)
+        return costed_for(analyse(model, inputs=inputs, adapter=adapter), plan)
+
+
+def costed_for(analysis: Analysis, plan: Plan) -> Plan:
+    """Check ``plan`` against an analysed model, and return it with its costs updated.
+
+    Raises:
+        PlanError: it does not fit the model.
+    """
+    if not plan.widths:
+        return costed(analysis.sites, plan)
+    check_widths(analysis.groups, plan.widths, plan.keep)
+    sites = narrow_sites(analysis.sites, analysis.groups, plan.widths)
+    return costed(sites, plan, original=analysis.sites)
 
 
 def cost(
@@ -196,6 +215,7 @@ def convert(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
+    width: float | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -218,7 +238,7 @@ def convert(
             model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter
         )
         decided = plan_for(
-            analysis, preset=preset, rank=rank, keep=keep, refit=refit, remove=remove
+            analysis, preset=preset, rank=rank, width=width, keep=keep, refit=refit, remove=remove
         )  # fmt: skip
         return apply_to(
             analysis,

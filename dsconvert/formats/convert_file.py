@@ -45,6 +45,7 @@ def plan_file(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
+    width: float | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -61,6 +62,7 @@ def plan_file(
         file.generator,
         preset=preset,
         rank=rank,
+        width=width,
         keep=keep,
         refit=refit,
         remove=remove,
@@ -74,6 +76,7 @@ def convert_file(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
+    width: float | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -92,6 +95,7 @@ def convert_file(
         file: an opened file.
         preset: see there.
         rank: see there.
+        width: see there.
         keep: see there.
         refit: see there.
         remove: see there.
@@ -134,7 +138,13 @@ def convert_file(
             # The graph serves the next generator, too; the weights need not stay for that.
             known = known or analysis.without_model()
             decided = decided or plan_for(
-                analysis, preset=preset, rank=rank, keep=keep, refit=refit, remove=remove
+                analysis,
+                preset=preset,
+                rank=rank,
+                width=width,
+                keep=keep,
+                refit=refit,
+                remove=remove,
             )
             first = next(iter(conversions.values()), None)
             conversions[key] = apply_to(
@@ -146,6 +156,7 @@ def convert_file(
                 progress=report,
                 costs=(first.before, first.after) if first else None,
                 traced=traced,
+                kept=first.kept if first else None,
             )
         del model, analysis
     return FileConversion(conversions=conversions)
