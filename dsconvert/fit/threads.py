@@ -7,7 +7,7 @@ which takes several times as long as the operation itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -23,7 +23,7 @@ class _Threads:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> Generator[None]:
     """Run the operations of a block on one thread, but for those under :func:`all_threads`."""
     before, outer = torch.get_num_threads(), _Threads.aside
     _Threads.aside = max(before, outer)
@@ -36,7 +36,7 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def all_threads(work: float) -> Iterator[None]:
+def all_threads(work: float) -> Generator[None]:
     """Run an operation of ``work`` multiply-adds on all threads if it is large."""
     before = torch.get_num_threads()
     if work < LARGE or before >= _Threads.aside:
