@@ -289,6 +289,7 @@ class CountingAdapter(Adapter):
 COUNTING = CountingAdapter()
 
 
+@pytest.mark.slow
 def test_one_analysis_a_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One look-up of the adapter, one trace, one count of the original."""
     info = tmp_path / "counting-1.dist-info"
