@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsconvert.config.base import BaseSettings, Job
-from dsconvert.config.choices import Init, Preset
+from dsconvert.config.choices import Init, Preset, Width
 from dsconvert.config.files import Messages, OptionalOutput, Source, Verbose
 from dsconvert.config.measure import Settings
 from dsconvert.config.setting import Group, part, setting
-from dsconvert.config.values import seed
+from dsconvert.config.values import seed, width
 from dsconvert.errors import UsageError
 
 TARGETS = Group("Plans from measured time")
@@ -23,6 +23,13 @@ class Rewriting(BaseSettings):
 
     preset: Preset = setting("balanced", help="how strongly the generator is rewritten")
     rank: int | None = setting(None, help="one rank for every rewrite", at_least=1)
+    width: Width | None = setting(
+        None,
+        help="share of its channels that every map keeps (0.5: half), or auto: by loss and cost",
+        metavar="SHARE",
+        default_text="1",
+        read=width,
+    )
     keep: tuple[str, ...] = setting(
         (), help="leave these modules as they are, to the byte", metavar="GLOB", repeat=True
     )
@@ -109,11 +116,11 @@ class ConvertJob(OptionalOutput, Verbose, Messages, Source, Job):
         """Refuse options that contradict each other."""
         if not typed.get("--out") and "--plan-only" not in typed:
             raise UsageError("convert needs --out FILE (or --plan-only).")
-        choices = ("--preset", "--rank", "--keep", "--refit", "--remove")
+        choices = ("--preset", "--rank", "--width", "--keep", "--refit", "--remove")
         if "--plan" in typed and any(o in typed for o in choices):
             raise UsageError(
-                "--plan already holds every rank and choice; drop --preset, --rank, --keep, "
-                "--refit and --remove."
+                "--plan already holds every rank and choice; drop --preset, --rank, --width, "
+                "--keep, --refit and --remove."
             )
         if "--target" not in typed:
             idle = [o for o in _OF_TARGETS if o in typed]

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
 from dsconvert.core.fit_layers import BATCH, FitOutcome, fit_layers
+from dsconvert.fit.statistics import buffers_of
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.graph import ConvTypes, TracedGraph
 from dsconvert.model.inputs import Inputs, like
 from dsconvert.model.norms import fold, norm_kind
 from dsconvert.model.precision import as_stored
-from dsconvert.records import Plan, Sites
+from dsconvert.records import Plan, Sites, within
 from dsconvert.util.progress import Progress
+from dsconvert.width import Absorber, ChannelGroups, Kept
+
+
+@dataclass(frozen=True, kw_only=False, eq=False)
+class Narrower:
+    """The widths of a narrower student.
+
+    Attributes:
+        groups: the channel groups of the original.
+        kept: the channels that the student keeps, by group.
+        graph: the student's operations.
+    """
+
+    groups: ChannelGroups
+    kept: Kept
+    graph: TracedGraph
 
 
 def fit_to_original(
@@ -28,6 +47,7 @@ def fit_to_original(
     factors: bool,
     seed: int,
     progress: Progress | None,
+    narrower: Narrower | None = None,
 ) -> FitOutcome:
     """Fit ``student``, in place, to ``model``, which it was rewritten from by ``plan``.
 
@@ -44,6 +64,7 @@ def fit_to_original(
         factors: fit the factors and refit kept convolutions; False: statistics only.
         seed: of the samples and every other draw.
         progress: called with ``(stage, done, total, detail)``.
+        narrower: the widths of the student, if it has fewer channels.
 
     Raises:
         OutputError: a fitted weight overflows in the model's own type.
@@ -61,9 +82,11 @@ def fit_to_original(
         working.float()
         teacher.float()
     generator = torch.Generator().manual_seed(seed)
-    batches = [
-        like(sampler(BATCH, generator), teacher) for _ in range(max(2, -(-latents // BATCH)))
-    ]
+    count = max(2, -(-latents // BATCH))
+    if not factors and narrower is None and not _has_statistics(student, plan):
+        # Nothing is corrected: the pass only measures the errors, on the held-out batch.
+        count = 2
+    batches = [like(sampler(BATCH, generator), teacher) for _ in range(count)]
     outcome = fit_layers(
         graph=graph,
         sites=sites,
@@ -75,6 +98,8 @@ def fit_to_original(
         factors=factors,
         seed=seed,
         progress=progress,
+        absorber=None if narrower is None else Absorber(teacher, narrower.groups, narrower.kept),
+        student_graph=None if narrower is None else narrower.graph,
     )
     fitted = working.state_dict()
     if narrow:
@@ -82,3 +107,11 @@ def fit_to_original(
         fitted = as_stored(fitted, student.state_dict(), where)
     student.load_state_dict(fitted)
     return outcome
+
+
+def _has_statistics(model: nn.Module, plan: Plan) -> bool:
+    """Return whether ``model`` has statistics that the plan allows to correct."""
+    return any(
+        buffers_of(m) is not None and not within(name, plan.keep)
+        for name, m in model.named_modules()
+    )

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from dsconvert.adapter import Adapter, adapter_for, as_adapter
+from dsconvert.config.choices import Width
 from dsconvert.config.convert import Fitting, Rewriting
 from dsconvert.core.analysis import Analysis, analyse
 from dsconvert.core.conversion import apply_to, check_options
@@ -16,12 +17,14 @@ from dsconvert.core.cost import count
 from dsconvert.core.merge import merge
 from dsconvert.core.planner import make_plan
 from dsconvert.core.rewrite import costed
+from dsconvert.core.widths import width_chooser
 from dsconvert.model.inputs import Inputs, examples_for, sampler_of
 from dsconvert.model.model_types import types_of
 from dsconvert.model.observe import undisturbed
 from dsconvert.model.wrappers import unwrapped
 from dsconvert.records import Conversion, Cost, Plan
 from dsconvert.util.progress import Progress, reports_progress
+from dsconvert.width import check_widths, narrow_sites
 
 __all__ = [
     "Analysis",
@@ -45,6 +48,7 @@ def plan(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
+    width: Width | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -59,6 +63,8 @@ def plan(
         model: any ``nn.Module`` that torch.fx can trace; it does not change.
         preset: ``exact``, ``paper``, ``balanced`` or ``fast``.
         rank: one rank for all rewrites instead of the preset's own.
+        width: the share of its channels that every map keeps, or ``auto``: for each map by loss
+            and cost, which needs inputs; None: all of them.
         keep: globs of module names; these modules keep their bytes: they are neither
             rewritten nor refitted, folded or re-estimated.
         refit: globs of modules that keep their form, but may be refitted to their new inputs.
@@ -78,7 +84,7 @@ def plan(
             model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter
         )
         return plan_for(
-            analysis, preset=preset, rank=rank, keep=keep, refit=refit, remove=remove
+            analysis, preset=preset, rank=rank, width=width, keep=keep, refit=refit, remove=remove
         )  # fmt: skip
 
 
@@ -87,13 +93,38 @@ def plan_for(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
+    width: Width | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
+    trained: bool = True,
+    seed: int = Fitting.seed,
+    progress: Progress | None = None,
 ) -> Plan:
-    """Make the plan of an analysed model; see :func:`plan`."""
+    """Make the plan of an analysed model; see :func:`plan`.
+
+    Args:
+        analysis: of the model.
+        preset: see there.
+        rank: see there.
+        width: see there.
+        keep: see there.
+        refit: see there.
+        remove: see there.
+        trained: whether the weights say which channels matter.
+        seed: of the samples that widths are chosen by.
+        progress: called with ``(stage, done, total, detail)``.
+    """
     # A count is one more forward pass: only `balanced` needs it.
     total = analysis.cost.macs if preset == "balanced" and rank is None else None
+    chooser = width_chooser(
+        analysis,
+        preset=preset,
+        width=width,
+        trained=trained,
+        seed=seed,
+        progress=progress,
+    )
     return make_plan(
         analysis.sites,
         preset=preset,
@@ -102,6 +133,8 @@ def plan_for(
         refit=refit,
         remove=remove,
         total_macs=total,
+        widths=chooser,
+        groups=None if chooser is None else analysis.groups,
     )
 
 
@@ -116,7 +149,20 @@ def costed_plan(
         PlanError: it does not fit the model.
     """
     with undisturbed():
-        return costed(analyse(model, inputs=inputs, adapter=adapter).sites, plan)
+        return costed_for(analyse(model, inputs=inputs, adapter=adapter), plan)
+
+
+def costed_for(analysis: Analysis, plan: Plan) -> Plan:
+    """Check ``plan`` against an analysed model, and return it with its costs updated.
+
+    Raises:
+        PlanError: it does not fit the model.
+    """
+    if not plan.widths:
+        return costed(analysis.sites, plan)
+    check_widths(analysis.groups, plan.widths, plan.keep)
+    sites = narrow_sites(analysis.sites, analysis.groups, plan.widths)
+    return costed(sites, plan, original=analysis.sites)
 
 
 def cost(
@@ -196,6 +242,7 @@ def convert(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
+    width: Width | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -217,8 +264,10 @@ def convert(
         analysis = analyse(
             model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter
         )
+        report = progress if callable(progress) else None
         decided = plan_for(
-            analysis, preset=preset, rank=rank, keep=keep, refit=refit, remove=remove
+            analysis, preset=preset, rank=rank, width=width, keep=keep, refit=refit, remove=remove,
+            trained=init != "random", seed=seed, progress=report,
         )  # fmt: skip
         return apply_to(
             analysis,

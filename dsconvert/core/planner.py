@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -20,7 +20,8 @@ from dsconvert.core.presets import (
     keep as keep_as_it_is,
 )
 from dsconvert.errors import PlanError
-from dsconvert.records import Decision, Plan, Site, Sites, within
+from dsconvert.records import Decision, Plan, Site, Sites, Width, within
+from dsconvert.width import ChannelGroups, narrow_sites
 
 _REST = "what is no convolution"
 _IDLE = "not called by forward; kept, since something else may use it (--remove takes it out)"
@@ -35,6 +36,8 @@ def make_plan(
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
     total_macs: int | None = None,
+    widths: Callable[[Sequence[str]], tuple[Width, ...]] | None = None,
+    groups: ChannelGroups | None = None,
 ) -> Plan:
     """Decide for every convolution of ``sites``.
 
@@ -45,6 +48,9 @@ def make_plan(
         keep: globs of modules whose bytes stay as they are, with all that is inside them.
         refit: globs of modules that are kept, too, but may be refitted to their new inputs.
         remove: globs of modules that ``forward`` does not call, to be taken out.
+        widths: returns the channel groups that get narrower, given the modules that are kept;
+            None: none does.
+        groups: the model's channel groups, for ``widths``.
         total_macs: of the whole model; the budget of ``balanced`` includes layers that are no
             convolutions (normalisations, resampling filters, linear layers). None: without them.
 
@@ -60,13 +66,18 @@ def make_plan(
     keep, refit = _by_first_name(sites, keep), _by_first_name(sites, refit)
     pinned = _pinned(sites.modules, keep, refit)
     sites = sites.holding(pinned)
+    original = {s.name: s for s in sites.convolutions}
+    narrower = () if widths is None else widths(pinned)
+    if groups is not None:
+        sites = narrow_sites(sites, groups, narrower)
     held = frozenset(s.name for s in sites.convolutions if _matches(s.name, (*keep, *refit)))
     removed = _removed(sites, remove, by_itself=preset != "paper", pinned=pinned)
     dead = {s.name for s in sites.convolutions if s.calls == 0}
     live = [s for s in sites.convolutions if s.name not in dead]
     request = Request(
         rank,
-        max(0, (total_macs or 0) - sum(s.macs or 0 for s in live)),
+        max(0, (total_macs or 0) - sum(original[s.name].macs or 0 for s in live)),
+        original=sum(original[s.name].macs or 0 for s in live) if narrower else None,
         first=sites.order[0] if sites.order else None,
         image=_image(sites),
     )
@@ -74,7 +85,8 @@ def make_plan(
     choices = CHOOSERS[preset](free, request)
     norm: Literal["keep", "fold"] = "keep" if preset == "paper" else "fold"
     decisions = tuple(
-        _decide(s, choices, removed, held, norm, sites.unused) for s in sites.convolutions
+        _decide(s, original[s.name], choices, removed, held, norm, sites.unused)
+        for s in sites.convolutions
     )
     notes = [sites.note] if sites.note else []
     if preset == "balanced" and rank is None and total_macs is not None:
@@ -86,6 +98,7 @@ def make_plan(
         remove=removed,
         keep=pinned,
         note="; ".join(notes) or None,
+        widths=narrower,
     )
 
 
@@ -183,13 +196,14 @@ def _removed(
 
 def _decide(
     site: Site,
+    original: Site,
     choices: dict[str, Choice],
     removed: Sequence[str],
     held: frozenset[str],
     norm: Literal["keep", "fold"],
     unused: Sequence[str],
 ) -> Decision:
-    common: dict[str, Any] = {"params_before": site.params, "macs_before": site.macs}
+    common: dict[str, Any] = {"params_before": original.params, "macs_before": original.macs}
     never = within(site.name, unused)
     if within(site.name, removed):
         return Decision(
@@ -198,10 +212,9 @@ def _decide(
             reason="never runs at this resolution"
             if never
             else "not called by forward; removed on request",
-            params_before=site.params,
             params_after=0,
-            macs_before=site.macs,
             macs_after=0 if site.macs is not None else None,
+            **common,
         )
     requested = site.name in held
     if requested:

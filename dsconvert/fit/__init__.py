@@ -2,8 +2,9 @@
 
 ``activation_stream`` runs the original and the rewritten model side by side; a :class:`Sample`
 holds the activations of one layer; ``moments`` condenses them to what least squares needs;
-``least_squares`` solves; ``statistics`` corrects batch normalisations; ``overflow`` guards all of
-that against values that are not finite.
+``least_squares`` solves for kernels, ``product_kernel`` for products of two factors; ``statistics``
+corrects batch normalisations; ``overflow`` guards all of that against values that are not finite;
+``threads`` runs small operations on one thread.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dsconvert.fit.moments import (
     taps_per_phase,
 )
 from dsconvert.fit.sample import Sample
+from dsconvert.fit.transposed import fit_transposed
 
 __all__ = [
     "MAX_UNKNOWNS",
@@ -27,6 +29,7 @@ __all__ = [
     "channel_mean",
     "channel_variance",
     "fit_dense",
+    "fit_transposed",
     "moments",
     "pick",
     "ridge_towards",

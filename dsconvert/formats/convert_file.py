@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from dsconvert.config.choices import Width
 from dsconvert.config.convert import Fitting, Rewriting
 from dsconvert.core.analysis import Analysis, analyse_alike
 from dsconvert.core.conversion import apply_to
@@ -45,6 +46,7 @@ def plan_file(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
+    width: Width | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -61,6 +63,7 @@ def plan_file(
         file.generator,
         preset=preset,
         rank=rank,
+        width=width,
         keep=keep,
         refit=refit,
         remove=remove,
@@ -74,6 +77,7 @@ def convert_file(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
+    width: Width | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -92,6 +96,7 @@ def convert_file(
         file: an opened file.
         preset: see there.
         rank: see there.
+        width: see there.
         keep: see there.
         refit: see there.
         remove: see there.
@@ -134,7 +139,16 @@ def convert_file(
             # The graph serves the next generator, too; the weights need not stay for that.
             known = known or analysis.without_model()
             decided = decided or plan_for(
-                analysis, preset=preset, rank=rank, keep=keep, refit=refit, remove=remove
+                analysis,
+                preset=preset,
+                rank=rank,
+                width=width,
+                keep=keep,
+                refit=refit,
+                remove=remove,
+                trained=init != "random",
+                seed=seed,
+                progress=report,
             )
             first = next(iter(conversions.values()), None)
             conversions[key] = apply_to(
@@ -146,6 +160,7 @@ def convert_file(
                 progress=report,
                 costs=(first.before, first.after) if first else None,
                 traced=traced,
+                kept=first.kept if first else None,
             )
         del model, analysis
     return FileConversion(conversions=conversions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dsconvert.records.plan import Action, Decision, Plan
 from dsconvert.records.results import Conversion, Cost, Export, Fit, LayerCost
 from dsconvert.records.sites import NormKind, Shape, Site, Sites, within
+from dsconvert.records.widths import Group, Width
 
 __all__ = [
     "Action",
@@ -13,11 +14,13 @@ __all__ = [
     "Decision",
     "Export",
     "Fit",
+    "Group",
     "LayerCost",
     "NormKind",
     "Plan",
     "Shape",
     "Site",
     "Sites",
+    "Width",
     "within",
 ]
