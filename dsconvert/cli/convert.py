@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from dsconvert.cli import targets
 from dsconvert.cli.files import opened, read_plan
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.parser import Call
+from dsconvert.cli.stopping import Stopped
 from dsconvert.config.convert import ConvertJob
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.formats.convert_file import FileConversion, convert_file, plan_file
 from dsconvert.formats.save_file import check_output, generators_in, save_file
-from dsconvert.records import Plan
+from dsconvert.records import Plan, PolishForecast
 from dsconvert.report.jsonable import conversion_dict, plan_dict
 from dsconvert.report.tables import conversion_report, plan_report
 from dsconvert.search import Clock, MeasuredPlan
 from dsconvert.util.files import check_target, whole_file
+from dsconvert.util.numbers import counted
 
 
 def run(call: Call, *, clock: Clock | None = None) -> None:
@@ -85,6 +88,8 @@ def _convert(
             plan=chosen,
             **options.rewriting.keywords(),
             **options.fitting.keywords(),
+            **options.polishing.keywords(),
+            forecast=lambda expected: _announce(expected, options.polishing.polish, bars),
             progress=bars,
             generators=generators_in(file, out),
         )
@@ -108,6 +113,20 @@ def _convert(
         alone = "" if made is None else f": {name} alone, as {made.format}"
         say(f"wrote {out if made is None else ' and '.join(made.files)}{alone}")
     targets.report_missed(measured, options)
+    polish = result.main[1].polish
+    if polish is not None and polish.ended == "interrupted":
+        raise Stopped
+
+
+def _announce(expected: PolishForecast, minutes: float, bars: Bars) -> None:
+    """Say before a polish that is too short how many steps it makes, and how long it should be."""
+    if expected.steps >= expected.useful_steps or not minutes:
+        return
+    bars.note(
+        f"polish: about {counted(expected.steps, 'step')} in {counted(minutes, 'minute')} "
+        f"({expected.step_seconds:.1f} s each); a useful polish makes {expected.useful_steps}: "
+        f"--polish {math.ceil(expected.useful_minutes)}"
+    )
 
 
 def _others(result: FileConversion) -> list[str]:
@@ -117,5 +136,6 @@ def _others(result: FileConversion) -> list[str]:
         quality = "" if conversion.psnr is None else f", PSNR {conversion.psnr:.1f} dB"
         seconds = sum(conversion.seconds.values())
         same = "" if conversion.seconds else " (the same weights: fitted once)"
-        lines.append(f"{key}: by the same plan{same}{quality}, {seconds:.1f} s")
+        polish = ", not polished" if result.main[1].polish is not None else ""
+        lines.append(f"{key}: by the same plan{same}{polish}{quality}, {seconds:.1f} s")
     return lines

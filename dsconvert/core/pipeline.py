@@ -9,12 +9,14 @@ from typing import Any
 from torch import nn
 
 from dsconvert.adapter import Adapter, adapter_for, as_adapter
-from dsconvert.config.convert import Fitting, Rewriting
+from dsconvert.config.convert import Fitting, Polishing, Rewriting
 from dsconvert.core.analysis import Analysis, analyse
 from dsconvert.core.conversion import apply_to, check_options
 from dsconvert.core.cost import count
 from dsconvert.core.merge import merge
 from dsconvert.core.planner import make_plan
+from dsconvert.core.polish import polish as polished
+from dsconvert.core.polish_options import PolishOptions, check_polishable, polish_options
 from dsconvert.core.rewrite import costed
 from dsconvert.model.inputs import Inputs, examples_for, sampler_of
 from dsconvert.model.model_types import types_of
@@ -149,6 +151,8 @@ def apply(
     adapter: Adapter | None = None,
     calibrate: int | None = None,
     seed: int = Fitting.seed,
+    polish: float = Polishing.polish,
+    polish_steps: int | None = Polishing.polish_steps,
     progress: Progress | bool | None = None,
 ) -> Conversion:
     """Apply ``plan`` to a copy of ``model``.
@@ -166,6 +170,11 @@ def apply(
         calibrate: number of samples for the fit and the statistics; None:
             :data:`~dsconvert.core.fit_layers.DEFAULT_LATENTS`; 0: neither.
         seed: of the samples and every other draw.
+        polish: minutes that the fitted model may be trained on the original's images, as
+            :func:`dsconvert.distill.distill` does; it ends before when the held-out distance stops
+            falling. 0: not at all. Ctrl-C ends the polish and keeps the best model so far.
+        polish_steps: exactly so many steps instead, whatever time they take;
+            :attr:`Polish.repeat` of an earlier result makes that again.
         progress: called with ``(stage, done, total, detail)``; True: a line on stderr every half
             minute (see :mod:`dsconvert.util.progress`).
 
@@ -174,20 +183,39 @@ def apply(
             does not run.
     """
     check_options(init, calibrate)
+    options = polish_options(polish, polish_steps, init=init)
     with undisturbed():
         began = time.perf_counter()
         analysis = analyse(
             model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter
         )
-        return apply_to(
+        return _applied(
             analysis,
             plan,
+            options,
             init=init,
             calibrate=calibrate,
             seed=seed,
             progress=progress if callable(progress) else None,
             traced=time.perf_counter() - began,
         )
+
+
+def _applied(
+    analysis: Analysis,
+    plan: Plan,
+    polish: PolishOptions,
+    *,
+    seed: int,
+    progress: Progress | None,
+    **options: Any,
+) -> Conversion:
+    """Apply ``plan``, and polish the result if that is wanted."""
+    if not polish.wanted:
+        return apply_to(analysis, plan, seed=seed, progress=progress, **options)
+    check_polishable(analysis)
+    made = apply_to(analysis, plan, seed=seed, progress=progress, **options)
+    return polished(analysis, made, polish, seed=seed, progress=progress)
 
 
 @reports_progress
@@ -206,6 +234,8 @@ def convert(
     init: str = Fitting.init,
     calibrate: int | None = None,
     seed: int = Fitting.seed,
+    polish: float = Polishing.polish,
+    polish_steps: int | None = Polishing.polish_steps,
     progress: Progress | bool | None = None,
 ) -> nn.Module:
     """Return a faster copy of ``model``: its own class, with some children replaced.
@@ -213,6 +243,7 @@ def convert(
     See :func:`plan` and :func:`apply` for the arguments and errors.
     """
     check_options(init, calibrate)
+    options = polish_options(polish, polish_steps, init=init)
     with undisturbed():
         analysis = analyse(
             model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter
@@ -220,9 +251,10 @@ def convert(
         decided = plan_for(
             analysis, preset=preset, rank=rank, keep=keep, refit=refit, remove=remove
         )  # fmt: skip
-        return apply_to(
+        return _applied(
             analysis,
             decided,
+            options,
             init=init,
             calibrate=calibrate,
             seed=seed,

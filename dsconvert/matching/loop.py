@@ -26,6 +26,8 @@ from dsconvert.util.progress import Progress
 
 _RESOLVE = 10
 """Steps between two solutions of the read-outs."""
+_SHORT = 2.0
+"""Seconds of a trial step below which it is repeated: the first one also allocates memory."""
 
 
 @dataclass(kw_only=True)
@@ -215,12 +217,29 @@ class Loop:
             self.objective.solve_readouts()
         self.statistics.count(values)
 
+    def trial_step(self) -> float:
+        """Return the seconds that a step takes, by the configured clock; nothing is learnt."""
+        took = math.inf
+        for _ in range(2):
+            began = self._clock()
+            self._train_mode()
+            target = self.batches.target(TRAINING)
+            image, blocks = self.objective.run_student(target)
+            terms = self.objective.terms(target, image, blocks, self.scales)
+            weighted_loss(terms, self.config).backward()
+            self.optimiser.zero_grad()
+            took = min(took, self._clock() - began)
+            if took > _SHORT:
+                break
+        return took
+
     def evaluate(self) -> None:
         """Measure the student on the held-out latents; it becomes the best one if it is better."""
+        began = self.seconds
         found = evaluate_student(self.batches, self.scales)
         score = found.score
         self._train_mode()
-        self.schedule.evaluated(self.steps, self.seconds)
+        self.schedule.evaluated(self.steps, self.seconds, took=self.seconds - began)
         self.best.add(score, self.student, step=self.steps, counts=not self._alone)
         terms = {f"held_{n}": v for n, v in score.terms.items()}
         self._line(held_distance=score.distance, held_psnr=score.psnr, **terms)

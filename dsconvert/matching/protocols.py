@@ -43,8 +43,8 @@ class Schedule(Protocol):
         """Return whether the student of ``steps`` steps is to be evaluated now."""
         ...
 
-    def evaluated(self, steps: int, seconds: float) -> None:
-        """Take an evaluation into account that has been made."""
+    def evaluated(self, steps: int, seconds: float, *, took: float) -> None:
+        """Take an evaluation into account that has been made and took some of the seconds."""
         ...
 
     def position(self, steps: int, seconds: float) -> tuple[str, int, int]:

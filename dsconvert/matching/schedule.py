@@ -1,4 +1,4 @@
-"""The course of a run: the rate of each step, the evaluations on the way, and the end."""
+"""The schedule of a distillation: rates, evaluations and ends by the share of the run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class DistillSchedule:
         share = self._progress(steps, seconds)
         return share < 1 and share * c.evaluations >= self._evaluated
 
-    def evaluated(self, steps: int, seconds: float) -> None:
+    def evaluated(self, steps: int, seconds: float, *, took: float) -> None:  # noqa: ARG002
         """See :class:`Schedule`."""
         # The set-up takes a part of the minutes, but the start is the first evaluation.
         share = self._progress(steps, seconds) if steps else 0.0

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from dsconvert.records.plan import Action, Decision, Plan
-from dsconvert.records.results import Conversion, Cost, Export, Fit, LayerCost
+from dsconvert.records.results import (
+    Conversion,
+    Cost,
+    Export,
+    Fit,
+    LayerCost,
+    Polish,
+    PolishEnd,
+    PolishForecast,
+)
 from dsconvert.records.sites import NormKind, Shape, Site, Sites, within
 
 __all__ = [
@@ -16,6 +25,9 @@ __all__ = [
     "LayerCost",
     "NormKind",
     "Plan",
+    "Polish",
+    "PolishEnd",
+    "PolishForecast",
     "Shape",
     "Site",
     "Sites",
