@@ -123,7 +123,7 @@ def _announce(expected: PolishForecast, minutes: float, bars: Bars) -> None:
     if expected.steps >= expected.useful_steps or not minutes:
         return
     bars.note(
-        f"polish: about {counted(expected.steps, 'step')} in {counted(minutes, 'minute')} "
+        f"polish: about {counted(expected.steps, 'step')} in {minutes:g} min "
         f"({expected.step_seconds:.1f} s each); a useful polish makes {expected.useful_steps}: "
         f"--polish {math.ceil(expected.useful_minutes)}"
     )
