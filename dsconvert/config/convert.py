@@ -24,6 +24,9 @@ class Rewriting(BaseSettings):
 
     preset: Preset = setting("balanced", help="how strongly the generator is rewritten")
     rank: int | None = setting(None, help="one rank for every rewrite", at_least=1)
+    width: float | None = setting(
+        None, help="share of its channels that every map keeps (0.5: half)", metavar="SHARE"
+    )
     keep: tuple[str, ...] = setting(
         (), help="leave these modules as they are, to the byte", metavar="GLOB", repeat=True
     )
@@ -132,11 +135,11 @@ class ConvertJob(OptionalOutput, Verbose, Messages, Source, Job):
         """Refuse options that contradict each other."""
         if not typed.get("--out") and "--plan-only" not in typed:
             raise UsageError("convert needs --out FILE (or --plan-only).")
-        choices = ("--preset", "--rank", "--keep", "--refit", "--remove")
+        choices = ("--preset", "--rank", "--width", "--keep", "--refit", "--remove")
         if "--plan" in typed and any(o in typed for o in choices):
             raise UsageError(
-                "--plan already holds every rank and choice; drop --preset, --rank, --keep, "
-                "--refit and --remove."
+                "--plan already holds every rank and choice; drop --preset, --rank, --width, "
+                "--keep, --refit and --remove."
             )
         if typed.get("--polish") and "--polish-steps" in typed:
             raise UsageError(

@@ -6,7 +6,7 @@ An analysis is made once per model and passed to planning, rewriting, fitting an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from dsconvert.adapter import Adapter, adapter_for, as_adapter
 from dsconvert.core.cost import count
+from dsconvert.errors import UsageError
 from dsconvert.model.graph import ConvTypes, TracedGraph
 from dsconvert.model.inputs import Inputs, examples_for, resolved_sampler
 from dsconvert.model.model_types import ModelTypes, types_of
@@ -21,6 +22,8 @@ from dsconvert.model.observe import meta_copy, undisturbed
 from dsconvert.model.sites import find_sites
 from dsconvert.model.wrappers import unwrapped
 from dsconvert.records import Cost, Sites
+from dsconvert.util.progress import Progress
+from dsconvert.width import ChannelGroups, Curves, free_groups, measure_curves
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,11 +51,39 @@ class Analysis:
     sites: Sites
     graph: TracedGraph
     owned: bool = False
+    _curves: dict[int, Curves] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def cost(self) -> Cost:
         """Parameters and MACs of the original, counted at the first use."""
         return self.count(self.model, own=self.owned)
+
+    @cached_property
+    def groups(self) -> ChannelGroups:
+        """The channel groups, found at the first use; none without example inputs."""
+        return free_groups(self.model, self.graph, self.sites, self.examples)
+
+    def curves(self, seed: int, progress: Progress | None = None) -> Curves:
+        """Return the losses of fewer channels, measured at the first use with this seed.
+
+        Raises:
+            UsageError: nothing says what the inputs look like.
+        """
+        if self.sampler is None:
+            raise UsageError(
+                "fewer channels are chosen by the activations, and nothing says what the inputs "
+                "look like: pass inputs=callable, or keep the width."
+            )
+        if seed not in self._curves:
+            self._curves[seed] = measure_curves(
+                self.model,
+                self.graph,
+                self.groups,
+                self.sampler,
+                seed=seed,
+                progress=None if progress is None else lambda i, n, d: progress("width", i, n, d),
+            )
+        return self._curves[seed]
 
     def count(self, model: nn.Module, *, own: bool) -> Cost:
         """Return parameters and MACs of ``model`` on the same example inputs."""

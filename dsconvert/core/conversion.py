@@ -11,17 +11,18 @@ from torch import nn
 
 from dsconvert.config.choices import INITS
 from dsconvert.config.convert import Fitting
-from dsconvert.core.analysis import Analysis
+from dsconvert.core.analysis import Analysis, analyse
 from dsconvert.core.fit_layers import DEFAULT_LATENTS, FitOutcome
-from dsconvert.core.fit_model import fit_to_original
+from dsconvert.core.fit_model import Narrower, fit_to_original
 from dsconvert.core.held_out_psnr import held_out_psnr
 from dsconvert.core.initialise import randomise, restore_spectral_norm
 from dsconvert.core.rewrite import check, check_finite, costed, rewrite
-from dsconvert.errors import ConversionError, UsageError
+from dsconvert.errors import ConversionError, TraceError, UsageError
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.observe import first_failure
 from dsconvert.records import Conversion, Cost, Fit, Plan
 from dsconvert.util.progress import Progress
+from dsconvert.width import Kept, check_widths, choice, narrow, narrow_sites
 
 
 def check_options(init: str, calibrate: int | None) -> None:
@@ -46,6 +47,7 @@ def apply_to(
     progress: Progress | None = None,
     costs: tuple[Cost, Cost] | None = None,
     traced: float = 0.0,
+    kept: Kept | None = None,
 ) -> Conversion:
     """Apply ``plan`` to a copy of an analysed model; see :func:`dsconvert.apply`.
 
@@ -59,11 +61,17 @@ def apply_to(
         progress: as for :func:`dsconvert.apply`.
         costs: before and after, if known from a model of the same architecture.
         traced: seconds that the analysis took, for the record.
+        kept: the channels to keep, if they are not to be chosen (of another generator of the same
+            training, whose average must stay one of equal channels).
     """
     check_options(init, calibrate)
-    model, sites = analysis.model, analysis.sites.holding(plan.keep)
+    model, whole = analysis.model, analysis.sites.holding(plan.keep)
+    narrower = tuple(w for w in plan.widths if w.kept < w.channels)
+    if plan.widths:
+        check_widths(analysis.groups, plan.widths, plan.keep)
+    sites = narrow_sites(whole, analysis.groups, plan.widths) if narrower else whole
     matched = check(sites, plan)
-    plan = costed(sites, plan, matched)
+    plan = costed(sites, plan, matched, original=whole)
     check_finite(model, plan)
     seconds: dict[str, float] = {"trace": traced}
     began = time.perf_counter()
@@ -74,12 +82,24 @@ def apply_to(
     sampler = analysis.sampler
     needed = init != "random" and latents and sampler is not None
     began = time.perf_counter()
+    chosen = _channels(analysis, plan, kept, init, latents, seed, progress) if narrower else {}
+    slim = None
+    if chosen:
+        slim = _narrowed(analysis, chosen)
+        seconds["width"] = time.perf_counter() - began
+        began = time.perf_counter()
     consume = analysis.owned and not needed
     if consume:
         # Copies that were traced and counted share the kernels and refer to themselves: until they
         # are collected, no kernel can be freed.
         gc.collect()
-    rewritten = rewrite(model, sites, plan, matched=matched, consume=consume)
+    rewritten = rewrite(
+        model if slim is None else slim.model,
+        sites,
+        plan,
+        matched=matched,
+        consume=consume or slim is not None,
+    )
     student = rewritten.model
     seconds["factorise"] = time.perf_counter() - began
 
@@ -93,12 +113,13 @@ def apply_to(
             "not fitted and no statistics re-estimated: nothing says what the inputs look like "
             "(pass inputs=callable); the factors are the kernels' SVD",
         )
-    elif sampler is not None and latents and any(f.residual for f in fits):
+    elif sampler is not None and latents and (slim is not None or any(f.residual for f in fits)):
         began = time.perf_counter()
         outcome = fit_to_original(
-            student, model, analysis.sites, analysis.graph, plan, rewritten.residuals, sampler,
+            student, model, sites, analysis.graph, plan, rewritten.residuals, sampler,
             latents=latents, factors=init == "fit", seed=seed,
             progress=progress,
+            narrower=None if slim is None else Narrower(analysis.groups, chosen, slim.graph),
         )  # fmt: skip
         fitted = {f.site: f for f in outcome.fits}
         fits = tuple(fitted.get(f.site, f) for f in fits)
@@ -122,8 +143,58 @@ def apply_to(
         after=after,
         notes=notes,
         seconds=seconds,
+        kept=chosen,
         psnr=quality,
     )
+
+
+def _channels(
+    analysis: Analysis,
+    plan: Plan,
+    kept: Kept | None,
+    init: str,
+    latents: int,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, tuple[int, ...]]:
+    """Return the channels that stay, by group.
+
+    Raises:
+        UsageError: they can't be chosen, since nothing may be run.
+    """
+    if kept is not None:
+        return {group: tuple(units) for group, units in kept.items()}
+    if init == "random":
+        return {w.group: tuple(range(w.kept)) for w in plan.widths if w.kept < w.channels}
+    if not latents:
+        raise UsageError(
+            "fewer channels are chosen by the activations of random latents; drop --calibrate 0, "
+            "or keep the width (--width 1)."
+        )
+    return choice(analysis.curves(seed, progress), plan.widths)
+
+
+def _narrowed(analysis: Analysis, kept: Kept) -> Analysis:
+    """Return the analysis of a narrower copy.
+
+    Raises:
+        ConversionError: the copy does not run.
+    """
+    made = narrow(analysis.model, analysis.groups, kept)
+    try:
+        return analyse(
+            made,
+            example_inputs=analysis.examples,
+            inputs=analysis.sampler,
+            leaves=analysis.sites.leaves,
+            adapter=analysis.adapter,
+            owned=True,
+        )
+    except TraceError as error:
+        raise ConversionError(
+            f"the {type(analysis.model).__name__} does not run with fewer channels ({error}). Its "
+            "code depends on their number: keep its width (--width 1)."
+        ) from error
 
 
 def _unfitted(plan: Plan, residuals: dict[str, float], method: str) -> tuple[Fit, ...]:

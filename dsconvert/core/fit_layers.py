@@ -19,6 +19,7 @@ from dsconvert.model.graph import TracedGraph
 from dsconvert.records import Fit, Plan, Site, Sites, within
 from dsconvert.rules import rule_named
 from dsconvert.util.progress import Progress
+from dsconvert.width import Absorber
 
 BATCH = 4
 DEFAULT_LATENTS = 768
@@ -56,7 +57,13 @@ class _LayerFitter:
     """Fits each layer when the stream reaches it."""
 
     def __init__(
-        self, sites: dict[str, Site], plan: Plan, residuals: dict[str, float], *, factors: bool
+        self,
+        sites: dict[str, Site],
+        plan: Plan,
+        residuals: dict[str, float],
+        absorber: Absorber | None,
+        *,
+        factors: bool,
     ) -> None:
         self._sites = sites
         self._rewrites = {d.site: d for d in plan.decisions if d.action == "rewrite"}
@@ -72,11 +79,14 @@ class _LayerFitter:
         }
         self._pinned = plan.keep
         self._residuals = residuals
+        self._absorber = absorber
         self._factors = factors
         self._seen: set[str] = set()
         self.outcome = FitOutcome()
 
     def __call__(self, call: LayerCall) -> None:
+        if self._absorber is not None and call.call == 0:
+            self._absorb(call, self._absorber)
         if call.name in self._rewrites:
             self._rewritten(call)
         elif call.name in self._kept:
@@ -95,6 +105,26 @@ class _LayerFitter:
             pair = correct_statistics(call.student, student, teacher)
             if pair is not None and pair[1] < pair[0]:
                 self.outcome.statistics.append(call.name)
+
+    def _absorb(self, call: LayerCall, absorber: Absorber) -> None:
+        """Start a layer that lost inputs from the original's kernel, on a prediction of them."""
+        made = absorber.kernel(call)
+        if made is None:
+            return
+        weight, bias = made
+        if not bool(weight.isfinite().all()):
+            self.outcome.unsolved.append(call.name)
+            return
+        if call.name in self._rewrites:
+            decision, site = self._rewrites[call.name], self._sites[call.name]
+            kernel = weight.transpose(0, 1) if site.kind == "transposed" else weight
+            built = rule_named(decision.rule or "").build(site, kernel, bias, decision.rank or 1)
+            call.student.load_state_dict(built.module.state_dict())
+            self._residuals[call.name] = built.residual
+            return
+        call.student.get_parameter("weight").copy_(weight)
+        if bias is not None:
+            call.student.get_parameter("bias").copy_(bias)
 
     def _sample(self, call: LayerCall, site: Site) -> Sample | None:
         inputs = [a[0] for a in call.student_args if a and isinstance(a[0], Tensor)]
@@ -188,6 +218,8 @@ def fit_layers(
     factors: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
+    absorber: Absorber | None = None,
+    student_graph: TracedGraph | None = None,
 ) -> FitOutcome:
     """Fit ``student`` to ``teacher`` in place.
 
@@ -202,9 +234,11 @@ def fit_layers(
         factors: fit the factors and refit kept convolutions; False: statistics only.
         seed: of the draws.
         progress: ``(stage, done, total, detail)``.
+        absorber: of the removed channels, if the student is narrower.
+        student_graph: the student's operations, if it is narrower.
     """
     by_name = {s.name: s for s in sites.holding(plan.keep).convolutions}
-    fitter = _LayerFitter(by_name, plan, residuals, factors=factors)
+    fitter = _LayerFitter(by_name, plan, residuals, absorber, factors=factors)
     changed = {d.site for d in plan.decisions if d.action == "rewrite"}
     changed |= {
         s.upsample
@@ -213,6 +247,8 @@ def fit_layers(
         and s.name in changed
         and isinstance(student.get_submodule(s.upsample), nn.Identity)
     }
+    if absorber is not None:
+        changed |= absorber.changed
     # Kept convolutions and normalisations are visited once something before them has changed.
     watch = {d.site for d in plan.decisions if d.action == "keep"}
     watch |= {
@@ -232,6 +268,8 @@ def fit_layers(
                 visit=fitter,
                 watch=frozenset(watch),
                 changed=frozenset(changed),
+                student_graph=student_graph,
+                selection=None if absorber is None else absorber.selection,
                 budget=_BUDGET,
                 seed=seed,
                 progress=(lambda i, n, d: progress(name, i, n, d)) if progress else None,
@@ -241,7 +279,9 @@ def fit_layers(
     finally:
         for module, mode in modes.items():
             module.training = mode
-    missed = changed & set(by_name) - {f.site for f in fitter.outcome.fits}
+    missed = {d.site for d in plan.decisions if d.action == "rewrite"} - {
+        f.site for f in fitter.outcome.fits
+    }
     missed = {m for m in missed if by_name[m].calls != 0}
     if missed and factors:
         fitter.outcome.notes.append(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -13,6 +15,22 @@ from dsconvert.model.norms import fold, norm_kind
 from dsconvert.model.precision import as_stored
 from dsconvert.records import Plan, Sites
 from dsconvert.util.progress import Progress
+from dsconvert.width import Absorber, ChannelGroups, Kept
+
+
+@dataclass(frozen=True, kw_only=False, eq=False)
+class Narrower:
+    """The widths of a narrower student.
+
+    Attributes:
+        groups: the channel groups of the original.
+        kept: the channels that the student keeps, by group.
+        graph: the student's operations.
+    """
+
+    groups: ChannelGroups
+    kept: Kept
+    graph: TracedGraph
 
 
 def fit_to_original(
@@ -28,6 +46,7 @@ def fit_to_original(
     factors: bool,
     seed: int,
     progress: Progress | None,
+    narrower: Narrower | None = None,
 ) -> FitOutcome:
     """Fit ``student``, in place, to ``model``, which it was rewritten from by ``plan``.
 
@@ -44,6 +63,7 @@ def fit_to_original(
         factors: fit the factors and refit kept convolutions; False: statistics only.
         seed: of the samples and every other draw.
         progress: called with ``(stage, done, total, detail)``.
+        narrower: the widths of the student, if it has fewer channels.
 
     Raises:
         OutputError: a fitted weight overflows in the model's own type.
@@ -75,6 +95,8 @@ def fit_to_original(
         factors=factors,
         seed=seed,
         progress=progress,
+        absorber=None if narrower is None else Absorber(teacher, narrower.groups, narrower.kept),
+        student_graph=None if narrower is None else narrower.graph,
     )
     fitted = working.state_dict()
     if narrow:

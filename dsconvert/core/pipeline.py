@@ -24,6 +24,7 @@ from dsconvert.model.observe import undisturbed
 from dsconvert.model.wrappers import unwrapped
 from dsconvert.records import Conversion, Cost, Plan
 from dsconvert.util.progress import Progress, reports_progress
+from dsconvert.width import check_widths, narrow_sites
 
 __all__ = [
     "Analysis",
@@ -47,6 +48,7 @@ def plan(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
+    width: float | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -61,6 +63,7 @@ def plan(
         model: any ``nn.Module`` that torch.fx can trace; it does not change.
         preset: ``exact``, ``paper``, ``balanced`` or ``fast``.
         rank: one rank for all rewrites instead of the preset's own.
+        width: the share of its channels that every map keeps; None: the preset's own.
         keep: globs of module names; these modules keep their bytes: they are neither
             rewritten nor refitted, folded or re-estimated.
         refit: globs of modules that keep their form, but may be refitted to their new inputs.
@@ -80,7 +83,7 @@ def plan(
             model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter
         )
         return plan_for(
-            analysis, preset=preset, rank=rank, keep=keep, refit=refit, remove=remove
+            analysis, preset=preset, rank=rank, width=width, keep=keep, refit=refit, remove=remove
         )  # fmt: skip
 
 
@@ -89,6 +92,7 @@ def plan_for(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
+    width: float | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -100,10 +104,12 @@ def plan_for(
         analysis.sites,
         preset=preset,
         rank=rank,
+        width=width,
         keep=keep,
         refit=refit,
         remove=remove,
         total_macs=total,
+        groups=None if width is None else analysis.groups,
     )
 
 
@@ -118,7 +124,20 @@ def costed_plan(
         PlanError: it does not fit the model.
     """
     with undisturbed():
-        return costed(analyse(model, inputs=inputs, adapter=adapter).sites, plan)
+        return costed_for(analyse(model, inputs=inputs, adapter=adapter), plan)
+
+
+def costed_for(analysis: Analysis, plan: Plan) -> Plan:
+    """Check ``plan`` against an analysed model, and return it with its costs updated.
+
+    Raises:
+        PlanError: it does not fit the model.
+    """
+    if not plan.widths:
+        return costed(analysis.sites, plan)
+    check_widths(analysis.groups, plan.widths, plan.keep)
+    sites = narrow_sites(analysis.sites, analysis.groups, plan.widths)
+    return costed(sites, plan, original=analysis.sites)
 
 
 def cost(
@@ -224,6 +243,7 @@ def convert(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
+    width: float | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -249,7 +269,7 @@ def convert(
             model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter
         )
         decided = plan_for(
-            analysis, preset=preset, rank=rank, keep=keep, refit=refit, remove=remove
+            analysis, preset=preset, rank=rank, width=width, keep=keep, refit=refit, remove=remove
         )  # fmt: skip
         return _applied(
             analysis,

@@ -20,7 +20,8 @@ from dsconvert.core.presets import (
     keep as keep_as_it_is,
 )
 from dsconvert.errors import PlanError
-from dsconvert.records import Decision, Plan, Site, Sites, within
+from dsconvert.records import Decision, Plan, Site, Sites, Width, within
+from dsconvert.width import ChannelGroups, equal_widths, narrow_sites
 
 _REST = "what is no convolution"
 _IDLE = "not called by forward; kept, since something else may use it (--remove takes it out)"
@@ -35,6 +36,8 @@ def make_plan(
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
     total_macs: int | None = None,
+    width: float | None = None,
+    groups: ChannelGroups | None = None,
 ) -> Plan:
     """Decide for every convolution of ``sites``.
 
@@ -45,6 +48,8 @@ def make_plan(
         keep: globs of modules whose bytes stay as they are, with all that is inside them.
         refit: globs of modules that are kept, too, but may be refitted to their new inputs.
         remove: globs of modules that ``forward`` does not call, to be taken out.
+        width: the share of channels that every group keeps; None or 1: all of them.
+        groups: the model's channel groups, for ``width``.
         total_macs: of the whole model; the budget of ``balanced`` includes layers that are no
             convolutions (normalisations, resampling filters, linear layers). None: without them.
 
@@ -54,12 +59,19 @@ def make_plan(
     """
     if preset not in CHOOSERS:
         raise PlanError(f"no preset is called {preset!r}; choose {', '.join(PRESETS)}.")
+    if width is not None and not 0 < width <= 1:
+        raise PlanError(f"width {width:g} is no share above 0, up to 1 (all channels).")
     if rank is not None and rank < 1:
         raise PlanError(f"rank {rank} is below 1; 1 is the smallest, k^2 (9 for 3x3) is exact.")
     _check_globs(sites, keep=keep, refit=refit, remove=remove)
     keep, refit = _by_first_name(sites, keep), _by_first_name(sites, refit)
     pinned = _pinned(sites.modules, keep, refit)
     sites = sites.holding(pinned)
+    original = {s.name: s for s in sites.convolutions}
+    widths: tuple[Width, ...] = ()
+    if width is not None and groups is not None:
+        widths = equal_widths(groups, width, pinned)
+        sites = narrow_sites(sites, groups, widths)
     held = frozenset(s.name for s in sites.convolutions if _matches(s.name, (*keep, *refit)))
     removed = _removed(sites, remove, by_itself=preset != "paper", pinned=pinned)
     dead = {s.name for s in sites.convolutions if s.calls == 0}
@@ -74,7 +86,8 @@ def make_plan(
     choices = CHOOSERS[preset](free, request)
     norm: Literal["keep", "fold"] = "keep" if preset == "paper" else "fold"
     decisions = tuple(
-        _decide(s, choices, removed, held, norm, sites.unused) for s in sites.convolutions
+        _decide(s, original[s.name], choices, removed, held, norm, sites.unused)
+        for s in sites.convolutions
     )
     notes = [sites.note] if sites.note else []
     if preset == "balanced" and rank is None and total_macs is not None:
@@ -86,6 +99,7 @@ def make_plan(
         remove=removed,
         keep=pinned,
         note="; ".join(notes) or None,
+        widths=widths,
     )
 
 
@@ -183,13 +197,14 @@ def _removed(
 
 def _decide(
     site: Site,
+    original: Site,
     choices: dict[str, Choice],
     removed: Sequence[str],
     held: frozenset[str],
     norm: Literal["keep", "fold"],
     unused: Sequence[str],
 ) -> Decision:
-    common: dict[str, Any] = {"params_before": site.params, "macs_before": site.macs}
+    common: dict[str, Any] = {"params_before": original.params, "macs_before": original.macs}
     never = within(site.name, unused)
     if within(site.name, removed):
         return Decision(
@@ -198,10 +213,9 @@ def _decide(
             reason="never runs at this resolution"
             if never
             else "not called by forward; removed on request",
-            params_before=site.params,
             params_after=0,
-            macs_before=site.macs,
             macs_after=0 if site.macs is not None else None,
+            **common,
         )
     requested = site.name in held
     if requested:

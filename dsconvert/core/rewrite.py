@@ -89,10 +89,16 @@ def check(sites: Sites, plan: Plan) -> Matched:
     return rewrites
 
 
-def costed(sites: Sites, plan: Plan, matched: Matched | None = None) -> Plan:
+def costed(
+    sites: Sites, plan: Plan, matched: Matched | None = None, *, original: Sites | None = None
+) -> Plan:
     """Return ``plan`` with the costs of this model; a person who edits a rank does not edit them.
 
-    ``matched`` is the result of :func:`check`, if that was called already.
+    Args:
+        sites: at the widths of the plan.
+        plan: perhaps edited.
+        matched: the result of :func:`check`, if that was called already.
+        original: the sites of the original, if they have other widths.
 
     Raises:
         PlanError: see :func:`check`.
@@ -100,9 +106,10 @@ def costed(sites: Sites, plan: Plan, matched: Matched | None = None) -> Plan:
     matched = check(sites, plan) if matched is None else matched
     rules = {decision.site: rule for _, decision, rule in matched}
     by_name = {s.name: s for s in sites.convolutions}
+    whole = {s.name: s for s in (original or sites).convolutions}
     decisions: list[Decision] = []
     for d in plan.decisions:
-        site, rule = by_name[d.site], rules.get(d.site)
+        site, rule, before = by_name[d.site], rules.get(d.site), whole[d.site]
         params, macs = site.params, site.macs
         if d.action == "remove":
             params, macs = 0, None if macs is None else 0
@@ -111,9 +118,9 @@ def costed(sites: Sites, plan: Plan, matched: Matched | None = None) -> Plan:
         decisions.append(
             dataclasses.replace(
                 d,
-                params_before=site.params,
+                params_before=before.params,
                 params_after=params,
-                macs_before=site.macs,
+                macs_before=before.macs,
                 macs_after=macs,
             )
         )

@@ -9,7 +9,7 @@ ones have enough pixels in a few.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from dsconvert.errors import ConversionError
 from dsconvert.model.graph import TracedGraph
 from dsconvert.model.inputs import tensors_of
 from dsconvert.model.node_runner import NodeRunner
@@ -31,9 +32,11 @@ class LayerCall:
     student_args: list[tuple[Any, ...]]
     teacher_args: list[tuple[Any, ...]]
     wanted: list[Tensor]
-    """The teacher's output, batch by batch."""
+    """The teacher's output, batch by batch; without the channels that the student lacks."""
     call: int
     """The number of earlier calls of this module in this pass."""
+    teacher_inputs: list[tuple[Any, ...]]
+    """The teacher's arguments with all of their channels; ``teacher_args`` lack the student's."""
 
 
 Visitor = Callable[[LayerCall], None]
@@ -49,6 +52,9 @@ def _bytes(value: Any) -> int:
 
 
 Values = dict[fx.Node, Any]
+Selection = Mapping[fx.Node, tuple[int, Tensor]]
+"""Per node of the teacher's graph whose value has more channels than the student's: the channel
+dimension, and the positions that the student keeps."""
 
 
 class ActivationStream:
@@ -64,6 +70,10 @@ class ActivationStream:
             ``changed``, or in ``watch`` with inputs that differ between the sides.
         watch: modules that are the same on both sides and may be refitted.
         changed: modules that differ between the sides.
+        observe: modules that are visited although nothing differs (to measure the teacher alone).
+        student_graph: the graph of the student, if its operations have other constants; node by
+            node the same operations as ``graph``.
+        selection: the channels that a narrower student keeps.
         budget: bytes that the outputs of one node may take on one side; beyond it batches are
             dropped (the last first), but never below two.
         seed: seeds the random draws inside the model (noise injection), per node and batch, the
@@ -81,6 +91,9 @@ class ActivationStream:
         visit: Visitor,
         watch: frozenset[str] = frozenset(),
         changed: frozenset[str] = frozenset(),
+        observe: frozenset[str] = frozenset(),
+        student_graph: TracedGraph | None = None,
+        selection: Selection | None = None,
         budget: int = 1 << 30,
         seed: int = 0,
         progress: Callable[[int, int, str], None] | None = None,
@@ -88,8 +101,11 @@ class ActivationStream:
         self._graph = graph.graph
         self._student_model = student
         self._teacher = NodeRunner(teacher, graph.graph, graph.constants)
-        self._student = NodeRunner(student, graph.graph, graph.constants)
+        own = graph if student_graph is None else student_graph
+        self._student = NodeRunner(student, own.graph, own.constants)
+        self._twins = _twins(graph.graph, own.graph)
         self._visit, self._watch, self._changed = visit, watch, changed
+        self._observe, self._selection = observe, selection or {}
         self._budget, self._seed, self._progress = budget, seed, progress
         self._values: list[tuple[Values, Values]] = [({}, {}) for _ in batches]
         """Per batch, the values of the teacher and of the student that are still in use."""
@@ -110,16 +126,14 @@ class ActivationStream:
         for done, node in enumerate(nodes):
             if node.op == "output":
                 teacher, student = self._values[0]
-                self.held_out = (
-                    map_arg(node.args[0], student.__getitem__),
-                    map_arg(node.args[0], teacher.__getitem__),
-                )
+                theirs = map_arg(node.args[0], teacher.__getitem__)
+                self.held_out = map_arg(self._twins[node].args[0], student.__getitem__), theirs
                 break
             if self._progress is not None:
                 self._progress(done, len(nodes), _called(node))
             if node.op == "placeholder":
                 for batch, (teacher, student) in zip(self._batches, self._values, strict=True):
-                    teacher[node] = student[node] = batch[placeholder]
+                    teacher[node] = student[self._twins[node]] = batch[placeholder]
                 placeholder += 1
             else:
                 self._step(node, done)
@@ -128,10 +142,10 @@ class ActivationStream:
                 self._free({node})
 
     def _free(self, nodes: set[fx.Node]) -> None:
-        for sides in self._values:
-            for values in sides:
-                for node in nodes:
-                    values.pop(node, None)
+        for teacher, student in self._values:
+            for node in nodes:
+                teacher.pop(node, None)
+                student.pop(self._twins[node], None)
 
     def _draw(self, position: int, batch: int) -> None:
         torch.manual_seed((self._seed * 1_000_003 + position) * 8191 + batch)
@@ -140,34 +154,68 @@ class ActivationStream:
         name = str(node.target) if node.op == "call_module" else ""
         diverged = any(n in self._diverged for n in node.all_input_nodes)
         touched = name in self._changed or (diverged and name in self._watch)
-        diverged = diverged or touched
+        # A parameter that forward reads may be narrower, too.
+        diverged = diverged or touched or node in self._selection
+        twin = self._twins[node]
         used = 0
         for index, (teacher, student) in enumerate(self._values):
             self._draw(position, index)
             teacher[node] = self._teacher.value(node, teacher)
             if not diverged:
-                student[node] = teacher[node]
+                student[twin] = teacher[node]
             used += _bytes(teacher[node])
             if used > self._budget and index + 1 >= 2 and index + 1 < len(self._values):
                 del self._values[index + 1 :]
                 del self._batches[index + 1 :]
                 break
-        if not diverged:
-            return
-        self._diverged.add(node)
-        if touched:
+        if touched or name in self._observe:
             call = self._calls.get(name, 0)
             self._calls[name] = call + 1
             self._visit(
                 LayerCall(
                     name=name,
                     student=self._student_model.get_submodule(name),
-                    student_args=[self._student.arguments(node, s)[0] for _, s in self._values],
-                    teacher_args=[self._teacher.arguments(node, t)[0] for t, _ in self._values],
-                    wanted=[t[node] for t, _ in self._values],
+                    student_args=[self._student.arguments(twin, s)[0] for _, s in self._values],
+                    teacher_args=[self._selected_arguments(node, t) for t, _ in self._values],
+                    wanted=[self._selected(node, t[node]) for t, _ in self._values],
                     call=call,
+                    teacher_inputs=[self._teacher.arguments(node, t)[0] for t, _ in self._values],
                 )
             )
+        if not diverged:
+            return
+        self._diverged.add(node)
         for index, (_, student) in enumerate(self._values):
             self._draw(position, index)
-            student[node] = self._student.value(node, student)
+            student[twin] = self._student.value(twin, student)
+
+    def _selected(self, node: fx.Node, value: Any) -> Any:
+        """Return a value of the teacher without the channels that the student lacks."""
+        chosen = self._selection.get(node)
+        if chosen is None:
+            return value
+        return value.index_select(chosen[0], chosen[1].to(value.device))
+
+    def _selected_arguments(self, node: fx.Node, values: Values) -> tuple[Any, ...]:
+        if not self._selection:
+            return self._teacher.arguments(node, values)[0]
+        return tuple(map_arg(node.args, lambda n: self._selected(n, values[n])))
+
+
+def _twins(teacher: fx.Graph, student: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Return the student's node for each of the teacher's.
+
+    Raises:
+        ConversionError: the graphs have different operations.
+    """
+    ours, theirs = list(student.nodes), list(teacher.nodes)
+    same = len(ours) == len(theirs) and all(
+        a.op == b.op and (a.op == "call_function" or str(a.target) == str(b.target))
+        for a, b in zip(ours, theirs, strict=True)
+    )
+    if not same:
+        raise ConversionError(
+            "the narrower model's forward takes other steps than the original's, so its layers "
+            "can't be compared one by one; convert it without --width."
+        )
+    return dict(zip(theirs, ours, strict=True))

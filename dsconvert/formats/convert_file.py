@@ -47,6 +47,7 @@ def plan_file(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
+    width: float | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -63,6 +64,7 @@ def plan_file(
         file.generator,
         preset=preset,
         rank=rank,
+        width=width,
         keep=keep,
         refit=refit,
         remove=remove,
@@ -76,6 +78,7 @@ def convert_file(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
+    width: float | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -97,6 +100,7 @@ def convert_file(
         file: an opened file.
         preset: see there.
         rank: see there.
+        width: see there.
         keep: see there.
         refit: see there.
         remove: see there.
@@ -141,7 +145,13 @@ def convert_file(
             # The graph serves the next generator, too; the weights need not stay for that.
             known = known or analysis.without_model()
             decided = decided or plan_for(
-                analysis, preset=preset, rank=rank, keep=keep, refit=refit, remove=remove
+                analysis,
+                preset=preset,
+                rank=rank,
+                width=width,
+                keep=keep,
+                refit=refit,
+                remove=remove,
             )
             first = next(iter(conversions.values()), None)
             conversions[key] = apply_to(
@@ -153,6 +163,7 @@ def convert_file(
                 progress=_prefixed(progress, key),
                 costs=(first.before, first.after) if first else None,
                 traced=traced,
+                kept=first.kept if first else None,
             )
         del model, analysis
     if options.wanted and known is not None:

@@ -14,6 +14,7 @@ from dsconvert.records.results import (
     PolishForecast,
 )
 from dsconvert.records.sites import NormKind, Shape, Site, Sites, within
+from dsconvert.records.widths import Group, Width
 
 __all__ = [
     "Action",
@@ -22,6 +23,7 @@ __all__ = [
     "Decision",
     "Export",
     "Fit",
+    "Group",
     "LayerCost",
     "NormKind",
     "Plan",
@@ -31,5 +33,6 @@ __all__ = [
     "Shape",
     "Site",
     "Sites",
+    "Width",
     "within",
 ]

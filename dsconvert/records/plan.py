@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dsconvert.errors import PlanError
+from dsconvert.records.widths import Width
 
 Action = Literal["keep", "rewrite", "remove"]
 
@@ -42,10 +43,15 @@ class Plan:
     """Modules whose bytes stay as they are, by request: nothing in them is rewritten, refitted,
     folded or re-estimated."""
     note: str | None = None
+    widths: tuple[Width, ...] = ()
+    """The channel groups that get narrower; the others keep all of their channels."""
 
     def to_json(self) -> str:
         """Return the plan as JSON, for a person to edit; :meth:`from_json` reads it."""
-        return json.dumps({"dsconvert_plan": 1, **asdict(self)}, indent=2)
+        data = asdict(self)
+        if not self.widths:  # as in files of earlier versions
+            del data["widths"]
+        return json.dumps({"dsconvert_plan": 1, **data}, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -65,12 +71,13 @@ class Plan:
         try:
             rows = data.pop("decisions")
             decisions = tuple(_decision(row) for row in rows)
+            widths = tuple(_width(row) for row in data.pop("widths", ()))
             lists = {name: data.pop(name, []) for name in ("remove", "keep")}
             for name, value in lists.items():
                 if type(value) is not list:
                     raise PlanError(f"the plan's {name} is {value!r}, not a list of names.")
             names = {name: tuple(value) for name, value in lists.items()}
-            plan = cls(decisions=decisions, **names, **data)
+            plan = cls(decisions=decisions, widths=widths, **names, **data)
         except (TypeError, KeyError, AttributeError) as error:
             raise PlanError(f"the plan has a missing or unknown field: {error}.") from None
         for text in (plan.model, plan.preset, plan.note or "", *plan.remove, *plan.keep):
@@ -84,15 +91,35 @@ class Plan:
         for d in self.decisions:
             what = f"{d.rule} rank {d.rank}" if d.action == "rewrite" else d.action
             lines.append(f"  {d.site:<{width}}  {what:<18} {d.reason}")
+        for w in self.widths:
+            lines.append(
+                f"  {w.group:<{width}}  {f'{w.kept} of {w.channels} channels':<18} {w.reason}"
+            )
         return "\n".join(lines)
 
 
 def _decision(row: Any) -> Decision:
-    """Make one decision from JSON; the fields' annotations are checked, since a person edits it."""
+    """Make one decision from JSON."""
     decision = Decision(**row)
+    _check_types(decision, decision.site)
+    return decision
+
+
+def _width(row: Any) -> Width:
+    width = Width(**row)
+    _check_types(width, width.group)
+    return width
+
+
+def _check_types(row: Decision | Width, line: str) -> None:
+    """Check the fields' annotations, since a person edits them.
+
+    Raises:
+        PlanError: a value has another type.
+    """
     bad: list[str] = []
-    for name, hint in get_type_hints(Decision).items():
-        value, kinds = getattr(decision, name), get_args(hint) or (hint,)
+    for name, hint in get_type_hints(type(row)).items():
+        value, kinds = getattr(row, name), get_args(hint) or (hint,)
         if get_origin(hint) is Literal:
             if value not in kinds:
                 *others, last = kinds
@@ -102,8 +129,7 @@ def _decision(row: Any) -> Decision:
             expected = "a text" if name == "reason" else _EXPECTED[kinds[0]]
             bad.append(f"{name} {value!r} is not {expected}")
     if bad:
-        raise PlanError(f"the plan's line for {decision.site}: {'; '.join(bad)}.")
-    return decision
+        raise PlanError(f"the plan's line for {line}: {'; '.join(bad)}.")
 
 
 _EXPECTED = {str: "a name", int: "a whole number", bool: "true or false"}

@@ -9,6 +9,8 @@ from dsconvert.config.choices import Noise
 from dsconvert.records.plan import Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
 
@@ -104,6 +106,8 @@ class Conversion:
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall-clock seconds by stage (trace, factorise, fit, statistics)."""
+    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Per narrower channel group, the indices of the channels that stay."""
     psnr: float | None = None
     """Mean PSNR, dB, of the converted model's images to the original's on latents that were held
     out of the fit (of the polish, if there was one); None where nothing was fitted, or the output

@@ -1,0 +1,138 @@
+"""Measure, for every channel group of a model, the loss of each number of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dsconvert.fit.activation_stream import ActivationStream, LayerCall
+from dsconvert.model.copying import isolated_copy
+from dsconvert.model.graph import TracedGraph
+from dsconvert.model.inputs import Inputs, like
+from dsconvert.width.absorb import SAMPLES, channel_rows
+from dsconvert.width.choose import Curve, Reading, choose
+from dsconvert.width.groups import ChannelGroups, folded_copy
+from dsconvert.width.labels import FIXED, Ids
+from dsconvert.width.sensitivity import sensitivities
+
+LATENTS = 160
+"""Number of samples for the second moments; large maps use fewer."""
+_BATCH = 8
+_DIFFERENTIATED = 8
+"""Number of samples for the gradients."""
+_BUDGET = 256 << 20
+"""Bytes of one map over all samples."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Curves:
+    """The curve of each group that may lose channels, by the group's name."""
+
+    by_group: dict[str, Curve]
+    samples: int
+    seed: int
+
+
+def measure_curves(
+    model: nn.Module,
+    traced: TracedGraph,
+    groups: ChannelGroups,
+    sampler: Inputs,
+    *,
+    seed: int = 0,
+    latents: int = LATENTS,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Curves:
+    """Measure the curves of all free groups; ``model`` does not change.
+
+    Args:
+        model: the original.
+        traced: its graph.
+        groups: its channel groups.
+        sampler: of its inputs.
+        seed: of the samples and every other draw.
+        latents: number of samples.
+        progress: called with (steps done, steps in all, name).
+    """
+    free = groups.free()
+    names = frozenset(n for g in free for n in g.consumers)
+    if not free:
+        return Curves(by_group={}, samples=0, seed=seed)
+    twin = folded_copy(model).eval()
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in twin.parameters()):
+        twin.float()
+    twin.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    batches = [like(sampler(_BATCH, generator), twin) for _ in range(max(2, -(-latents // _BATCH)))]
+    second: dict[str, Tensor] = {}
+
+    def collect(call: LayerCall) -> None:
+        linear = isinstance(call.student, nn.Linear)
+        inputs = [a[0] for a in call.student_args]
+        total = sum(x.numel() // x.shape[-1 if linear else 1] for x in inputs)
+        step = max(1, total // SAMPLES)
+        moment = torch.zeros(())
+        count = 0
+        for x in inputs:
+            flat = channel_rows(x, linear)[::step].double()
+            moment, count = moment + flat.t() @ flat, count + len(flat)
+        second[call.name] = second.get(call.name, 0) + moment / count
+
+    with torch.no_grad(), torch.random.fork_rng():
+        ActivationStream(
+            traced, twin, twin, batches, visit=collect, observe=names, budget=_BUDGET, seed=seed,
+            progress=progress,
+        ).run()  # fmt: skip
+    small = [like(sampler(2, generator), twin) for _ in range(_DIFFERENTIATED // 2)]
+    weights, spread = sensitivities(isolated_copy(twin), names, small, seed=seed)
+    curves: dict[str, Curve] = {}
+    for group in free:
+        readings = [
+            _reading(groups, group.name, name, twin, second[name], weights.get(name))
+            for name in group.consumers
+            if name in second
+        ]
+        if readings:
+            curves[group.name] = choose(readings, spread)
+    return Curves(by_group=curves, samples=latents, seed=seed)
+
+
+def _reading(
+    groups: ChannelGroups,
+    group: str,
+    name: str,
+    model: nn.Module,
+    second: Tensor,
+    weight: Tensor | None,
+) -> Reading:
+    """Return one consumer's moments and weights by unit; a unit may be several columns."""
+    layer: Any = model.get_submodule(name)
+    kernel: Tensor = layer.weight.detach().double()
+    if isinstance(layer, nn.ConvTranspose2d):
+        kernel = kernel.transpose(0, 1)
+    if weight is not None:
+        shape = [-1] + [1] * (kernel.ndim - 1)
+        kernel = kernel * weight.to(kernel).sqrt().reshape(shape)
+    flat = kernel.movedim(1, 0).flatten(1)
+    columns = groups.channels.labels.roots(groups.channels.columns[name])
+    places = _places(columns, groups.units[group])
+    own = torch.zeros(len(places[0]), len(places[0]), dtype=torch.float64)
+    use = torch.zeros_like(own)
+    for place in places:
+        own += second[place][:, place].double()
+        use += (flat[place] @ flat[place].t()).double()
+    return Reading(own, use / len(places))
+
+
+def _places(columns: Ids, units: Ids) -> list[Tensor]:
+    """Return the columns of the units, in their order; once for each time that all occur."""
+    found = [np.flatnonzero(columns == unit) for unit in units.tolist()]
+    times = min(len(f) for f in found)
+    if not times or FIXED in units.tolist():
+        raise ValueError("a consumer does not read every unit of its group")
+    return [torch.from_numpy(np.array([f[i] for f in found])) for i in range(times)]

@@ -1,0 +1,88 @@
+"""Remove channels from modules, in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsconvert.model.norms import fold, norm_kind
+
+_COUNTS = (
+    "num_features", "num_channels", "num_groups", "num_parameters", "output_size", "out_features",
+    "in_features", "normalized_shape", "channels", "in_channels", "out_channels", "groups",
+)  # fmt: skip
+"""Attributes that say how many channels a module has."""
+
+
+def has_entries(module: nn.Module, size: int) -> bool:
+    """Return whether a parameter or buffer in ``module`` has one entry for each of ``size``."""
+    tensors = (*module.parameters(), *module.buffers())
+    return size > 1 and any(t.ndim and t.shape[0] == size for t in tensors)
+
+
+def slice_entries(module: nn.Module, kept: Tensor, size: int) -> None:
+    """Keep the entries ``kept`` of everything in ``module`` with ``size`` entries."""
+    for part in module.modules():
+        if norm_kind(part) != "none":
+            fold(part)
+        for table in (part._parameters, part._buffers):
+            for name, tensor in table.items():
+                if tensor is not None and tensor.ndim and tensor.shape[0] == size:
+                    table[name] = _taken(tensor, 0, kept)  # type: ignore[assignment]
+        for name in _COUNTS:
+            if vars(part).get(name) == size and type(vars(part)[name]) is int:
+                setattr(part, name, len(kept))
+
+
+def slice_rows(layer: nn.Module, kept: Tensor) -> None:
+    """Keep the outputs ``kept`` of a convolution (ungrouped) or a linear layer, norm folded."""
+    fold(layer)
+    layer.weight = _taken(_weight(layer), _row_dim(layer), kept)
+    bias = layer._parameters.get("bias")
+    if bias is not None:
+        layer.bias = _taken(bias, 0, kept)
+    setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", len(kept))
+
+
+def slice_columns(layer: nn.Module, kept: Tensor) -> None:
+    """Keep the inputs ``kept`` of a convolution (ungrouped) or a linear layer, norm folded."""
+    fold(layer)
+    layer.weight = _taken(_weight(layer), 1 - _row_dim(layer), kept)
+    setattr(layer, "in_features" if isinstance(layer, nn.Linear) else "in_channels", len(kept))
+
+
+def slice_depthwise(conv: nn.Conv2d | nn.ConvTranspose2d, kept: Tensor) -> None:
+    """Keep the inputs ``kept`` of a depthwise convolution, each with all of its outputs."""
+    fold(conv)
+    times = conv.out_channels // conv.in_channels
+    rows = (kept[:, None] * times + torch.arange(times, device=kept.device)).flatten()
+    transposed = isinstance(conv, nn.ConvTranspose2d)
+    conv.weight = _taken(conv.weight, 0, kept if transposed else rows)
+    if conv.bias is not None:
+        conv.bias = _taken(conv.bias, 0, rows)
+    conv.in_channels = conv.groups = len(kept)
+    conv.out_channels = len(rows)
+
+
+def zero_columns(layer: nn.Module, dropped: Tensor) -> None:
+    """Let a layer ignore the inputs ``dropped``; it keeps its shape."""
+    fold(layer)
+    with torch.no_grad():
+        _weight(layer).index_fill_(1 - _row_dim(layer), dropped, 0.0)
+
+
+def _weight(layer: nn.Module) -> nn.Parameter:
+    return layer.get_parameter("weight")
+
+
+def _row_dim(layer: nn.Module) -> int:
+    return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+
+
+def _taken(tensor: Tensor, dim: int, kept: Tensor) -> Any:
+    made = tensor.detach().index_select(dim, kept.to(tensor.device)).clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(made, requires_grad=tensor.requires_grad)
+    return made
