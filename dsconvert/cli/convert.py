@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from dsconvert.cli.files import opened, read_plan
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.parser import Call
 from dsconvert.cli.stopping import Stopped
-from dsconvert.config.convert import ConvertJob
-from dsconvert.errors import UsageError
+from dsconvert.config.convert import ConvertJob, Polishing
+from dsconvert.errors import PolishError, UsageError
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.formats.convert_file import FileConversion, convert_file, plan_file
 from dsconvert.formats.save_file import check_output, generators_in, save_file
@@ -53,7 +54,8 @@ def run(call: Call, *, clock: Clock | None = None) -> None:
         _plan(file, chosen, options, measured)
         targets.report_missed(measured, options)
     else:
-        _convert(file, chosen, out, options, measured, clock)
+        asked = "--polish" in call.typed or "--polish-steps" in call.typed
+        _convert(file, chosen, out, options, measured, clock, asked=asked)
 
 
 def _plan(
@@ -80,19 +82,42 @@ def _convert(
     options: ConvertJob,
     measured: MeasuredPlan | None,
     clock: Clock | None,
+    *,
+    asked: bool,
 ) -> None:
-    """Convert every generator of the file, and write the result to ``out``."""
+    """Convert every generator of the file, and write the result to ``out``.
+
+    Args:
+        file: the opened file.
+        chosen: the plan, if it is the user's own or a measured one.
+        out: where to write.
+        options: of the command.
+        measured: the plan of ``--target``.
+        clock: as for :func:`run`.
+        asked: whether the user typed that there is to be a polish; one by default is left out
+            where it makes no sense.
+    """
+    polishing = options.polishing
+    if not asked and options.fitting.init == "random":
+        polishing = Polishing(polish=0)
     with Bars(hidden=options.quiet) as bars:
-        result = convert_file(
+        make = functools.partial(
+            convert_file,
             file,
             plan=chosen,
             **options.rewriting.keywords(),
             **options.fitting.keywords(),
-            **options.polishing.keywords(),
-            forecast=lambda expected: _announce(expected, options.polishing.polish, bars),
+            forecast=lambda expected: _announce(expected, polishing, bars),
             progress=bars,
             generators=generators_in(file, out),
         )
+        try:
+            result = make(**polishing.keywords())
+        except PolishError as error:
+            if asked:
+                raise
+            bars.note(f"not polished: {error}")
+            result = make()
     if measured is not None:
         with Bars(hidden=options.quiet) as bars:
             bars("measure the result", 0, 1)
@@ -118,12 +143,12 @@ def _convert(
         raise Stopped
 
 
-def _announce(expected: PolishForecast, minutes: float, bars: Bars) -> None:
+def _announce(expected: PolishForecast, polishing: Polishing, bars: Bars) -> None:
     """Say before a polish that is too short how many steps it makes, and how long it should be."""
-    if expected.steps >= expected.useful_steps or not minutes:
+    if expected.steps >= expected.useful_steps or polishing.polish_steps is not None:
         return
     bars.note(
-        f"polish: about {counted(expected.steps, 'step')} in {minutes:g} min "
+        f"polish: about {counted(expected.steps, 'step')} in {polishing.polish:g} min "
         f"({expected.step_seconds:.1f} s each); a useful polish makes {expected.useful_steps}: "
         f"--polish {math.ceil(expected.useful_minutes)}"
     )

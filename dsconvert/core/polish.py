@@ -92,7 +92,6 @@ class _Polisher:
         self._seed, self._progress = seed, progress
         self._notes: list[str] = []
         self._picture = False
-        self._loop: Loop | None = None
         limit = None if options.steps is not None else 60 * options.minutes
         self._schedule = PolishSchedule(limit=limit, steps=options.steps)
 
@@ -100,12 +99,11 @@ class _Polisher:
         """Run it; see :func:`polish`."""
         if self._progress is not None:
             self._progress("polish, set-up", 0, 1, "")
-        trained = working_copy(
-            self._whole(self._conversion.model), frozen=self._conversion.plan.keep
-        )
-        if not any(p.requires_grad for p in trained.parameters()):
-            return self._unchanged("exact")
+        given = self._conversion
         try:
+            trained = working_copy(self._whole(given.model), frozen=given.plan.keep)
+            if not any(p.requires_grad for p in trained.parameters()):
+                return self._unchanged("exact")
             loop = self._prepared(trained)
         except KeyboardInterrupt:
             return self._unchanged("interrupted")
@@ -121,10 +119,9 @@ class _Polisher:
 
     def _prepared(self, trained: nn.Module) -> Loop:
         """Return a loop whose start has been evaluated."""
-        teacher = fast_form(self._analysis)
-        teacher = as_pictures(
-            self._analysis, nn.Sequential(teacher) if self._analysis.bare else teacher
-        )
+        # Half precision is too coarse for gradients.
+        teacher = self._whole(fast_form(self._analysis)).float()
+        teacher = as_pictures(self._analysis, teacher)
         student = as_pictures(self._analysis, trained)
         scale = self._range(teacher)
         if scale == "0 to 1":

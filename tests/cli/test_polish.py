@@ -15,8 +15,12 @@ import torch
 
 from dsconvert import ModuleSource, load_snapshot, open_file
 from dsconvert.cli import main
+from dsconvert.cli.convert import run
 from dsconvert.cli.output import Bars
+from dsconvert.cli.parser import Call
+from dsconvert.config.convert import ConvertJob
 from dsconvert.config.distill import DistillConfig
+from dsconvert.config.setting import assemble
 from dsconvert.core import polish as polish_stage
 from dsconvert.errors import MissingExtraError
 from tests.models import decoder
@@ -129,3 +133,21 @@ def test_unknown_inputs_are_refused_before_any_work(dense: Path, tmp_path: Path,
     assert main([*words, "--out", str(out)]) == 2
     assert "--input SHAPE" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("init", ["fit", "random"])
+def test_a_polish_by_default_is_left_out_where_it_makes_no_sense(
+    dense: Path, tmp_path: Path, capsys, init: str
+) -> None:
+    out = tmp_path / "out.pth"
+    settings = {
+        ("snapshot",): str(dense),
+        ("out",): str(out),
+        ("source", "module"): "tests.models:Decoder",
+        ("fitting", "init"): init,
+        ("polishing", "polish"): 1.0,  # the default, so to speak: nothing was typed
+    }
+    run(Call(command="convert", options=assemble(ConvertJob, settings), typed={}))
+    said = capsys.readouterr().err
+    assert ("not polished: can't polish this Decoder" in said) == (init == "fit")
+    assert out.exists()
