@@ -171,13 +171,13 @@ class Ticking:
 
 
 def test_minutes_end_it_and_the_reported_steps_repeat_it(teacher, fitted, monkeypatch) -> None:
-    monkeypatch.setattr(time, "perf_counter", Ticking())
-    first = polished(teacher, fitted, minutes=0.04)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "perf_counter", Ticking())
+        first = polished(teacher, fitted, minutes=0.04)
     record = first.polish
     assert record.ended == "minutes"
     assert record.repeat == record.steps > 10
     assert 1.0 < record.seconds < 2.4
-    monkeypatch.undo()
     again = polished(teacher, fitted, steps=record.repeat)
     assert again.polish.distance_after == record.distance_after
     assert equal(again.model, first.model)
