@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Preset = Literal["exact", "paper", "balanced", "fast"]
+Preset = Literal["none", "exact", "paper", "balanced", "fast"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
+Width = float | Literal["auto"]
+"""The share of its channels that every map keeps; auto: chosen for each map by loss and cost."""
 Init = Literal["fit", "svd", "random"]
 INITS: tuple[Init, ...] = get_args(Init)
 Dtype = Literal["float32", "float16", "bfloat16", "amp", "amp-float16", "amp-bfloat16"]

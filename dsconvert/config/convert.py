@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsconvert.config.base import BaseSettings, Job
-from dsconvert.config.choices import Init, Preset
+from dsconvert.config.choices import Init, Preset, Width
 from dsconvert.config.files import Messages, OptionalOutput, Source, Verbose
 from dsconvert.config.measure import Settings
 from dsconvert.config.setting import Group, part, setting
-from dsconvert.config.values import seed
+from dsconvert.config.values import seed, width
 from dsconvert.errors import UsageError
 
 TARGETS = Group("Plans from measured time")
@@ -24,8 +24,12 @@ class Rewriting(BaseSettings):
 
     preset: Preset = setting("balanced", help="how strongly the generator is rewritten")
     rank: int | None = setting(None, help="one rank for every rewrite", at_least=1)
-    width: float | None = setting(
-        None, help="share of its channels that every map keeps (0.5: half)", metavar="SHARE"
+    width: Width | None = setting(
+        None,
+        help="share of its channels that every map keeps (0.5: half), or auto: by loss and cost",
+        metavar="SHARE",
+        default_text="1",
+        read=width,
     )
     keep: tuple[str, ...] = setting(
         (), help="leave these modules as they are, to the byte", metavar="GLOB", repeat=True

@@ -26,8 +26,11 @@ class NewGenerator(BaseSettings):
     subject: ClassVar[str] = "the settings of the new generator"
 
     cfg: str = setting("fastgan", help="fastgan or fastgan_lite", metavar="NAME", default_text="")
-    preset: str = setting("none", help="how the generator is converted", choices=("none", *PRESETS))
+    preset: str = setting("none", help="how the generator is converted", choices=PRESETS)
     rank: int | None = setting(None, help="one rank for every rewrite", at_least=1)
+    width: float = setting(
+        1.0, help="share of its channels that every map has", metavar="SHARE", above=0, at_most=1
+    )
     resolution: int = setting(256, help="of the images", metavar="PX", at_least=1)
     ngf: int = setting(128, help="channel multiplier", at_least=1)
     z_dim: int = setting(256, help="latent size", at_least=1)

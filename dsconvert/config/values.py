@@ -6,6 +6,7 @@ Every function raises ``ValueError`` with a text that names the bad part.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 SEED_LIMIT = 2**32
 """The legacy generator of NumPy, which draws the official latents, takes seeds below this."""
@@ -28,6 +29,16 @@ def number(text: str) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise ValueError(f"{text!r} is not a number")
+    return value
+
+
+def width(text: str) -> float | Literal["auto"]:
+    """Read a share of channels, or ``auto``."""
+    if text == "auto":
+        return "auto"
+    value = number(text)
+    if not 0 < value <= 1:
+        raise ValueError(f"{text} is no share above 0, up to 1 (all channels), and not auto")
     return value
 
 

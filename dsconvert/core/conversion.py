@@ -107,7 +107,8 @@ def apply_to(
     notes: tuple[str, ...] = ()
     quality: float | None = None
     if init == "random":
-        randomise(student, plan, seed=seed)
+        narrowed = analysis.groups.changed(chosen) if chosen else ()
+        randomise(student, plan, seed=seed, narrowed=narrowed)
     elif sampler is None and fits and latents:
         notes = (
             "not fitted and no statistics re-estimated: nothing says what the inputs look like "
@@ -126,7 +127,7 @@ def apply_to(
         notes = _notes(outcome)
         quality = held_out_psnr(outcome.held_out, analysis.adapter)
         seconds["fit" if init == "fit" else "statistics"] = time.perf_counter() - began
-    restore_spectral_norm(student, sites, plan)
+    restore_spectral_norm(student, sites, plan, untrained=init == "random")
 
     began = time.perf_counter()
     after = costs[1] if costs else analysis.count(student, own=analysis.owned)

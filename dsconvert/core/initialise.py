@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import nn
 
 from dsconvert.fit.statistics import buffers_of
-from dsconvert.model.norms import respectralise
+from dsconvert.model.norms import norm_kind, respectralise
 from dsconvert.records import Plan, Site, Sites
 
 
-def randomise(model: nn.Module, plan: Plan, *, seed: int) -> None:
-    """Give every rewritten convolution torch's default random weights (training from scratch)."""
+def randomise(model: nn.Module, plan: Plan, *, seed: int, narrowed: Collection[str] = ()) -> None:
+    """Give every rewritten convolution torch's default random weights (training from scratch).
+
+    Convolutions of other widths, ``narrowed``, get them as well: their scale follows the inputs.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for decision in plan.decisions:
-            if decision.action != "rewrite":
+            if decision.action != "rewrite" and decision.site not in narrowed:
                 continue
             for module in model.get_submodule(decision.site).modules():
                 if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -26,8 +30,13 @@ def randomise(model: nn.Module, plan: Plan, *, seed: int) -> None:
                     module.requires_grad_(needs_grad)
 
 
-def restore_spectral_norm(model: nn.Module, sites: Sites, plan: Plan) -> list[str]:
-    """Put spectral norm on both factors where the plan keeps it, without a change of the function.
+def restore_spectral_norm(
+    model: nn.Module, sites: Sites, plan: Plan, *, untrained: bool = False
+) -> list[str]:
+    """Put spectral norm back where the plan keeps it, without a change of the function.
+
+    A rewrite and a change of width fold it. Of a convolution that was only made narrower, nothing
+    behind may undo the scale: it then stays folded, unless it is ``untrained``.
 
     The two norms remove the pair's scale. The following modules compensate for it: the noise
     weight, the statistics of the batch normalisation and the root of its epsilon are divided by the
@@ -42,16 +51,22 @@ def restore_spectral_norm(model: nn.Module, sites: Sites, plan: Plan) -> list[st
     with torch.no_grad():
         for decision in plan.decisions:
             site = by_name[decision.site]
-            if decision.action != "rewrite" or decision.norm != "keep" or site.norm == "none":
+            if decision.action == "remove" or decision.norm != "keep" or site.norm == "none":
+                continue
+            loses = not (site.absorbs_scale or untrained)
+            if decision.action == "keep" and (loses or not site.norm.startswith("spectral")):
                 continue
             scale = 1.0
             for module in model.get_submodule(decision.site).modules():
                 if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                    if norm_kind(module) != "none":
+                        continue
                     scale *= respectralise(module)
                     if module.bias is not None:
                         module.bias.div_(scale)
-            _absorb(model, site, scale)
-            names.append(site.name)
+            if scale != 1.0:
+                _absorb(model, site, scale)
+                names.append(site.name)
     return names
 
 

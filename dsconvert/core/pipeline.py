@@ -9,15 +9,17 @@ from typing import Any
 from torch import nn
 
 from dsconvert.adapter import Adapter, adapter_for, as_adapter
+from dsconvert.config.choices import Width
 from dsconvert.config.convert import Fitting, Polishing, Rewriting
 from dsconvert.core.analysis import Analysis, analyse
 from dsconvert.core.conversion import apply_to, check_options
 from dsconvert.core.cost import count
 from dsconvert.core.merge import merge
 from dsconvert.core.planner import make_plan
-from dsconvert.core.polish import polish as polished
-from dsconvert.core.polish_options import PolishOptions, check_polishable, polish_options
+from dsconvert.core.polish import apply_and_polish
+from dsconvert.core.polish_options import polish_options
 from dsconvert.core.rewrite import costed
+from dsconvert.core.widths import width_chooser
 from dsconvert.model.inputs import Inputs, examples_for, sampler_of
 from dsconvert.model.model_types import types_of
 from dsconvert.model.observe import undisturbed
@@ -48,7 +50,7 @@ def plan(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
-    width: float | None = None,
+    width: Width | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -63,7 +65,8 @@ def plan(
         model: any ``nn.Module`` that torch.fx can trace; it does not change.
         preset: ``exact``, ``paper``, ``balanced`` or ``fast``.
         rank: one rank for all rewrites instead of the preset's own.
-        width: the share of its channels that every map keeps; None: the preset's own.
+        width: the share of its channels that every map keeps, or ``auto``: for each map by loss
+            and cost, which needs inputs; None: all of them.
         keep: globs of module names; these modules keep their bytes: they are neither
             rewritten nor refitted, folded or re-estimated.
         refit: globs of modules that keep their form, but may be refitted to their new inputs.
@@ -92,24 +95,48 @@ def plan_for(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
-    width: float | None = None,
+    width: Width | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
+    trained: bool = True,
+    seed: int = Fitting.seed,
+    progress: Progress | None = None,
 ) -> Plan:
-    """Make the plan of an analysed model; see :func:`plan`."""
+    """Make the plan of an analysed model; see :func:`plan`.
+
+    Args:
+        analysis: of the model.
+        preset: see there.
+        rank: see there.
+        width: see there.
+        keep: see there.
+        refit: see there.
+        remove: see there.
+        trained: whether the weights say which channels matter.
+        seed: of the samples that widths are chosen by.
+        progress: called with ``(stage, done, total, detail)``.
+    """
     # A count is one more forward pass: only `balanced` needs it.
     total = analysis.cost.macs if preset == "balanced" and rank is None else None
+    chooser = width_chooser(
+        analysis,
+        preset=preset,
+        width=width,
+        trained=trained,
+        seed=seed,
+        progress=progress,
+    )
     return make_plan(
         analysis.sites,
         preset=preset,
         rank=rank,
-        width=width,
         keep=keep,
         refit=refit,
         remove=remove,
         total_macs=total,
-        groups=None if width is None else analysis.groups,
+        widths=chooser,
+        groups=None if chooser is None else analysis.groups,
     )
 
 
@@ -208,7 +235,7 @@ def apply(
         analysis = analyse(
             model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter
         )
-        return _applied(
+        return apply_and_polish(
             analysis,
             plan,
             options,
@@ -220,30 +247,13 @@ def apply(
         )
 
 
-def _applied(
-    analysis: Analysis,
-    plan: Plan,
-    polish: PolishOptions,
-    *,
-    seed: int,
-    progress: Progress | None,
-    **options: Any,
-) -> Conversion:
-    """Apply ``plan``, and polish the result if that is wanted."""
-    if not polish.wanted:
-        return apply_to(analysis, plan, seed=seed, progress=progress, **options)
-    check_polishable(analysis)
-    made = apply_to(analysis, plan, seed=seed, progress=progress, **options)
-    return polished(analysis, made, polish, seed=seed, progress=progress)
-
-
 @reports_progress
 def convert(
     model: nn.Module,
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
-    width: float | None = None,
+    width: Width | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -268,10 +278,12 @@ def convert(
         analysis = analyse(
             model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter
         )
+        report = progress if callable(progress) else None
         decided = plan_for(
-            analysis, preset=preset, rank=rank, width=width, keep=keep, refit=refit, remove=remove
+            analysis, preset=preset, rank=rank, width=width, keep=keep, refit=refit, remove=remove,
+            trained=init != "random", seed=seed, progress=report,
         )  # fmt: skip
-        return _applied(
+        return apply_and_polish(
             analysis,
             decided,
             options,

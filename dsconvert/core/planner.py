@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from dsconvert.core.presets import (
 )
 from dsconvert.errors import PlanError
 from dsconvert.records import Decision, Plan, Site, Sites, Width, within
-from dsconvert.width import ChannelGroups, equal_widths, narrow_sites
+from dsconvert.width import ChannelGroups, narrow_sites
 
 _REST = "what is no convolution"
 _IDLE = "not called by forward; kept, since something else may use it (--remove takes it out)"
@@ -36,7 +36,7 @@ def make_plan(
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
     total_macs: int | None = None,
-    width: float | None = None,
+    widths: Callable[[Sequence[str]], tuple[Width, ...]] | None = None,
     groups: ChannelGroups | None = None,
 ) -> Plan:
     """Decide for every convolution of ``sites``.
@@ -48,8 +48,9 @@ def make_plan(
         keep: globs of modules whose bytes stay as they are, with all that is inside them.
         refit: globs of modules that are kept, too, but may be refitted to their new inputs.
         remove: globs of modules that ``forward`` does not call, to be taken out.
-        width: the share of channels that every group keeps; None or 1: all of them.
-        groups: the model's channel groups, for ``width``.
+        widths: returns the channel groups that get narrower, given the modules that are kept;
+            None: none does.
+        groups: the model's channel groups, for ``widths``.
         total_macs: of the whole model; the budget of ``balanced`` includes layers that are no
             convolutions (normalisations, resampling filters, linear layers). None: without them.
 
@@ -59,8 +60,6 @@ def make_plan(
     """
     if preset not in CHOOSERS:
         raise PlanError(f"no preset is called {preset!r}; choose {', '.join(PRESETS)}.")
-    if width is not None and not 0 < width <= 1:
-        raise PlanError(f"width {width:g} is no share above 0, up to 1 (all channels).")
     if rank is not None and rank < 1:
         raise PlanError(f"rank {rank} is below 1; 1 is the smallest, k^2 (9 for 3x3) is exact.")
     _check_globs(sites, keep=keep, refit=refit, remove=remove)
@@ -68,17 +67,17 @@ def make_plan(
     pinned = _pinned(sites.modules, keep, refit)
     sites = sites.holding(pinned)
     original = {s.name: s for s in sites.convolutions}
-    widths: tuple[Width, ...] = ()
-    if width is not None and groups is not None:
-        widths = equal_widths(groups, width, pinned)
-        sites = narrow_sites(sites, groups, widths)
+    narrower = () if widths is None else widths(pinned)
+    if groups is not None:
+        sites = narrow_sites(sites, groups, narrower)
     held = frozenset(s.name for s in sites.convolutions if _matches(s.name, (*keep, *refit)))
     removed = _removed(sites, remove, by_itself=preset != "paper", pinned=pinned)
     dead = {s.name for s in sites.convolutions if s.calls == 0}
     live = [s for s in sites.convolutions if s.name not in dead]
     request = Request(
         rank,
-        max(0, (total_macs or 0) - sum(s.macs or 0 for s in live)),
+        max(0, (total_macs or 0) - sum(original[s.name].macs or 0 for s in live)),
+        original=sum(original[s.name].macs or 0 for s in live) if narrower else None,
         first=sites.order[0] if sites.order else None,
         image=_image(sites),
     )
@@ -99,7 +98,7 @@ def make_plan(
         remove=removed,
         keep=pinned,
         note="; ".join(notes) or None,
-        widths=widths,
+        widths=narrower,
     )
 
 

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 from dsconvert.adapter import image_tensor
 from dsconvert.config.distill import DistillConfig
 from dsconvert.core.analysis import Analysis
+from dsconvert.core.conversion import apply_to
 from dsconvert.core.fast_teacher import fast_form
 from dsconvert.core.held_out_psnr import picture_range
-from dsconvert.core.polish_options import PolishOptions, as_pictures
+from dsconvert.core.polish_options import PolishOptions, as_pictures, check_polishable
 from dsconvert.core.polish_schedule import PolishSchedule
 from dsconvert.errors import MissingExtraError, PolishError, TrainingError
 from dsconvert.matching.batches import TeacherBatches
 from dsconvert.matching.loop import Loop, LoopResult
 from dsconvert.matching.setup import as_given, teacher_batches, working_copy
 from dsconvert.model.inputs import Inputs, device_of, like
-from dsconvert.records import Conversion, Polish, PolishEnd, PolishForecast
+from dsconvert.records import Conversion, Plan, Polish, PolishEnd, PolishForecast
 from dsconvert.util.progress import Progress
 
 USEFUL_STEPS = 200
@@ -75,6 +76,30 @@ def polish(
         progress: called with ``(stage, done, total, detail)``.
     """
     return _Polisher(analysis, conversion, options, seed=seed, progress=progress).run()
+
+
+def apply_and_polish(
+    analysis: Analysis,
+    plan: Plan,
+    options: PolishOptions,
+    *,
+    seed: int,
+    progress: Progress | None,
+    **others: Any,
+) -> Conversion:
+    """Apply ``plan``, and polish the result if that is wanted.
+
+    ``others`` are further options of :func:`dsconvert.core.conversion.apply_to`.
+
+    Raises:
+        PolishError: see :func:`~dsconvert.core.polish_options.check_polishable`.
+    """
+    if options.wanted:
+        check_polishable(analysis)
+    made = apply_to(analysis, plan, seed=seed, progress=progress, **others)
+    if not options.wanted:
+        return made
+    return polish(analysis, made, options, seed=seed, progress=progress)
 
 
 class _Polisher:

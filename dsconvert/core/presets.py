@@ -21,7 +21,12 @@ BALANCED_RATIO = 5.03
 beside the convolutions."""
 PROMISED_RATIO = 5.0
 """The reduction of MACs that ``balanced`` promises."""
+NARROW_RATIO = 20.2
+"""The most that ``balanced`` asks of widths and ranks together."""
 IMAGE_CHANNELS = 4
+WIDTH_LOSS = {"balanced": 0.15, "fast": 0.3}
+"""The sum of losses (:class:`dsconvert.width.Curve`) that removed channels may cause with the width
+``auto``; other presets take that of ``balanced``."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Request:
     rank: int | None
     rest: int
     """MACs of the model outside its convolutions, which no choice changes."""
+    original: int | None = None
+    """MACs of the original's convolutions, if the sites are narrower."""
     first: str | None = None
     """The convolution that runs first."""
     image: str | None = None
@@ -91,6 +98,12 @@ def _block(site: Site, request: Request) -> str | None:
             "writes a single pixel (as in an excitation branch): few MACs; only 'fast' separates it"
         )
     return None
+
+
+def _none(sites: Sequence[Site], request: Request) -> dict[str, Choice]:
+    if request.rank is not None:
+        raise PlanError("preset 'none' has no rank to choose: it rewrites nothing. Leave it out.")
+    return {s.name: keep("no rewrite asked for", norm="keep") for s in sites}
 
 
 def _exact(sites: Sequence[Site], request: Request) -> dict[str, Choice]:
@@ -149,7 +162,7 @@ def _balanced(sites: Sequence[Site], request: Request) -> dict[str, Choice]:
         start = 4 if rule.absorbs_upsample or _grows(s) else 2
         ranks[s.name] = _clip(rule, s, request.rank or start)
     if request.rank is None and all(s.macs is not None for s in sites):
-        _spend(sites, block, ranks, request.rest)
+        _spend(sites, block, ranks, request)
     for s in block:
         rule = _separable(s)
         low = rule.absorbs_upsample or _grows(s)
@@ -171,11 +184,17 @@ def _cheaper(site: Site, rule: Rule, rank: int) -> str | None:
     return None if after < before else f"{rule.name} at rank {rank} would cost as much"
 
 
-def _spend(sites: Sequence[Site], block: Sequence[Site], ranks: dict[str, int], rest: int) -> None:
+def _spend(
+    sites: Sequence[Site], block: Sequence[Site], ranks: dict[str, int], request: Request
+) -> None:
     """Fit the ranks to the budget: lower them from the input, then raise them from the image."""
-    whole = rest + sum(s.macs or 0 for s in sites)
+    whole = request.rest + sum(s.macs or 0 for s in sites)
     fixed = whole - sum(s.macs or 0 for s in block)
-    budget = whole / BALANCED_RATIO - fixed
+    total = whole / BALANCED_RATIO
+    if request.original is not None:
+        # Ranks need not take what widths have saved already.
+        total = max(total, (request.rest + request.original) / NARROW_RATIO)
+    budget = total - fixed
 
     def spent() -> int:
         return sum(_separable(s).macs(s, ranks[s.name]) or 0 for s in block)
@@ -223,6 +242,7 @@ def _fast(sites: Sequence[Site], request: Request) -> dict[str, Choice]:
 
 Chooser = Callable[[Sequence[Site], Request], dict[str, Choice]]
 CHOOSERS: dict[str, Chooser] = {
+    "none": _none,
     "exact": _exact,
     "paper": _paper,
     "balanced": _balanced,

@@ -18,6 +18,7 @@ from dsconvert.fit.moments import (
     taps_per_phase,
 )
 from dsconvert.fit.sample import Sample
+from dsconvert.fit.transposed import fit_transposed
 
 __all__ = [
     "MAX_UNKNOWNS",
@@ -27,6 +28,7 @@ __all__ = [
     "channel_mean",
     "channel_variance",
     "fit_dense",
+    "fit_transposed",
     "moments",
     "pick",
     "ridge_towards",

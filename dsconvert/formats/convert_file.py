@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from dsconvert.config.choices import Width
 from dsconvert.config.convert import Fitting, Polishing, Rewriting
 from dsconvert.core.analysis import Analysis, analyse_alike
 from dsconvert.core.conversion import apply_to
@@ -47,7 +48,7 @@ def plan_file(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
-    width: float | None = None,
+    width: Width | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -78,7 +79,7 @@ def convert_file(
     *,
     preset: str = Rewriting.preset,
     rank: int | None = None,
-    width: float | None = None,
+    width: Width | None = None,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -152,6 +153,9 @@ def convert_file(
                 keep=keep,
                 refit=refit,
                 remove=remove,
+                trained=init != "random",
+                seed=seed,
+                progress=_prefixed(progress, key),
             )
             first = next(iter(conversions.values()), None)
             conversions[key] = apply_to(

@@ -120,7 +120,7 @@ def converted(generator: nn.Module, settings: ConversionSettings) -> nn.Module:
     decided = (
         Plan.from_json(settings.plan)
         if settings.plan is not None
-        else plan_for(analysis, preset=settings.preset, rank=settings.rank)
+        else plan_for(analysis, preset=settings.preset, rank=settings.rank, width=1.0)
     )
     return apply_to(analysis, decided, init="random", calibrate=0, seed=settings.seed).model
 

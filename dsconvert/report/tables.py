@@ -16,6 +16,7 @@ from dsconvert.records import (
     Plan,
     Polish,
     PolishEnd,
+    Width,
 )
 from dsconvert.report.layout import Name, compact, listed, pairs, shortened
 from dsconvert.report.text import plain, uncounted
@@ -48,7 +49,7 @@ def _layers(decisions: Sequence[Decision], fits: Mapping[str, Fit]) -> Table:
     numbers = ["parameters", "MACs", *(["error"] if fits else [])]
     table = compact("convolution", ["what"], numbers)
     for d in decisions:
-        same = d.action == "keep"
+        same = (d.params_before, d.macs_before) == (d.params_after, d.macs_after)
         fit = fits.get(d.site)
         error = None if fit is None else fit.fitted if fit.fitted is not None else fit.svd
         table.add_row(
@@ -59,6 +60,17 @@ def _layers(decisions: Sequence[Decision], fits: Mapping[str, Fit]) -> Table:
             *(["" if error is None else percent(error)] if fits else []),
         )
     return table
+
+
+def _widths(widths: Sequence[Width]) -> Report:
+    """Return a table of the maps that get narrower, or nothing."""
+    if not widths:
+        return []
+    table = compact("map", [], ["channels", "kept"])
+    table.add_column("why", overflow="fold", ratio=1)
+    for w in widths:
+        table.add_row(Name(w.group), str(w.channels), str(w.kept), plain(w.reason))
+    return [table, ""]
 
 
 def _reasons(decisions: Sequence[Decision]) -> list[str]:
@@ -103,7 +115,8 @@ def plan_report(plan: Plan, *, verbose: bool = False) -> Report:
     ]
     if plan.remove:
         report.append(f"removed whole: {', '.join(plan.remove)}")
-    return [*report, "", _layers(rows, {}), "", *_why(rows, {}, verbose=verbose)]
+    report += ["", _layers(rows, {}), "", *_widths(plan.widths)]
+    return [*report, *_why(rows, {}, verbose=verbose)]
 
 
 def _why(decisions: Sequence[Decision], fits: Mapping[str, Fit], *, verbose: bool) -> Report:
@@ -130,10 +143,10 @@ def conversion_report(conversion: Conversion, title: str = "", *, verbose: bool 
     report: Report = [title or f"{plan.model}, preset {plan.preset!r}", *pairs(rows)]
     if plan.note:
         report.append(plan.note)
-    if not any(d.action == "rewrite" for d in plan.decisions):
+    if not plan.widths and not any(d.action == "rewrite" for d in plan.decisions):
         report.append("no convolution was rewritten")
     measured = {s: f for s, f in fits.items() if f.svd is not None or f.fitted is not None}
-    report += ["", _layers(plan.decisions, measured), ""]
+    report += ["", _layers(plan.decisions, measured), "", *_widths(plan.widths)]
     report += _why(plan.decisions, fits, verbose=verbose)
     # The reasons already name the modules that the plan removes.
     idle = tuple(n for n in before.uncalled if not n.startswith(plan.remove))

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from dsconvert.fit import Sample, fit_transposed
 from dsconvert.records import Site
 from dsconvert.rules import factorise
 from dsconvert.rules.base import Built, FitMethod, Rule, assign, grids, named, why_not_separable
@@ -109,12 +110,19 @@ class UpsamplePointwiseDepthwise(Rule):
         return PointwiseDepthwise().merge(module)
 
 
+def _fit_merged(module: nn.Module, sample: Sample) -> None:
+    if not isinstance(module, nn.ConvTranspose2d):
+        raise TypeError("a merged upsample and convolution is one transposed convolution")
+    fit_transposed(module, sample)
+
+
 class UpsampleMerge(Rule):
     """Upsample + 3x3 as one dense transposed convolution: the same image, 16/36 of the MACs."""
 
     name = "up-merge"
     absorbs_upsample = True
     exact = True
+    fit = FitMethod(name="least squares", run=_fit_merged)
 
     def why_not(self, site: Site) -> str | None:
         """See :class:`dsconvert.rules.Rule`."""

@@ -50,7 +50,7 @@ def rank_costs(
         whole = analysis.cost
     rows: list[RankCost] = []
     for rank in ranks:
-        decisions = plan_for(analysis, preset=preset, rank=rank).decisions
+        decisions = plan_for(analysis, preset=preset, rank=rank, width=1.0).decisions
         macs = whole.macs
         for d in decisions:
             if macs is not None and d.macs_before is not None and d.macs_after is not None:

@@ -159,7 +159,7 @@ def _check_conversion(adapter: Adapter, model: nn.Module, problems: Problems) ->
     analysis = analyse(model, adapter=adapter)
     running = [n for n in adapter.unused(model) if n not in analysis.sites.dead]
     problems.expect(not running, f"unused(model) names modules that run: {running}")
-    made = apply_to(analysis, plan_for(analysis, preset="fast"), init="svd", calibrate=8)
+    made = apply_to(analysis, plan_for(analysis, preset="fast", width=1.0), init="svd", calibrate=8)
     rewritten = [d for d in made.plan.decisions if d.action == "rewrite"]
     problems.expect(bool(rewritten), "preset 'fast' finds no convolution to rewrite in the model")
     problems.expect(adapter.matches(made.model), "matches(converted) is not True")

@@ -60,10 +60,12 @@ def new_generator(wanted: NewGenerator, *, seed: int = 0) -> tuple[nn.Module, Pl
             img_channels=wanted.img_channels,
             z_dim=wanted.z_dim,
         )
-    if wanted.preset == "none":
+    if wanted.preset == "none" and wanted.width == 1:
         return dense, None
     analysis = analyse(dense)
-    decided = plan_for(analysis, preset=wanted.preset, rank=wanted.rank)
+    decided = plan_for(
+        analysis, preset=wanted.preset, rank=wanted.rank, width=wanted.width, trained=False
+    )
     if wanted.preset != "exact":
         norm: Literal["keep", "fold"] = wanted.spectral
         decided = replace(

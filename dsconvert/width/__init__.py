@@ -16,6 +16,7 @@ from dsconvert.width.curves import Curves, measure_curves
 from dsconvert.width.discover import free_groups
 from dsconvert.width.groups import ChannelGroups, Kept
 from dsconvert.width.narrow import check_widths, choice, equal_widths, held, narrow, narrow_sites
+from dsconvert.width.shares import cost_model, share_out
 
 __all__ = [
     "Absorber",
@@ -25,10 +26,12 @@ __all__ = [
     "Kept",
     "check_widths",
     "choice",
+    "cost_model",
     "equal_widths",
     "free_groups",
     "held",
     "measure_curves",
     "narrow",
     "narrow_sites",
+    "share_out",
 ]

@@ -8,7 +8,7 @@ count. A channel counts by the weights that read it and, through them, by its ef
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,10 @@ from torch import Tensor
 
 _TINY = 1e-12
 """A channel with a smaller share of the energy left is explained."""
+_BLOCKS = 128
+"""Number of blocks of a large group; a smaller group is chosen one by one."""
+_CANDIDATES = 4
+"""Candidates of a block for each unit that it takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,37 +54,106 @@ class Curve:
 def choose(readings: Sequence[Reading], total: float) -> Curve:
     """Return the greedy order of a group's units and its losses.
 
+    Large groups are chosen block by block: the next units come from the candidates with the largest
+    scores, whose columns alone are updated within a block.
+
     Args:
         readings: one for each consumer.
         total: the variance of the model's output, the unit of the loss.
     """
-    left = [r.second.double().clone() for r in readings]
-    read = [r.weight.double() @ s for r, s in zip(readings, left, strict=True)]
-    start = [s.diagonal().clone() for s in left]
-    size = len(start[0])
-    loss = [_loss(read, total)]
+    sides = [_Side(r) for r in readings]
+    size = len(sides[0].left)
+    loss = [_loss(sides, total)]
     order: list[int] = []
     free = torch.ones(size, dtype=torch.bool)
-    for _ in range(size):
-        gain = torch.zeros(size, dtype=torch.float64)
-        for second, product, energy in zip(left, read, start, strict=True):
-            rest = second.diagonal()
-            useful = rest > _TINY * energy.sum()
-            score = (second * product).sum(0) / rest.clamp_min(_TINY * float(energy.sum()) + 1e-300)
-            gain += torch.where(useful, score, torch.zeros_like(score))
-        best = int(torch.where(free, gain, torch.full_like(gain, -1.0)).argmax())
-        free[best] = False
-        order.append(best)
-        for i, energy in enumerate(start):
-            pivot = float(left[i][best, best])
-            if pivot > _TINY * float(energy.sum()):
-                column = left[i][:, best] / pivot**0.5
-                left[i].addr_(column, column, alpha=-1)
-                read[i].addr_(read[i][:, best] / pivot**0.5, column, alpha=-1)
-        loss.append(max(0.0, min(loss[-1], _loss(read, total))))
+    block = max(1, size // _BLOCKS)
+    while len(order) < size:
+        scores = torch.where(free, _sum(s.scores() for s in sides), -torch.ones(()).double())
+        count = min(block, size - len(order))
+        candidates = scores.topk(min(_CANDIDATES * count, int(free.sum()))).indices
+        chosen = _within(sides, candidates, count)
+        # The loss between the first and the last unit of a block is interpolated.
+        before = loss[-1]
+        for side in sides:
+            side.apply()
+        after = max(0.0, min(before, _loss(sides, total)))
+        loss += [before + (after - before) * (i + 1) / len(chosen) for i in range(len(chosen))]
+        order += chosen
+        free[chosen] = False
     loss[-1] = 0.0
     return Curve(tuple(order), tuple(loss))
 
 
-def _loss(read: Sequence[Tensor], total: float) -> float:
-    return sum(float(r.diagonal().sum()) for r in read) / max(total, 1e-300)
+class _Side:
+    """The channels of a group as one consumer reads them, without those that are explained.
+
+    ``left`` is the covariance S that the chosen units do not explain, ``read`` is Q S with the
+    consumer's weights Q.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self.left = reading.second.double().clone()
+        self.read = reading.weight.double() @ self.left
+        self.floor = _TINY * float(self.left.diagonal().sum()) + 1e-300
+        self._pivots: list[Tensor] = []
+        self._products: list[Tensor] = []
+
+    def scores(self) -> Tensor:
+        """Return the part of the loss that each unit would remove."""
+        return _scores(self.left, self.read, self.left.diagonal(), self.floor)
+
+    def columns(self, units: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the columns of some units, as copies."""
+        return self.left[:, units], self.read[:, units]
+
+    def remember(self, column: Tensor, product: Tensor) -> None:
+        """Take one pivot (its column over the root of its own entry) for :meth:`apply`."""
+        self._pivots.append(column)
+        self._products.append(product)
+
+    def apply(self) -> None:
+        """Remove what the remembered pivots explain."""
+        if self._pivots:
+            pivots, products = torch.stack(self._pivots, 1), torch.stack(self._products, 1)
+            self.left.addmm_(pivots, pivots.t(), alpha=-1)
+            self.read.addmm_(products, pivots.t(), alpha=-1)
+        self._pivots, self._products = [], []
+
+
+def _within(sides: Sequence[_Side], candidates: Tensor, count: int) -> list[int]:
+    """Choose ``count`` of the candidates one after the other."""
+    slabs = [list(s.columns(candidates)) for s in sides]
+    taken: list[int] = []
+    open_ = torch.ones(len(candidates), dtype=torch.bool)
+    for _ in range(count):
+        gains = _sum(
+            _scores(left, read, left[candidates, range(len(candidates))], side.floor)
+            for side, (left, read) in zip(sides, slabs, strict=True)
+        )
+        best = int(torch.where(open_, gains, -torch.ones(()).double()).argmax())
+        open_[best] = False
+        unit = int(candidates[best])
+        taken.append(unit)
+        for side, (left, read) in zip(sides, slabs, strict=True):
+            pivot = float(left[unit, best])
+            if pivot > side.floor:
+                column, product = left[:, best] / pivot**0.5, read[:, best] / pivot**0.5
+                side.remember(column, product)
+                row = column[candidates]
+                left.addr_(column, row, alpha=-1)
+                read.addr_(product, row, alpha=-1)
+    return taken
+
+
+def _scores(left: Tensor, read: Tensor, own: Tensor, floor: float) -> Tensor:
+    score = (left * read).sum(0) / own.clamp_min(floor)
+    return torch.where(own > floor, score, torch.zeros_like(score))
+
+
+def _sum(scores: Iterable[Tensor]) -> Tensor:
+    first, *others = scores
+    return sum(others, first)
+
+
+def _loss(sides: Sequence[_Side], total: float) -> float:
+    return sum(float(s.read.diagonal().sum()) for s in sides) / max(total, 1e-300)

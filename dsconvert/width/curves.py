@@ -15,12 +15,13 @@ from dsconvert.model.copying import isolated_copy
 from dsconvert.model.graph import TracedGraph
 from dsconvert.model.inputs import Inputs, like
 from dsconvert.width.absorb import SAMPLES, channel_rows
+from dsconvert.width.calibrate import calibrated
 from dsconvert.width.choose import Curve, Reading, choose
 from dsconvert.width.groups import ChannelGroups, folded_copy
 from dsconvert.width.labels import FIXED, Ids
 from dsconvert.width.sensitivity import sensitivities
 
-LATENTS = 160
+LATENTS = 64
 """Number of samples for the second moments; large maps use fewer."""
 _BATCH = 8
 _DIFFERENTIATED = 8
@@ -99,7 +100,8 @@ def measure_curves(
         ]
         if readings:
             curves[group.name] = choose(readings, spread)
-    return Curves(by_group=curves, samples=latents, seed=seed)
+    tried = calibrated(twin, groups, curves, second, small, seed=seed, progress=progress)
+    return Curves(by_group=tried, samples=latents, seed=seed)
 
 
 def _reading(

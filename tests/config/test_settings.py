@@ -150,7 +150,7 @@ def test_a_job_is_made_from_some_of_its_settings() -> None:
     job: Any = assemble(ConvertJob, {("snapshot",): "a.pkl", ("rewriting", "rank"): 2})
     assert isinstance(job, Job)
     assert job.rewriting.keywords() == {
-        "preset": "balanced", "rank": 2, "keep": (), "refit": (), "remove": (),
+        "preset": "balanced", "rank": 2, "width": None, "keep": (), "refit": (), "remove": (),
     }  # fmt: skip
     assert [i.name for i in own_items(ConvertJob)].count("snapshot") == 1
 

@@ -1,0 +1,77 @@
+"""The widths of a plan: one share for all maps, or shares by loss and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from dsconvert.config.choices import Width as Share
+from dsconvert.core.analysis import Analysis
+from dsconvert.core.presets import WIDTH_LOSS
+from dsconvert.errors import PlanError
+from dsconvert.records import Width
+from dsconvert.util.progress import Progress
+from dsconvert.width import cost_model, equal_widths, held, share_out
+
+Chooser = Callable[[Sequence[str]], tuple[Width, ...]]
+"""Returns the channel groups that get narrower, given the modules that are kept."""
+
+
+def width_chooser(
+    analysis: Analysis,
+    *,
+    preset: str,
+    width: Share | None,
+    trained: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Chooser | None:
+    """Return the choice of widths for a plan; None: every map keeps its channels.
+
+    Args:
+        analysis: of the model.
+        preset: of the plan, which says how much loss ``auto`` may cause.
+        width: the share of its channels that every map keeps, or ``auto``.
+        trained: whether the weights say which channels matter.
+        seed: of the samples.
+        progress: called with ``(stage, done, total, detail)``.
+
+    Raises:
+        PlanError: the share is out of range.
+    """
+    if width is None or width == 1:
+        return None
+    if width != "auto":
+        share = width
+        if not 0 < share <= 1:
+            raise PlanError(f"width {share:g} is no share above 0, up to 1 (all channels).")
+        return lambda keep: equal_widths(analysis.groups, share, keep)
+    if not trained:
+        # Random weights look as redundant as they are random: take what a trained network spares.
+        return lambda keep: equal_widths(analysis.groups, UNTRAINED_SHARE, keep)
+    loss = WIDTH_LOSS.get(preset, WIDTH_LOSS["balanced"])
+    return lambda keep: _by_loss(analysis, loss, keep, seed, progress)
+
+
+UNTRAINED_SHARE = 0.5
+"""Share of channels for a network that is to be trained anew, near that of most maps in the plan
+for the trained generator ``stamps-128-ngf32`` (``benchmarks/results/width.md``)."""
+
+
+def _by_loss(
+    analysis: Analysis, loss: float, keep: Sequence[str], seed: int, progress: Progress | None
+) -> tuple[Width, ...]:
+    groups = [g for g in analysis.groups.free() if held(g, keep) is None]
+    if not groups:
+        return ()
+    curves = analysis.curves(seed, progress).by_group
+    counts = share_out(groups, curves, cost_model(analysis.groups, analysis.sites), loss=loss)
+    return tuple(
+        Width(
+            group=g.name,
+            channels=g.channels,
+            kept=counts[g.name],
+            reason=f"loss {curves[g.name].loss[counts[g.name]]:.2g}, chosen by loss and cost",
+        )
+        for g in groups
+        if counts.get(g.name, g.channels) < g.channels
+    )

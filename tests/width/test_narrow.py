@@ -1,0 +1,181 @@
+"""Narrower models: exact where channels are redundant, costed, planned, refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from dsconvert_adapters.projected_gan import Generator
+from torch import nn
+
+from dsconvert import Plan, apply, convert, cost, plan
+from dsconvert.core.analysis import analyse
+from dsconvert.errors import PlanError, UsageError
+from dsconvert.width import narrow
+from dsconvert.width.groups import folded_copy
+from tests import models
+from tests.made_models import moved, moved_generator
+
+
+def fastgan(**config: Any) -> Generator:
+    return moved(Generator.from_config(resolution=64, ngf=8, z_dim=16, **config)).eval()
+
+
+def image(g: nn.Module, seed: int = 0) -> torch.Tensor:
+    z = torch.randn(3, 16, generator=torch.Generator().manual_seed(seed))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        return g(z, torch.zeros(3, 0))
+
+
+def redundant(g: Generator) -> Generator:
+    """A copy in which the second half of every group's channels repeats the first half."""
+    made = folded_copy(g)
+    groups = analyse(made).groups
+    places = groups.channels
+    with torch.no_grad():
+        for group in groups.free():
+            units = groups.units[group.name]
+            half = len(units) // 2
+            for table in (places.rows, places.entries):
+                for name, labels in table.items():
+                    roots = places.labels.roots(labels)
+                    for first, second in zip(units[:half], units[half:], strict=True):
+                        _copy(made.get_submodule(name), roots == first, roots == second)
+    assert isinstance(made, Generator)
+    return made.eval()
+
+
+def _copy(module: nn.Module, source: Any, target: Any) -> None:
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim and isinstance(module, nn.ConvTranspose2d) and tensor.ndim == 4:
+            tensor[:, target] = tensor[:, source]
+        elif tensor.ndim and target.any():
+            tensor[target] = tensor[source]
+
+
+def test_full_width_changes_nothing() -> None:
+    g = fastgan()
+    whole, same = plan(g, preset="fast"), plan(g, preset="fast", width=1.0)
+    assert same == whole
+    for a, b in zip(
+        apply(g, whole, calibrate=8).model.parameters(),
+        apply(g, same, calibrate=8).model.parameters(),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("preset", ["exact", "balanced"])
+def test_the_result_runs_and_costs_what_the_plan_says(preset: str) -> None:
+    g = fastgan()
+    made = plan(g, preset=preset, width=0.5)
+    assert {w.kept / w.channels for w in made.widths} == {0.5}
+    result = apply(g, made, calibrate=16)
+    assert result.model(torch.randn(2, 16), torch.zeros(2, 0)).shape == (2, 3, 64, 64)
+    convolutions = {d.site for d in result.plan.decisions}
+    for d in result.plan.decisions:
+        layer = result.model.get_submodule(d.site)
+        assert sum(p.numel() for p in layer.parameters()) == d.params_after, d.site
+    counted = cost(result.model)
+    assert counted.macs is not None
+    assert result.before.macs is not None
+    assert counted.macs < 0.5 * result.before.macs
+    assert convolutions
+    # The original is as it was, and has every channel.
+    assert cost(g).params == result.before.params
+
+
+def test_conditional_generators_get_narrower() -> None:
+    g = fastgan(classes=3)
+    result = apply(g, plan(g, preset="exact", width=0.5), calibrate=16)
+    c = nn.functional.one_hot(torch.tensor([0, 2]), 3).float()
+    assert result.model(torch.randn(2, 16), c).shape == (2, 3, 64, 64)
+    assert len(result.kept) >= 8
+
+
+def test_fitted_beats_sliced() -> None:
+    g = fastgan()
+    made = plan(g, preset="exact", width=0.5)
+    fitted = apply(g, made, calibrate=64)
+    sliced = analyse(g)
+    bare = narrow(g, sliced.groups, fitted.kept)
+    wanted = image(g)
+    assert (image(fitted.model) - wanted).square().mean() < (
+        0.7 * (image(bare) - wanted).square().mean()
+    )
+
+
+def test_a_plan_goes_through_json_and_is_checked() -> None:
+    g = fastgan()
+    made = plan(g, preset="fast", width=0.5)
+    assert Plan.from_json(made.to_json()) == made
+    assert "widths" not in plan(g, preset="fast").to_json()
+    one = made.widths[0]
+    for change, said in (
+        ({"group": "nobody"}, "no channel group called nobody"),
+        ({"kept": 0}, "outside 1.."),
+        ({"channels": 3}, "channels, not 3"),
+    ):
+        wrong = dataclasses.replace(made, widths=(dataclasses.replace(one, **change),))
+        with pytest.raises(PlanError, match=said):
+            apply(g, wrong)
+    with pytest.raises(PlanError, match="decided twice"):
+        apply(g, dataclasses.replace(made, widths=(one, one)))
+    with pytest.raises(PlanError, match="is not a whole number"):
+        Plan.from_json(made.to_json().replace(f'"kept": {one.kept}', '"kept": 0.5'))
+
+
+def test_kept_modules_keep_their_channels() -> None:
+    g = fastgan()
+    made = plan(g, preset="fast", width=0.5, keep=["synthesis.feat_32.5"])
+    groups = {w.group for w in made.widths}
+    assert not groups & {"synthesis.feat_32.1", "synthesis.feat_32.5"}
+    result = apply(g, made, calibrate=16)
+    before, after = (m.get_submodule("synthesis.feat_32.5").state_dict() for m in (g, result.model))
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("width", [0.0, -1.0, 1.5, float("nan")])
+def test_shares_out_of_range(width: float) -> None:
+    with pytest.raises(PlanError, match="share"):
+        plan(fastgan(), width=width)
+
+
+def test_without_latents_nothing_can_be_chosen() -> None:
+    g = fastgan()
+    made = plan(g, preset="fast", width=0.5)
+    with pytest.raises(UsageError, match="--calibrate 0"):
+        apply(g, made, calibrate=0)
+    assert apply(g, made, init="random").kept  # to train anew, any will do
+
+
+def test_an_own_model_with_its_inputs() -> None:
+    model = models.decoder()
+    result = apply(model, plan(model, width=0.5, inputs=models.latents), inputs=models.latents)
+    assert [w.group for w in result.plan.widths] == ["start", "block1.1"]
+    assert models.output(result.model, torch.randn(2, 16)).shape == (2, 3, 16, 16)
+    made = convert(model, width=0.5, inputs=models.latents, calibrate=8)
+    assert models.output(made, torch.randn(2, 16)).shape == (2, 3, 16, 16)
+
+
+def test_random_state_and_model_are_left_alone() -> None:
+    g = moved_generator()
+    before = {k: v.clone() for k, v in g.state_dict().items()}
+    torch.manual_seed(4)
+    wanted = torch.rand(1)
+    torch.manual_seed(4)
+    apply(g, plan(g, preset="exact", width=0.5), calibrate=8)
+    assert torch.equal(torch.rand(1), wanted)
+    assert all(torch.equal(before[k], v) for k, v in g.state_dict().items())
+
+
+def test_redundant_channels_cost_no_quality() -> None:
+    g = redundant(fastgan())
+    result = apply(g, plan(g, preset="exact", width=0.5), calibrate=64)
+    assert len(result.kept) >= 9
+    wanted = image(g)
+    error = (image(result.model) - wanted).square().mean() / wanted.var()
+    assert error < 1e-4
