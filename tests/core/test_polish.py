@@ -326,3 +326,10 @@ def test_a_single_convolution() -> None:
     made = apply(conv, decided, init="svd", inputs=maps, calibrate=8, polish_steps=30)
     assert made.polish.distance_after < made.polish.distance_before
     assert isinstance(made.model, nn.Sequential)
+
+
+def test_a_narrower_model_is_polished_through_read_outs(teacher) -> None:
+    decided = plan(teacher, preset="paper", rank=2, width=0.5, inputs=latents)
+    made = apply(teacher, decided, inputs=latents, calibrate=16, polish_steps=30)
+    assert any(w.kept < w.channels for w in made.plan.widths)
+    assert made.polish.distance_after < 0.95 * made.polish.distance_before
