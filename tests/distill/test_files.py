@@ -15,12 +15,12 @@ from dsconvert.cli import main
 from dsconvert.cli.output import Bars
 from dsconvert.core.pipeline import apply, plan
 from dsconvert.distill import DistillConfig, distill
-from dsconvert.distill import loop as distill_loop
-from dsconvert.distill.batches import TeacherBatches
-from dsconvert.distill.evaluator import evaluate_student
-from dsconvert.distill.loss import ProjectedMaps, Scales
 from dsconvert.formats.convert_file import convert_snapshot
 from dsconvert.formats.official import new_snapshot
+from dsconvert.matching import loop as matching_loop
+from dsconvert.matching.batches import TeacherBatches
+from dsconvert.matching.evaluator import evaluate_student
+from dsconvert.matching.loss import ProjectedMaps, Scales
 from dsconvert.metrics import sample_images
 from dsconvert.model.inputs import sampler_of
 from tests.models import decoder, output
@@ -124,7 +124,7 @@ def test_an_interrupted_run_says_what_is_saved_and_how_it_goes_on(
 
     # In the evaluation at the start there is nothing to lose, and the same words begin again.
     with monkeypatch.context() as patch:
-        patch.setattr(distill_loop, "evaluate_student", stopping)
+        patch.setattr(matching_loop, "evaluate_student", stopping)
         assert main(words) == 130
     said = capsys.readouterr()
     assert said.out.startswith("stopped before the first step: nothing to save; start again with: ")
