@@ -52,7 +52,7 @@ def test_it_learns_and_leaves_both_alone(pair) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+@pytest.mark.parametrize("optimiser", [pytest.param("adam", marks=pytest.mark.extended), "muon"])
 def test_a_run_that_was_cut_off_ends_bit_equal(pair, tmp_path: Path, optimiser: str) -> None:
     if optimiser == "muon" and not hasattr(torch.optim, "Muon"):
         pytest.skip("this torch has no Muon")
@@ -92,6 +92,7 @@ def test_a_run_that_made_things_worse_gives_the_start_back(pair) -> None:
     assert f"{done.end.distance:.4g}" in note
 
 
+@pytest.mark.slow
 def test_the_best_on_the_way_is_handed_back_also_after_a_kill(pair, tmp_path: Path) -> None:
     """It learns for eight steps; then its weights are thrown off."""
     teacher, student = pair
@@ -168,7 +169,9 @@ def test_an_older_checkpoint_says_which_student_was_the_best(pair) -> None:
     assert best.last == HeldOutScore(distance=3.0, terms={"image": 3.0}, psnr=5.0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.extended)]
+)
 def test_an_interrupted_run_goes_on_exactly(pair, tmp_path: Path, number: signal.Signals) -> None:
     """Also where an evaluation was due after the step that was interrupted."""
     teacher, student = pair

@@ -8,17 +8,19 @@ import sys
 
 import pytest
 
-_CODE = """
-import json, resource, sys, torch
+import dsconvert
 from dsconvert.util.allocator import keep_freed_memory
 
-torch.set_num_threads(1)
+_CODE = """
+import json, resource, sys
+from dsconvert.util.allocator import keep_freed_memory
+
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):
-        torch.ones(12 << 20)  # 48 MiB: above every threshold of its own
+        b"x" * (48 << 20)  # 48 MiB: above every threshold of its own
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 for _ in range(4):
@@ -33,6 +35,14 @@ def _run(word: str) -> tuple[bool | None, int]:
     )
     kept, faults = json.loads(done.stdout)
     return kept, faults
+
+
+def test_it_is_public_and_needs_no_torch() -> None:
+    code = "import dsconvert, sys; dsconvert.keep_freed_memory(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert dsconvert.keep_freed_memory is keep_freed_memory
+    assert "keep_freed_memory" in dsconvert.__all__
 
 
 @pytest.mark.slow

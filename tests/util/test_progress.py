@@ -100,7 +100,7 @@ def test_stderr_where_logging_is_not_configured() -> None:
 @pytest.mark.slow
 def test_a_conversion_tells_what_it_fits(caplog: pytest.LogCaptureFixture) -> None:
     model = moved_generator()
-    dsconvert.convert(model, calibrate=64, progress=True)
+    dsconvert.convert(model, preset="paper", calibrate=8, progress=True)
     messages = [r.getMessage() for r in caplog.records]
     assert any(re.match(r"fit: \d+ of \d+, synthesis\.\w+", m) for m in messages)
     assert not any("<" in m for m in messages)
