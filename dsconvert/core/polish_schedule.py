@@ -8,6 +8,7 @@ same total repeats the result, whatever the speed of the machine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ EVERY, LONGER = 20, 4
 """Evaluations are 20 steps apart, later a quarter (1 / 4) of the steps before them."""
 PATIENCE = 2
 """Evaluations in a row that lower the distance by less than one percent, until the rate falls."""
+_ONE_PERCENT = 0.99
 _FEW = 3
 """Steps after which their mean duration is known."""
 _EVALUATIONS = 4
@@ -56,6 +58,7 @@ class PolishSchedule:
         self._estimate = step_seconds
         self._ready, self._closing = 0.0, 0.0
         self._next = EVERY
+        self._lowest, self._stale = math.inf, 0
 
     def expect(self, step_seconds: float) -> None:
         """Set the estimate of the duration of a step."""
@@ -77,10 +80,10 @@ class PolishSchedule:
         held = steps_before_fall(self.total)
         return rise * min(1.0, (self.total - steps) / max(1, self.total - held))
 
-    def end(self, steps: int, seconds: float, stale: int) -> Reason | None:
+    def end(self, steps: int, seconds: float, stale: int = 0) -> Reason | None:  # noqa: ARG002
         """Return the reason if the run is over: that of the fall, or that the time is up."""
         if self.total is None:
-            if stale >= PATIENCE:
+            if self._stale >= PATIENCE:
                 self._fall(steps, "patience")
             elif self._limit is not None and self._needed(steps, seconds) > self._limit - seconds:
                 self._fall(steps, "minutes")
@@ -107,9 +110,20 @@ class PolishSchedule:
         """See :class:`~dsconvert.matching.protocols.Schedule`."""
         return steps >= self._next
 
-    def evaluated(self, steps: int, seconds: float, *, took: float) -> None:  # noqa: ARG002
+    def evaluated(
+        self,
+        steps: int,
+        seconds: float,  # noqa: ARG002 - of the protocol
+        *,
+        took: float,
+        distance: float,
+    ) -> None:
         """See :class:`~dsconvert.matching.protocols.Schedule`."""
         self._closing = took
+        if steps:
+            # Not the fit itself: at the full rate the distance of a good fit rises at first.
+            self._stale = 0 if distance < _ONE_PERCENT * self._lowest else self._stale + 1
+            self._lowest = min(self._lowest, distance)
         while self._next <= steps:
             self._next += max(EVERY, self._next // LONGER)
 

@@ -88,9 +88,8 @@ class Loop:
             config.batch, self.device, self.schedule, progress=progress
         )
         self.steps, self._seconds_before = 0, 0.0
-        self.optimiser = Optimiser(
-            self.student, betas=config.betas, muon=config.optimiser == "muon"
-        )
+        muon = config.optimiser == "muon"
+        self.optimiser = Optimiser(self.student, betas=config.betas, muon=muon)
         self._rate, self._alone = 0.0, False
         self.best = BestStudent(config)
         saved = None if record is None else record.saved
@@ -239,7 +238,9 @@ class Loop:
         found = evaluate_student(self.batches, self.scales)
         score = found.score
         self._train_mode()
-        self.schedule.evaluated(self.steps, self.seconds, took=self.seconds - began)
+        self.schedule.evaluated(
+            self.steps, self.seconds, took=self.seconds - began, distance=score.distance
+        )
         self.best.add(score, self.student, step=self.steps, counts=not self._alone)
         terms = {f"held_{n}": v for n, v in score.terms.items()}
         self._line(held_distance=score.distance, held_psnr=score.psnr, **terms)

@@ -43,8 +43,8 @@ class Schedule(Protocol):
         """Return whether the student of ``steps`` steps is to be evaluated now."""
         ...
 
-    def evaluated(self, steps: int, seconds: float, *, took: float) -> None:
-        """Take an evaluation into account that has been made and took some of the seconds."""
+    def evaluated(self, steps: int, seconds: float, *, took: float, distance: float) -> None:
+        """Take an evaluation into account: the seconds of it alone, and the held-out distance."""
         ...
 
     def position(self, steps: int, seconds: float) -> tuple[str, int, int]:

@@ -63,7 +63,14 @@ class DistillSchedule:
         share = self._progress(steps, seconds)
         return share < 1 and share * c.evaluations >= self._evaluated
 
-    def evaluated(self, steps: int, seconds: float, *, took: float) -> None:  # noqa: ARG002
+    def evaluated(
+        self,
+        steps: int,
+        seconds: float,
+        *,
+        took: float,  # noqa: ARG002 - of the protocol
+        distance: float,  # noqa: ARG002
+    ) -> None:
         """See :class:`Schedule`."""
         # The set-up takes a part of the minutes, but the start is the first evaluation.
         share = self._progress(steps, seconds) if steps else 0.0

@@ -75,16 +75,17 @@ def simulated(
     schedule: PolishSchedule, *, step: float = 1.0, better: int = 10**9
 ) -> tuple[list[float], list[int], str, float]:
     """Run a schedule with steps of ``step`` seconds; evaluations after ``better`` bring nothing."""
-    seconds, steps, stale, rates, judged = 2.0, 0, 0, [], []
+    seconds, steps, rates, judged = 2.0, 0, [], []
     schedule.expect(step)
-    schedule.evaluated(0, seconds, took=1.0)
+    schedule.evaluated(0, seconds, took=1.0, distance=0.01)  # a good fit, which training leaves
+    distance = 1.0
     schedule.start(0, seconds)
-    while (reason := schedule.end(steps, seconds, stale)) is None:
+    while (reason := schedule.end(steps, seconds)) is None:
         if steps not in judged and schedule.evaluation_due(steps, seconds):
             judged.append(steps)
             seconds += 1.0
-            schedule.evaluated(steps, seconds, took=1.0)
-            stale = 0 if steps <= better else stale + 1
+            distance *= 0.95 if steps <= better else 0.999
+            schedule.evaluated(steps, seconds, took=1.0, distance=distance)
             continue
         rates.append(schedule.rate(steps, seconds))
         steps += 1
@@ -126,9 +127,9 @@ def test_a_machine_that_becomes_slow_does_not_get_more_time() -> None:
     schedule = PolishSchedule(limit=100.0)
     schedule.expect(1.0)
     schedule.start(0, 0.0)
-    assert schedule.end(50, 60.0, 0) is None
+    assert schedule.end(50, 60.0) is None
     assert schedule.total is not None  # it has begun to fall
-    assert schedule.end(55, 101.0, 0) == "minutes"
+    assert schedule.end(55, 101.0) == "minutes"
 
 
 # --- the stage ---
@@ -205,7 +206,7 @@ def test_what_is_kept_keeps_its_bytes(teacher) -> None:
 
 def with_rate(monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
     def config(**settings: Any) -> DistillConfig:
-        return DistillConfig(**settings, lr=rate, optimiser="adam")
+        return DistillConfig(**{**settings, "lr": rate, "optimiser": "adam"})
 
     monkeypatch.setattr(polish_stage, "DistillConfig", config)
 
