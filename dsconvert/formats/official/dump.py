@@ -51,8 +51,8 @@ _EMPTY = (
 )
 """Hook tables that the writer leaves empty (a hook of the user's can't be written)."""
 _FIRST_HOOK = 1 << 16
-"""Key of a module's first hook. torch numbers hooks by a counter of the process; a file must not depend
-on it. A process that loads the file counts from 0, and must not reach these keys."""
+"""Key of a module's first hook. torch numbers hooks by a counter of the process, on which a file
+must not depend. A process that loads the file counts from 0, and must not reach these keys."""
 _INTERNAL = frozenset(vars(nn.Module())) | {*_EMPTY, "_is_full_backward_hook"}
 
 
