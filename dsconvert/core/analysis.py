@@ -81,6 +81,7 @@ class Analysis:
                 self.groups,
                 self.sampler,
                 seed=seed,
+                macs=self.cost.macs,
                 progress=None if progress is None else lambda i, n, d: progress("width", i, n, d),
             )
         return self._curves[seed]

@@ -24,6 +24,7 @@ from dsconvert.width.groups import ChannelGroups
 
 _SHARES = (1 / 4, 1 / 2)
 """Shares of a group's channels at which its loss is tried."""
+TRIALS = len(_SHARES)
 _BANDS = 3
 """Bands above the coarsest one."""
 _RIDGE = 1e-6

@@ -15,7 +15,7 @@ from dsconvert.model.copying import isolated_copy
 from dsconvert.model.graph import TracedGraph
 from dsconvert.model.inputs import Inputs, like
 from dsconvert.width.absorb import SAMPLES, channel_rows
-from dsconvert.width.calibrate import calibrated
+from dsconvert.width.calibrate import TRIALS, calibrated
 from dsconvert.width.choose import Curve, Reading, choose
 from dsconvert.width.groups import ChannelGroups, folded_copy
 from dsconvert.width.labels import FIXED, Ids
@@ -25,7 +25,9 @@ LATENTS = 64
 """Number of samples for the second moments; large maps use fewer."""
 _BATCH = 8
 _DIFFERENTIATED = 8
-"""Number of samples for the gradients."""
+"""Number of samples for the gradients and the trials."""
+_TRIAL_MACS = 3e12
+"""Multiply-accumulates that the trials may take, a minute on two CPU cores."""
 _BUDGET = 256 << 20
 """Bytes of one map over all samples."""
 
@@ -47,6 +49,7 @@ def measure_curves(
     *,
     seed: int = 0,
     latents: int = LATENTS,
+    macs: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Curves:
     """Measure the curves of all free groups; ``model`` does not change.
@@ -58,6 +61,7 @@ def measure_curves(
         sampler: of its inputs.
         seed: of the samples and every other draw.
         latents: number of samples.
+        macs: of one sample; a large model is differentiated and tried on fewer of them.
         progress: called with (steps done, steps in all, name).
     """
     free = groups.free()
@@ -89,7 +93,10 @@ def measure_curves(
             traced, twin, twin, batches, visit=collect, observe=names, budget=_BUDGET, seed=seed,
             progress=progress,
         ).run()  # fmt: skip
-    small = [like(sampler(2, generator), twin) for _ in range(_DIFFERENTIATED // 2)]
+    pairs = _DIFFERENTIATED // 2
+    if macs:
+        pairs = max(1, min(pairs, int(_TRIAL_MACS / (2 * macs * TRIALS * len(free)))))
+    small = [like(sampler(2, generator), twin) for _ in range(pairs)]
     weights, spread = sensitivities(isolated_copy(twin), names, small, seed=seed)
     curves: dict[str, Curve] = {}
     for group in free:
