@@ -80,6 +80,8 @@ def _block(module: architecture.SynthesisBlock) -> Problem:
         if shape_of(inside._parameters, "const") != (width, side, side):
             return "has no usable const"
     else:
+        # A file of a narrower generator may hold the number that its block once had.
+        module.in_channels = module.conv0.in_channels
         for name in need:
             layer: Any = inside._modules[name]
             if name in ("conv0", "skip") and (

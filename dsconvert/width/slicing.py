@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsconvert.adapter import Narrows
 from dsconvert.model.norms import fold, norm_kind
 
 _COUNTS = (
@@ -24,6 +25,9 @@ def has_entries(module: nn.Module, size: int) -> bool:
 
 def slice_entries(module: nn.Module, kept: Tensor, size: int) -> None:
     """Keep the entries ``kept`` of everything in ``module`` with ``size`` entries."""
+    if isinstance(module, Narrows):
+        module.narrow(kept)
+        return
     for part in module.modules():
         if norm_kind(part) != "none":
             fold(part)
