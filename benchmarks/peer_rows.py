@@ -147,11 +147,14 @@ def _compiled(original: nn.Module, options: Options) -> Built:
     return Built(model=_fast(original, options), inputs=sampler_of(original), compile=True)
 
 
-def _deployed(original: nn.Module, options: Options) -> Built:
-    from dsconvert.forms import deploy
+def _deployed(name: str) -> Callable[[nn.Module, Options], Built]:
+    def build(original: nn.Module, options: Options) -> Built:
+        from dsconvert.forms import deploy
 
-    fast = _fast(original, options)
-    return Built(model=deploy(fast), inputs=sampler_of(original), counted=fast, trains=False)
+        made = _preset(name)(original, options).model
+        return Built(model=deploy(made), inputs=sampler_of(original), counted=made, trains=False)
+
+    return build
 
 
 def _lean(original: nn.Module, options: Options) -> Built:
@@ -327,10 +330,13 @@ ROWS: dict[str, Callable[[nn.Module, Options], Built]] = {
     "paper": _preset("paper"),
     "balanced": _preset("balanced"),
     "fast": _preset("fast"),
-    "fast, deployed": _deployed,
+    "balanced, deployed": _deployed("balanced"),
+    "fast, deployed": _deployed("fast"),
     "fast, lean": _lean,
     "official, freed memory kept": _kept(_official),
-    "fast, deployed, freed memory kept": _kept(_deployed),
+    "balanced, freed memory kept": _kept(_preset("balanced")),
+    "balanced, deployed, freed memory kept": _kept(_deployed("balanced")),
+    "fast, deployed, freed memory kept": _kept(_deployed("fast")),
     "fast, lean, freed memory kept": _kept(_lean),
     "fast, onnxruntime": _export("onnx", ".onnx"),
     "fast, OpenVINO": _export("openvino", ".xml"),

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from dsconvert.formats.save_file import save_file
     from dsconvert.forms import deploy, lean
     from dsconvert.records import Conversion, Cost, Plan
+    from dsconvert.util.allocator import keep_freed_memory
 
 __version__ = VERSION
 install()
@@ -66,6 +67,7 @@ _HOMES = {
         "plan_snapshot",
     ),
     "dsconvert.formats.export_file": ("export_model", "load_generator"),
+    "dsconvert.util.allocator": ("keep_freed_memory",),
     "dsconvert.formats.registry": ("inspect_file", "open_file"),
     "dsconvert.formats.save_file": ("save_file",),
     "dsconvert.formats.official": (
@@ -96,6 +98,7 @@ __all__ = [
     "export_model",
     "inspect_file",
     "inspect_snapshot",
+    "keep_freed_memory",
     "lean",
     "load_export",
     "load_generator",

@@ -26,6 +26,8 @@ DEFAULT_LATENTS = 768
 """Default number of latents; more barely reduce the held-out error. Large maps use fewer."""
 _BUDGET = 512 << 20
 """Bytes of one node's output on one side; two or three nodes and both sides are alive at once."""
+_POSITIONS = 300_000
+"""Pixels that a layer is fitted to, over all latents; more barely reduce the held-out error."""
 _EXACT = 1e-9
 """Below this error nothing is fitted: the layer is exact up to rounding."""
 _SVD = "SVD"
@@ -271,6 +273,7 @@ def fit_layers(
                 student_graph=student_graph,
                 selection=None if absorber is None else absorber.selection,
                 budget=_BUDGET,
+                positions=_POSITIONS if factors else None,
                 seed=seed,
                 progress=(lambda i, n, d: progress(name, i, n, d)) if progress else None,
             )

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from dsconvert.core.fit_layers import BATCH, FitOutcome, fit_layers
+from dsconvert.fit.statistics import buffers_of
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.graph import ConvTypes, TracedGraph
 from dsconvert.model.inputs import Inputs, like
 from dsconvert.model.norms import fold, norm_kind
 from dsconvert.model.precision import as_stored
-from dsconvert.records import Plan, Sites
+from dsconvert.records import Plan, Sites, within
 from dsconvert.util.progress import Progress
 from dsconvert.width import Absorber, ChannelGroups, Kept
 
@@ -81,9 +82,11 @@ def fit_to_original(
         working.float()
         teacher.float()
     generator = torch.Generator().manual_seed(seed)
-    batches = [
-        like(sampler(BATCH, generator), teacher) for _ in range(max(2, -(-latents // BATCH)))
-    ]
+    count = max(2, -(-latents // BATCH))
+    if not factors and narrower is None and not _has_statistics(student, plan):
+        # Nothing is corrected: the pass only measures the errors, on the held-out batch.
+        count = 2
+    batches = [like(sampler(BATCH, generator), teacher) for _ in range(count)]
     outcome = fit_layers(
         graph=graph,
         sites=sites,
@@ -104,3 +107,11 @@ def fit_to_original(
         fitted = as_stored(fitted, student.state_dict(), where)
     student.load_state_dict(fitted)
     return outcome
+
+
+def _has_statistics(model: nn.Module, plan: Plan) -> bool:
+    """Return whether ``model`` has statistics that the plan allows to correct."""
+    return any(
+        buffers_of(m) is not None and not within(name, plan.keep)
+        for name, m in model.named_modules()
+    )

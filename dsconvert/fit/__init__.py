@@ -2,8 +2,9 @@
 
 ``activation_stream`` runs the original and the rewritten model side by side; a :class:`Sample`
 holds the activations of one layer; ``moments`` condenses them to what least squares needs;
-``least_squares`` solves; ``statistics`` corrects batch normalisations; ``overflow`` guards all of
-that against values that are not finite.
+``least_squares`` solves for kernels, ``product_kernel`` for products of two factors; ``statistics``
+corrects batch normalisations; ``overflow`` guards all of that against values that are not finite;
+``threads`` runs small operations on one thread.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from dsconvert.errors import ConversionError
-from dsconvert.model.graph import TracedGraph
+from dsconvert.fit.threads import all_threads, one_thread
+from dsconvert.model.graph import ConvTypes, TracedGraph
 from dsconvert.model.inputs import tensors_of
 from dsconvert.model.node_runner import NodeRunner
 
@@ -51,6 +52,20 @@ def _bytes(value: Any) -> int:
     return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
 
 
+def _pixels(value: Any) -> int:
+    """Return the positions of a map (N, C, H, W), batch included; 0 for other values."""
+    is_map = isinstance(value, Tensor) and value.dim() == 4
+    return value.numel() // max(1, value.shape[1]) if is_map else 0
+
+
+def _weights(model: nn.Module, name: str) -> int:
+    """Return the weights that the module ``name`` applies at each position of a map."""
+    parts = model.get_submodule(name).modules() if name else ()
+    return sum(m.weight.numel() for m in parts if isinstance(m, ConvTypes))
+
+
+FEWEST = 32
+"""Batches that are kept however many positions each of them has: images differ as a whole, too."""
 Values = dict[fx.Node, Any]
 Selection = Mapping[fx.Node, tuple[int, Tensor]]
 """Per node of the teacher's graph whose value has more channels than the student's: the channel
@@ -76,6 +91,9 @@ class ActivationStream:
         selection: the channels that a narrower student keeps.
         budget: bytes that the outputs of one node may take on one side; beyond it batches are
             dropped (the last first), but never below two.
+        positions: pixels over all latents that suffice for the fit of a layer; beyond them batches
+            are dropped like those beyond ``budget``, but never below :data:`FEWEST`. None: no
+            number does.
         seed: seeds the random draws inside the model (noise injection), per node and batch, the
             same on both sides.
         progress: called with (nodes done, nodes in all, name).
@@ -95,11 +113,12 @@ class ActivationStream:
         student_graph: TracedGraph | None = None,
         selection: Selection | None = None,
         budget: int = 1 << 30,
+        positions: int | None = None,
         seed: int = 0,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         self._graph = graph.graph
-        self._student_model = student
+        self._teacher_model, self._student_model = teacher, student
         self._teacher = NodeRunner(teacher, graph.graph, graph.constants)
         own = graph if student_graph is None else student_graph
         self._student = NodeRunner(student, own.graph, own.constants)
@@ -107,16 +126,25 @@ class ActivationStream:
         self._visit, self._watch, self._changed = visit, watch, changed
         self._observe, self._selection = observe, selection or {}
         self._budget, self._seed, self._progress = budget, seed, progress
+        self._positions = positions
         self._values: list[tuple[Values, Values]] = [({}, {}) for _ in batches]
         """Per batch, the values of the teacher and of the student that are still in use."""
         self._batches = [tensors_of(batch) for batch in batches]
+        tensors = [t for batch in self._batches for t in batch]
+        for model in (teacher, student):
+            tensors += [*model.parameters(), *model.buffers()]
+        self._accelerated = any(t.device.type != "cpu" for t in tensors)
         self._calls: dict[str, int] = {}
         self._diverged: set[fx.Node] = set()
         self.held_out: tuple[Any, Any] | None = None
         """The outputs of student and teacher for the first batch, once the pass is over."""
 
     def run(self) -> None:
-        """Run the whole graph."""
+        """Run the whole graph, small operations on one thread."""
+        with one_thread():
+            self._run()
+
+    def _run(self) -> None:
         nodes = list(self._graph.nodes)
         last_use: dict[fx.Node, fx.Node] = {}
         for node in nodes:
@@ -148,7 +176,13 @@ class ActivationStream:
                 student.pop(self._twins[node], None)
 
     def _draw(self, position: int, batch: int) -> None:
-        torch.manual_seed((self._seed * 1_000_003 + position) * 8191 + batch)
+        seed = (self._seed * 1_000_003 + position) * 8191 + batch
+        if self._accelerated:
+            torch.manual_seed(seed)
+        else:
+            # The same draws: torch.manual_seed also seeds accelerators, and takes milliseconds to
+            # note the stack where there is none.
+            torch.default_generator.manual_seed(seed)
 
     def _step(self, node: fx.Node, position: int) -> None:
         name = str(node.target) if node.op == "call_module" else ""
@@ -157,14 +191,19 @@ class ActivationStream:
         # A parameter that forward reads may be narrower, too.
         diverged = diverged or touched or node in self._selection
         twin = self._twins[node]
-        used = 0
+        used = seen = 0
+        weights = _weights(self._teacher_model, name)
         for index, (teacher, student) in enumerate(self._values):
             self._draw(position, index)
-            teacher[node] = self._teacher.value(node, teacher)
+            with all_threads(weights * _pixels(self._values[0][0].get(node))):
+                teacher[node] = self._teacher.value(node, teacher)
             if not diverged:
                 student[twin] = teacher[node]
             used += _bytes(teacher[node])
-            if used > self._budget and index + 1 >= 2 and index + 1 < len(self._values):
+            seen += _pixels(teacher[node])
+            enough = self._positions is not None and seen >= self._positions
+            enough = (enough and index + 1 >= FEWEST) or (used > self._budget and index + 1 >= 2)
+            if enough and index + 1 < len(self._values):
                 del self._values[index + 1 :]
                 del self._batches[index + 1 :]
                 break
@@ -185,9 +224,11 @@ class ActivationStream:
         if not diverged:
             return
         self._diverged.add(node)
-        for index, (_, student) in enumerate(self._values):
+        weights = _weights(self._student_model, name)
+        for index, (teacher, student) in enumerate(self._values):
             self._draw(position, index)
-            student[twin] = self._student.value(twin, student)
+            with all_threads(weights * _pixels(teacher[node])):
+                student[twin] = self._student.value(twin, student)
 
     def _selected(self, node: fx.Node, value: Any) -> Any:
         """Return a value of the teacher without the channels that the student lacks."""

@@ -11,12 +11,14 @@ output, each with a few of the taps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dsconvert.fit.threads import all_threads
 
 Conv = nn.Conv2d | nn.ConvTranspose2d
 
@@ -51,21 +53,39 @@ class Moments:
         return self.xx.double() - torch.outer(x, x), self.xy.double() - torch.outer(x, y)
 
 
+_ROWS = 4096
+"""Patches that are multiplied at a time at least."""
+_CHUNK = 1 << 17
+"""Elements that are converted to double precision at a time: the copy then stays in the cache."""
+
+
+def _sums(values: Tensor, shift: Tensor | None = None) -> Tensor:
+    """Return the sums over batch and space, ``(C,)`` in double precision.
+
+    With ``shift (C,)`` they are the sums of the squared differences from it.
+    """
+    flat = values.flatten(2)
+    total = flat.new_zeros(flat.shape[1], dtype=torch.float64)
+    rows = max(1, _CHUNK // max(1, flat.shape[2]))
+    for sample in flat:
+        for first, part in zip(range(0, len(total), rows), sample.split(rows), strict=True):
+            here = slice(first, first + rows)
+            if shift is not None:
+                part = (part - shift[here, None]).square()
+            total[here] += part.double().sum(1)
+    return total
+
+
 def channel_mean(values: Sequence[Tensor]) -> Tensor:
     """Return the mean over batch and space, ``(C,)``."""
-    total = sum((v.sum((0, 2, 3), dtype=torch.float64) for v in values), torch.tensor(0.0))
     count = sum(v.numel() // v.shape[1] for v in values)
-    return (total / count).to(values[0].dtype)
+    return (torch.stack([_sums(v) for v in values]).sum(0) / count).to(values[0].dtype)
 
 
 def channel_variance(values: Sequence[Tensor], mean: Tensor) -> Tensor:
     """Return the variance over batch and space, ``(C,)``."""
-    shift = mean[None, :, None, None]
-    total = sum(
-        ((v - shift).square().sum((0, 2, 3), dtype=torch.float64) for v in values),
-        torch.tensor(0.0),
-    )
-    return (total / sum(v.numel() // v.shape[1] for v in values)).to(values[0].dtype)
+    count = sum(v.numel() // v.shape[1] for v in values)
+    return (torch.stack([_sums(v, mean) for v in values]).sum(0) / count).to(values[0].dtype)
 
 
 def second_moment(values: Sequence[Tensor]) -> Tensor:
@@ -159,9 +179,6 @@ def moments(
         samples: number of positions drawn for each phase.
         seed: of the draw.
     """
-    generator = torch.Generator().manual_seed(seed)
-    stride = _pairs(conv.stride, conv)
-    step, every = ((1, 1), stride) if isinstance(conv, nn.ConvTranspose2d) else (stride, (1, 1))
     phases = [p for p in _phases(conv) if p.taps]
     outs = wanted[0].shape[1]
     channels = inputs[0].shape[1] if project is None else len(project)
@@ -172,26 +189,66 @@ def moments(
         for n in (len(p.taps) * channels,)
     ]
     counts = [0] * len(phases)
-    pixels = sum(y.shape[0] * y.shape[2] * y.shape[3] for y in wanted) / (every[0] * every[1])
-    share = min(1.0, samples / max(1.0, pixels))
-    # Batch by batch, so that only one projected copy is alive.
-    for x, y in zip(inputs, wanted, strict=True):
-        view = x if project is None else torch.einsum("pi,nihw->nphw", project, x)
-        for i, phase in enumerate(phases):
-            target = y[:, :, phase.offset[0] :: every[0], phase.offset[1] :: every[1]]
-            patch, value = _draw(conv, phase, view, target, step, share, generator)
-            if offset is not None:
-                value = value - offset
-            sums[i].x.add_(patch.sum(0))
-            sums[i].y.add_(value.sum(0))
-            sums[i].xx.add_(patch.t() @ patch)
-            sums[i].xy.add_(patch.t() @ value)
-            sums[i].yy.add_(value.square().sum(0))
-            counts[i] += len(patch)
+    waiting: list[list[tuple[Tensor, Tensor]]] = [[] for _ in phases]
+    for i, patch, value in _patches(conv, inputs, wanted, project, samples, seed):
+        waiting[i].append((patch, value if offset is None else value - offset))
+        counts[i] += len(patch)
+        # A product of matrices with few rows costs as much as its result's memory.
+        if sum(len(p) for p, _ in waiting[i]) >= max(_ROWS, patch.shape[1]):
+            _add(sums[i], waiting[i])
+    for i, rest in enumerate(waiting):
+        _add(sums[i], rest)
     return tuple(
         Moments(m.taps, m.xx / n, m.xy / n, m.yy / n, m.x / n, m.y / n)
         for m, n in zip(sums, counts, strict=True)
     )
+
+
+def patches_of(
+    conv: nn.Conv2d, inputs: Sequence[Tensor], wanted: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return all input patches ``(S, T I)`` of ``conv`` and the wanted outputs ``(S, O)``."""
+    drawn = [(x, y) for _, x, y in _patches(conv, inputs, wanted, None, None, 0)]
+    return torch.cat([x for x, _ in drawn]), torch.cat([y for _, y in drawn])
+
+
+def _add(sums: Moments, drawn: list[tuple[Tensor, Tensor]]) -> None:
+    """Add drawn patches and outputs to ``sums`` in place, and empty the list."""
+    if not drawn:
+        return
+    patch, value = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+    drawn.clear()
+    sums.x.add_(patch.sum(0))
+    sums.y.add_(value.sum(0))
+    with all_threads(patch.numel() * patch.shape[1]):
+        sums.xx.addmm_(patch.t(), patch)
+        sums.xy.addmm_(patch.t(), value)
+    sums.yy.add_(value.square().sum(0))
+
+
+def _patches(
+    conv: Conv,
+    inputs: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+    project: Tensor | None,
+    samples: int | None,
+    seed: int,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield the number of a phase, patches and outputs; all positions where ``samples`` is None.
+
+    One batch after the other, so that only one projected copy is alive.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    stride = _pairs(conv.stride, conv)
+    step, every = ((1, 1), stride) if isinstance(conv, nn.ConvTranspose2d) else (stride, (1, 1))
+    phases = [p for p in _phases(conv) if p.taps]
+    pixels = sum(y.shape[0] * y.shape[2] * y.shape[3] for y in wanted) / (every[0] * every[1])
+    share = 1.0 if samples is None else min(1.0, samples / max(1.0, pixels))
+    for x, y in zip(inputs, wanted, strict=True):
+        view = x if project is None else torch.einsum("pi,nihw->nphw", project, x)
+        for i, phase in enumerate(phases):
+            target = y[:, :, phase.offset[0] :: every[0], phase.offset[1] :: every[1]]
+            yield i, *_draw(conv, phase, view, target, step, share, generator)
 
 
 def _draw(

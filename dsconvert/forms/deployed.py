@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsconvert.adapter import Adapter, adapter_for, as_adapter
@@ -15,8 +13,8 @@ from dsconvert.config.choices import Noise
 from dsconvert.errors import ExportError
 from dsconvert.forms.call import Call
 from dsconvert.forms.flat_graph import Core, draw, flatten, largest_map
-from dsconvert.forms.layers import AddNoise, FewChannels, GatedPointwise, GatedUpsample
-from dsconvert.forms.nodes import drop_dead, module_of, only_user, replace_node, sized
+from dsconvert.forms.fusion import fuse
+from dsconvert.forms.stages import Stages, stages_of
 from dsconvert.forms.verify import compare
 from dsconvert.model.inputs import Inputs, examples_of
 from dsconvert.model.model_types import Types
@@ -28,77 +26,28 @@ from dsconvert.util.memory_format import in_channels_last
 _CHUNK = 24 << 20
 """Bytes of the largest map of a chunk. Above 32 MiB the C library maps each block anew, so larger
 batches are slower an image, not faster (measured: 1.9 times at batch 8, 256 px, ngf 128)."""
-_FEW = 64
-"""Pixels below which a map is left to the plain operators, but for matrix products: those of few
-rows gain most from a packed matrix."""
-
-
-def fuse(core: Core) -> None:
-    """Put the CPU parts of :mod:`dsconvert.forms.layers` into ``core``, in place."""
-    module, graph = core.module, core.module.graph
-    for count, node in enumerate(list(graph.nodes)):
-        conv: Any = module_of(module, node)
-        shape = sized(node)
-        if conv is None or shape is None or len(shape) != 4:
-            continue
-        if shape[2] * shape[3] < _FEW and not GatedPointwise.fits(conv):
-            continue
-        if FewChannels.fits(conv):
-            module.set_submodule(str(node.target), FewChannels(conv))
-            continue
-        kind: Any = next((k for k in (GatedUpsample, GatedPointwise) if k.fits(conv)), None)
-        if kind is None:
-            continue
-        last, plane, weight = node, None, None
-        after = only_user(last)
-        injection = module_of(module, after)
-        if after is not None and isinstance(injection, AddNoise):
-            last, plane, weight = after, after.args[1], injection.weight.detach()
-            after = only_user(last)
-        gate = after is not None and after.target is F.glu
-        if gate and after is not None:
-            last = after
-        if weight is not None and weight.numel() == 1:
-            weight = weight.reshape(1)
-        name = f"fused_{count}"
-        module.add_submodule(name, kind(conv, weight, gate=gate))
-        with graph.inserting_after(last):
-            args = (node.args[0],) if plane is None else (node.args[0], plane)
-            new = graph.call_module(name, args)
-        new.meta = dict(last.meta)
-        replace_node(graph, last, new)
-    _multiply_in_place(core)
-    drop_dead(graph)
-    module.delete_all_unused_submodules()
-    module.recompile()
-
-
-def _multiply_in_place(core: Core) -> None:
-    """Multiply in place where the map is a fused module's output that no other node reads."""
-    for node in list(core.module.graph.nodes):
-        if node.target not in (operator.mul, torch.mul) or len(node.args) != 2:
-            continue
-        for x, by in (node.args, node.args[::-1]):
-            fresh = isinstance(module_of(core.module, x), GatedUpsample | GatedPointwise)
-            if fresh and len(x.users) == 1 and sized(x) == sized(node):
-                node.op, node.target, node.args = "call_method", "mul_", (x, by)
-                break
 
 
 class Deployed(nn.Module):
     """A generator for inference: called like the original, with the same images.
 
-    All operations up to the image are one flat graph (``core``). Noise is drawn as the original
-    draws it, so that the same ``torch.manual_seed`` gives the same image. On a CPU a batch runs in
-    chunks whose maps stay small. It also has the plain attributes of the original (``z_dim``,
+    All operations up to the image are one flat graph, or two in sequence (``front``, ``core``; see
+    :mod:`dsconvert.forms.stages`). Noise is drawn as the original draws it, so that the same
+    ``torch.manual_seed`` gives the same image. On a CPU a batch runs in chunks whose maps stay
+    small. It also has the plain attributes of the original (``z_dim``,
     ``img_resolution``, ...).
     """
 
-    def __init__(self, core: Core, *, chunk: int | None) -> None:
+    def __init__(self, core: Core, *, chunk: int | None, stages: Stages | None = None) -> None:
         super().__init__()
-        self.core: Callable[..., Tensor] = core.module
+        self.core: Callable[..., Tensor] = core.module if stages is None else stages.second
         self.chunk = chunk
         """Images per chunk; None: the whole batch."""
+        self.front: Callable[..., tuple[Tensor, ...]] | None
+        self.front = None if stages is None else stages.first
+        """The first stage, whose values ``core`` then takes; None: ``core`` is the whole graph."""
+        self._batched = () if stages is None else stages.batched
+        self._many = 1 if stages is None else stages.many
         self.noise = core.noise
         self.planes = core.planes
         self._call = core.call
@@ -117,6 +66,8 @@ class Deployed(nn.Module):
                 built_in={},
             )
             state["_given"] = tuple(n for n in inputs if n in names)
+        if "front" not in state["_modules"]:
+            state.setdefault("front", None)
         super().__setstate__(state)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -130,16 +81,35 @@ class Deployed(nn.Module):
             tensors.append(draw(self.planes, n).to(first.device, kind))
             batched.append(True)
         if self.chunk is None or n <= self.chunk or first.device.type != "cpu":
-            return self.core(*tensors)
-        out: Tensor | None = None
-        for begin in range(0, n, self.chunk):
-            rows = slice(begin, begin + self.chunk)
-            part = self.core(*(t[rows] if b else t for t, b in zip(tensors, batched, strict=True)))
-            if out is None:
-                out = part.new_empty((n, *part.shape[1:]))
-            out[rows] = part
-        assert out is not None
-        return out
+            return self.core(*tensors) if self.front is None else self.core(*self.front(*tensors))
+        if self.front is None:
+            return _in_parts(self.core, tensors, batched, self.chunk)
+        many = max(self._many, self.chunk)
+        return _in_parts(self._staged, tensors, batched, many)
+
+    def _staged(self, *tensors: Tensor) -> Tensor:
+        """Run the first stage on all images, the second on some at a time."""
+        assert self.front is not None
+        assert self.chunk is not None
+        return _in_parts(self.core, self.front(*tensors), self._batched, self.chunk)
+
+
+def _in_parts(
+    run: Callable[..., Tensor], tensors: Sequence[Tensor], batched: Sequence[bool], many: int
+) -> Tensor:
+    """Return the images of ``run``, ``many`` at a time."""
+    n = len(tensors[list(batched).index(True)])
+    if n <= many:
+        return run(*tensors)
+    out: Tensor | None = None
+    for begin in range(0, n, many):
+        rows = slice(begin, begin + many)
+        part = run(*(t[rows] if b else t for t, b in zip(tensors, batched, strict=True)))
+        if out is None:
+            out = part.new_empty((n, *part.shape[1:]))
+        out[rows] = part
+    assert out is not None
+    return out
 
 
 def _more_than_forward(model: nn.Module) -> bool:
@@ -177,6 +147,19 @@ def _check_forward_alone(
             "the deployed form runs forward alone. Take the hook off, or put what it does into "
             "forward."
         ) from error
+
+
+def _stages(
+    core: Core, model: nn.Module, inputs: Inputs | None, adapter: Adapter | None
+) -> Stages | None:
+    """Split the graph where every argument and value follows the batch."""
+    calls: list[tuple[Tensor, ...]] = []
+    for n in (1, 2):
+        tensors = core.select(examples_of(model, inputs, n=n, adapter=adapter))
+        if core.takes_noise:
+            tensors += (draw(core.planes, n).to(tensors[0].device, core.dtype),)
+        calls.append(tensors)
+    return stages_of(core.module, calls[0], calls[1])
 
 
 def deploy(
@@ -229,7 +212,8 @@ def deploy(
         in_channels_last(core.module)
         size = largest_map(core)
         chunk = max(1, _CHUNK // size) if size else None
-        made = Deployed(core, chunk=chunk)
+        stages = _stages(core, model, inputs, known) if fused and not compile else None
+        made = Deployed(core, chunk=chunk, stages=stages)
         for name, value in vars(model).items():
             plain = isinstance(value, int | float | str) and not name.startswith("_")
             if plain and not hasattr(made, name):

@@ -5,6 +5,8 @@ The fit is exact least squares of the pointwise, then of both factors in turn wh
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -12,10 +14,19 @@ from dsconvert.fit import MAX_UNKNOWNS, RIDGES, Sample, channel_mean, moments, p
 from dsconvert.records import Site
 from dsconvert.rules import factorise
 from dsconvert.rules.base import Built, FitMethod, Rule, area, grids, named, why_not_separable
-from dsconvert.rules.separable import as_stored_wide, dense_of, depthwise, pair_of, pointwise
+from dsconvert.rules.separable import (
+    Pair,
+    as_stored_wide,
+    dense_of,
+    depthwise,
+    pair_of,
+    pointwise,
+)
 
 _ORDER = ("depthwise", "pointwise")
 _ALTERNATIONS = 3
+_RIDGE = 1e-5
+"""Of the alternating solutions, towards the ones before."""
 _SAMPLES = 40_000
 """Positions that the moments are measured at."""
 
@@ -50,7 +61,17 @@ def fit_depthwise_pointwise(module: nn.Module, sample: Sample) -> None:
     if pair is None:
         raise TypeError("a dw -> pw pair has a depthwise and a pointwise convolution")
     spatial, point = pair
-    xx, xy = _pointwise_normal(spatial, sample)
+    inp = sample.inputs[0].shape[1]
+    taps = spatial.kernel_size[0] * spatial.kernel_size[1]
+    rank = point.in_channels // inp
+    quadratic: _Quadratic | None = None
+    # The phases of a transposed convolution would be coupled: only its pointwise is fitted.
+    if isinstance(spatial, nn.Conv2d) and inp * taps * rank <= MAX_UNKNOWNS:
+        quadratic = _Quadratic.of(spatial, point, sample)
+        filters = spatial.weight.reshape(inp, rank, taps).double()
+        xx, xy = quadratic.of_pointwise(filters)
+    else:
+        xx, xy = _pointwise_normal(spatial, sample)
     start = point.weight.flatten(1).t().double()
     outs = start.shape[1]
 
@@ -63,54 +84,68 @@ def fit_depthwise_pointwise(module: nn.Module, sample: Sample) -> None:
         lambda: sample.error(module),
     )
     sample.match_mean(module, point)
-    inp = sample.inputs[0].shape[1]
-    taps = spatial.kernel_size[0] * spatial.kernel_size[1]
-    rank = point.in_channels // inp
-    # The phases of a transposed convolution would be coupled: only its pointwise is fitted.
-    small = inp * taps * rank <= MAX_UNKNOWNS
-    if isinstance(spatial, nn.Conv2d) and small:
-        _alternate(module, spatial, point, sample, rank)
+    if quadratic is not None:
+        _alternate(module, Pair(spatial, point), sample, quadratic)
 
 
-def _alternate(
-    module: nn.Module, spatial: nn.Conv2d, point: nn.Conv2d, sample: Sample, rank: int
-) -> None:
+@dataclass(frozen=True)
+class _Quadratic:
+    """The squared error of a pair, as a quadratic form of its composed kernel.
+
+    ``xx`` is ``(T, I, T, I)`` and ``xy`` is ``(T, I, O)``, in double precision.
+    """
+
+    xx: Tensor
+    xy: Tensor
+
+    @classmethod
+    def of(cls, spatial: nn.Conv2d, point: nn.Conv2d, sample: Sample) -> _Quadratic:
+        """Measure it on the sample."""
+        # A bias takes up the mean, as a normalisation does.
+        centred = sample.centred or point.bias is not None
+        (stats,) = moments(spatial, sample.inputs, sample.wanted, samples=_SAMPLES)
+        xx, xy = stats.centred() if centred else (stats.xx.double(), stats.xy.double())
+        inp = sample.inputs[0].shape[1]
+        return cls(xx.reshape(-1, inp, len(xx) // inp, inp), xy.reshape(-1, inp, xy.shape[1]))
+
+    def of_pointwise(self, filters: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the normal matrices of the pointwise behind ``filters (I, R, T)``."""
+        inner = filters.shape[0] * filters.shape[1]
+        xx = torch.einsum("irt,tiuj,jsu->irjs", filters, self.xx, filters)
+        xy = torch.einsum("irt,tio->iro", filters, self.xy)
+        return xx.reshape(inner, inner), xy.reshape(inner, -1)
+
+    def of_filters(self, mixer: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the normal matrices of the filters in front of ``mixer (O, I, R)``."""
+        size = mixer.shape[1] * mixer.shape[2] * len(self.xx)
+        gram = torch.einsum("oir,ojs->irjs", mixer, mixer)
+        xx = torch.einsum("irjs,tiuj->irtjsu", gram, self.xx)
+        xy = torch.einsum("oir,tio->irt", mixer, self.xy)
+        return xx.reshape(size, size), xy.reshape(size, 1)
+
+
+def _alternate(module: nn.Module, pair: Pair, sample: Sample, quadratic: _Quadratic) -> None:
     """Solve for the spatial filters and the mixing in turn, while the held-out error falls."""
+    spatial, point = pair
     inp, outs = sample.inputs[0].shape[1], point.out_channels
-    taps = spatial.kernel_size[0] * spatial.kernel_size[1]
-    (stats,) = moments(
-        spatial,
-        sample.inputs,
-        sample.wanted,
-        offset=None if sample.centred else sample.shift(point),
-        samples=_SAMPLES,
-    )
-    flat_xx, flat_xy = stats.centred() if sample.centred else (stats.xx.double(), stats.xy.double())
-    xx = flat_xx.reshape(taps, inp, taps, inp)
-    xy = flat_xy.reshape(taps, inp, outs)
-    filters = spatial.weight.reshape(inp, rank, taps).double()
+    rank = point.in_channels // inp
+    filters = spatial.weight.reshape(inp, rank, -1).double()
     mixer = point.weight.reshape(outs, inp, rank).double()
     best = sample.error(module)
     for _ in range(_ALTERNATIONS):
-        gram = torch.einsum("oir,ojs->irjs", mixer, mixer)
-        size = inp * rank * taps
-        system = torch.einsum("irjs,tiuj->irtjsu", gram, xx).reshape(size, size)
-        right = torch.einsum("oir,tio->irt", mixer, xy).reshape(size, 1)
-        filters = ridge_towards(filters.reshape(size, 1), system, right, 1e-5)
-        filters = filters.reshape(inp, rank, taps)
-        inner = inp * rank
-        system = torch.einsum("irt,tiuj,jsu->irjs", filters, xx, filters).reshape(inner, inner)
-        right = torch.einsum("irt,tio->iro", filters, xy).reshape(inner, outs)
-        mixed = ridge_towards(mixer.permute(1, 2, 0).reshape(inner, outs), system, right, 1e-5)
-        mixer = mixed.reshape(inp, rank, outs).permute(2, 0, 1)
+        found = ridge_towards(filters.reshape(-1, 1), *quadratic.of_filters(mixer), _RIDGE)
+        filters = found.reshape(filters.shape)
+        old = mixer.permute(1, 2, 0).reshape(-1, outs)
+        found = ridge_towards(old, *quadratic.of_pointwise(filters), _RIDGE)
+        mixer = found.reshape(inp, rank, outs).permute(2, 0, 1)
         before = [p.detach().clone() for p in module.parameters()]
         spatial.weight.copy_(filters.reshape(spatial.weight.shape))
         point.weight.copy_(mixer.reshape(point.weight.shape))
         sample.match_mean(module, point)
         error = sample.error(module)
         if not error < best:
-            for p, old in zip(module.parameters(), before, strict=True):
-                p.copy_(old)
+            for p, value in zip(module.parameters(), before, strict=True):
+                p.copy_(value)
             return
         best = error
 

@@ -3,9 +3,9 @@
 The fit is a descent on the exact quadratic error. The pointwise has one normal matrix an output
 here, so alternating closed solutions are expensive. The error is still a quadratic form of the
 composed kernel (:mod:`dsconvert.fit.moments`), and in a whitened basis of the inputs' principal
-components it is well conditioned: about eighty steps of Adam on the moments, which never touch the
-data again, converge. The start is the better one of the kernel's SVD and the SVD of the whitened
-dense least-squares solution.
+components it is well conditioned: a few dozen steps of :mod:`dsconvert.fit.product_kernel`, which
+never touch the data again, converge. The start is the better one of the kernel's SVD and the SVD of
+the whitened dense least-squares solution.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dsconvert.fit import (
     second_moment,
     taps_per_phase,
 )
+from dsconvert.fit.product_kernel import ProductError, minimise
 from dsconvert.records import Site
 from dsconvert.rules import factorise
 from dsconvert.rules.base import Built, FitMethod, Rule, area, grids, named, why_not_separable
@@ -34,12 +35,11 @@ from dsconvert.rules.separable import (
     pointwise,
 )
 
-_STEPS = 80
-_RATE = 0.03
+_STEPS = 40
 _LEFT = 1e-4
 """Share of the variance that may stay outside the kept components."""
-_WORK = 0.6e12
-"""Multiply-adds that the descent may take on one layer (tens of seconds on two cores)."""
+_WORK = 0.2e12
+"""Multiply-adds that the descent may take on one layer (about five seconds on one core)."""
 _SAMPLES = 30_000
 """Positions that the moments are measured at."""
 _ORDER = ("pointwise", "depthwise")
@@ -47,22 +47,8 @@ _ORDER = ("pointwise", "depthwise")
 
 def _components(outs: int, taps: tuple[int, ...]) -> int:
     """Return the number of principal components that the work limit allows."""
-    per_square = sum(3 * outs * t * t for t in taps) * _STEPS
+    per_square = sum(2 * outs * t * t for t in taps) * _STEPS
     return max(32, int((_WORK / per_square) ** 0.5))
-
-
-def _loss(mix: Tensor, filters: Tensor, stats: tuple[Moments, ...], *, centred: bool) -> Tensor:
-    """Return the squared error of the composed kernel: mix ``(O, R, P)``, filters ``(O, R, k^2)``.
-
-    Where a normalisation follows, one constant an output (the same in all phases) is free.
-    """
-    total, free = mix.new_zeros(()), mix.new_zeros(len(mix))
-    for m in stats:
-        kernel = torch.einsum("orp,ort->otp", mix, filters[:, :, list(m.taps)]).flatten(1)
-        total = total + ((kernel @ m.xx) * kernel).sum() - 2 * (kernel * m.xy.t()).sum()
-        total = total + m.yy.sum()
-        free = free + (m.y - kernel @ m.x) / len(stats)
-    return total - len(stats) * free.square().sum() if centred else total
 
 
 def _whitened_start(
@@ -120,11 +106,10 @@ def fit_pointwise_depthwise(module: nn.Module, sample: Sample) -> None:
     mix, filters = first_mix @ colour, first_filters
     centred = sample.centred
     other = _whitened_start(mix, filters, stats, rank, centred=centred)
-    if float(_loss(*other, stats, centred=centred)) < float(
-        _loss(mix, filters, stats, centred=centred)
-    ):
+    error = ProductError.of(stats, centred=centred)
+    if error.of_factors(*other) < error.of_factors(mix, filters):
         mix, filters = other
-    mix, filters = _descend(mix, filters, stats, centred=centred)
+    mix, filters = minimise(mix, filters, error, steps=_STEPS)
     # Outside the kept components the kernel does not change; express it in the new filters.
     rest = first_mix - (first_mix @ colour) @ whiten
     overlap = first_filters @ filters.transpose(1, 2)
@@ -138,30 +123,6 @@ def fit_pointwise_depthwise(module: nn.Module, sample: Sample) -> None:
     if not sample.error(module) < before:
         for p, value in zip(module.parameters(), old, strict=True):
             p.copy_(value)
-
-
-@torch.enable_grad()
-def _descend(
-    mix: Tensor, filters: Tensor, stats: tuple[Moments, ...], *, centred: bool
-) -> tuple[Tensor, Tensor]:
-    """Minimise the error by Adam; return the best factors on the way."""
-    a, b = mix.clone().requires_grad_(True), filters.clone().requires_grad_(True)
-    energy = float(sum(float(m.yy.sum()) for m in stats)) or 1.0
-    optimiser = torch.optim.Adam([a, b], lr=_RATE, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, _STEPS)
-    best, keep = float("inf"), (mix, filters)
-    for _ in range(_STEPS):
-        loss = _loss(a, b, stats, centred=centred) / energy
-        now = float(loss.detach())
-        if now < best:
-            best, keep = now, (a.detach().clone(), b.detach().clone())
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-    if float(_loss(a, b, stats, centred=centred).detach()) / energy < best:
-        keep = (a.detach(), b.detach())
-    return keep
 
 
 def pointwise_depthwise_of(module: nn.Module) -> Pair | None:

@@ -15,6 +15,7 @@ from torch import nn
 from dsconvert.errors import UsageError
 from dsconvert.formats.official import load_snapshot
 from dsconvert.forms import deploy
+from dsconvert.forms.bands import BandedConvolution
 from dsconvert.forms.batchnorm import absorb, affine_of
 from dsconvert.forms.flat_graph import flatten
 from dsconvert.forms.gates import is_gate
@@ -104,7 +105,8 @@ def test_batch_normalisation_and_norms_are_gone(fast: nn.Module) -> None:
         kinds = {type(m) for m in made.modules()}
         assert nn.BatchNorm2d not in kinds
         assert not any(k.endswith(("weight_orig", "running_mean")) for k in made.state_dict())
-        assert {GatedUpsample, GatedPointwise} <= kinds if fused else GatedUpsample not in kinds
+        own = {BandedConvolution, GatedPointwise}
+        assert own <= kinds if fused else not own & kinds
 
 
 def test_zero_and_fixed_noise(fast: nn.Module) -> None:

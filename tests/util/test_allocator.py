@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+import dsconvert
+from dsconvert.util.allocator import keep_freed_memory
+
 _CODE = """
 import json, resource, sys, torch
 from dsconvert.util.allocator import keep_freed_memory
@@ -33,6 +36,14 @@ def _run(word: str) -> tuple[bool | None, int]:
     )
     kept, faults = json.loads(done.stdout)
     return kept, faults
+
+
+def test_it_is_public_and_needs_no_torch() -> None:
+    code = "import dsconvert, sys; dsconvert.keep_freed_memory(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert dsconvert.keep_freed_memory is keep_freed_memory
+    assert "keep_freed_memory" in dsconvert.__all__
 
 
 @pytest.mark.slow
