@@ -124,9 +124,7 @@ class ActivationStream:
         self._student = NodeRunner(student, own.graph, own.constants)
         self._twins = _twins(graph.graph, own.graph)
         self._own_numbers = {
-            n
-            for n, twin in self._twins.items()
-            if _literals(n, graph) != _literals(twin, own)
+            n for n, twin in self._twins.items() if _literals(n, graph) != _literals(twin, own)
         }
         """Nodes whose arguments are other numbers (of channels) in the student's graph."""
         self._visit, self._watch, self._changed = visit, watch, changed

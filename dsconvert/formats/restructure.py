@@ -159,15 +159,15 @@ def describe_changes(
         # The user's own class and ours with its names are one architecture.
         if _key(old, complete) != _key(new, complete) or type(old).__name__ != type(new).__name__:
             replaced[name] = _describe(new, name, allowed)
-        elif complete or type(old) is type(new):
-            if hasattr(old, "eps") and hasattr(new, "eps") and old.eps != new.eps:
-                eps[name] = float(new.eps)  # type: ignore[arg-type]
-        if not _inside(name, (*replaced, *removed)):
-            if sizes := _fewer(old, new, name):
-                shapes[name] = sizes
-            plain = complete or type(old) is type(new) or sizes
-            if plain and (changed := _changed(old, new, complete)):
-                attributes[name] = changed
+            continue
+        if sizes := _fewer(old, new, name):
+            shapes[name] = sizes
+        if not complete and type(old) is not type(new) and not sizes:
+            continue
+        if hasattr(old, "eps") and hasattr(new, "eps") and old.eps != new.eps:
+            eps[name] = float(new.eps)  # type: ignore[arg-type]
+        if changed := _changed(old, new, complete):
+            attributes[name] = changed
     strange: list[str] = []
     for name in after:
         if name in before or _inside(name, replaced):

@@ -1,4 +1,4 @@
-"""Generators with fewer channels through each kind of file: written, read again, converted again."""
+"""Generators with fewer channels through each kind of file, there and back."""
 
 from __future__ import annotations
 
@@ -112,18 +112,17 @@ def opened(path: Path) -> GeneratorFile:
     return open_file(path, module=OWN if path.stem.startswith("own") else None)
 
 
-def narrower(file: GeneratorFile, **options: Any) -> FileConversion:
-    return convert_snapshot(
-        file, **{"preset": "exact", "width": 0.5, "init": "svd", "calibrate": 8, **options}
-    )
+def narrower(
+    file: GeneratorFile, preset: str = "exact", width: float = 0.5, calibrate: int = 8
+) -> FileConversion:
+    return convert_snapshot(file, preset=preset, width=width, init="svd", calibrate=calibrate)
 
 
 def pictures(file: GeneratorFile, model: nn.Module) -> Tensor:
     sampler = file.inputs()
     assert sampler is not None
     torch.manual_seed(2)
-    result = output(file.picture(model), *sampler(2, torch.Generator().manual_seed(1)))
-    return result if isinstance(result, Tensor) else result[0]
+    return output(file.picture(model), *sampler(2, torch.Generator().manual_seed(1)))
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -146,7 +145,7 @@ def test_it_is_written_read_and_converted_again(kind: str, tmp_path: Path) -> No
         wanted = pictures(file, result.models[key])
         assert wanted.std() > 0
         assert torch.equal(pictures(back, back.module(key)), wanted)
-    again = narrower(back, preset="fast", width=1.0, init="svd", calibrate=2)
+    again = narrower(back, "fast", width=1.0, calibrate=2)
     save_file(back, again.models, tmp_path / f"{path.stem}-again{path.suffix}")
     last = opened(tmp_path / f"{path.stem}-again{path.suffix}")
     assert torch.equal(pictures(last, last.generator), pictures(back, again.main[1].model))
@@ -162,8 +161,7 @@ def test_the_commands_read_it(
     save_file(file, narrower(file).models, out)
     own_ = ["--module", OWN.factory, "--input", "12"] if kind == "own" else []
     assert main(["inspect", "--json", str(out), *own_]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["parameters"] if "parameters" in facts else facts
+    assert json.loads(capsys.readouterr().out)
     assert main(["report", str(path), str(out), *own_]) == 0
     label = ["--class", "1"] if kind == "conditional" else []
     png = str(tmp_path / "a.png")
