@@ -111,7 +111,7 @@ def _slice_tensor(model: nn.Module, name: str, axis: Axis, staying: Tensor) -> N
     if isinstance(tensor, nn.Parameter):
         made = nn.Parameter(made, requires_grad=tensor.requires_grad)
     setattr(module, key, made)
-    set_counts(module, len(axis.labels), len(staying))
+    set_counts(module, len(axis.labels), len(staying), inputs=False)
 
 
 def folded_copy(model: nn.Module) -> nn.Module:

@@ -44,9 +44,18 @@ def slice_entries(module: nn.Module, kept: Tensor, size: int) -> None:
         set_counts(part, size, len(kept))
 
 
-def set_counts(module: nn.Module, before: int, after: int) -> None:
-    """Correct the attributes of ``module`` that say how many channels it has."""
+def set_counts(module: nn.Module, before: int, after: int, *, inputs: bool = True) -> None:
+    """Correct the attributes of ``module`` that say how many channels it has.
+
+    Args:
+        module: is changed in place.
+        before: the number of channels so far.
+        after: the number of channels now.
+        inputs: whether its inputs are among them; otherwise an equal number of inputs stays.
+    """
     for name in _COUNTS:
+        if name.startswith("in_") and not inputs:
+            continue
         if vars(module).get(name) == before and type(vars(module)[name]) is int:
             setattr(module, name, after)
 
