@@ -39,7 +39,8 @@ test: $(VENV)/.dev
 	$(MAKE) check
 
 # One thread a worker: processes with several each wait for one another on a small machine.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+# Byte code is kept also where the environment forbids it: tests start many processes.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint:
 	$(BIN)/ruff check

@@ -52,6 +52,10 @@ class ConversionError(DsconvertError):
     """A converted model does not run; says which module fails and what to keep."""
 
 
+class PolishError(UsageError):
+    """A model can't be polished (no known inputs, or no images); raised before any work."""
+
+
 class AdapterError(DsconvertError):
     """An adapter is unknown, registered twice, or does not fit the model."""
 

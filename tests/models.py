@@ -108,6 +108,27 @@ def decoder() -> Decoder:
     return model.eval()
 
 
+class NarrowDecoder(Decoder):
+    """Half of the channels or less in every map but the image, as a channel pruner makes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.ConvTranspose2d(16, 8, 4, bias=False)
+        self.block1[1] = nn.Conv2d(8, 24, 3, 1, 1, bias=False)
+        self.block1[3] = nn.BatchNorm2d(24)
+        self.block1[5] = nn.Conv2d(12, 24, 3, 1, 1, bias=False)
+        self.block1[6] = nn.BatchNorm2d(24)
+        self.shared = nn.Conv2d(12, 12, 3, 1, 1)
+        self.mix = nn.Conv2d(12, 12, 3, 1, 1, groups=4)
+        self.head = nn.Conv2d(12, 3, 3, 1, 1)
+
+
+def narrow_decoder() -> NarrowDecoder:
+    """A narrow decoder with random weights, not trained on anything."""
+    torch.manual_seed(3)
+    return NarrowDecoder().eval()
+
+
 def latents(n: int, generator: torch.Generator) -> tuple[torch.Tensor]:
     """The decoder's input sampler."""
     return (torch.randn(n, 16, generator=generator),)

@@ -265,10 +265,16 @@ class Generator(nn.Module):
 
 @torch.no_grad()
 def settle_spectral_norm(model: nn.Module, *, iterations: int = 15) -> None:
-    """Run the power iterations of every spectral norm hook until sigma is about right."""
+    """Run the power iterations of every spectral norm hook until sigma is about right.
+
+    Weights on the meta device have no norm and are left as they are.
+    """
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, SpectralNorm):
+                # On the meta device every operation is Python: seconds for an architecture.
+                if getattr(module, f"{hook.name}_orig").is_meta:
+                    continue
                 for _ in range(iterations):
                     hook.compute_weight(module, do_power_iteration=True)
                 setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))

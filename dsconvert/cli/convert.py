@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from pathlib import Path
 
 from dsconvert.cli import targets
 from dsconvert.cli.files import opened, read_plan
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.parser import Call
-from dsconvert.config.convert import ConvertJob
-from dsconvert.errors import UsageError
+from dsconvert.cli.stopping import Stopped
+from dsconvert.config.convert import ConvertJob, Polishing
+from dsconvert.errors import PolishError, UsageError
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.formats.convert_file import FileConversion, convert_file, plan_file
 from dsconvert.formats.save_file import check_output, generators_in, save_file
-from dsconvert.records import Plan
+from dsconvert.records import Plan, PolishForecast
 from dsconvert.report.jsonable import conversion_dict, plan_dict
 from dsconvert.report.tables import conversion_report, plan_report
 from dsconvert.search import Clock, MeasuredPlan
 from dsconvert.util.files import check_target, whole_file
+from dsconvert.util.numbers import counted
 
 
 def run(call: Call, *, clock: Clock | None = None) -> None:
@@ -50,7 +54,8 @@ def run(call: Call, *, clock: Clock | None = None) -> None:
         _plan(file, chosen, options, measured)
         targets.report_missed(measured, options)
     else:
-        _convert(file, chosen, out, options, measured, clock)
+        asked = "--polish" in call.typed or "--polish-steps" in call.typed
+        _convert(file, chosen, out, options, measured, clock, asked=asked)
 
 
 def _plan(
@@ -77,17 +82,42 @@ def _convert(
     options: ConvertJob,
     measured: MeasuredPlan | None,
     clock: Clock | None,
+    *,
+    asked: bool,
 ) -> None:
-    """Convert every generator of the file, and write the result to ``out``."""
+    """Convert every generator of the file, and write the result to ``out``.
+
+    Args:
+        file: the opened file.
+        chosen: the plan, if it is the user's own or a measured one.
+        out: where to write.
+        options: of the command.
+        measured: the plan of ``--target``.
+        clock: as for :func:`run`.
+        asked: whether the user typed that there is to be a polish; one by default is left out
+            where it makes no sense.
+    """
+    polishing = options.polishing
+    if not asked and options.fitting.init == "random":
+        polishing = Polishing(polish=0)
     with Bars(hidden=options.quiet) as bars:
-        result = convert_file(
+        make = functools.partial(
+            convert_file,
             file,
             plan=chosen,
             **options.rewriting.keywords(),
             **options.fitting.keywords(),
+            forecast=lambda expected: _announce(expected, polishing, bars),
             progress=bars,
             generators=generators_in(file, out),
         )
+        try:
+            result = make(**polishing.keywords())
+        except PolishError as error:
+            if asked:
+                raise
+            bars.note(f"not polished: {error}")
+            result = make()
     if measured is not None:
         with Bars(hidden=options.quiet) as bars:
             bars("measure the result", 0, 1)
@@ -108,6 +138,20 @@ def _convert(
         alone = "" if made is None else f": {name} alone, as {made.format}"
         say(f"wrote {out if made is None else ' and '.join(made.files)}{alone}")
     targets.report_missed(measured, options)
+    polish = result.main[1].polish
+    if polish is not None and polish.ended == "interrupted":
+        raise Stopped
+
+
+def _announce(expected: PolishForecast, polishing: Polishing, bars: Bars) -> None:
+    """Say before a polish that is too short how many steps it makes, and how long it should be."""
+    if expected.steps >= expected.useful_steps or polishing.polish_steps is not None:
+        return
+    bars.note(
+        f"polish: about {counted(expected.steps, 'step')} in {polishing.polish:g} min "
+        f"({expected.step_seconds:.1f} s each); a useful polish makes {expected.useful_steps}: "
+        f"--polish {math.ceil(expected.useful_minutes)}"
+    )
 
 
 def _others(result: FileConversion) -> list[str]:
@@ -117,5 +161,6 @@ def _others(result: FileConversion) -> list[str]:
         quality = "" if conversion.psnr is None else f", PSNR {conversion.psnr:.1f} dB"
         seconds = sum(conversion.seconds.values())
         same = "" if conversion.seconds else " (the same weights: fitted once)"
-        lines.append(f"{key}: by the same plan{same}{quality}, {seconds:.1f} s")
+        polish = ", not polished" if result.main[1].polish is not None else ""
+        lines.append(f"{key}: by the same plan{same}{polish}{quality}, {seconds:.1f} s")
     return lines

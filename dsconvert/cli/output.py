@@ -87,6 +87,7 @@ class Bars:
             transient=True,
         )
         self._tasks: dict[str, Any] = {}
+        self._hidden = hidden
 
     def __enter__(self) -> Bars:  # noqa: PYI034 - typing.Self is younger than 3.10
         if self._lines is not None:
@@ -107,3 +108,12 @@ class Bars:
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, detail=detail)
         self._progress.update(self._tasks[stage], completed=done, total=total, detail=detail)
+
+    def note(self, line: str) -> None:
+        """Print a line that stays, above the bars."""
+        if self._hidden:
+            return
+        if self._lines is not None:
+            to_stderr(line)
+        else:
+            self._progress.console.print(line, markup=False, highlight=False)

@@ -15,6 +15,7 @@ from dsconvert.config.values import seed, width
 from dsconvert.errors import UsageError
 
 TARGETS = Group("Plans from measured time")
+POLISH = Group("Polish")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,27 @@ class Fitting(BaseSettings):
         None, help="latents for fit and statistics; 0: neither", at_least=0, default_text="enough"
     )
     seed: int = setting(0, help="of every random draw", read=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Polishing(BaseSettings):
+    """How long the fitted model is trained on the original's images, as ``distill`` does."""
+
+    polish: float = setting(
+        0.0,
+        help="train the result on the original's images until that brings little more, at most so "
+        "long (no data needed); 0: not at all",
+        at_least=0,
+        metavar="MINUTES",
+        group=POLISH,
+    )
+    polish_steps: int | None = setting(
+        None,
+        help="exactly so many steps instead, which makes a reported result again",
+        at_least=1,
+        metavar="N",
+        group=POLISH,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +124,7 @@ class ConvertJob(OptionalOutput, Verbose, Messages, Source, Job):
     )
     rewriting: Rewriting = part()
     fitting: Fitting = part()
+    polishing: Polishing = part()
     plan: str | None = setting(
         None, help="use an edited plan instead of a preset", metavar="FILE", completes="file"
     )
@@ -121,6 +144,15 @@ class ConvertJob(OptionalOutput, Verbose, Messages, Source, Job):
             raise UsageError(
                 "--plan already holds every rank and choice; drop --preset, --rank, --width, "
                 "--keep, --refit and --remove."
+            )
+        if typed.get("--polish") and "--polish-steps" in typed:
+            raise UsageError(
+                "--polish-steps N takes exactly N steps, whatever time they take; drop --polish."
+            )
+        if typed.get("--init") == "random" and (typed.get("--polish") or "--polish-steps" in typed):
+            raise UsageError(
+                "--init random is for a training from scratch, and a polish improves a fit; drop "
+                "one of the two."
             )
         if "--target" not in typed:
             idle = [o for o in _OF_TARGETS if o in typed]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -45,13 +45,13 @@ def held_out_psnr(outputs: tuple[Any, Any] | None, adapter: Adapter | None = Non
         made, wanted = (_image(output, adapter) for output in outputs)
     except AdapterError:
         return None
-    if made.shape != wanted.shape or wanted.shape[1] not in _CHANNELS or min(wanted.shape[-2:]) < 2:
+    if made.shape != wanted.shape:
         return None
-    if adapter is None:
-        if float(wanted.abs().amax()) > _BEYOND:
-            return None
-        if _from_zero_to_one(wanted):
-            made, wanted = made * 2 - 1, wanted * 2 - 1
+    scale = picture_range(wanted, known=adapter is not None)
+    if scale is None:
+        return None
+    if scale == "0 to 1":
+        made, wanted = made * 2 - 1, wanted * 2 - 1
     value = float(psnr(made, wanted).mean())
     return value if math.isfinite(value) else None
 
@@ -62,6 +62,18 @@ def _image(output: Any, adapter: Adapter | None) -> Tensor:
     return image_tensor(output).detach().float()
 
 
-def _from_zero_to_one(image: Tensor) -> bool:
-    """Return whether the range is [0, 1]; a batch in [-1, 1] always has a negative pixel."""
-    return float(image.amin()) >= 0.0 and float(image.amax()) <= 1.0
+def picture_range(image: Tensor, *, known: bool) -> Literal["-1 to 1", "0 to 1"] | None:
+    """Return the range of a batch of images; None where it is no image or has another range.
+
+    Args:
+        image: (N, C, H, W).
+        known: whether an adapter has brought the images to [-1, 1].
+    """
+    if image.shape[1] not in _CHANNELS or min(image.shape[-2:]) < 2:
+        return None
+    if known:
+        return "-1 to 1"
+    if float(image.abs().amax()) > _BEYOND:
+        return None
+    # A batch in [-1, 1] always has a negative pixel.
+    return "0 to 1" if float(image.amin()) >= 0.0 and float(image.amax()) <= 1.0 else "-1 to 1"

@@ -10,12 +10,14 @@ from torch import nn
 
 from dsconvert.adapter import Adapter, adapter_for, as_adapter
 from dsconvert.config.choices import Width
-from dsconvert.config.convert import Fitting, Rewriting
+from dsconvert.config.convert import Fitting, Polishing, Rewriting
 from dsconvert.core.analysis import Analysis, analyse
 from dsconvert.core.conversion import apply_to, check_options
 from dsconvert.core.cost import count
 from dsconvert.core.merge import merge
 from dsconvert.core.planner import make_plan
+from dsconvert.core.polish import apply_and_polish
+from dsconvert.core.polish_options import polish_options
 from dsconvert.core.rewrite import costed
 from dsconvert.core.widths import width_chooser
 from dsconvert.model.inputs import Inputs, examples_for, sampler_of
@@ -195,6 +197,8 @@ def apply(
     adapter: Adapter | None = None,
     calibrate: int | None = None,
     seed: int = Fitting.seed,
+    polish: float = Polishing.polish,
+    polish_steps: int | None = Polishing.polish_steps,
     progress: Progress | bool | None = None,
 ) -> Conversion:
     """Apply ``plan`` to a copy of ``model``.
@@ -212,6 +216,11 @@ def apply(
         calibrate: number of samples for the fit and the statistics; None:
             :data:`~dsconvert.core.fit_layers.DEFAULT_LATENTS`; 0: neither.
         seed: of the samples and every other draw.
+        polish: minutes that the fitted model may be trained on the original's images, as
+            :func:`dsconvert.distill.distill` does; it ends before when the held-out distance stops
+            falling. 0: not at all. Ctrl-C ends the polish and keeps the best model so far.
+        polish_steps: exactly so many steps instead, whatever time they take;
+            :attr:`Polish.repeat` of an earlier result makes that again.
         progress: called with ``(stage, done, total, detail)``; True: a line on stderr every half
             minute (see :mod:`dsconvert.util.progress`).
 
@@ -220,14 +229,16 @@ def apply(
             does not run.
     """
     check_options(init, calibrate)
+    options = polish_options(polish, polish_steps, init=init)
     with undisturbed():
         began = time.perf_counter()
         analysis = analyse(
             model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter
         )
-        return apply_to(
+        return apply_and_polish(
             analysis,
             plan,
+            options,
             init=init,
             calibrate=calibrate,
             seed=seed,
@@ -253,6 +264,8 @@ def convert(
     init: str = Fitting.init,
     calibrate: int | None = None,
     seed: int = Fitting.seed,
+    polish: float = Polishing.polish,
+    polish_steps: int | None = Polishing.polish_steps,
     progress: Progress | bool | None = None,
 ) -> nn.Module:
     """Return a faster copy of ``model``: its own class, with some children replaced.
@@ -260,6 +273,7 @@ def convert(
     See :func:`plan` and :func:`apply` for the arguments and errors.
     """
     check_options(init, calibrate)
+    options = polish_options(polish, polish_steps, init=init)
     with undisturbed():
         analysis = analyse(
             model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter
@@ -269,9 +283,10 @@ def convert(
             analysis, preset=preset, rank=rank, width=width, keep=keep, refit=refit, remove=remove,
             trained=init != "random", seed=seed, progress=report,
         )  # fmt: skip
-        return apply_to(
+        return apply_and_polish(
             analysis,
             decided,
+            options,
             init=init,
             calibrate=calibrate,
             seed=seed,

@@ -1,8 +1,7 @@
 """Distillation: the student is trained on the teacher's images of random latents, without data.
 
-``api`` distils a module and ``files`` a file. ``loss`` compares teacher and student, ``batches``
-numbers the latents, ``loop`` trains, ``evaluator`` measures on held-out latents, ``run`` is the
-run's folder.
+``api`` distils a module and ``files`` a file; both run the loop of :mod:`dsconvert.matching`.
+``run`` is the run's folder, ``critic`` the optional adversarial term.
 """
 
 from dsconvert.config.distill import DistillConfig

@@ -8,7 +8,6 @@ resumed run ends as an uninterrupted one.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,21 +17,17 @@ import torch
 from torch import nn
 
 from dsconvert.config.distill import DistillConfig
-from dsconvert.core.analysis import analyse
-from dsconvert.core.conversion import apply_to
-from dsconvert.core.pipeline import plan_for
-from dsconvert.distill.batches import TeacherBatches
-from dsconvert.distill.evaluator import HeldOutScore
-from dsconvert.distill.loop import Loop, LoopResult, Reason, clock
-from dsconvert.distill.loss import Objective, ProjectedMaps, trunk_blocks
+from dsconvert.core.fast_teacher import fast_teacher
+from dsconvert.distill.critic import Critic
 from dsconvert.distill.run import DistillationRun
-from dsconvert.errors import DsconvertError, UsageError
-from dsconvert.model.editing import copied
-from dsconvert.model.graph import ConvTypes
+from dsconvert.errors import UsageError
+from dsconvert.matching.batches import SCALES
+from dsconvert.matching.evaluator import HeldOutScore
+from dsconvert.matching.loop import Loop, LoopResult, clock
+from dsconvert.matching.protocols import Reason
+from dsconvert.matching.setup import as_given, not_compared, teacher_batches, working_copy
 from dsconvert.model.inputs import Inputs, sampler_of
-from dsconvert.model.norms import fold, norm_kind
 from dsconvert.projected.lite0 import Weights
-from dsconvert.util.memory_format import in_channels_last
 from dsconvert.util.progress import Progress, reports_progress
 
 
@@ -57,23 +52,6 @@ class Distilled:
     blocks: tuple[str, ...]
     rows: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
-
-
-def fast_teacher(model: nn.Module, *, inputs: Inputs | None = None) -> nn.Module:
-    """Return a faster copy of ``model`` with the same images: norms folded, upsamples merged.
-
-    If the model can't be traced, only its norms are folded.
-    """
-    try:
-        analysis = analyse(model, inputs=inputs)
-        decided = plan_for(analysis, preset="exact")
-        made = apply_to(analysis, decided, init="svd", calibrate=0).model
-    except DsconvertError:
-        made = copied(model)
-    for module in made.modules():
-        if isinstance(module, ConvTypes) and norm_kind(module) != "none":
-            fold(module)
-    return made
 
 
 @reports_progress
@@ -101,8 +79,9 @@ def distill(
             sampler of the teacher's adapter.
         config: length, learning rate and loss.
         blocks: names of the modules whose outputs are compared; None: those that make the picture.
-            A module that does not run exactly once on both sides, with one shape, is left out; a
-            note says so.
+            A module whose map has other channels on both sides is compared through a read-out
+            (:mod:`dsconvert.matching.readout`); one that does not run exactly once on both sides,
+            with one size, is left out. Notes say so.
         folder: for ``stats.jsonl``, sample grids and checkpoints; None: they are not written.
         resume: continue from the newest checkpoint in ``folder``.
         weights: of the backbone, see :func:`dsconvert.projected.lite0.lite0`.
@@ -126,40 +105,42 @@ def distill(
     run = None if folder is None else DistillationRun(Path(folder), config, resume=resume)
     start = next((p for p in teacher.parameters()), None)
     place = torch.device(device or (start.device if start is not None else "cpu"))
-    fast = fast_teacher(teacher, inputs=sampler).to(place).float().eval().requires_grad_(False)
-    copied_student = copy.deepcopy(copied(student)).to(place).float()
-    if place.type == "cpu":
-        # In this layout oneDNN takes two thirds of the time for these small, wide maps.
-        fast, copied_student = in_channels_last(fast), in_channels_last(copied_student)
-    features = None
-    if config.features:
-        features = ProjectedMaps(size=config.feature_size, weights=weights).to(place)
-        if place.type == "cpu":
-            features = in_channels_last(features)
-    names = tuple(trunk_blocks(fast) if blocks is None else blocks)
-    unknown = [n for n in names if n not in dict(fast.named_modules())]
-    if unknown:
-        raise UsageError(f"the teacher has no module called {', '.join(unknown)}.")
-    objective = Objective(fast, copied_student, blocks=names, features=features)
+    trained = working_copy(student)
+    batches = teacher_batches(
+        fast_teacher(teacher, inputs=sampler),
+        trained,
+        sampler,
+        config=config,
+        blocks=blocks,
+        weights=weights,
+        device=place,
+    )
+    critic = None
+    if config.adversarial:
+        critic = Critic(batches.target(SCALES), lr=config.lr_discriminator, weights=weights)
     loop = Loop(
-        TeacherBatches(objective, sampler, config),
+        batches,
         config,
         began=began,
-        run=run,
-        facts=settings or {},
+        critic=critic,
+        record=run,
+        facts=settings,
         progress=progress,
-        weights=weights,
     )
     result = loop.run()
     notes = _notes(result)
-    lost = [n for n in names if n not in objective.blocks]
-    if lost:
+    if lost := not_compared(batches, blocks):
         notes.append(
-            f"not compared, since they do not run once and with one shape on both sides: "
+            f"not compared, since they do not run once and with one size on both sides: "
             f"{', '.join(lost)}"
         )
+    if readouts := batches.objective.readouts:
+        notes.append(
+            f"compared through a least-squares read-out, since their channels differ: "
+            f"{', '.join(readouts)}"
+        )
     return Distilled(
-        student=_as(copied_student, student),
+        student=as_given(trained, student),
         steps=result.steps,
         seconds=result.seconds,
         reason=result.reason,
@@ -167,7 +148,7 @@ def distill(
         after=result.after,
         end=result.end,
         best_step=result.best_step,
-        blocks=objective.blocks,
+        blocks=batches.objective.blocks,
         rows=tuple(result.rows),
         notes=tuple(notes),
     )
@@ -192,16 +173,3 @@ def _notes(result: LoopResult) -> list[str]:
         f"no evaluation was better than the start, so the student is unchanged: {end}. Train for "
         "longer, or with a lower rate (--lr)"
     ]
-
-
-def _as(made: nn.Module, like: nn.Module) -> nn.Module:
-    """Give ``made`` the dtypes, devices, modes and gradient flags of ``like``, in plain layout."""
-    for mine, theirs in zip(made.parameters(), like.parameters(), strict=True):
-        mine.data = mine.data.to(theirs.device, theirs.dtype).contiguous()
-        mine.requires_grad_(theirs.requires_grad)
-        mine.grad = None
-    for mine, theirs in zip(made.buffers(), like.buffers(), strict=True):
-        mine.data = mine.data.to(theirs.device, theirs.dtype).contiguous()
-    for mine, theirs in zip(made.modules(), like.modules(), strict=True):
-        mine.training = theirs.training
-    return made

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from dsconvert.config.distill import DistillConfig
+from dsconvert.data.pictures import save_picture, side_by_side
 from dsconvert.errors import UsageError
+from dsconvert.matching.evaluator import HeldOutEvaluation
 from dsconvert.runs.checkpoint import load_newest, save_checkpoint
 from dsconvert.runs.folder import RunFolder
+from dsconvert.runs.stats import StatsWriter
 
 _COMMAND = "distill"
 
@@ -57,11 +60,12 @@ class DistillationRun:
                 + "."
             )
 
-    def begin(self, facts: Mapping[str, Any]) -> None:
-        """Make the folder and write ``settings.json``.
+    def begin(self, facts: Mapping[str, Any], *, images: int) -> StatsWriter:
+        """Make the folder, write ``settings.json``, and open ``stats.jsonl``.
 
         Args:
             facts: to store beside the settings.
+            images: the run goes on after this many; later lines of ``stats.jsonl`` go.
 
         Raises:
             OutputError: the disk can't take them.
@@ -69,6 +73,16 @@ class DistillationRun:
         self.folder.make()
         settings = self._config.to_dict()
         self.folder.write_settings({"command": _COMMAND, "settings": settings, **facts})
+        return StatsWriter(self.folder.path, resume_images=None if self.saved is None else images)
+
+    def show(self, images: int, found: HeldOutEvaluation) -> None:
+        """Write the grid of an evaluation.
+
+        Raises:
+            OutputError: the disk can't take it.
+        """
+        sheet = side_by_side({"teacher": found.teacher, "student": found.student}, with_psnr=True)
+        save_picture(sheet, self.folder.grid(images), overwrite=True)
 
     def save(self, images: int, state: Mapping[str, Any]) -> None:
         """Write a checkpoint and delete the oldest.

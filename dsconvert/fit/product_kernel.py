@@ -10,7 +10,7 @@ not touched, and no automatic differentiation is needed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -85,6 +85,13 @@ def minimise(
 
     No output comes out worse than its start. Taps that no phase reads do not change.
     """
+    # Outputs of unit energy: the squares below then stay in range, whatever the activations' size.
+    energy = error.constant
+    unit = torch.where(energy > 0, energy, torch.ones_like(energy)).sqrt()
+    error = replace(error, linear=error.linear / unit[:, None], constant=energy / unit / unit)
+    root = unit.sqrt()[:, None, None]
+    start_mix, start_filters = mix, filters
+    mix, filters = mix / root, filters / root
     order = list(error.taps)
     point = torch.cat([mix, filters[:, :, order]], 2)
     parts = mix.shape[2]
@@ -126,7 +133,10 @@ def minimise(
     final = _compose(made, point[:, :, parts:])
     better = error.value(final, error.product(final)) < error.value(kernel, error.product(kernel))
     keep = better[:, None, None]
-    return torch.where(keep, made, mix), torch.where(keep, found, filters)
+    return (
+        torch.where(keep, made * root, start_mix),
+        torch.where(keep, found * root, start_filters),
+    )
 
 
 def _compose(mix: Tensor, filters: Tensor) -> Tensor:

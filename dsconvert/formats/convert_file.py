@@ -6,21 +6,23 @@ import copy
 import dataclasses
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from dsconvert.config.choices import Width
-from dsconvert.config.convert import Fitting, Rewriting
+from dsconvert.config.convert import Fitting, Polishing, Rewriting
 from dsconvert.core.analysis import Analysis, analyse_alike
 from dsconvert.core.conversion import apply_to
 from dsconvert.core.pipeline import costed_plan, plan_for
 from dsconvert.core.pipeline import plan as plan_model
+from dsconvert.core.polish import polish as polished
+from dsconvert.core.polish_options import PolishOptions, check_polishable, polish_options
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.model.observe import undisturbed
-from dsconvert.records import Conversion, Plan
+from dsconvert.records import Conversion, Plan, PolishForecast
 from dsconvert.util.progress import Progress, reports_progress
 
 
@@ -85,6 +87,9 @@ def convert_file(
     init: str = Fitting.init,
     calibrate: int | None = None,
     seed: int = Fitting.seed,
+    polish: float = Polishing.polish,
+    polish_steps: int | None = Polishing.polish_steps,
+    forecast: Callable[[PolishForecast], None] | None = None,
     progress: Progress | bool | None = None,
     generators: Sequence[str] | None = None,
 ) -> FileConversion:
@@ -104,9 +109,13 @@ def convert_file(
         init: see there.
         calibrate: see there.
         seed: see there.
+        polish: see there; the first generator alone is polished, after all have been fitted.
+        polish_steps: see there.
+        forecast: called with the expectation of the polish before its first step.
         progress: see there; the stage's name begins with the generator's key.
         generators: keys of the generators to convert; None: all of them.
     """
+    options = polish_options(polish, polish_steps, init=init, forecast=forecast)
     decided = plan
     conversions: dict[str, Conversion] = {}
     digests: dict[bytes, str] = {}
@@ -122,10 +131,6 @@ def convert_file(
                 conversions[key] = _again(conversions[twin], twin)
                 continue
 
-        def report(stage: str, done: int, total: int, detail: str, key: str = key) -> None:
-            if callable(progress):
-                progress(f"{key}: {stage}", done, total, detail)
-
         began = time.perf_counter()
         with undisturbed():
             analysis = analyse_alike(
@@ -135,6 +140,8 @@ def convert_file(
                 adapter=file.adapter,
                 owned=file.is_private(key),
             )
+            if options.wanted and not conversions:
+                check_polishable(analysis)
             traced = time.perf_counter() - began
             # The graph serves the next generator, too; the weights need not stay for that.
             known = known or analysis.without_model()
@@ -148,7 +155,7 @@ def convert_file(
                 remove=remove,
                 trained=init != "random",
                 seed=seed,
-                progress=report,
+                progress=_prefixed(progress, key),
             )
             first = next(iter(conversions.values()), None)
             conversions[key] = apply_to(
@@ -157,13 +164,51 @@ def convert_file(
                 init=init,
                 calibrate=calibrate,
                 seed=seed,
-                progress=report,
+                progress=_prefixed(progress, key),
                 costs=(first.before, first.after) if first else None,
                 traced=traced,
                 kept=first.kept if first else None,
             )
         del model, analysis
+    if options.wanted and known is not None:
+        _polish_first(file, conversions, known, options, seed=seed, progress=progress)
     return FileConversion(conversions=conversions)
+
+
+def _prefixed(progress: Progress | bool | None, key: str) -> Progress:
+    """Return a callback whose stages begin with the generator's key."""
+
+    def report(stage: str, done: int, total: int, detail: str) -> None:
+        if callable(progress):
+            progress(f"{key}: {stage}", done, total, detail)
+
+    return report
+
+
+def _polish_first(
+    file: GeneratorFile,
+    conversions: dict[str, Conversion],
+    known: Analysis,
+    options: PolishOptions,
+    *,
+    seed: int,
+    progress: Progress | bool | None,
+) -> None:
+    """Polish the first of ``conversions``, in place; the others get a note."""
+    main, *others = conversions
+    with undisturbed():
+        # Read anew: the original was not kept beside those of the other generators.
+        model = file.module(main)
+        analysis = analyse_alike(
+            known, model, inputs=file.inputs(model), adapter=file.adapter, owned=False
+        )
+        conversions[main] = polished(
+            analysis, conversions[main], options, seed=seed, progress=_prefixed(progress, main)
+        )
+    note = f"not polished: only {main} is, and the plan is the same"
+    for key in others:
+        made = conversions[key]
+        conversions[key] = dataclasses.replace(made, notes=(*made.notes, note))
 
 
 def _digest(model: nn.Module) -> bytes:

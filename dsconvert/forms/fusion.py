@@ -41,6 +41,10 @@ def fuse(core: Core) -> None:
         conv: Any = module_of(module, node)
         if FewChannels.fits(conv):
             module.set_submodule(str(node.target), FewChannels(conv))
+        elif GatedUpsample.fits(conv):
+            tail = _tail(module, node)
+            made: nn.Module = GatedUpsample(conv, tail.weight, gate=tail.gate)
+            _put(module, f"fused_{count}", made, node.args[0], tail)
         elif (spatial := filter_of(conv)) is not None:
             _band(module, node, spatial, f"fused_{count}")
     for count, node in enumerate(list(graph.nodes)):
@@ -83,6 +87,8 @@ def _band(module: fx.GraphModule, node: fx.Node, spatial: SpatialFilter, name: s
     tail = _tail(module, last)
     if front is None and back is None and not spatial.worth_alone:
         return
+    if spatial.is_depthwise and not spatial.upsamples:
+        return  # at rank 1 the parts of ``layers`` are faster: 71 to 97 ms for ``fast``, ngf 64
     made = mixed(spatial, front=front, back=back, noise=tail.weight, gate=tail.gate)  # type: ignore[arg-type]
     _put(module, name, made, source, tail)
 

@@ -52,6 +52,11 @@ class SpatialFilter:
         return len(self.phases) == 4
 
     @property
+    def is_depthwise(self) -> bool:
+        """Whether it has one channel in and out a group: rank 1."""
+        return self.kind == "gather" and self.kernels[0].shape[1] == 1
+
+    @property
     def takes_front(self) -> bool:
         """Whether a pointwise convolution in front can be part of it."""
         return self.kind == "gather"
@@ -59,7 +64,7 @@ class SpatialFilter:
     @property
     def takes_back(self) -> bool:
         """Whether a pointwise convolution behind can be part of it."""
-        return self.kind == "spread" or (self.kind == "gather" and self.kernels[0].shape[1] == 1)
+        return self.kind == "spread" or self.is_depthwise
 
     @property
     def needs_back(self) -> bool:

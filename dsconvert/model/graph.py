@@ -19,7 +19,12 @@ from dsconvert.model import tracer as tracer_module
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.tracer import ConvTypes, Tracer
 
-__all__ = ["ConvTypes", "TracedGraph", "trace_graph"]
+__all__ = ["ConvTypes", "TracedGraph", "convolutional", "trace_graph"]
+
+
+def convolutional(module: nn.Module) -> bool:
+    """Return whether the module is or holds a 2-D convolution."""
+    return any(isinstance(m, ConvTypes) for m in module.modules())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

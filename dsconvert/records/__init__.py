@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from dsconvert.records.plan import Action, Decision, Plan
-from dsconvert.records.results import Conversion, Cost, Export, Fit, LayerCost
+from dsconvert.records.results import (
+    Conversion,
+    Cost,
+    Export,
+    Fit,
+    LayerCost,
+    Polish,
+    PolishEnd,
+    PolishForecast,
+)
 from dsconvert.records.sites import NormKind, Shape, Site, Sites, within
 from dsconvert.records.widths import Group, Width
 
@@ -18,6 +27,9 @@ __all__ = [
     "LayerCost",
     "NormKind",
     "Plan",
+    "Polish",
+    "PolishEnd",
+    "PolishForecast",
     "Shape",
     "Site",
     "Sites",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dsconvert.config.choices import Noise
 from dsconvert.records.plan import Plan
@@ -57,6 +57,43 @@ class Cost:
     """The reason if ``macs`` is None."""
 
 
+PolishEnd = Literal["steps", "minutes", "settled", "exact", "interrupted", "diverged"]
+"""Why a polish ended: the steps asked for, the time, the held-out distance no longer fell, nothing
+was left to improve, Ctrl-C or SIGTERM, or the loss was no longer finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolishForecast:
+    """The expectation before a polish: its steps within the time, and the time that is useful."""
+
+    steps: int
+    step_seconds: float
+    useful_steps: int
+    useful_minutes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Polish:
+    """A short training of the fitted model on the original's images of random latents.
+
+    Distances are the loss on latents that are never trained on (0: equal; 1: a constant, for each
+    of its terms), with the PSNR of the images in dB (None where the output is no image). The model
+    is that of the best evaluation, after ``best_step`` steps; 0: as it was fitted.
+    """
+
+    steps: int
+    seconds: float
+    ended: PolishEnd
+    best_step: int
+    distance_before: float | None
+    distance_after: float | None
+    psnr_before: float | None = None
+    psnr_after: float | None = None
+    repeat: int | None = None
+    """The value of ``polish_steps`` that makes the same result again; None: none does, since the
+    end was not the schedule's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
     """A converted model, its plan, its errors and its costs."""
@@ -73,7 +110,10 @@ class Conversion:
     """Per narrower channel group, the indices of the channels that stay."""
     psnr: float | None = None
     """Mean PSNR, dB, of the converted model's images to the original's on latents that were held
-    out of the fit; None where nothing was fitted, or the output is no image."""
+    out of the fit (of the polish, if there was one); None where nothing was fitted, or the output
+    is no image."""
+    polish: Polish | None = None
+    """The training after the fit; None: there was none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,20 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from dsconvert.records import Conversion, Cost, Decision, Fit, LayerCost, Plan, Width
+from dsconvert.records import (
+    Conversion,
+    Cost,
+    Decision,
+    Fit,
+    LayerCost,
+    Plan,
+    Polish,
+    PolishEnd,
+    Width,
+)
 from dsconvert.report.layout import Name, compact, listed, pairs, shortened
 from dsconvert.report.text import plain, uncounted
-from dsconvert.util.numbers import amount, change, factor, percent
+from dsconvert.util.numbers import amount, change, counted, factor, percent
 
 Report = list[Table | str]
 """The parts of a report in order."""
@@ -125,6 +135,8 @@ def conversion_report(conversion: Conversion, title: str = "", *, verbose: bool 
     if conversion.psnr is not None:
         text = f"{conversion.psnr:.1f} dB"
         rows.append(["PSNR", text, "to the original's images, on held-out latents"])
+    if conversion.polish is not None:
+        rows.append(["polish", *_polish_cells(conversion.polish)])
     if conversion.seconds:
         stages = ", ".join(f"{k} {v:.1f}" for k, v in conversion.seconds.items())
         rows.append(["time", f"{sum(conversion.seconds.values()):.1f} s", f"({stages})"])
@@ -141,6 +153,29 @@ def conversion_report(conversion: Conversion, title: str = "", *, verbose: bool 
     seen = dataclasses.replace(before, uncalled=idle) if plan.remove else before
     notes = [*conversion.notes, *uncounted(seen, after, verbose=verbose)]
     return [*report, *dict.fromkeys(notes)]
+
+
+_ENDS: dict[PolishEnd, str] = {
+    "steps": "all steps made",
+    "minutes": "the time was up",
+    "settled": "the distance no longer fell",
+    "exact": "nothing to improve",
+    "interrupted": "interrupted, the best so far is kept",
+    "diverged": "the loss was not finite, the best so far is kept",
+}
+
+
+def _polish_cells(polish: Polish) -> list[str]:
+    """Return the steps of a polish, and a text about it."""
+    text = _ENDS[polish.ended]
+    before, after = polish.distance_before, polish.distance_after
+    if before is not None and after is not None:
+        text = f"held-out distance {before:.4g} -> {after:.4g}; {text}"
+    if polish.psnr_before is not None and polish.psnr_after is not None:
+        text = f"PSNR {polish.psnr_before:.1f} -> {polish.psnr_after:.1f} dB, {text}"
+    if polish.repeat is not None:
+        text += f"; the same again: --polish-steps {polish.repeat}"
+    return [counted(polish.steps, "step"), f"({text})"]
 
 
 def cost_report(

@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils.checkpoint import checkpoint
 
+from dsconvert.model.graph import convolutional
+
 
 def _spectral_norms(model: nn.Module) -> list[Any]:
     """Return the objects with ``n_power_iterations``: hooks, or parametrizations."""
@@ -74,11 +76,6 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     if len(parts) >= 3:
         return [p for p in parts if next(p.children(), None) is not None]
     return [block for part in parts for block in blocks(part)]
-
-
-def convolutional(module: nn.Module) -> bool:
-    """Return whether the module holds a 2-D convolution."""
-    return any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in module.modules())
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def test_json(snapshot_file: Path, fast_file: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.slow
 def test_freed_memory_can_be_kept(snapshot_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
-    assert main(["bench", str(snapshot_file), *QUICK, "--keep-freed"]) == 0
+    assert main(["bench", str(snapshot_file), *QUICK, "--train-batch", "0", "--keep-freed"]) == 0
     assert "memory kept" in " ".join(capsys.readouterr().out.split())
 
 
@@ -80,6 +80,7 @@ def test_a_file_named_twice(snapshot_file: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_trained_generator(shared_snapshots: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = shared_snapshots / "stamps-128-ngf32.pkl"
     assert main(["bench", str(path), *QUICK, "--json"]) == 0

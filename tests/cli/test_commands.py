@@ -26,7 +26,7 @@ SVD = ("--init", "svd", "--calibrate", "0")
 @pytest.fixture(scope="module")
 def converted(snapshot_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("converted") / "fast.pkl"
-    assert main([str(snapshot_file), "--out", str(out), "--calibrate", "16"]) == 0
+    assert main([str(snapshot_file), "--out", str(out), *SVD]) == 0
     return out
 
 
@@ -82,7 +82,7 @@ def test_json_of_the_main_job(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "fast.pkl"
-    assert main([str(snapshot_file), "--out", str(out), "--json", "--calibrate", "16"]) == 0
+    assert main([str(snapshot_file), "--out", str(out), "--json", "--calibrate", "8"]) == 0
     data = one_json(capsys.readouterr().out)
     assert set(data["converted"]) == {"G_ema", "G"}
     entry = data["converted"]["G_ema"]
@@ -97,7 +97,7 @@ def test_json_of_the_main_job(
 
 def test_exact_keeps_the_image(snapshot_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "exact.pkl"
-    assert main([str(snapshot_file), "--out", str(out), "--preset", "exact"]) == 0
+    assert main([str(snapshot_file), "--out", str(out), "--preset", "exact", *SVD]) == 0
     assert torch.allclose(official_image(out, 3), official_image(snapshot_file, 3), atol=1e-4)
 
 
@@ -106,7 +106,7 @@ def test_seed_decides(snapshot_file: Path, tmp_path: Path) -> None:
     def run(name: str, seed: str) -> bytes:
         out = tmp_path / name
         command = [str(snapshot_file), "--out", str(out), "--calibrate", "8", "--seed", seed]
-        assert main([*command, "--rank", "1"]) == 0
+        assert main([*command, "--preset", "paper"]) == 0
         return out.read_bytes()
 
     first = run("a.pkl", "4")
@@ -186,6 +186,7 @@ def test_inspect(snapshot_file: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert data["safe"] is True
 
 
+@pytest.mark.slow
 def test_report_by_rank(snapshot_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(snapshot_file), "--ranks", "1-2", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
@@ -248,6 +249,7 @@ def test_compare_is_deterministic_and_says_the_psnr(
     assert runs[0]["5"] == pytest.approx(float(expected), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_long_work_shows_how_far_it_is(
     snapshot_file: Path,
     converted: Path,
@@ -274,7 +276,10 @@ def test_long_work_shows_how_far_it_is(
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
-@pytest.mark.parametrize(("options", "shown"), [((), True), (("--quiet",), False)])
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [((), True), pytest.param(("--quiet",), False, marks=pytest.mark.extended)],
+)
 def test_bars_are_for_terminals(
     options: tuple[str, ...], shown: bool, snapshot_file: Path, tmp_path: Path
 ) -> None:
@@ -310,11 +315,13 @@ def test_a_file_equals_itself(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["fastgan-128", "fastgan_lite-256", "fastgan-256-dill", "fastgan-256-full"]
+    "name",
+    ["fastgan_lite-256", "fastgan-256-dill"]
+    + [pytest.param(n, marks=pytest.mark.extended) for n in ("fastgan-128", "fastgan-256-full")],
 )
 def test_official_files(name: str, shared_snapshots: Path, tmp_path: Path) -> None:
     source, out = shared_snapshots / f"{name}.pkl", tmp_path / "fast.pkl"
-    assert main([str(source), "--out", str(out), "--preset", "exact"]) == 0
+    assert main([str(source), "--out", str(out), "--preset", "exact", *SVD]) == 0
     assert torch.allclose(official_image(out, 1), official_image(source, 1), atol=1e-3)
 
 
@@ -372,6 +379,7 @@ def test_ctrl_c(snapshot_file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_reader_that_leaves_early(snapshot_file: Path) -> None:
     command = [sys.executable, "-m", "dsconvert", "report", str(snapshot_file)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -37,19 +37,28 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[...,
     return run
 
 
+ANOTHER = "a pickle of something else"
+ANOTHER = "a pickle of something else"
 FOREIGN = {
     "empty": (b"", "empty"),
     "text": (b"hello, this is a note\n" * 20, "text"),
     "html": (b"<!DOCTYPE html><html><body>404</body></html>", "HTML"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "LFS"),
     "zip": (b"PK\x03\x04" + bytes(64), "zip"),
-    "a pickle of something else": (pickle.dumps({"a": 1}), "G_ema"),
+    ANOTHER: (pickle.dumps({"a": 1}), "G_ema"),
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", FOREIGN)
-@pytest.mark.parametrize("command", ["convert", "inspect", "report", "generate", "compare"])
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        pytest.param(command, kind, marks=[pytest.mark.extended] if extended else [])
+        for command in ("convert", "inspect", "report", "generate", "compare")
+        for kind in FOREIGN
+        # Each kind once, each command once: they open files by the same function.
+        for extended in [command != "convert" and kind not in ("text", ANOTHER)]
+    ],
+)
 def test_foreign_files(
     kind: str, command: str, refused: Callable[..., str], tmp_path: Path, snapshot_file: Path
 ) -> None:
@@ -63,7 +72,7 @@ def test_foreign_files(
         "generate": (bad, "--out", tmp_path / "o.png"),
         "compare": (snapshot_file, bad, "--out", tmp_path / "o.png"),
     }
-    if command == "inspect" and kind == "a pickle of something else":
+    if command == "inspect" and kind == ANOTHER:
         assert main(["inspect", str(bad)]) == 0  # any pickle may be looked into
         return
     said = refused(command, *words[command])
@@ -159,10 +168,17 @@ def test_class(
     assert "unconditional" in refused("generate", snapshot_file, "--class", "0", *out)
 
 
-@pytest.fixture
-def plan_file(tmp_path: Path, snapshot_file: Path) -> Path:
-    path = tmp_path / "plan.json"
+@pytest.fixture(scope="module")
+def plan_text(snapshot_file: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
     assert main([str(snapshot_file), "--plan-only", "--out", str(path), "--preset", "fast"]) == 0
+    return path.read_text()
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path, plan_text: str) -> Path:
+    path = tmp_path / "plan.json"
+    path.write_text(plan_text)
     return path
 
 
@@ -232,6 +248,7 @@ def test_a_plan_that_does_not_fit_is_not_shown_either(
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_a_stdout_that_refuses(options: tuple[str, ...], snapshot_file: Path) -> None:

@@ -50,7 +50,22 @@ def test_each_generator_keeps_its_own_weights(two: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_both_are_fitted(two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "fast.pkl"
-    assert main([str(two), "--out", str(out), "--calibrate", "16", "--json", "--quiet"]) == 0
+    assert (
+        main(
+            [
+                str(two),
+                "--out",
+                str(out),
+                "--calibrate",
+                "8",
+                "--preset",
+                "paper",
+                "--json",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)["converted"]
     assert found["G"]["plan"] == found["G_ema"]["plan"]
     errors = {key: [f["svd"] for f in entry["fits"]] for key, entry in found.items()}
@@ -61,15 +76,21 @@ def test_both_are_fitted(two: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 Edit = Callable[[Callable[[dict], object]], list[str]]
 
 
+@pytest.fixture(scope="module")
+def plan_text(two: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    assert main([str(two), "--plan-only", "--preset", "fast", "--out", str(path)]) == 0
+    return path.read_text()
+
+
 @pytest.fixture
-def edited(two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Edit:
-    """Writes a plan, edits it, and returns the command that uses it."""
+def edited(two: Path, plan_text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Edit:
+    """Edits a plan, writes it, and returns the command that uses it."""
 
     def make(change: Callable[[dict], object]) -> list[str]:
         path = tmp_path / "plan.json"
-        assert main([str(two), "--plan-only", "--preset", "fast", "--out", str(path)]) == 0
         capsys.readouterr()
-        plan = json.loads(path.read_text())
+        plan = json.loads(plan_text)
         change(plan)
         path.write_text(json.dumps(plan))
         return [str(two), "--plan", str(path), "--out", str(tmp_path / "o.pkl"), "--json", *SVD]
@@ -194,6 +215,7 @@ def test_a_snapshot_writer_of_its_own_checks_too(two: Path, tmp_path: Path) -> N
     assert sorted(p.name for p in tmp_path.iterdir()) == ["pipe", "x" * 255]
 
 
+@pytest.mark.slow
 def test_json_has_no_nan(two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A broken generator makes images of NaN; the output is still JSON."""
     snap = load_snapshot(two)

@@ -14,13 +14,14 @@ from dsconvert.formats.official import load_snapshot, new_snapshot, save_snapsho
 from dsconvert.rules.recognise import structure_of
 
 FIT = ("--calibrate", "8")
+SVD = ("--init", "svd", "--calibrate", "0")
 QUICK = ("--repeats", "3", "--batch", "2", "--train-batch", "1", "--threads", "1")
 
 
 @pytest.fixture(scope="module")
 def fast(snapshot_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("said") / "fast.pkl"
-    assert main([str(snapshot_file), "--out", str(out), "--rank", "2", *FIT]) == 0
+    assert main([str(snapshot_file), "--out", str(out), "--rank", "2", *SVD]) == 0
     return out
 
 
@@ -51,7 +52,7 @@ def test_the_result_of_a_conversion_comes_first(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verbose", [False, True])
+@pytest.mark.parametrize("verbose", [pytest.param(False, marks=pytest.mark.extended), True])
 def test_every_table_fits(
     snapshot_file: Path, fast: Path, verbose: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,7 +71,8 @@ def test_bench_says_how_many_times_faster_and_fits(
     assert fits(lines)
     assert any("forward, batch 2" in line for line in lines[:3])
     assert any(line.split()[:1] == ["fast.pkl"] and "fewer" in line for line in lines)
-    quiet = told(capsys, "bench", snapshot_file, fast, *QUICK, "--quiet")
+    few = ("--repeats", "3", "--batch", "1", "--train-batch", "0", "--threads", "1")
+    quiet = told(capsys, "bench", snapshot_file, fast, *few, "--quiet")
     assert quiet[0].startswith("fast.pkl: ")
     assert len(quiet) <= 2
 
@@ -81,7 +83,7 @@ def test_quiet_leaves_the_last_line(
 ) -> None:
     out = tmp_path / "q.pkl"
     for words in (
-        (snapshot_file, "--out", out, *FIT),
+        (snapshot_file, "--out", out, *SVD),
         ("compare", snapshot_file, fast, "--seeds", "1", "--out", tmp_path / "c.png"),
         ("generate", fast, "--seeds", "1", "--out", tmp_path / "g.png"),
         ("distill", snapshot_file, fast, "--out", tmp_path / "d.pkl", "--steps", "1",
@@ -131,7 +133,7 @@ def test_inspect_of_a_converted_snapshot(fast: Path, capsys: pytest.CaptureFixtu
     ("preset", "rank", "rules"),
     [
         ("exact", None, {"up-merge"}),
-        ("paper", 3, {"dw-pw rank 3"}),
+        pytest.param("paper", 3, {"dw-pw rank 3"}, marks=pytest.mark.extended),
         ("fast", 1, {"dw-pw rank 1", "pw-dw rank 1", "up-pw-dw rank 1"}),
     ],
 )
@@ -162,7 +164,7 @@ def test_inspect_of_a_checkpoint(
     assert cells(lines, "converted") == "no"
     assert "the code of fastgan_pytorch, by torch.save" in " ".join(lines)
     out = tmp_path / "fast.pth"
-    assert main([str(fastgan_file), "--out", str(out), "--quiet", *FIT]) == 0
+    assert main([str(fastgan_file), "--out", str(out), "--quiet", *SVD]) == 0
     lines = told(capsys, "inspect", out)
     assert "convolutions rewritten: dw-pw rank 1 x" in " ".join(lines)
     from dsconvert import __version__

@@ -228,8 +228,14 @@ def _bytes(model: nn.Module, name: str) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["exact", "paper", "balanced", "fast"])
-@pytest.mark.parametrize("name", ["block1", "block1.3", "head", "start"])
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [
+        pytest.param(preset, name, marks=[] if i == j or preset == "fast" else pytest.mark.extended)
+        for i, preset in enumerate(("exact", "paper", "balanced", "fast"))
+        for j, name in enumerate(("block1", "block1.3", "head", "start"))
+    ],
+)
 def test_what_is_kept_keeps_its_bytes(preset: str, name: str) -> None:
     model = decoder()
     given: dict[str, Any] = {"inputs": latents, "calibrate": 32}
@@ -289,6 +295,7 @@ class CountingAdapter(Adapter):
 COUNTING = CountingAdapter()
 
 
+@pytest.mark.slow
 def test_one_analysis_a_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One look-up of the adapter, one trace, one count of the original."""
     info = tmp_path / "counting-1.dist-info"

@@ -82,8 +82,19 @@ def test_behind_an_upsample(rule):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["exact", "paper", "balanced", "fast"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("preset", "dtype"),
+    [
+        *((preset, torch.float32) for preset in ("exact", "paper", "balanced", "fast")),
+        ("balanced", torch.bfloat16),
+        ("balanced", torch.float16),
+        *(
+            pytest.param(preset, dtype, marks=pytest.mark.extended)
+            for preset in ("exact", "paper", "fast")
+            for dtype in (torch.bfloat16, torch.float16)
+        ),
+    ],
+)
 def test_what_is_kept(preset, dtype):
     model = decoder().to(dtype)
     model.head.requires_grad_(False)

@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 from dsconvert import apply, plan
+from dsconvert.core.fast_teacher import fast_teacher
 from dsconvert.distill import DistillConfig, distill
-from dsconvert.distill.api import fast_teacher
-from dsconvert.distill.best import BestStudent
-from dsconvert.distill.evaluator import HeldOutScore
-from dsconvert.distill.loop import Loop
-from dsconvert.distill.loss import Objective, trunk_blocks
 from dsconvert.errors import TrainingError, UsageError
-from tests.models import Decoder, decoder, latents, output
+from dsconvert.matching.best import BestStudent
+from dsconvert.matching.blocks import trunk_blocks
+from dsconvert.matching.evaluator import HeldOutScore
+from dsconvert.matching.loop import Loop
+from dsconvert.matching.loss import Objective
+from tests.models import Decoder, decoder, latents, narrow_decoder, output
 
 QUICK = {"features": 0.0, "batch": 8, "held_out": 16, "evaluations": 2, "hold": 0.5}
 
@@ -51,7 +52,7 @@ def test_it_learns_and_leaves_both_alone(pair) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+@pytest.mark.parametrize("optimiser", [pytest.param("adam", marks=pytest.mark.extended), "muon"])
 def test_a_run_that_was_cut_off_ends_bit_equal(pair, tmp_path: Path, optimiser: str) -> None:
     if optimiser == "muon" and not hasattr(torch.optim, "Muon"):
         pytest.skip("this torch has no Muon")
@@ -91,6 +92,7 @@ def test_a_run_that_made_things_worse_gives_the_start_back(pair) -> None:
     assert f"{done.end.distance:.4g}" in note
 
 
+@pytest.mark.slow
 def test_the_best_on_the_way_is_handed_back_also_after_a_kill(pair, tmp_path: Path) -> None:
     """It learns for eight steps; then its weights are thrown off."""
     teacher, student = pair
@@ -167,7 +169,9 @@ def test_an_older_checkpoint_says_which_student_was_the_best(pair) -> None:
     assert best.last == HeldOutScore(distance=3.0, terms={"image": 3.0}, psnr=5.0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.extended)]
+)
 def test_an_interrupted_run_goes_on_exactly(pair, tmp_path: Path, number: signal.Signals) -> None:
     """Also where an evaluation was due after the step that was interrupted."""
     teacher, student = pair
@@ -269,24 +273,12 @@ def test_a_loss_that_is_not_finite_stops_it(pair) -> None:
 
 
 def test_another_architecture_is_compared_where_it_can_be() -> None:
-    """A narrower student, as a channel pruner makes one: only the image has the same shape."""
+    """A narrower student, as a channel pruner makes one: its maps are compared by read-outs."""
 
-    class Narrow(Decoder):
-        def __init__(self) -> None:
-            super().__init__()
-            self.start = nn.ConvTranspose2d(16, 8, 4, bias=False)
-            self.block1[1] = nn.Conv2d(8, 24, 3, 1, 1, bias=False)
-            self.block1[3] = nn.BatchNorm2d(24)
-            self.block1[5] = nn.Conv2d(12, 24, 3, 1, 1, bias=False)
-            self.block1[6] = nn.BatchNorm2d(24)
-            self.shared = nn.Conv2d(12, 12, 3, 1, 1)
-            self.mix = nn.Conv2d(12, 12, 3, 1, 1, groups=4)
-            self.head = nn.Conv2d(12, 3, 3, 1, 1)
-
-    torch.manual_seed(3)
-    done = distill(decoder(), Narrow(), latents, config=DistillConfig(steps=20, **QUICK))
-    assert done.blocks == ("head",)
-    assert "block1" in done.notes[0]
+    done = distill(decoder(), narrow_decoder(), latents, config=DistillConfig(steps=20, **QUICK))
+    assert done.blocks == ("start", "block1", "mix", "head")
+    assert "read-out" in done.notes[-1]
+    assert "block1" in done.notes[-1]
     assert done.after.distance < done.before.distance
 
 

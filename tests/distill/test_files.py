@@ -15,12 +15,12 @@ from dsconvert.cli import main
 from dsconvert.cli.output import Bars
 from dsconvert.core.pipeline import apply, plan
 from dsconvert.distill import DistillConfig, distill
-from dsconvert.distill import loop as distill_loop
-from dsconvert.distill.batches import TeacherBatches
-from dsconvert.distill.evaluator import evaluate_student
-from dsconvert.distill.loss import ProjectedMaps, Scales
 from dsconvert.formats.convert_file import convert_snapshot
 from dsconvert.formats.official import new_snapshot
+from dsconvert.matching import loop as matching_loop
+from dsconvert.matching.batches import TeacherBatches
+from dsconvert.matching.evaluator import evaluate_student
+from dsconvert.matching.loss import ProjectedMaps, Scales
 from dsconvert.metrics import sample_images
 from dsconvert.model.inputs import sampler_of
 from tests.models import decoder, output
@@ -102,7 +102,9 @@ def test_a_run_that_made_things_worse_writes_the_start_and_says_so(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.extended)]
+)
 def test_an_interrupted_run_says_what_is_saved_and_how_it_goes_on(
     snapshot_file: Path,
     fast_file: Path,
@@ -122,7 +124,7 @@ def test_an_interrupted_run_says_what_is_saved_and_how_it_goes_on(
 
     # In the evaluation at the start there is nothing to lose, and the same words begin again.
     with monkeypatch.context() as patch:
-        patch.setattr(distill_loop, "evaluate_student", stopping)
+        patch.setattr(matching_loop, "evaluate_student", stopping)
         assert main(words) == 130
     said = capsys.readouterr()
     assert said.out.startswith("stopped before the first step: nothing to save; start again with: ")
@@ -173,7 +175,21 @@ def test_a_state_dict_of_any_code_learns(tmp_path: Path, monkeypatch, capsys) ->
     dense, fast, better = (tmp_path / f"{n}.pth" for n in ("dense", "fast", "better"))
     torch.save({"state_dict": decoder().state_dict(), "epoch": 3}, dense)
     assert (
-        main([str(dense), "--out", str(fast), "--preset", "fast", "--calibrate", "8", *source]) == 0
+        main(
+            [
+                str(dense),
+                "--out",
+                str(fast),
+                "--preset",
+                "fast",
+                "--init",
+                "svd",
+                "--calibrate",
+                "0",
+                *source,
+            ]
+        )
+        == 0
     )
     words = ["distill", str(dense), str(fast), "--out", str(better), "--steps", "20", *source]
     assert main([*words, "--features", "0", "--lr", "0.01", "--json"]) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -93,3 +95,24 @@ def test_no_output_comes_out_worse_and_a_solution_stays() -> None:
     assert all(torch.equal(a, b) for a, b in zip(kept, zero, strict=True))
     once = minimise(mix, filters, error, steps=3)
     assert error.of_factors(*once) < error.of_factors(mix, filters)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_the_size_of_the_outputs_plays_no_part(scale: float) -> None:
+    """In float32, squares of squares of such values are out of range."""
+    stats, mix, filters = problem(CONVS["plain"]())
+    made: list[float] = []
+    for size in (1.0, scale):
+        scaled = tuple(
+            replace(
+                m, xx=m.xx.float(), x=m.x.float(), xy=(m.xy * size).float(),
+                yy=(m.yy * size**2).float(), y=(m.y * size).float(),
+            )
+            for m in stats
+        )  # fmt: skip
+        error = ProductError.of(scaled, centred=True)
+        start = (mix * size**0.5).float(), (filters * size**0.5).float()
+        found = minimise(*start, error, steps=20)
+        made.append(error.of_factors(*found) / error.of_factors(*start))
+    assert made[0] < 0.5
+    assert made[1] == pytest.approx(made[0], rel=1e-2)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
 
+from dsconvert.config.distill import DistillConfig
+from dsconvert.core import polish as polish_stage
 from dsconvert.errors import UsageError
-from dsconvert.formats.convert_file import convert_snapshot
+from dsconvert.formats.convert_file import convert_file, convert_snapshot
 from dsconvert.formats.official import new_snapshot
-from tests.made_models import moved_generator
+from tests.made_models import drifted, moved_generator
 
 
 @pytest.mark.slow
@@ -58,3 +61,29 @@ def test_weights_that_are_not_finite_are_refused():
         model.get_submodule("synthesis.feat_16.1").weight_orig[0, 0] = float("nan")
     with pytest.raises(UsageError, match=r"1 of the weights .*feat_16\.1\.weight_orig"):
         convert_snapshot(new_snapshot(model), preset="paper", init="svd", calibrate=0)
+
+
+@pytest.mark.slow
+def test_only_the_main_generator_is_polished(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polish_stage, "DistillConfig", functools.partial(DistillConfig, batch=2))
+    model = moved_generator(ngf=2)
+    snap = new_snapshot(model)
+    snap.live["G"] = drifted(model)
+    stages: list[str] = []
+    options = {"preset": "paper", "init": "svd", "calibrate": 4}
+    plain = convert_file(snap, **options).conversions
+    done = convert_file(
+        snap, **options, polish_steps=2, progress=lambda stage, *_: stages.append(stage)
+    )
+    main, raw = done.conversions["G_ema"], done.conversions["G"]
+    assert main.polish is not None
+    assert main.polish.steps == 2
+    assert raw.polish is None
+    assert "not polished: only G_ema is, and the plan is the same" in raw.notes
+    assert "G_ema: polish, steps" in stages
+    for key, equal in (("G_ema", main.polish.best_step == 0), ("G", True)):
+        states = [c[key].model.state_dict() for c in (plain, done.conversions)]
+        assert all(torch.equal(v, states[1][k]) for k, v in states[0].items()) == equal
+    assert all(
+        torch.equal(v, model.state_dict()[k]) for k, v in snap.generator.state_dict().items()
+    )

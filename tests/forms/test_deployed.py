@@ -15,7 +15,6 @@ from torch import nn
 from dsconvert.errors import UsageError
 from dsconvert.formats.official import load_snapshot
 from dsconvert.forms import deploy
-from dsconvert.forms.bands import BandedConvolution
 from dsconvert.forms.batchnorm import absorb, affine_of
 from dsconvert.forms.flat_graph import flatten
 from dsconvert.forms.gates import is_gate
@@ -105,7 +104,7 @@ def test_batch_normalisation_and_norms_are_gone(fast: nn.Module) -> None:
         kinds = {type(m) for m in made.modules()}
         assert nn.BatchNorm2d not in kinds
         assert not any(k.endswith(("weight_orig", "running_mean")) for k in made.state_dict())
-        own = {BandedConvolution, GatedPointwise}
+        own = {GatedUpsample, GatedPointwise}
         assert own <= kinds if fused else not own & kinds
 
 

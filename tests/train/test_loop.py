@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
+import shutil
 import signal
-import socket
-import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,6 @@ from torch import Tensor, nn
 from dsconvert.cli.train import line
 from dsconvert.data.stream import ImageStream
 from dsconvert.errors import TrainingError, UsageError
-from dsconvert.projected.augment import diffaugment
 from dsconvert.runs.checkpoint import load_checkpoint
 from dsconvert.runs.folder import RunFolder
 from dsconvert.train import (
@@ -36,12 +32,12 @@ from dsconvert.train import (
 )
 from dsconvert.train import train as train_networks
 from dsconvert.train.ema import ema_beta, update_ema
-from dsconvert.train.loop import TrainResult
 from dsconvert.train.recompute import blocks, recomputing, without_power_iteration
 from dsconvert.train.schedule import fit_to_run
 from dsconvert.train.state import new_state
 from dsconvert.train.step import Stepper, parts_of
-from dsconvert.util.processes import JoinedProcesses, SingleProcess, processes
+from dsconvert.util.processes import SingleProcess
+from tests.train.loops import Plain, config, equal, flat, plain_pair, trained
 from tests.train.parts import small_generator, tiny_zip
 
 pytest.importorskip("timm", reason="timm is not installed (dsconvert[train])")
@@ -61,79 +57,6 @@ def pair(**config: object) -> tuple[nn.Module, ProjectedDiscriminator]:
         judge = ProjectedDiscriminator(resolution=128, cout=4, num_discs=1)
     judge.interp224 = False
     return generator, judge
-
-
-class Plain(nn.Module):
-    """What a projected discriminator has that matters to the loop, at a hundredth of its cost."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.main = nn.Sequential(
-            nn.AvgPool2d(4),
-            nn.utils.spectral_norm(nn.Conv2d(3, 8, 4, 2, 1)),
-            nn.BatchNorm2d(8),
-            nn.LeakyReLU(0.2),
-            nn.utils.spectral_norm(nn.Conv2d(8, 1, 4)),
-        )
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        return self.main(diffaugment(x)).flatten(1)
-
-
-def plain_pair() -> tuple[nn.Module, nn.Module]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return small_generator(), Plain()
-
-
-def config(steps: int, **more: Any) -> TrainConfig:
-    wanted = {"batch": 2, "tick_kimg": 0.004, "snapshot_ticks": 1, "grid": 2, **more}
-    return TrainConfig(kimg=steps * wanted["batch"] / 1000, **wanted)
-
-
-def trained(
-    out: Path, data: ImageSet, settings: TrainConfig, *, real: bool = False, **more: Any
-) -> tuple[TrainResult, dict[str, Tensor], nn.Module]:
-    """Train a fresh pair; its result, and the last checkpoint's tensors by a flat name."""
-    generator, judge = pair() if real else plain_pair()
-    result = train_networks(generator, judge, data, settings, out=out, **more)
-    return result, flat(load_checkpoint(RunFolder(out).checkpoints()[-1])), generator
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Tensor]:
-    if isinstance(value, Tensor):
-        return {prefix: value}
-    if not isinstance(value, dict | list | tuple):
-        return {}
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {k: v for name, part in items for k, v in flat(part, f"{prefix}/{name}").items()}
-
-
-def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def forked(*targets: Callable[[], None]) -> list[int]:
-    """Run each target in a process of its own; their exit codes."""
-    context = multiprocessing.get_context("fork")
-
-    def alone(target: Callable[[], None]) -> None:
-        torch.set_num_threads(1)  # a pool of threads does not survive a fork
-        target()
-
-    running = [context.Process(target=alone, args=(target,)) for target in targets]
-    for process in running:
-        process.start()
-    for process in running:
-        process.join(timeout=120)
-        process.kill()
-    return [int(p.exitcode if p.exitcode is not None else 99) for p in running]
 
 
 @pytest.mark.slow
@@ -165,23 +88,21 @@ def test_a_run_leaves_what_it_says_and_learns(tmp_path: Path, data: ImageSet) ->
 
 
 @pytest.mark.slow
-@pytest.mark.fresh_process
 def test_killed_and_resumed_is_bit_equal(tmp_path: Path, data: ImageSet) -> None:
-    """SIGKILL between two checkpoints; the resumed run ends with every bit as if nothing was."""
+    """Killed between two checkpoints; the resumed run ends with every bit as if nothing was.
+
+    A process that is killed leaves its files as they are at that moment: a copy of them.
+    """
     settings = config(4, mirror=True)
-    _, whole, _ = trained(tmp_path / "whole", data, settings, real=True)
 
-    def dies() -> None:
-        def progress(stage: str, done: int, total: int, detail: str) -> None:
-            if done == 6:  # a step after the checkpoint of 4 images
-                os.kill(os.getpid(), signal.SIGKILL)
+    def kill(stage: str, done: int, total: int, detail: str) -> None:
+        if done == 6:  # a step after the checkpoint of 4 images
+            shutil.copytree(tmp_path / "whole", tmp_path / "cut")
 
-        trained(tmp_path / "cut", data, settings, real=True, progress=progress)
-
-    assert forked(dies) == [-signal.SIGKILL]
+    _, whole, _ = trained(tmp_path / "whole", data, settings, networks=pair(), progress=kill)
     assert RunFolder(tmp_path / "cut").checkpoints()[-1].name == "images-0000000004.pt"
     torch.manual_seed(999)  # whatever the new process did before
-    result, cut, _ = trained(tmp_path / "cut", data, settings, real=True, resume=True)
+    result, cut, _ = trained(tmp_path / "cut", data, settings, networks=pair(), resume=True)
     assert result.images == 8
     assert len(whole) > 200
     assert equal(whole, cut)
@@ -211,27 +132,6 @@ def test_sigint_saves_and_the_run_goes_on_exactly(tmp_path: Path, data: ImageSet
 
 
 @pytest.mark.slow
-@pytest.mark.fresh_process
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_all_processes_saves_the_run(tmp_path: Path, number: signal.Signals) -> None:
-    """A terminal or a scheduler signals those that read images too."""
-    images = open_images(tiny_zip(tmp_path), resolution=128, cache="never")
-
-    def run() -> None:
-        os.setsid()
-
-        def interrupt(stage: str, done: int, total: int, detail: str) -> None:
-            if done == 2:
-                os.killpg(0, number)
-
-        result, _, _ = trained(tmp_path / "run", images, config(6, workers=1), progress=interrupt)
-        os._exit(17 if result.interrupted else 0)
-
-    assert forked(run) == [17]
-    assert RunFolder(tmp_path / "run").checkpoints()[-1].name > "images-0000000000.pt"
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("error", [EOFError, RuntimeError, ConnectionResetError])
 def test_a_reader_that_ends_with_the_run_costs_nothing(
     tmp_path: Path, data: ImageSet, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
@@ -249,83 +149,6 @@ def test_a_reader_that_ends_with_the_run_costs_nothing(
     stopped, _, _ = trained(tmp_path / "run", data, config(6), progress=interrupt)
     assert stopped.interrupted
     assert RunFolder(tmp_path / "run").checkpoints()[-1].name > "images-0000000000.pt"
-
-
-@pytest.mark.slow
-@pytest.mark.fresh_process
-def test_two_processes_train_as_one(tmp_path: Path, data: ImageSet) -> None:
-    """Over gloo, the same global batch: the curve agrees to float tolerance.
-
-    Each process takes one part of the batch, where one process takes both: batch statistics are
-    over a part in either case (as the official code has them, a GPU).
-    """
-    settings = config(3, batch=4, micro_batch=2, tick_kimg=0.004, grid=1)
-    alone, one, _ = trained(tmp_path / "one", data, settings)
-    port = free_port()
-
-    def member(rank: int) -> Callable[[], None]:
-        def run() -> None:
-            os.environ.update(
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
-            )  # fmt: skip
-            procs = JoinedProcesses()
-            trained(tmp_path / "two", data, settings, procs=procs)
-
-        return run
-
-    pytest.importorskip("accelerate", reason="accelerate is not installed (dsconvert[train])")
-    assert forked(member(0), member(1)) == [0, 0]
-    curves = [read_stats(tmp_path / n / "stats.jsonl") for n in ("one", "two")]
-    assert [r["processes"] for r in curves[1]] == [2, 2, 2]
-    for name in ("loss_g", "loss_d", "score_fake", "score_real"):
-        ours, theirs = ([r[name] for r in rows] for rows in curves)
-        assert ours == pytest.approx(theirs, abs=1e-4), name
-    two = flat(load_checkpoint(RunFolder(tmp_path / "two").checkpoints()[-1]))
-    moved = [k for k in one if k.startswith("/generator") and k.endswith("weight_orig")]
-    assert moved
-    # Adam divides by the gradient's size: where that is near zero, rounding decides.
-    for name in moved:
-        assert (one[name] - two[name]).abs().mean() < 2e-5, name
-    assert alone.images == 12
-
-
-@pytest.mark.slow
-def test_a_launcher_starts_processes_that_train_as_one(tmp_path: Path, data: ImageSet) -> None:
-    """The command line under torchrun; where they did not find each other, each would train."""
-    pytest.importorskip("accelerate", reason="accelerate is not installed (dsconvert[train])")
-    words = (
-        "--nproc_per_node", "2", "--master_port", str(free_port()), "-m", "dsconvert.train",
-        "--data", str(data.path), "--cfg", "fastgan_lite", "--resolution", "128", "--ngf", "2",
-        "--z-dim", "8", "--batch", "2", "--kimg", "0.002", "--discs", "1", "--out", str(tmp_path),
-        "--name", "run", "--workers", "0",
-    )  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert [r["processes"] for r in read_stats(tmp_path / "run" / "stats.jsonl")] == [2]
-    assert json.loads((tmp_path / "run" / "settings.json").read_text())["environment"][
-        "processes"
-    ] == 2  # fmt: skip
-
-
-@pytest.mark.slow
-def test_processes_that_do_not_find_each_other_are_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    accelerate = pytest.importorskip("accelerate")
-
-    class Alone:
-        process_index, num_processes, device = 0, 1, torch.device("cpu")
-
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(accelerate, "Accelerator", lambda **_: Alone())
-    with pytest.raises(TrainingError, match="2 processes were started"):
-        processes()
-    with pytest.raises(UsageError, match="can't share the device"):
-        processes("cpu")
 
 
 @pytest.mark.slow

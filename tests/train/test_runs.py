@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -177,24 +178,8 @@ def test_finetune_takes_the_file_s_own_discriminator(
 
 
 @pytest.mark.slow
-def test_finetune_of_a_converted_file_without_one(tiny: Path, tmp_path: Path) -> None:
-    made = small_generator()
-    save_snapshot(new_snapshot(made), made, tmp_path / "plain.pkl")
-    snap = load_snapshot(tmp_path / "plain.pkl")
-    save_snapshot(
-        snap, convert_snapshot(snap, preset="paper", calibrate=0).models, tmp_path / "fast.pkl"
-    )
-    words = ["finetune", tmp_path / "fast.pkl", "--data", tiny, "--kimg", 0.002]
-    assert main([*(str(w) for w in words), "--out", str(tmp_path / "runs"), *SMALL]) == 0
-    (folder,) = (tmp_path / "runs").iterdir()
-    settings = json.loads((folder / "settings.json").read_text())
-    assert settings["discriminator_from_file"] is False
-    assert settings["discriminator"]["augment"] == ["color", "translation", "cutout"]
-
-
-@pytest.mark.slow
 def test_finetune_where_g_is_built_differently(tiny: Path, tmp_path: Path) -> None:
-    """G_ema alone was converted: G can't be averaged into it."""
+    """G_ema alone was converted: G can't be averaged into it. The file has no discriminator."""
     dense = new_snapshot(small_generator())
     save_snapshot(dense, dense.generator, tmp_path / "dense.pkl")
     snap = load_snapshot(tmp_path / "dense.pkl")
@@ -203,7 +188,10 @@ def test_finetune_where_g_is_built_differently(tiny: Path, tmp_path: Path) -> No
     save_snapshot(snap, made.model, file)
     words = ["--data", str(tiny), "--kimg", "0.002", "--out", str(tmp_path)]
     assert main(["finetune", str(file), *words, "--name", "run", *SMALL]) == 0
-    assert json.loads((tmp_path / "run" / "settings.json").read_text())["starts_from"] == "G_ema"
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["starts_from"] == "G_ema"
+    assert settings["discriminator_from_file"] is False
+    assert settings["discriminator"]["augment"] == ["color", "translation", "cutout"]
     snap = load_snapshot(next((tmp_path / "run" / "snapshots").glob("*.pkl")))
     assert snap.module("G").state_dict().keys() == made.model.state_dict().keys()
 
@@ -488,11 +476,26 @@ def paper_words(tiny: Path, out: Path, *, evaluate: int) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "alone", [False, pytest.param(True, marks=pytest.mark.extended)], ids=["here", "processes"]
+)
 def test_the_paper_s_experiment_runs_and_goes_on(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    alone: bool,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Two arms, in turns of their own processes; the second call has nothing left to train."""
     example = paper_example()
+
+    def here(words: list[str], **_: object) -> SimpleNamespace:
+        assert words[:3] == [sys.executable, "-m", "dsconvert.train"]
+        return SimpleNamespace(returncode=main(["train", *words[3:]]))
+
+    if not alone:
+        instead = SimpleNamespace(run=here, DEVNULL=subprocess.DEVNULL)
+        monkeypatch.setattr(example, "subprocess", instead)
     words = paper_words(tiny, tmp_path, evaluate=2)
     example.main(words)
     said = capsys.readouterr().out

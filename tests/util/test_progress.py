@@ -16,7 +16,7 @@ from torch import nn
 import dsconvert
 from dsconvert.cli.output import Bars
 from dsconvert.config.distill import DistillConfig
-from dsconvert.distill.statistics import detail, position
+from dsconvert.matching.schedule import DistillSchedule
 from dsconvert.util import progress
 from dsconvert.util.numbers import clock_text
 from dsconvert.util.progress import Heartbeat, reports_progress
@@ -100,7 +100,7 @@ def test_stderr_where_logging_is_not_configured() -> None:
 @pytest.mark.slow
 def test_a_conversion_tells_what_it_fits(caplog: pytest.LogCaptureFixture) -> None:
     model = moved_generator()
-    dsconvert.convert(model, calibrate=64, progress=True)
+    dsconvert.convert(model, preset="paper", calibrate=8, progress=True)
     messages = [r.getMessage() for r in caplog.records]
     assert any(re.match(r"fit: \d+ of \d+, synthesis\.\w+", m) for m in messages)
     assert not any("<" in m for m in messages)
@@ -160,12 +160,20 @@ def test_a_heartbeat_survives_a_stderr_that_is_gone(
 
 
 def test_a_distillation_says_where_it_ends() -> None:
-    assert position(DistillConfig(steps=40), 10, 5.0) == ("distil, steps", 10, 40)
-    assert position(DistillConfig(minutes=0.5), 10, 5.2) == ("distil, seconds", 5, 30)
-    both = DistillConfig(steps=40, minutes=0.5)
-    assert position(both, 10, 25.0) == ("distil, percent", 83, 100)
-    open_ended = DistillConfig(patience=3)
-    assert position(open_ended, 10, 25.0) == ("distil, steps", 10, 11)
-    assert detail(open_ended, 10, loss=0.12345, held=None) == (
+    fixed, timed, both, open_ended = (
+        DistillSchedule(config)
+        for config in (
+            DistillConfig(steps=40),
+            DistillConfig(minutes=0.5),
+            DistillConfig(steps=40, minutes=0.5),
+            DistillConfig(patience=3),
+        )
+    )
+    assert fixed.position(10, 5.0) == ("distil, steps", 10, 40)
+    assert timed.position(10, 5.2) == ("distil, seconds", 5, 30)
+    assert both.position(10, 25.0) == ("distil, percent", 83, 100)
+    assert open_ended.position(10, 25.0) == ("distil, steps", 10, 11)
+    assert fixed.detail(10, ("loss 0.1235",)) == "loss 0.1235"
+    assert open_ended.detail(10, ("loss 0.1235",)) == (
         "step 10, loss 0.1235, until 3 evaluations bring nothing"
     )

@@ -56,6 +56,7 @@ def _copy(module: nn.Module, source: Any, target: Any) -> None:
             tensor[target] = tensor[source]
 
 
+@pytest.mark.slow
 def test_full_width_changes_nothing() -> None:
     g = fastgan()
     whole, same = plan(g, preset="fast"), plan(g, preset="fast", width=1.0)
@@ -68,6 +69,7 @@ def test_full_width_changes_nothing() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["exact", "balanced"])
 def test_the_result_runs_and_costs_what_the_plan_says(preset: str) -> None:
     g = fastgan()
@@ -88,6 +90,7 @@ def test_the_result_runs_and_costs_what_the_plan_says(preset: str) -> None:
     assert cost(g).params == result.before.params
 
 
+@pytest.mark.slow
 def test_conditional_generators_get_narrower() -> None:
     g = fastgan(classes=3)
     result = apply(g, plan(g, preset="exact", width=0.5), calibrate=16)
@@ -96,6 +99,7 @@ def test_conditional_generators_get_narrower() -> None:
     assert len(result.kept) >= 8
 
 
+@pytest.mark.slow
 def test_fitted_beats_sliced() -> None:
     g = fastgan()
     made = plan(g, preset="exact", width=0.5)
@@ -128,6 +132,7 @@ def test_a_plan_goes_through_json_and_is_checked() -> None:
         Plan.from_json(made.to_json().replace(f'"kept": {one.kept}', '"kept": 0.5'))
 
 
+@pytest.mark.slow
 def test_kept_modules_keep_their_channels() -> None:
     g = fastgan()
     made = plan(g, preset="fast", width=0.5, keep=["synthesis.feat_32.5"])
@@ -152,6 +157,7 @@ def test_without_latents_nothing_can_be_chosen() -> None:
     assert apply(g, made, init="random").kept  # to train anew, any will do
 
 
+@pytest.mark.slow
 def test_an_own_model_with_its_inputs() -> None:
     model = models.decoder()
     result = apply(model, plan(model, width=0.5, inputs=models.latents), inputs=models.latents)
@@ -161,6 +167,7 @@ def test_an_own_model_with_its_inputs() -> None:
     assert models.output(made, torch.randn(2, 16)).shape == (2, 3, 16, 16)
 
 
+@pytest.mark.slow
 def test_random_state_and_model_are_left_alone() -> None:
     g = moved_generator()
     before = {k: v.clone() for k, v in g.state_dict().items()}
@@ -172,6 +179,7 @@ def test_random_state_and_model_are_left_alone() -> None:
     assert all(torch.equal(before[k], v) for k, v in g.state_dict().items())
 
 
+@pytest.mark.slow
 def test_redundant_channels_cost_no_quality() -> None:
     g = redundant(fastgan())
     result = apply(g, plan(g, preset="exact", width=0.5), calibrate=64)

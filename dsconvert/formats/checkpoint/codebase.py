@@ -15,6 +15,7 @@ from dsconvert.adapter import Adapter, adapters
 from dsconvert.errors import UnsupportedSnapshotError
 from dsconvert.formats.checkpoint.places import ROOT, Place, State, alike, places
 from dsconvert.formats.restructure import restructure
+from dsconvert.model.blank import blank
 
 if TYPE_CHECKING:
     from dsconvert.adapter import Sampler
@@ -99,7 +100,7 @@ class AdapterCodebase(Codebase):
 
     def blank(self, config: Mapping[str, Any]) -> nn.Module:
         """Build the architecture on the meta device."""
-        with torch.device("meta"):
+        with blank():
             return self._adapter.make(config)
 
     def replaced(

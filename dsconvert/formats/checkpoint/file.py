@@ -23,6 +23,7 @@ from dsconvert.formats.restructure import describe_changes, restructure
 from dsconvert.formats.safetensors.compare import exported, same_images
 from dsconvert.formats.safetensors.write import serialised, without_noise
 from dsconvert.formats.seeds import Draw, sampled_draws
+from dsconvert.model.blank import blank
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.precision import as_stored, widen
 from dsconvert.util.files import stream, whole_file, whole_files
@@ -166,7 +167,7 @@ class Checkpoint(GeneratorFile):
         try:
             model = self.codebase.blank(self.config)
             if recipe is not None:
-                with torch.device("meta"):
+                with blank():
                     restructure(model, recipe)
             model.load_state_dict(state, strict=True, assign=True)
         except UNEXPECTED as error:

@@ -50,6 +50,9 @@ _EMPTY = (
     "_load_state_dict_post_hooks",
 )
 """Hook tables that the writer leaves empty (a hook of the user's can't be written)."""
+_FIRST_HOOK = 1 << 16
+"""Key of a module's first hook. torch numbers hooks by a counter of the process, on which a file
+must not depend. A process that loads the file counts from 0, and must not reach these keys."""
 _INTERNAL = frozenset(vars(nn.Module())) | {*_EMPTY, "_is_full_backward_hook"}
 
 
@@ -158,7 +161,7 @@ class Dumper:
         norms: dict[int, Record] = {}
         tables = {name: cast("dict[int, Any]", vars(module).get(name) or {}) for name in _EMPTY}
         stray = [name for name, table in tables.items() if table]
-        for key, hook in inside._forward_pre_hooks.items():
+        for hook in inside._forward_pre_hooks.values():
             if type(hook) is SpectralNorm:
                 node = Record("new", self._global(SPECTRAL, "SpectralNorm"), ())
                 state = ("name", "dim", "n_power_iterations", "eps")
@@ -171,11 +174,11 @@ class Dumper:
             pairs: list[tuple[Node, Node]] = [(n, getattr(hook, n)) for n in state]
             node.ops.append(("build", DictNode(pairs)))
             norms[id(hook)] = node
-            pre.append((key, node))
+            pre.append((_FIRST_HOOK + len(pre), node))
 
         def follow(table: Any, kind: type, name: str) -> list[tuple[Node, Node]]:
             made: list[tuple[Node, Node]] = []
-            for key, hook in table.items():
+            for hook in table.values():
                 inner = getattr(hook, "hook", hook)  # newer torch wraps it
                 norm = norms.get(id(getattr(inner, "fn", None)))
                 if type(inner) is not kind or norm is None:
@@ -183,7 +186,7 @@ class Dumper:
                     continue
                 node = Record("new", self._global(SPECTRAL, kind.__name__), ())
                 node.ops.append(("build", DictNode([("fn", norm)])))
-                made.append((key, node))
+                made.append((_FIRST_HOOK + len(made), node))
             return made
 
         state_dict = follow(

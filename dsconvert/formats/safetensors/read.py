@@ -20,6 +20,7 @@ from dsconvert.errors import (
 from dsconvert.export.graphs import need
 from dsconvert.formats.restructure import restructure
 from dsconvert.formats.safetensors.header import KEY, VERSIONS, upgraded
+from dsconvert.model.blank import blank
 from dsconvert.model.norms import fold, norm_kind
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def rebuilt(adapter: Adapter, config: Any) -> nn.Module:
             "safetensors is no format for its generators; export to another."
         )
     # Without data: the tensors come from the file.
-    with torch.device("meta"):
+    with blank():
         return folded(adapter.build(config)).eval().requires_grad_(False)
 
 
@@ -129,7 +130,7 @@ def _built(path: str | os.PathLike[str], text: str, given: Sequence[Adapter]) ->
     except AdapterError as error:
         raise CorruptSnapshotError(f"{path} describes no generator: {error}") from error
     try:
-        with torch.device("meta"):
+        with blank():
             restructure(model, altered if version > 1 else upgraded(altered))
     except _UNEXPECTED as error:
         raise CorruptSnapshotError(

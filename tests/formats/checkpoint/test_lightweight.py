@@ -40,7 +40,13 @@ def trainer(code: ModuleType, folder: Path, **options: Any) -> Any:
     return made
 
 
-@pytest.mark.parametrize("options", list(OPTIONS.values()), ids=list(OPTIONS))
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=[] if name == "grey" else pytest.mark.slow)
+        for name, options in OPTIONS.items()
+    ],
+)
 def test_the_package_reads_what_comes_back(
     lightweight_code: ModuleType, tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -62,7 +68,7 @@ def test_the_package_reads_what_comes_back(
         picture = output(file.picture(), Z)
         assert torch.allclose(picture, output(file.generator, Z) * 2 - 1)
 
-        result = convert_snapshot(file, preset="fast", init="svd", calibrate=8)
+        result = convert_snapshot(file, preset="fast", init="svd", calibrate=0)
         save_file(file, result.models, old.model_name(2))
         new = trainer(lightweight_code, tmp_path, **options)
         recipes = torch.load(old.model_name(2), weights_only=True)["dsconvert"]["recipes"]

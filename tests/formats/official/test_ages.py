@@ -144,6 +144,7 @@ def test_a_header_that_is_not_torch_s(
         load_snapshot(path)
 
 
+@pytest.mark.slow
 def test_wrong_shapes_and_missing_parts(small: Path, tmp_path: Path) -> None:
     path = tmp_path / "wrong.pkl"
 

@@ -111,6 +111,7 @@ def test_what_is_not_replaced_is_written_back_as_it_was(shared: Path, tmp_path: 
         snap.module("D")
 
 
+@pytest.mark.slow
 def test_a_file_that_is_only_carried_keeps_its_meaning(small: Path, tmp_path: Path) -> None:
     """Everything the pickler of Python writes for plain data survives our reader and writer."""
     data: dict[str, object] = {

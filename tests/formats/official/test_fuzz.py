@@ -26,6 +26,7 @@ relaxed = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+ROUNDS = pytest.mark.parametrize("rounds", [15, pytest.param(250, marks=pytest.mark.extended)])
 
 
 def outcome(path: Path, *, build: bool = True) -> str:
@@ -53,11 +54,12 @@ def real(small: Path) -> tuple[bytes, list[int]]:
     return data, structure(data)
 
 
-def test_flipped_opcodes(real: tuple[bytes, list[int]], tmp_path: Path) -> None:
+@ROUNDS
+def test_flipped_opcodes(real: tuple[bytes, list[int]], tmp_path: Path, rounds: int) -> None:
     data, places = real
     seen: set[str] = set()
 
-    @relaxed
+    @settings(relaxed, max_examples=rounds)
     @given(st.lists(st.tuples(st.sampled_from(places), st.integers(0, 8), st.integers(0, 255)),
                     min_size=1, max_size=4))  # fmt: skip
     def check(changes: list[tuple[int, int, int]]) -> None:
@@ -72,11 +74,15 @@ def test_flipped_opcodes(real: tuple[bytes, list[int]], tmp_path: Path) -> None:
     assert "CorruptSnapshotError" in seen
 
 
-def test_cut_doubled_and_moved_pieces(real: tuple[bytes, list[int]], tmp_path: Path) -> None:
+@pytest.mark.slow
+@ROUNDS
+def test_cut_doubled_and_moved_pieces(
+    real: tuple[bytes, list[int]], tmp_path: Path, rounds: int
+) -> None:
     data, places = real
     place = st.sampled_from(places)
 
-    @relaxed
+    @settings(relaxed, max_examples=rounds)
     @given(st.sampled_from(["cut", "remove", "double", "swap"]), place, place, place)
     def check(what: str, a: int, b: int, c: int) -> None:
         a, b, c = sorted((a, b, c))
@@ -98,7 +104,7 @@ def test_flipped_opcodes_of_an_official_file(tmp_path: Path) -> None:
     data = SHARED.read_bytes()
     places = structure(data)
 
-    @settings(relaxed, max_examples=25)
+    @settings(relaxed, max_examples=8)
     @given(st.lists(st.tuples(st.sampled_from(places), st.integers(0, 255)), min_size=1,
                     max_size=3))  # fmt: skip
     def check(changes: list[tuple[int, int]]) -> None:
@@ -112,7 +118,7 @@ def test_flipped_opcodes_of_an_official_file(tmp_path: Path) -> None:
     check()
 
 
-@settings(relaxed, max_examples=500)
+@settings(relaxed, max_examples=250)
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "fuzz.pkl"
@@ -123,7 +129,7 @@ def test_arbitrary_bytes(tmp_path: Path, data: bytes) -> None:
 OPCODES = [bytes([b]) for b in range(256)]
 
 
-@settings(relaxed, max_examples=400)
+@settings(relaxed, max_examples=200)
 @given(st.lists(st.one_of(st.sampled_from([
     b"(", b")", b"}", b"]", b"N", b"t", b"\x85", b"\x86", b"\x87", b"s", b"u", b"a", b"e", b"b",
     b"R", b"\x81", b"\x92", b"o", b"0", b"1", b"2", b"\x8f", b"\x90", b"\x91", b"\x93", b"\x94",
@@ -143,7 +149,7 @@ def test_arbitrary_programs(tmp_path: Path, program: list[bytes]) -> None:
 # Bombs --------------------------------------------------------------------------------------
 
 HUGE = 1 << 50
-N = 200_000
+N = 60_000
 
 
 def doubled(depth: int) -> bytes:
@@ -261,7 +267,12 @@ def peak_memory(*, reset: bool = False) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
-@pytest.mark.parametrize("name", BOMBS)
+QUICK = {"binbytes8", "nested-lists", "doubled", "cycle-list", "storage-short", "tensor-too-large"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in BOMBS]
+)
 def test_bombs(name: str, small: Path, tmp_path: Path) -> None:
     path = tmp_path / "bomb.pkl"
     path.write_bytes(hostile.spliced(small.read_bytes(), BOMBS[name]))

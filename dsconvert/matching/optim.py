@@ -39,7 +39,7 @@ class Optimiser:
     square.
 
     Args:
-        model: all of its parameters are trained.
+        model: its parameters that require gradients are trained.
         betas: of Adam; the first is also the momentum of Muon.
         muon: whether to use Muon.
 
@@ -58,7 +58,7 @@ class Optimiser:
         rest = [
             {"params": [p], "scale": _scale(p)}
             for p in model.parameters()
-            if p.is_floating_point() and id(p) not in matrices
+            if p.is_floating_point() and p.requires_grad and id(p) not in matrices
         ]
         self._pairs = [(w, _matrix(w)) for w in pointwise]
         self._all: list[torch.optim.Optimizer] = []
@@ -110,7 +110,7 @@ class Optimiser:
 
 
 def _pointwise(model: nn.Module) -> list[nn.Parameter]:
-    """Return the weights of plain 1x1 convolutions that are large enough, each once.
+    """Return the trained weights of plain 1x1 convolutions that are large enough, each once.
 
     A convolution with spectral norm has no parameter of the name ``weight``; Adam updates it.
     """
@@ -119,7 +119,9 @@ def _pointwise(model: nn.Module) -> list[nn.Parameter]:
         if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1):
             continue
         weight = module._parameters.get("weight")
-        if weight is not None and module.groups == 1 and min(weight.shape[:2]) >= _SMALLEST:
+        if weight is None or not weight.requires_grad:
+            continue
+        if module.groups == 1 and min(weight.shape[:2]) >= _SMALLEST:
             found[id(weight)] = weight
     return list(found.values())
 

@@ -1,33 +1,33 @@
-"""The loop of a distillation: steps, evaluations, checkpoints, and the conditions that end it."""
+"""The loop that trains a student on its teacher: steps, evaluations, and the end of the run."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsconvert.config.distill import DistillConfig
-from dsconvert.data.pictures import save_picture, side_by_side
-from dsconvert.distill.batches import SCALES, TRAINING, TeacherBatches
-from dsconvert.distill.best import BestStudent
-from dsconvert.distill.critic import Critic
-from dsconvert.distill.evaluator import HeldOutScore, evaluate_student
-from dsconvert.distill.loss import Scales, weighted_loss
-from dsconvert.distill.optim import Optimiser
-from dsconvert.distill.run import DistillationRun
-from dsconvert.distill.statistics import EVERY, DistillStatistics
 from dsconvert.errors import TrainingError, UsageError
-from dsconvert.projected.lite0 import Weights
-from dsconvert.runs.stats import StatsWriter
+from dsconvert.matching.batches import TRAINING, TeacherBatches
+from dsconvert.matching.best import BestStudent
+from dsconvert.matching.evaluator import HeldOutScore, evaluate_student
+from dsconvert.matching.loss import Scales, weighted_loss
+from dsconvert.matching.optim import Optimiser
+from dsconvert.matching.protocols import Adversary, Reason, Record, Schedule
+from dsconvert.matching.schedule import DistillSchedule
+from dsconvert.matching.statistics import EVERY, LossStatistics
 from dsconvert.util.interrupts import Interrupts
 from dsconvert.util.progress import Progress
 
-Reason = Literal["steps", "minutes", "patience"]
+_RESOLVE = 10
+"""Steps between two solutions of the read-outs."""
+_SHORT = 2.0
+"""Seconds of a trial step below which it is repeated: the first one also allocates memory."""
 
 
 @dataclass(kw_only=True)
@@ -35,7 +35,7 @@ class LoopResult:
     """The result of a loop, which has trained the student in place.
 
     The student is that of the best evaluation, made after ``best_step`` steps; ``after`` is its
-    score, and ``end`` the score after the last step.
+    score, and ``end`` the score of the last evaluation.
     """
 
     steps: int
@@ -54,16 +54,17 @@ def clock(config: DistillConfig) -> Callable[[], float]:
 
 
 class Loop:
-    """Runs once; :func:`dsconvert.distill.api.distill` makes it.
+    """Trains once.
 
     Args:
         batches: of the run, with teacher and student.
         config: of the run.
         began: time of :func:`clock` at which the run's minutes begin.
-        run: the run's folder; None: nothing is written.
-        facts: to store in its ``settings.json``.
+        schedule: of the run; None: that of a distillation.
+        critic: the adversarial term; None: there is none.
+        record: of the run; None: nothing is written.
+        facts: for the record.
         progress: called after each step.
-        weights: of the backbone of the adversarial term.
     """
 
     def __init__(
@@ -72,48 +73,40 @@ class Loop:
         config: DistillConfig,
         *,
         began: float,
-        run: DistillationRun | None,
-        facts: dict[str, Any],
-        progress: Progress | None,
-        weights: Weights = "auto",
+        schedule: Schedule | None = None,
+        critic: Adversary | None = None,
+        record: Record | None = None,
+        facts: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._clock, self._began = clock(config), began
         self.batches, self.objective, self.config = batches, batches.objective, config
-        self.files = run
+        self.record, self.critic = record, critic
         self.student, self.device = batches.objective.student, batches.device
-        self.statistics = DistillStatistics(config, self.device, progress=progress)
-        self.steps, self._seconds_before = 0, 0.0
-        self.student.requires_grad_(True)
-        self.optimiser = Optimiser(
-            self.student, betas=config.betas, muon=config.optimiser == "muon"
+        self.schedule = DistillSchedule(config) if schedule is None else schedule
+        self.statistics = LossStatistics(
+            config.batch, self.device, self.schedule, progress=progress
         )
-        self._rate, self._blockwise = 0.0, False
-        self.critic: Critic | None = None
-        if config.adversarial:
-            self.critic = Critic(
-                batches.target(SCALES), lr=config.lr_discriminator, weights=weights
-            )
+        self.steps, self._seconds_before = 0, 0.0
+        muon = config.optimiser == "muon"
+        self.optimiser = Optimiser(self.student, betas=config.betas, muon=muon)
+        self._rate, self._alone = 0.0, False
         self.best = BestStudent(config)
-        self.evaluated = 0
-        self.ready: float | None = None
-        """Seconds before the first step; None: it has not been made."""
-        saved = None if run is None else run.saved
+        saved = None if record is None else record.saved
         if saved is None:
             self.scales = batches.scales()
         else:
             self._restore(saved)
-        if run is not None:
-            run.begin(
+        if record is not None:
+            self.statistics.writer = record.begin(
                 {
                     "blocks": list(batches.objective.blocks),
                     "torch": torch.__version__,
                     "threads": torch.get_num_threads(),
                     "device": str(self.device),
-                    **facts,
-                }
-            )
-            self.statistics.writer = StatsWriter(
-                run.folder.path, resume_images=None if saved is None else self.images
+                    **(facts or {}),
+                },
+                images=self.images,
             )
 
     @property
@@ -127,7 +120,7 @@ class Loop:
         return self._seconds_before + self._clock() - self._began
 
     def run(self) -> LoopResult:
-        """Train until one of the end conditions holds.
+        """Train until the schedule ends the run.
 
         Raises:
             KeyboardInterrupt: the user stopped it. From the first step on, a checkpoint was
@@ -137,14 +130,21 @@ class Loop:
         try:
             self._train_mode()
             if self.best.start is None:
-                self._evaluate(0.0)
+                self.evaluate()
             with Interrupts() as interrupts:
                 reason = self._train(interrupts)
                 if self.best.evaluated_at != self.steps:
-                    self._evaluate(1.0)
+                    self.evaluate()
                 self._save()
         finally:
             self.statistics.close()
+        return self.result(reason)
+
+    def result(self, reason: Reason) -> LoopResult:
+        """Load the best student, and return the result of a run that ended by ``reason``.
+
+        At least one evaluation has been made.
+        """
         best = self.best.finished()
         self.student.load_state_dict(self.best.state)
         self.student.eval()
@@ -161,21 +161,20 @@ class Loop:
 
     def _train(self, interrupts: Interrupts) -> Reason:
         saved = self.seconds
-        if self.ready is None:
-            self.ready = self.seconds
+        self.schedule.start(self.steps, saved)
         while (reason := self._end()) is None:
             # An interrupted run was saved before the evaluation of its last step, which comes now.
             if self._evaluation_due():
-                self._evaluate(self._progress())
+                self.evaluate()
             if self._end() is not None:
                 continue
-            self._step(self._progress())
+            self._step()
             best = self.best.score
             self.statistics.report(
                 self.steps, self.seconds, held_out=None if best is None else best.distance
             )
             if self.steps % EVERY == 0:
-                self._line(stage="blocks" if self._blockwise else "whole")
+                self._line(stage="blocks" if self._alone else "whole")
             if interrupts.caught:
                 self._save()
                 raise KeyboardInterrupt
@@ -184,11 +183,10 @@ class Loop:
                 saved = self.seconds
         return reason
 
-    def _step(self, progress: float) -> None:
-        began = self.config.progress(0, self.ready or 0.0)
-        blockwise = self.config.alone(self.steps, progress, began=began)
-        self._blockwise = blockwise
-        self._rate = self.config.lr * self.config.rate(self.steps, progress, began=began)
+    def _step(self) -> None:
+        seconds = self.seconds
+        blockwise = self._alone = self.schedule.alone(self.steps, seconds)
+        self._rate = self.config.lr * self.schedule.rate(self.steps, seconds)
         target = self.batches.target(TRAINING + self.steps, maps=not blockwise)
         image, blocks = self.objective.run_student(target, blockwise=blockwise)
         terms: dict[str, Tensor] = self.objective.terms(target, image, blocks, self.scales)
@@ -211,21 +209,43 @@ class Loop:
         self.optimiser.step(self._rate)
         if self.critic is not None and not blockwise:
             values["critic"] = self.critic.step(image.detach(), target)
+        if not blockwise:
+            self.objective.follow(target, blocks)
         self.steps += 1
+        if self.steps % _RESOLVE == 0:
+            self.objective.solve_readouts()
         self.statistics.count(values)
 
-    def _evaluate(self, progress: float) -> None:
+    def trial_step(self) -> float:
+        """Return the seconds that a step takes, by the configured clock; nothing is learnt."""
+        took = math.inf
+        for _ in range(2):
+            began = self._clock()
+            self._train_mode()
+            target = self.batches.target(TRAINING)
+            image, blocks = self.objective.run_student(target)
+            terms = self.objective.terms(target, image, blocks, self.scales)
+            weighted_loss(terms, self.config).backward()
+            self.optimiser.zero_grad()
+            took = min(took, self._clock() - began)
+            if took > _SHORT:
+                break
+        return took
+
+    def evaluate(self) -> None:
+        """Measure the student on the held-out latents; it becomes the best one if it is better."""
+        began = self.seconds
         found = evaluate_student(self.batches, self.scales)
         score = found.score
         self._train_mode()
-        self.evaluated = math.floor(progress * self.config.evaluations) + 1
-        self.best.add(score, self.student, step=self.steps, counts=not self._blockwise)
+        self.schedule.evaluated(
+            self.steps, self.seconds, took=self.seconds - began, distance=score.distance
+        )
+        self.best.add(score, self.student, step=self.steps, counts=not self._alone)
         terms = {f"held_{n}": v for n, v in score.terms.items()}
         self._line(held_distance=score.distance, held_psnr=score.psnr, **terms)
-        if self.files is not None:
-            rows = {"teacher": found.teacher, "student": found.student}
-            sheet = side_by_side(rows, with_psnr=True)
-            save_picture(sheet, self.files.folder.grid(self.images), overwrite=True)
+        if self.record is not None:
+            self.record.show(self.images, found)
 
     def _train_mode(self) -> None:
         self.student.train(self.config.statistics == "batch")
@@ -233,33 +253,18 @@ class Loop:
     def _line(self, **values: Any) -> None:
         self.statistics.line(steps=self.steps, seconds=self.seconds, rate=self._rate, **values)
 
-    # --- conditions ---
-
-    def _progress(self) -> float:
-        return self.config.progress(self.steps, self.seconds)
-
     def _end(self) -> Reason | None:
-        """Return the condition that ends the run now, if any."""
-        c = self.config
-        if c.steps is not None and self.steps >= c.steps:
-            return "steps"
-        if c.minutes is not None and self.seconds >= 60 * c.minutes:
-            return "minutes"
-        return "patience" if c.patience and self.best.stale >= c.patience else None
+        return self.schedule.end(self.steps, self.seconds, self.best.stale)
 
     def _evaluation_due(self) -> bool:
-        c = self.config
         if self.best.evaluated_at == self.steps:
             return False
-        if c.steps is None and c.minutes is None:
-            return self.steps % 100 == 0
-        share = self._progress()
-        return share < 1 and share * c.evaluations >= self.evaluated
+        return self.schedule.evaluation_due(self.steps, self.seconds)
 
     # --- checkpoints ---
 
     def _save(self) -> None:
-        if self.files is None:
+        if self.record is None:
             return
         state: dict[str, Any] = {
             "steps": self.steps,
@@ -268,13 +273,12 @@ class Loop:
             "optimiser": self.optimiser.state(),
             "critic": None if self.critic is None else self.critic.state(),
             "scales": self.scales.state(),
-            "ready": self.ready,
-            "alone": self._blockwise,
+            "readouts": self.objective.readouts_state(),
             **self.best.checkpoint(),
-            "evaluated": self.evaluated,
+            **self.schedule.state(),
             "rows": self.statistics.rows,
         }
-        self.files.save(self.images, state)
+        self.record.save(self.images, state)
 
     def _restore(self, data: dict[str, Any]) -> None:
         try:
@@ -286,12 +290,11 @@ class Loop:
             ) from error
         if self.critic is not None:
             self.critic.restore(data["critic"])
-        self.scales = Scales(**data["scales"])
         self.steps, self._seconds_before = data["steps"], data["seconds"]
         self._began = self._clock()
+        self.batches.objective.restore_readouts(data.get("readouts", {}))
+        self.scales = Scales(**data["scales"])
         self.best.restore(data)
         self.statistics.rows = data["rows"]
-        self.ready, self._blockwise = data.get("ready", 0.0), data.get("alone", False)
-        # If the run is longer now, a smaller share of its evaluations has been made.
-        passed = math.floor(self._progress() * self.config.evaluations) + 1
-        self.evaluated = min(data["evaluated"], passed)
+        self.schedule.restore(data, self.steps, self.seconds)
+        self._alone = data.get("alone", False)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dsconvert.config.distill import DistillConfig
-from dsconvert.distill.loss import Objective, Scales, TeacherOutput
 from dsconvert.errors import UsageError
+from dsconvert.matching.loss import Objective, Scales, TeacherOutput
 from dsconvert.model.inputs import Inputs
 
 HELD_OUT, SCALES, TRAINING = 0, 100_000, 1_000_000
@@ -69,10 +69,15 @@ class TeacherBatches:
                 "only blocks were to be compared, and teacher and student share none: give image "
                 "or features a weight."
             )
-        if c.blockwise and not names:
-            raise UsageError("teacher and student share no block: there is no blockwise stage.")
+        if c.blockwise and not self.objective.alone:
+            raise UsageError(
+                "teacher and student share no block with the same inputs and outputs: there is no "
+                "blockwise stage."
+            )
 
     def scales(self) -> Scales:
-        """Measure the variances that squared errors are divided by."""
+        """Measure the variances that squared errors are divided by; solve the read-outs."""
         count = max(2, -(-_FOR_SCALES // self.config.batch))
-        return self.objective.scales([self.target(SCALES + i) for i in range(count)])
+        targets = [self.target(SCALES + i) for i in range(count)]
+        self.objective.begin_readouts(targets)
+        return self.objective.scales(targets)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dsconvert.data.pictures import psnr
-from dsconvert.distill.batches import HELD_OUT, TeacherBatches
-from dsconvert.distill.loss import Scales, weighted_loss
+from dsconvert.matching.batches import HELD_OUT, TeacherBatches
+from dsconvert.matching.loss import Scales, weighted_sum
 
 _SHOWN = 8
 
@@ -45,23 +45,33 @@ def evaluate_student(batches: TeacherBatches, scales: Scales) -> HeldOutEvaluati
     objective, config = batches.objective, batches.config
     objective.student.eval()
     count = max(1, -(-config.held_out // config.batch))
+    direct = [n for n in objective.blocks if n not in objective.readouts]
+    # A read-out's matrix is solved on these very latents: a property of the student alone.
+    through = {n: readout.fresh() for n, readout in objective.readouts.items()}
     sums: dict[str, float] = {}
     ratios: list[Tensor] = []
     wanted: list[Tensor] = []
     made: list[Tensor] = []
-    distance = 0.0
     for i in range(count):
         target = batches.target(HELD_OUT + i)
         image, blocks = objective.run_student(target)
-        terms = objective.terms(target, image, blocks, scales)
-        distance += float(weighted_loss(terms, config)) / count
+        for name, moments in through.items():
+            moments.add(blocks[name], target.blocks[name])
+        terms = objective.terms(target, image, {n: blocks[n] for n in direct}, scales)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + float(value) / count
         ratios.append(psnr(image, target.image))
         if sum(map(len, made)) < _SHOWN:
             wanted.append(target.image.cpu())
             made.append(image.cpu())
-    score = HeldOutScore(distance=distance, terms=sums, psnr=float(torch.cat(ratios).mean()))
+    if through:
+        found = [moments.unexplained(scales.blocks[n]) for n, moments in through.items()]
+        sums["blocks"] = (sums.get("blocks", 0.0) * len(direct) + sum(found)) / (
+            len(direct) + len(found)
+        )
+    score = HeldOutScore(
+        distance=weighted_sum(sums, config), terms=sums, psnr=float(torch.cat(ratios).mean())
+    )
     return HeldOutEvaluation(
         score=score, teacher=torch.cat(wanted)[:_SHOWN], student=torch.cat(made)[:_SHOWN]
     )

@@ -3,14 +3,15 @@
 Every term is ``E[(s - t)^2] / var(t)``. Dividing by the teacher's variance, channel by channel,
 makes channels of small and large values equally important, and the terms comparable. FitNets
 (Romero et al. 2015) matched hidden maps; Johnson et al. 2016 compare the maps of a frozen backbone,
-here those of a Projected GAN's discriminator (Sauer et al. 2021).
+here those of a Projected GAN's discriminator (Sauer et al. 2021). A block whose map has other
+channels than the teacher's is compared through a :class:`~dsconvert.matching.readout.ReadOut`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,11 +20,12 @@ from torch import Tensor, nn
 
 from dsconvert.adapter import image_tensor
 from dsconvert.config.distill import DistillConfig
+from dsconvert.matching.blocks import Args, BlockRecorder
+from dsconvert.matching.readout import ReadOut
+from dsconvert.model.inputs import tensors_of
 from dsconvert.projected.lite0 import Weights, three_channels
 from dsconvert.projected.projector import Projector
-from dsconvert.train.recompute import convolutional
 
-Args = tuple[Any, ...]
 FLOOR = 1e-3
 """The least variance of a channel, as a share of the mean variance."""
 
@@ -34,66 +36,6 @@ def seeded(seed: int) -> Generator[None, None, None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
-
-
-def trunk_blocks(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the blocks that make the picture.
-
-    Starting at the root, descend while a single child holds every convolution. The blocks are the
-    children of the last module that hold convolutions.
-    """
-    prefix, here = "", model
-    while True:
-        inside = [(n, c) for n, c in here.named_children() if convolutional(c)]
-        if len(inside) != 1:
-            return tuple(prefix + n for n, _ in inside)
-        name, here = inside[0]
-        prefix += f"{name}."
-
-
-@dataclass
-class BlockRecorder:
-    """Records the inputs and outputs of named children during a forward call."""
-
-    model: nn.Module
-    names: tuple[str, ...]
-    inputs: dict[str, Args] = field(default_factory=dict)
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-    replace: dict[str, Args] | None = None
-    """Arguments that replace those of the children."""
-
-    @contextmanager
-    def recording(self) -> Generator[None, None, None]:
-        """Record within this context; the records stay until the next one."""
-        self.inputs, self.outputs, self.calls = {}, {}, {}
-        handles: list[Any] = []
-        for name in self.names:
-            module = self.model.get_submodule(name)
-            handles.append(module.register_forward_pre_hook(self._before(name)))
-            handles.append(module.register_forward_hook(self._after(name)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _before(self, name: str) -> Callable[[nn.Module, Args], Args | None]:
-        def hook(_module: nn.Module, args: Args) -> Args | None:
-            if self.replace is not None:
-                return self.replace[name]
-            self.inputs[name] = args
-            return None
-
-        return hook
-
-    def _after(self, name: str) -> Callable[[nn.Module, Args, Any], None]:
-        def hook(_module: nn.Module, _args: Args, output: Any) -> None:
-            self.calls[name] = self.calls.get(name, 0) + 1
-            if isinstance(output, Tensor):
-                self.outputs[name] = output
-
-        return hook
 
 
 class ProjectedMaps(nn.Module):
@@ -162,6 +104,11 @@ class Objective:
         student: any module that takes the teacher's arguments and makes images of its size.
         blocks: names of modules to compare; :meth:`keep_shared_blocks` drops some.
         features: the backbone; None: no features are compared.
+
+    Attributes:
+        blocks: the compared blocks.
+        readouts: of those whose map has other channels than the teacher's.
+        alone: the blocks that can be given the teacher's inputs.
     """
 
     def __init__(
@@ -176,6 +123,8 @@ class Objective:
         self._teacher_blocks = BlockRecorder(teacher, tuple(blocks))
         self._student_blocks = BlockRecorder(student, tuple(blocks))
         self.blocks = tuple(blocks)
+        self.readouts: dict[str, ReadOut] = {}
+        self.alone = self.blocks
 
     @torch.no_grad()
     def run_teacher(self, args: Args, seed: int, *, maps: bool = True) -> TeacherOutput:
@@ -198,24 +147,28 @@ class Objective:
 
         Args:
             target: the teacher's outputs; the student gets the same latents and noise.
-            blockwise: give each block the teacher's input instead of the previous block's output.
+            blockwise: give each block of :attr:`alone` the teacher's input instead of the previous
+                block's output, and return the outputs of these blocks only.
         """
-        self._student_blocks.replace = target.inputs if blockwise else None
+        replaced = {n: target.inputs[n] for n in self.alone} if blockwise else None
+        self._student_blocks.replace = replaced
         with seeded(target.seed), self._student_blocks.recording():
             image = image_tensor(self.student(*target.args))
-        return image, dict(self._student_blocks.outputs)
+        made = dict(self._student_blocks.outputs)
+        return image, made if replaced is None else {n: made[n] for n in replaced}
 
     def keep_shared_blocks(self, target: TeacherOutput) -> tuple[str, ...]:
-        """Keep the blocks whose outputs have one shape on both sides; return their names.
+        """Keep the blocks that can be compared; return their names.
 
-        A block must run once on both sides and return a map. (A block that runs several times has
-        no single output.)
+        A block must run once on both sides and return a map, of one size on both sides. (A block
+        that runs several times has no single output.) If the maps differ in their channels, it gets
+        a read-out.
         """
         present = set(dict(self.student.named_modules()))
         both = tuple(
             n for n in target.blocks if n in present and self._teacher_blocks.calls[n] == 1
         )
-        self._student_blocks.names = both
+        self._student_blocks.names, self._student_blocks.replace = both, None
         with torch.no_grad(), seeded(target.seed), self._student_blocks.recording():
             self.student(*target.args)
         mine = self._student_blocks.outputs
@@ -225,7 +178,18 @@ class Objective:
             if self._student_blocks.calls.get(n) == 1
             and n in mine
             and mine[n].dim() == 4
-            and mine[n].shape == target.blocks[n].shape
+            and _without_channels(mine[n]) == _without_channels(target.blocks[n])
+        )
+        self.readouts = {
+            n: ReadOut(mine[n].shape[1], target.blocks[n].shape[1], mine[n].device)
+            for n in self.blocks
+            if mine[n].shape != target.blocks[n].shape
+        }
+        inputs = self._student_blocks.inputs
+        self.alone = tuple(
+            n
+            for n in self.blocks
+            if n not in self.readouts and _shapes(inputs[n]) == _shapes(target.inputs[n])
         )
         self._teacher_blocks.names = self._student_blocks.names = self.blocks
         return self.blocks
@@ -239,15 +203,45 @@ class Objective:
             maps=[_variance(torch.cat(m)) for m in zip(*(t.maps for t in targets), strict=True)],
         )
 
+    @torch.no_grad()
+    def begin_readouts(self, targets: Sequence[TeacherOutput]) -> None:
+        """Solve all read-outs for the present student on some batches."""
+        for target in targets if self.readouts else ():
+            self.follow(target, self.run_student(target)[1])
+        self.solve_readouts()
+
+    def follow(self, target: TeacherOutput, blocks: dict[str, Tensor]) -> None:
+        """Let the read-outs take a batch into account that the student has run on."""
+        for name, readout in self.readouts.items():
+            if name in blocks:
+                readout.follow(blocks[name], target.blocks[name])
+
+    def solve_readouts(self) -> None:
+        """Solve for the matrices of all read-outs from the batches so far."""
+        for readout in self.readouts.values():
+            readout.solve()
+
+    def readouts_state(self) -> dict[str, Any]:
+        """Return the state of the read-outs for a checkpoint."""
+        return {name: readout.state() for name, readout in self.readouts.items()}
+
+    def restore_readouts(self, state: Mapping[str, Any]) -> None:
+        """Load the state of :meth:`readouts_state`.
+
+        A block without one (older versions had no read-outs) is no longer compared.
+        """
+        self.blocks = tuple(n for n in self.blocks if n not in self.readouts or n in state)
+        self.readouts = {n: r for n, r in self.readouts.items() if n in state}
+        for name, readout in self.readouts.items():
+            readout.restore(state[name])
+
     def terms(
         self, target: TeacherOutput, image: Tensor, blocks: dict[str, Tensor], scales: Scales
     ) -> dict[str, Tensor]:
         """Return the normalised errors of the image, the blocks (mean) and the features (mean)."""
-        found: dict[str, Tensor] = {"image": relative_error(image, target.image, scales.image)}
-        if self.blocks:
-            each = [
-                relative_error(blocks[n], target.blocks[n], scales.blocks[n]) for n in self.blocks
-            ]
+        found = {"image": relative_error(image, target.image, scales.image)}
+        each = [self._block_error(n, target, blocks[n], scales) for n in self.blocks if n in blocks]
+        if each:
             found["blocks"] = torch.stack(each).mean()
         if target.maps and self.features is not None:
             maps = self.features(image)
@@ -255,8 +249,33 @@ class Objective:
             found["features"] = torch.stack([relative_error(s, t, v) for s, t, v in pairs]).mean()
         return found
 
+    def _block_error(
+        self, name: str, target: TeacherOutput, made: Tensor, scales: Scales
+    ) -> Tensor:
+        if name in self.readouts:
+            made = self.readouts[name](made)
+        return relative_error(made, target.blocks[name], scales.blocks[name])
+
+
+def _without_channels(value: Tensor) -> tuple[int, ...]:
+    """Return the shape of a map without its channels."""
+    return (value.shape[0], *value.shape[2:])
+
+
+def _shapes(args: Args) -> list[tuple[int, ...]]:
+    return [tuple(t.shape) for t in tensors_of(args)]
+
+
+def _weight(term: str, config: DistillConfig) -> float:
+    weights = {"image": config.image, "blocks": config.blocks, "features": config.features}
+    return weights[term]
+
 
 def weighted_loss(terms: dict[str, Tensor], config: DistillConfig) -> Tensor:
     """Return the sum of the terms with the weights of ``config``."""
-    weights = {"image": config.image, "blocks": config.blocks, "features": config.features}
-    return torch.stack([weights[n] * v for n, v in terms.items()]).sum()
+    return torch.stack([_weight(n, config) * v for n, v in terms.items()]).sum()
+
+
+def weighted_sum(terms: dict[str, float], config: DistillConfig) -> float:
+    """Return the same sum of plain numbers."""
+    return sum(_weight(n, config) * v for n, v in terms.items())

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dsconvert.config.distill import DistillConfig
-from dsconvert.distill.evaluator import HeldOutScore
+from dsconvert.matching.evaluator import HeldOutScore
 
 PSNR_TOLERANCE = 0.1
 """dB below the start that the image may lose while the distance falls."""

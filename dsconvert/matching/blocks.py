@@ -1,0 +1,74 @@
+"""The blocks of a generator: their names, and their inputs and outputs during a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from dsconvert.model.graph import convolutional
+
+Args = tuple[Any, ...]
+
+
+def trunk_blocks(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the blocks that make the picture.
+
+    Starting at the root, descend while a single child holds every convolution. The blocks are the
+    children of the last module that hold convolutions.
+    """
+    prefix, here = "", model
+    while True:
+        inside = [(n, c) for n, c in here.named_children() if convolutional(c)]
+        if len(inside) != 1:
+            return tuple(prefix + n for n, _ in inside)
+        name, here = inside[0]
+        prefix += f"{name}."
+
+
+@dataclass
+class BlockRecorder:
+    """Records the inputs and outputs of named children during a forward call."""
+
+    model: nn.Module
+    names: tuple[str, ...]
+    inputs: dict[str, Args] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    replace: dict[str, Args] | None = None
+    """Arguments that replace those of the children."""
+
+    @contextmanager
+    def recording(self) -> Generator[None, None, None]:
+        """Record within this context; the records stay until the next one."""
+        self.inputs, self.outputs, self.calls = {}, {}, {}
+        handles: list[Any] = []
+        for name in self.names:
+            module = self.model.get_submodule(name)
+            handles.append(module.register_forward_pre_hook(self._before(name)))
+            handles.append(module.register_forward_hook(self._after(name)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before(self, name: str) -> Callable[[nn.Module, Args], Args | None]:
+        def hook(_module: nn.Module, args: Args) -> Args | None:
+            if self.replace is not None and name in self.replace:
+                return self.replace[name]
+            self.inputs[name] = args
+            return None
+
+        return hook
+
+    def _after(self, name: str) -> Callable[[nn.Module, Args, Any], None]:
+        def hook(_module: nn.Module, _args: Args, output: Any) -> None:
+            self.calls[name] = self.calls.get(name, 0) + 1
+            if isinstance(output, Tensor):
+                self.outputs[name] = output
+
+        return hook
