@@ -141,9 +141,7 @@ def describe_changes(
         ValueError: they differ by more than that.
     """
     before, after = dict(original.named_modules()), dict(converted.named_modules())
-    allowed = (*_CONVOLUTIONS, "Identity", *_CHANNEL_LAYERS)
-    if complete:
-        allowed = tuple(_ARGUMENTS)
+    allowed = tuple(_ARGUMENTS) if complete else (*_CONVOLUTIONS, "Identity")
     replaced: dict[str, Any] = {}
     shapes: dict[str, dict[str, list[int]]] = {}
     removed: list[str] = []
@@ -158,7 +156,10 @@ def describe_changes(
             continue
         # The user's own class and ours with its names are one architecture.
         if _key(old, complete) != _key(new, complete) or type(old).__name__ != type(new).__name__:
-            replaced[name] = _describe(new, name, allowed)
+            kind = _layer(new)
+            narrower = kind in _CHANNEL_LAYERS and kind == _layer(old)
+            words = allowed if complete or not narrower else (*allowed, kind)
+            replaced[name] = _describe(new, name, words)
             continue
         if sizes := _fewer(old, new, name):
             shapes[name] = sizes
