@@ -25,7 +25,7 @@ def groups_of(model: nn.Module, **options: Any) -> tuple[Any, dict[str, str | No
 @pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
 def test_styles_follow_the_maps_that_they_scale(architecture: str) -> None:
     # As many channels as numbers in a latent and as pixels: neither may be taken for channels.
-    g = made(architecture=architecture, channel_max=16, channel_base=256)
+    g: Any = made(architecture=architecture, channel_max=16, channel_base=256)
     analysis, found = groups_of(g)
     free = [name.removeprefix("synthesis.") for name, why in found.items() if why is None]
     first = {"b8": "b8.conv0.demod.conv", "b16": "b16.conv0.demod.conv"}
