@@ -10,10 +10,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from dsconvert.errors import AdapterError
 from dsconvert.util.image_output import image_path, image_tensor
+from dsconvert.util.module_protocols import Follows, Narrows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     """A state dict."""
 
 __all__ = [
-    "GROUP", "PERSISTENCE", "Adapter", "Follows", "adapter_for", "adapters", "as_adapter",
-    "image_path", "image_tensor",
+    "GROUP", "PERSISTENCE", "Adapter", "Follows", "Narrows", "adapter_for", "adapters",
+    "as_adapter", "image_path", "image_tensor",
 ]  # fmt: skip
 
 GROUP = "dsconvert.adapters"
@@ -283,18 +284,3 @@ def adapters(given: Sequence[Adapter] = ()) -> tuple[Adapter, ...]:
 def adapter_for(model: nn.Module, given: Sequence[Adapter] = ()) -> Adapter | None:
     """Return the adapter that knows ``model``, one of ``given`` first, or None."""
     return next((a for a in adapters(given) if a.matches(model)), None)
-
-
-@runtime_checkable
-class Follows(Protocol):
-    """A module that adapts itself to a changed input when a model is fitted."""
-
-    def follow(self, student: Any, teacher: Any, wanted: Any) -> None:
-        """Adapt, in place.
-
-        Args:
-            student: per batch, the arguments of this module's call.
-            teacher: per batch, the arguments of the same call in the original model.
-            wanted: per batch, the output of the original.
-        """
-        ...

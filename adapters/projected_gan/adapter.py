@@ -44,6 +44,40 @@ def _official_name(module: nn.Module) -> tuple[str, str] | None:
     return next((k for k, v in _CLASSES.items() if v is kind), None)
 
 
+def _norm_widths(block: nn.Module) -> list[int]:
+    """The channels of each batch normalisation in ``block``."""
+    found: list[int] = []
+    for module in block.modules():
+        norm: Any = module
+        if isinstance(module, nn.BatchNorm2d):
+            found.append(int(norm.num_features))
+        elif _official_name(module) == (_BLOCKS, "CCBN"):
+            found.append(int(norm.output_size))
+    return found
+
+
+def _ngf(synthesis: Any, resolution: int) -> int:
+    """The smallest ``ngf`` that makes no block narrower than it is.
+
+    That is the original's unless every block has fewer channels.
+    """
+    blocks = {size: synthesis._modules.get(f"feat_{size}") for size in architecture.CHANNELS}
+    widths = [  # of the maps, which are half as wide as the normalisation before the gate
+        (size, width / 2)
+        for size, block in {**blocks, 4: synthesis.init}.items()
+        if block is not None
+        for width in _norm_widths(block)
+    ]
+    last = next(
+        (m for m in synthesis.to_big.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)),
+        None,
+    )
+    if last is not None:
+        widths.append((resolution, last.in_channels))
+    shares = architecture.CHANNELS
+    return max((math.ceil(w / shares[size]) for size, w in widths if size in shares), default=0)
+
+
 class ProjectedGan(Adapter):
     """Adapter for generators of the official Projected GAN code, ``fastgan`` configurations."""
 
@@ -102,23 +136,12 @@ class ProjectedGan(Adapter):
         self._require(generator)
         g: Any = generator
         synthesis: Any = g.synthesis
-        norms = [
-            m
-            for m in synthesis.feat_8.modules()
-            if isinstance(m, nn.BatchNorm2d) or _official_name(m) == (_BLOCKS, "CCBN")
-        ]
-        lite = len(norms) < 2
-        width = 0
-        if norms:
-            first: Any = norms[0]
-            width = first.num_features if isinstance(first, nn.BatchNorm2d) else first.output_size
-        # feat_8 has twice the channels of an 8 x 8 map in front of its gate.
-        ngf = width // (2 * int(architecture.CHANNELS[8]))
+        lite = len(_norm_widths(synthesis.feat_8)) < 2
         embed = synthesis._modules.get("embed")
         return {
             "cfg": "fastgan_lite" if lite else "fastgan",
             "resolution": g.img_resolution,
-            "ngf": ngf,
+            "ngf": _ngf(synthesis, int(g.img_resolution)),
             "lite": lite,
             "z_dim": g.z_dim,
             "conditional": embed is not None,

@@ -79,8 +79,8 @@ class StyleGan2(Adapter):
         return {
             "cfg": "stylegan2",
             "resolution": g.img_resolution,
-            # channels = min(channel_base / resolution, channel_max)
-            "channel_base": last.conv1.out_channels * g.img_resolution,
+            # channels = min(channel_base / resolution, channel_max), unless some were removed
+            "channel_base": max(b.conv1.out_channels * b.resolution for b in blocks),
             "channel_max": max(b.conv1.out_channels for b in blocks),
             "architecture": last.architecture,
             "z_dim": g.z_dim,

@@ -112,6 +112,21 @@ def kernel_energy(conv: nn.Module) -> Tensor:
     return (torch.bmm(mix, gram) * mix).sum(2).t()
 
 
+def kernel_channels(conv: Any) -> Any:
+    """The numbers of inputs and outputs of a convolution or separable pair."""
+    parts = list(conv.children()) or [conv]
+    # By vars: a converter that watches who reads a kernel's attributes need not mind this.
+    return vars(parts[0])["in_channels"], vars(parts[-1])["out_channels"]
+
+
+def pointwise(weight: nn.Parameter, bias: Any) -> nn.Conv2d:
+    """A 1x1 convolution around ``weight`` (O, I, 1, 1) and ``bias`` (O,) or None."""
+    conv = nn.Conv2d(1, 1, 1, bias=bias is not None)
+    conv.weight, conv.bias = weight, bias
+    conv.out_channels, conv.in_channels = weight.shape[:2]
+    return conv
+
+
 class FullyConnectedLayer(nn.Module):
     """Linear layer with equalised learning rate: the stored weight is scaled when it is used."""
 
@@ -215,8 +230,12 @@ class Demodulation(nn.Module):
 
     ``gain`` (O,) is one until a converter fits it: a fitted kernel need not have the energy of the
     original one.
+
+    For a converter that removes channels: the factors belong to the channels of the second argument
+    (``channels_of``), and :meth:`narrow` removes them from the module's own tensors.
     """
 
+    channels_of: ClassVar[int] = 1
     gain: Tensor
 
     def __init__(self, conv: nn.Module, outputs: int) -> None:
@@ -232,6 +251,10 @@ class Demodulation(nn.Module):
         """
         energy = styles.square() @ kernel_energy(self.conv).t()
         return torch.rsqrt(energy + 1e-8) * self.gain
+
+    def narrow(self, kept: Tensor) -> None:
+        """Keep the outputs ``kept``, once the kernel has no others."""
+        self.gain = self.gain[kept.to(self.gain.device)].clone()
 
     @torch.no_grad()
     def follow(self, student: Any, teacher: Any, wanted: Any) -> None:
@@ -301,7 +324,6 @@ class SynthesisLayer(nn.Module):
         conv_clamp: Any = None,
     ) -> None:
         super().__init__()
-        self.in_channels, self.out_channels = in_channels, out_channels
         self.resolution, self.up, self.use_noise = resolution, up, use_noise
         self.activation, self.conv_clamp = activation, conv_clamp
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1.0)
@@ -321,11 +343,21 @@ class SynthesisLayer(nn.Module):
             conv = nn.Conv2d(1, 1, 3, padding=1, bias=False)
             conv.weight = weight
         conv.in_channels, conv.out_channels = inp, outs
-        self.in_channels, self.out_channels = inp, outs
         self.demod = Demodulation(conv, outs)
         self.demod.gain = weight.new_ones(outs)
         if noise is not None:
             self.noise = noise
+
+    # Not stored: a converter may remove channels.
+    @property
+    def in_channels(self) -> int:
+        """The kernel's inputs."""
+        return int(kernel_channels(self.demod.conv)[0])
+
+    @property
+    def out_channels(self) -> int:
+        """The kernel's outputs."""
+        return int(kernel_channels(self.demod.conv)[1])
 
     def forward(
         self, x: Tensor, w: Tensor, noise_mode: str = "random", gain: float = 1.0
@@ -394,44 +426,77 @@ class SynthesisLayer(nn.Module):
 
 
 class ToRGBLayer(nn.Module):
-    """Modulated 1x1 convolution to the image's channels, without demodulation."""
+    """Modulated 1x1 convolution to the image's channels, without demodulation.
+
+    ``scale`` is the equalised learning rate's, one over the root of the number of inputs that the
+    layer was trained with.
+    """
 
     FIELDS: ClassVar[Any] = {}
-    OPTIONS: ClassVar[Any] = {"conv_clamp": _MAYBE}
+    OPTIONS: ClassVar[Any] = {"conv_clamp": _MAYBE, "scale": _MAYBE}
 
     def __init__(
         self, in_channels: int, out_channels: int, w_dim: int, conv_clamp: Any = None
     ) -> None:
         super().__init__()
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.conv_clamp = conv_clamp
+        self.conv_clamp, self.scale = conv_clamp, 1 / math.sqrt(in_channels)
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1.0)
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(out_channels))
+        weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
+        self.grow(weight, nn.Parameter(torch.zeros(out_channels)))
+
+    def grow(self, weight: nn.Parameter, bias: nn.Parameter) -> None:
+        """Make the child around a kernel ``weight`` (O, I, 1, 1)."""
+        self.conv = pointwise(weight, bias)
+
+    @property
+    def in_channels(self) -> int:
+        """The kernel's inputs."""
+        return int(kernel_channels(self.conv)[0])
+
+    @property
+    def out_channels(self) -> int:
+        """The kernel's outputs."""
+        return int(kernel_channels(self.conv)[1])
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """(N, I, R, R) and latents (N, W) to (N, C, R, R)."""
-        styles = self.affine(w) * (1 / math.sqrt(self.in_channels))
-        weight = self.weight.flatten(1) * styles[:, None, :]
-        y = mixed(x, weight) + self.bias[:, None, None]
+        styles = self.affine(w) * self.scale
+        y = self.conv(x * styles[:, :, None, None])
         return y if self.conv_clamp is None else _clamped(y, self.conv_clamp)
 
 
 class Conv2dLayer(nn.Module):
-    """The 1x1 convolution beside a residual block: before the upsampling, where it is cheap."""
+    """The 1x1 convolution beside a residual block: before the upsampling, where it is cheap.
+
+    ``scale`` is as for :class:`ToRGBLayer`.
+    """
 
     FIELDS: ClassVar[Any] = {"up": int, "activation": str}
+    OPTIONS: ClassVar[Any] = {"scale": _MAYBE}
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.up, self.activation = 2, "linear"
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
+        self.up, self.activation, self.scale = 2, "linear", 1 / math.sqrt(in_channels)
         self.register_buffer("resample_filter", default_filter())
+        self.grow(nn.Parameter(torch.randn(out_channels, in_channels, 1, 1)))
+
+    def grow(self, weight: nn.Parameter) -> None:
+        """Make the child around a kernel ``weight`` (O, I, 1, 1)."""
+        self.conv = pointwise(weight, None)
+
+    @property
+    def in_channels(self) -> int:
+        """The kernel's inputs."""
+        return int(kernel_channels(self.conv)[0])
+
+    @property
+    def out_channels(self) -> int:
+        """The kernel's outputs."""
+        return int(kernel_channels(self.conv)[1])
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
         """(N, I, H, W) to (N, O, 2H, 2W)."""
-        y = F.conv2d(x, self.weight * (gain / math.sqrt(self.in_channels)))
+        y = self.conv(x) * (gain * self.scale)
         return upsample(y, self, self.out_channels)
 
 

@@ -72,20 +72,20 @@ def _block(module: architecture.SynthesisBlock) -> Problem:
     lost = [name for name, kind in need.items() if not has(module, name, kind)]
     if lost:
         return f"lacks {', '.join(lost)}"
-    width = module.conv1.in_channels
-    if module.conv1.out_channels != width or module.conv1.up != 1:
-        return "has a conv1 that changes the number of channels or the size"
+    # A narrower generator has other numbers of channels than one width a block.
+    inner, width = module.conv1.in_channels, module.conv1.out_channels
+    if module.conv1.up != 1:
+        return "has a conv1 that changes the size"
     if not module.in_channels:
         side = module.resolution
-        if shape_of(inside._parameters, "const") != (width, side, side):
+        if shape_of(inside._parameters, "const") != (inner, side, side):
             return "has no usable const"
     else:
-        for name in need:
+        module.in_channels = module.conv0.in_channels
+        wanted = {"conv0": (module.in_channels, inner), "skip": (module.in_channels, width)}
+        for name in need.keys() & wanted.keys():
             layer: Any = inside._modules[name]
-            if name in ("conv0", "skip") and (
-                layer.up != 2
-                or (layer.in_channels, layer.out_channels) != (module.in_channels, width)
-            ):
+            if layer.up != 2 or (layer.in_channels, layer.out_channels) != wanted[name]:
                 return f"has a {name} of the wrong size"
     if module.num_torgb and (module.torgb.in_channels, module.torgb.out_channels) != (
         width,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -121,7 +122,6 @@ def restore_layer(module: architecture.SynthesisLayer) -> Problem:
     outs = _outputs(module.demod.conv)
     if outs is None or module.demod.gain.shape != (outs,):
         return "has a kernel that is neither dense nor a separable pair"
-    module.in_channels, module.out_channels = _inputs(module.demod.conv), outs
     if shape_of(parameters, "bias") != (outs,):
         return "has no bias of the kernel's size"
     if module.use_noise:
@@ -147,11 +147,6 @@ def _outputs(conv: Any) -> int | None:
     return None
 
 
-def _inputs(conv: Any) -> int:
-    first: Any = next(conv.children(), conv)
-    return int(first.in_channels)
-
-
 def restore_noise(module: architecture.Noise) -> Problem:
     """Check a noise injection."""
     inside: Any = module
@@ -173,26 +168,47 @@ def restore_demodulation(module: architecture.Demodulation) -> Problem:
 
 
 def restore_rgb(module: architecture.ToRGBLayer) -> Problem:
-    """Set the sizes of a layer that makes the image."""
+    """Move the kernel of an official layer that makes the image into a child, and check it."""
     inside: Any = module
-    shape = shape_of(inside._parameters, "weight")
-    if shape is None or shape[2:] != (1, 1):
-        return "has no 1x1 kernel"
-    module.out_channels, module.in_channels = shape[:2]
-    if shape_of(inside._parameters, "bias") != shape[:1]:
-        return "has no bias of the kernel's size"
-    stray = stray_in(module, {"weight", "bias"}, set(), {"affine"})
+    parameters = inside._parameters
+    if "conv" not in inside._modules:
+        if (stray := stray_in(module, {"weight", "bias"}, set(), {"affine"})) is not None:
+            return stray
+        weight, bias = shape_of(parameters, "weight"), shape_of(parameters, "bias")
+        if weight is None or weight[2:] != (1, 1):
+            return "has no 1x1 kernel"
+        if bias != weight[:1]:
+            return "has no bias of the kernel's size"
+        module.grow(parameters.pop("weight"), parameters.pop("bias"))
+    stray = stray_in(module, set(), set(), {"affine", "conv"}) or _pointwise(module)
     return stray or check_widths(module, "affine", None, module.in_channels)
 
 
 def restore_skip(module: architecture.Conv2dLayer) -> Problem:
-    """Set the sizes of a skip connection."""
+    """Move the kernel of an official skip connection into a child, and check it."""
     inside: Any = module
-    shape = shape_of(inside._parameters, "weight")
-    if shape is None or shape[2:] != (1, 1) or module.up != 2 or module.activation != "linear":
+    parameters = inside._parameters
+    if module.up != 2 or module.activation != "linear":
         return "is no 1x1 convolution that upsamples"
-    if inside._parameters.get("bias") is not None:
-        return "has a bias, which a skip never has"
-    inside._parameters.pop("bias", None)
-    module.out_channels, module.in_channels = shape[:2]
-    return stray_in(module, {"weight"}, {"resample_filter"}, set()) or restore_filter(module)
+    if "conv" not in inside._modules:
+        if parameters.get("bias") is not None:
+            return "has a bias, which a skip never has"
+        parameters.pop("bias", None)
+        if (stray := stray_in(module, {"weight"}, {"resample_filter"}, set())) is not None:
+            return stray
+        shape = shape_of(parameters, "weight")
+        if shape is None or shape[2:] != (1, 1):
+            return "is no 1x1 convolution that upsamples"
+        module.grow(parameters.pop("weight"))
+    stray = stray_in(module, set(), {"resample_filter"}, {"conv"})
+    return stray or _pointwise(module) or restore_filter(module)
+
+
+def _pointwise(module: Any) -> Problem:
+    """Check the 1x1 convolution of a layer, and complete the scale of its inputs."""
+    conv = module._modules.get("conv")
+    if type(conv) is not nn.Conv2d or conv.kernel_size != (1, 1) or conv.groups != 1:
+        return "has a kernel that is no 1x1 convolution"
+    if module.scale is None:
+        module.scale = 1 / math.sqrt(module.in_channels)
+    return None if 0 < module.scale <= 1 else "has a scale that is not above 0 and up to 1"

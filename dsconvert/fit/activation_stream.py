@@ -123,6 +123,10 @@ class ActivationStream:
         own = graph if student_graph is None else student_graph
         self._student = NodeRunner(student, own.graph, own.constants)
         self._twins = _twins(graph.graph, own.graph)
+        self._own_numbers = {
+            n for n, twin in self._twins.items() if _literals(n, graph) != _literals(twin, own)
+        }
+        """Nodes whose arguments are other numbers (of channels) in the student's graph."""
         self._visit, self._watch, self._changed = visit, watch, changed
         self._observe, self._selection = observe, selection or {}
         self._budget, self._seed, self._progress = budget, seed, progress
@@ -189,7 +193,7 @@ class ActivationStream:
         diverged = any(n in self._diverged for n in node.all_input_nodes)
         touched = name in self._changed or (diverged and name in self._watch)
         # A parameter that forward reads may be narrower, too.
-        diverged = diverged or touched or node in self._selection
+        diverged = diverged or touched or node in self._selection or node in self._own_numbers
         twin = self._twins[node]
         used = seen = 0
         weights = _weights(self._teacher_model, name)
@@ -241,6 +245,14 @@ class ActivationStream:
         if not self._selection:
             return self._teacher.arguments(node, values)[0]
         return tuple(map_arg(node.args, lambda n: self._selected(n, values[n])))
+
+
+def _literals(node: fx.Node, traced: TracedGraph) -> str:
+    """Return the arguments of a node that are no values of the graph, or a constant, as text."""
+    constant = traced.constants.get(str(node.target)) if node.op == "get_attr" else None
+    if isinstance(constant, Tensor):
+        return str(constant.shape)
+    return str(map_arg((node.args, node.kwargs), lambda _: None))
 
 
 def _twins(teacher: fx.Graph, student: fx.Graph) -> dict[fx.Node, fx.Node]:

@@ -19,7 +19,8 @@ from torch import nn
 from torch.nn.utils import parametrize, spectral_norm
 
 Recipe = dict[str, Any]
-"""Plain data: ``{"replaced": {name: module}, "removed": [name], "eps": {name: value}}``, and
+"""Plain data: ``{"replaced": {name: module}, "removed": [name], "eps": {name: value}}``,
+``"shapes": {module: {tensor: shape}}`` where a module of a codebase's own has fewer channels, and
 ``"attributes": {name: {attribute: value}}`` where other attributes have changed.
 
 A module is ``{"type": class in torch.nn, argument of its constructor: value, ...}``; a convolution
@@ -62,6 +63,8 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """The layers of ``torch.nn`` that a recipe may hold, with arguments of their constructors. Each
 layer keeps an argument as an attribute of the same name; ``bias`` says whether there is one."""
+_CHANNEL_LAYERS = ("BatchNorm2d", "GroupNorm", "Linear", "Embedding")
+"""Layers that lose channels beside a convolution that does."""
 _WORDS = (
     "zeros", "reflect", "replicate", "circular", "same", "valid", "none", "tanh",
     "nearest", "nearest-exact", "bilinear", "bicubic",
@@ -90,10 +93,11 @@ def restructure(model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
     names = dict(model.named_modules(remove_duplicate=False))
     replaced, removed = dict(recipe["replaced"]), list(recipe["removed"])
     eps, attributes = dict(recipe["eps"]), dict(recipe.get("attributes", {}))
+    shapes = dict(recipe.get("shapes", {}))
     if "" in replaced or "" in removed:
         raise ValueError("a recipe can't replace or remove the model itself")
     missing = [n for n in replaced if n not in names and not _has_place(names, n)]
-    others = (*removed, *eps, *attributes)
+    others = (*removed, *eps, *shapes, *attributes)
     missing += [n for n in others if n not in names and not _inside(n, replaced)]
     if missing:
         raise ValueError(f"the model has no module called {', '.join(missing)}")
@@ -114,6 +118,8 @@ def restructure(model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
     for name, value in eps.items():
         norm: Any = model.get_submodule(name)
         norm.eps = float(value)
+    for name, sizes in shapes.items():
+        _narrow(model.get_submodule(name), dict(sizes), name)
     for name, values in attributes.items():
         _set_attributes(model.get_submodule(name), dict(values), name)
     return model
@@ -128,14 +134,16 @@ def describe_changes(
         original: only looked at.
         converted: only looked at.
         complete: describe every difference that a recipe can hold. Otherwise only the changes that
-            a conversion makes: convolutions, upsamples, removed modules and epsilons.
+            a conversion makes: convolutions, upsamples, removed modules, epsilons and fewer
+            channels.
 
     Raises:
         ValueError: they differ by more than that.
     """
     before, after = dict(original.named_modules()), dict(converted.named_modules())
-    allowed = tuple(_ARGUMENTS) if complete else ("Conv2d", "ConvTranspose2d", "Identity")
+    allowed = tuple(_ARGUMENTS) if complete else (*_CONVOLUTIONS, "Identity")
     replaced: dict[str, Any] = {}
+    shapes: dict[str, dict[str, list[int]]] = {}
     removed: list[str] = []
     eps: dict[str, float] = {}
     attributes: dict[str, dict[str, Any]] = {}
@@ -145,14 +153,22 @@ def describe_changes(
         new = after.get(name)
         if new is None:
             removed.append(name)
+            continue
         # The user's own class and ours with its names are one architecture.
-        elif _key(old, complete) != _key(new, complete) or type(old).__name__ != type(new).__name__:
-            replaced[name] = _describe(new, name, allowed)
-        elif complete or type(old) is type(new):
-            if hasattr(old, "eps") and hasattr(new, "eps") and old.eps != new.eps:
-                eps[name] = float(new.eps)  # type: ignore[arg-type]
-            if complete and (changed := _changed(old, new)):
-                attributes[name] = changed
+        if _key(old, complete) != _key(new, complete) or type(old).__name__ != type(new).__name__:
+            kind = _layer(new)
+            narrower = kind in _CHANNEL_LAYERS and kind == _layer(old)
+            words = allowed if complete or not narrower else (*allowed, kind)
+            replaced[name] = _describe(new, name, words)
+            continue
+        if sizes := _fewer(old, new, name):
+            shapes[name] = sizes
+        if not complete and type(old) is not type(new) and not sizes:
+            continue
+        if hasattr(old, "eps") and hasattr(new, "eps") and old.eps != new.eps:
+            eps[name] = float(new.eps)  # type: ignore[arg-type]
+        if changed := _changed(old, new, complete):
+            attributes[name] = changed
     strange: list[str] = []
     for name in after:
         if name in before or _inside(name, replaced):
@@ -164,7 +180,8 @@ def describe_changes(
     if strange:
         raise ValueError(f"modules that the original has not: {', '.join(strange[:5])}")
     recipe = {"replaced": replaced, "removed": removed, "eps": eps}
-    return recipe | ({"attributes": attributes} if attributes else {})
+    more = {"shapes": shapes, "attributes": attributes}
+    return recipe | {key: table for key, table in more.items() if table}
 
 
 def _parent(name: str) -> str:
@@ -196,13 +213,18 @@ def _key(module: nn.Module, complete: bool) -> Any:
             return _spec(kind, module)
     if type(module) is nn.Identity:
         return "Identity"
-    if not complete:
-        return None
     kind = _layer(module)
-    spec = _spec(kind, module) if kind in _ARGUMENTS else {}
+    if not complete and kind not in _CHANNEL_LAYERS:
+        return None
+    spec = _spec(kind, module) if complete and kind in _ARGUMENTS else {}
     spec.pop("eps", None)  # has an entry of its own
+    # The tensors of a codebase's own module may get smaller in place.
+    return spec, {k: tuple(t.shape) if kind else t.ndim for k, t in _tensors(module).items()}
+
+
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     tensors = (*module._parameters.items(), *module._buffers.items())
-    return spec, {k: tuple(t.shape) for k, t in tensors if t is not None}
+    return {name: t for name, t in tensors if t is not None}
 
 
 def _layer(module: nn.Module) -> str:
@@ -212,17 +234,53 @@ def _layer(module: nn.Module) -> str:
     return name if known and type(module) is getattr(nn, name) else ""
 
 
-def _changed(old: nn.Module, new: nn.Module) -> dict[str, Any]:
-    """Return the plain attributes of a module of a codebase's own that differ."""
+def _fewer(old: nn.Module, new: nn.Module, place: str) -> dict[str, list[int]]:
+    """Return the shapes of the tensors of a module of a codebase's own that have fewer entries."""
+    before, sizes = _tensors(old), dict[str, list[int]]()
+    for name, tensor in _tensors(new).items():
+        if name not in before or tensor.shape == before[name].shape:
+            continue
+        if not _fits(list(tensor.shape), before[name]):
+            raise ValueError(f"{place}.{name} is larger than the original's")
+        sizes[name] = list(tensor.shape)
+    return sizes
+
+
+def _fits(shape: Any, old: torch.Tensor) -> bool:
+    """Return whether a tensor can be narrowed to ``shape``."""
+    if not isinstance(shape, list | tuple) or len(shape) != old.ndim:
+        return False
+    return all(type(n) is int and 1 <= n <= m for n, m in zip(shape, old.shape, strict=True))
+
+
+def _narrow(module: nn.Module, sizes: Mapping[str, Any], name: str) -> None:
+    """Give tensors of ``module`` the shapes ``sizes``: as many dimensions, none of them larger."""
+    for key, shape in sizes.items():
+        table = module._parameters if key in module._parameters else module._buffers
+        old = table.get(key)
+        if old is None or not _fits(shape, old):
+            raise ValueError(f"{name or 'the model'} has no tensor {key!r} of such a shape")
+        made = old.detach()[tuple(slice(n) for n in shape)].clone()
+        if isinstance(old, nn.Parameter):
+            made = nn.Parameter(made, requires_grad=old.requires_grad)
+        table[key] = made  # type: ignore[assignment]
+
+
+def _changed(old: nn.Module, new: nn.Module, complete: bool) -> dict[str, Any]:
+    """Return the plain attributes of a module of a codebase's own that differ.
+
+    Without ``complete``, only numbers of channels: whole numbers.
+    """
     if _layer(new):
         return {}
     known = vars(old)
+    kinds: Any = int | float | str if complete else int
     return {
         k: v
         for k, v in vars(new).items()
         if k not in _OWN
         and k != "eps"
-        and isinstance(v, int | float | str)
+        and isinstance(v, kinds)
         and type(known.get(k)) is type(v)
         and known[k] != v
     }

@@ -32,6 +32,8 @@ def state_of_function(known: States, node: fx.Node) -> State:
             made = _unchanged(known, node, value)
         elif name in REDUCING:
             made = _reduced(known, node, value)
+        elif name == "linear":
+            made = _rows_of_linear(known, node, value)
         elif name == "glu":
             made = halves(known, axes[0], value)
     if made is None:
@@ -126,6 +128,30 @@ def _reduced(known: States, node: fx.Node, value: Tensor) -> Axis | None:
         return None
     kept = value.ndim == before.ndim
     return Axis(axis.dim if kept else axis.dim - sum(d < axis.dim for d in dims), axis.labels)
+
+
+def _rows_of_linear(known: States, node: fx.Node, value: Tensor) -> Axis | None:
+    """Return the outputs of a linear layer whose weight ``forward`` computes from a parameter.
+
+    Its rows may be removed. Its inputs stay: the weight is scaled by their number (an equalised
+    learning rate) or otherwise depends on all of them.
+    """
+    given = (*node.args, node.kwargs.get("weight"), node.kwargs.get("bias"))
+    nodes = [a for a in given if isinstance(a, fx.Node)]
+    weight = known.states.get(nodes[1]) if len(nodes) > 1 else None
+    if not isinstance(weight, Axis) or weight.dim != 0:
+        return None
+    labels = known.channels.labels
+    if isinstance(read := known.states[nodes[0]], Axis):
+        labels.lock(read.labels, "a linear layer reads them by a weight that forward computes")
+    if value.shape[-1] != len(weight.labels):
+        return None
+    if len(nodes) > 2:
+        bias = known.states.get(nodes[2])
+        if not isinstance(bias, Axis):
+            return None
+        labels.unite(weight.labels, bias.labels, "the bias has a fixed size")
+    return Axis(value.ndim - 1, weight.labels)
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -21,7 +21,13 @@ from dsconvert.model.norms import fold, norm_kind
 from dsconvert.records import Group
 from dsconvert.width.channels import Channels
 from dsconvert.width.labels import Axis, Ids
-from dsconvert.width.slicing import slice_columns, slice_depthwise, slice_entries, slice_rows
+from dsconvert.width.slicing import (
+    set_counts,
+    slice_columns,
+    slice_depthwise,
+    slice_entries,
+    slice_rows,
+)
 
 Kept = Mapping[str, Sequence[int]]
 """Per group, the indices of the units that stay."""
@@ -105,6 +111,7 @@ def _slice_tensor(model: nn.Module, name: str, axis: Axis, staying: Tensor) -> N
     if isinstance(tensor, nn.Parameter):
         made = nn.Parameter(made, requires_grad=tensor.requires_grad)
     setattr(module, key, made)
+    set_counts(module, len(axis.labels), len(staying), inputs=False)
 
 
 def folded_copy(model: nn.Module) -> nn.Module:

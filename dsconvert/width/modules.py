@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from dsconvert.adapter import Narrows
 from dsconvert.model.graph import ConvTypes
 from dsconvert.width.functions import halves, moved
 from dsconvert.width.labels import FIXED, Axis
@@ -34,7 +35,9 @@ def state_of_module(known: States, node: fx.Node, module: nn.Module, why: str | 
         return moved(known, node, module)
     made: Axis | None = None
     axis = known.first(node)
-    if axis is not None and len(axes) == 1 and isinstance(value, Tensor) and why is None:
+    if isinstance(module, Narrows):
+        made = None if why else _declared(known, node, module)
+    elif axis is not None and len(axes) == 1 and isinstance(value, Tensor) and why is None:
         if isinstance(module, nn.PixelShuffle):
             made = _shuffled(known, axis, value)
         else:
@@ -76,6 +79,19 @@ def _layer(known: States, node: fx.Node, module: Any, why: str | None) -> Axis |
         labels.lock(rows, why)
         labels.lock(columns, why)
     return Axis(out, rows)
+
+
+def _declared(known: States, node: fx.Node, module: Narrows) -> Axis | None:
+    """Return the axis that a module itself says its result has."""
+    given = node.args[module.channels_of] if len(node.args) > module.channels_of else None
+    axis = known.states.get(given) if isinstance(given, fx.Node) else None
+    value: Tensor = known.values[node]
+    if not isinstance(axis, Axis) or value.ndim <= axis.dim:
+        return None
+    if value.shape[axis.dim] != len(axis.labels):
+        return None
+    known.channels.put(known.channels.entries, str(node.target), axis.labels)
+    return axis
 
 
 def _shuffled(known: States, axis: Axis, value: Tensor) -> Axis | None:

@@ -45,7 +45,26 @@ def part_of_channels(
     halves = size % 2 == 0 and whole.shape[dim] == size // 2
     if whole.shape[dim] != size and not halves:
         return None
-    entries = has_entries(module, size)
+    # A tensor of as many entries may be no channel's: first the module as it is.
+    for entries in (False, True) if has_entries(module, size) else (False,):
+        if _holds(module, args, named, dim, whole, halves=halves, entries=entries):
+            return Structure(halves, entries)
+    return None
+
+
+def _holds(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    named: dict[str, Any],
+    dim: int,
+    whole: Tensor,
+    *,
+    halves: bool,
+    entries: bool,
+) -> bool:
+    """Return whether results on parts of the channels are parts of the result on all of them."""
+    x: Tensor = args[0]
+    size = x.shape[dim]
     free = size // 2 if halves else size
     for trial in range(_TRIALS):
         order = torch.randperm(free, generator=torch.Generator().manual_seed(trial))
@@ -58,14 +77,14 @@ def part_of_channels(
                 slice_entries(part, taken, size)
             got = _run(part, x.index_select(dim, taken), args, named)
         except Exception:  # a module may fail in any way on fewer channels
-            return None
+            return False
         wanted = whole.index_select(dim, kept)
         if not isinstance(got, Tensor) or got.shape != wanted.shape:
-            return None
+            return False
         limit = _TOLERANCE * float(wanted.abs().max().clamp_min(1e-6))
         if not float((got - wanted).abs().max()) <= limit:
-            return None
-    return Structure(halves, entries)
+            return False
+    return True
 
 
 def _run(module: nn.Module, x: Tensor, args: tuple[Any, ...], named: dict[str, Any]) -> Any:

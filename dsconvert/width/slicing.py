@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsconvert.adapter import Narrows
 from dsconvert.model.norms import fold, norm_kind
 
 _COUNTS = (
@@ -19,21 +20,44 @@ _COUNTS = (
 def has_entries(module: nn.Module, size: int) -> bool:
     """Return whether a parameter or buffer in ``module`` has one entry for each of ``size``."""
     tensors = (*module.parameters(), *module.buffers())
-    return size > 1 and any(t.ndim and t.shape[0] == size for t in tensors)
+    return size > 1 and any(_entry_dim(t, size) is not None for t in tensors)
+
+
+def _entry_dim(tensor: Tensor, size: int) -> int | None:
+    """Return the first dimension above one if it has ``size`` entries: (C,), (1, C, 1, 1)."""
+    dim = next((i for i, n in enumerate(tensor.shape) if n > 1), None)
+    return dim if dim is not None and tensor.shape[dim] == size else None
 
 
 def slice_entries(module: nn.Module, kept: Tensor, size: int) -> None:
     """Keep the entries ``kept`` of everything in ``module`` with ``size`` entries."""
+    if isinstance(module, Narrows):
+        module.narrow(kept)
+        return
     for part in module.modules():
         if norm_kind(part) != "none":
             fold(part)
         for table in (part._parameters, part._buffers):
             for name, tensor in table.items():
-                if tensor is not None and tensor.ndim and tensor.shape[0] == size:
-                    table[name] = _taken(tensor, 0, kept)  # type: ignore[assignment]
-        for name in _COUNTS:
-            if vars(part).get(name) == size and type(vars(part)[name]) is int:
-                setattr(part, name, len(kept))
+                if tensor is not None and (dim := _entry_dim(tensor, size)) is not None:
+                    table[name] = _taken(tensor, dim, kept)  # type: ignore[assignment]
+        set_counts(part, size, len(kept))
+
+
+def set_counts(module: nn.Module, before: int, after: int, *, inputs: bool = True) -> None:
+    """Correct the attributes of ``module`` that say how many channels it has.
+
+    Args:
+        module: is changed in place.
+        before: the number of channels so far.
+        after: the number of channels now.
+        inputs: whether its inputs are among them; otherwise an equal number of inputs stays.
+    """
+    for name in _COUNTS:
+        if name.startswith("in_") and not inputs:
+            continue
+        if vars(module).get(name) == before and type(vars(module)[name]) is int:
+            setattr(module, name, after)
 
 
 def slice_rows(layer: nn.Module, kept: Tensor) -> None:

@@ -77,6 +77,9 @@ def official(module: nn.Module) -> nn.Module:
             if isinstance(child.conv, nn.ConvTranspose2d):
                 weight = nn.Parameter(weight.transpose(0, 1).contiguous(), requires_grad=False)
             twin.weight = weight
+        elif name == "conv":
+            twin.weight = child.weight
+            twin.register_parameter("bias", child.bias)
         else:
             setattr(twin, name, official(child))
     return twin.eval()

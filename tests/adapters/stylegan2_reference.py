@@ -73,9 +73,9 @@ def _layer(layer: Any, x: Tensor, w: Tensor, mode: str, gain: float = 1.0) -> Te
 
 
 def _rgb(layer: Any, x: Tensor, w: Tensor) -> Tensor:
-    styles = _fc(layer.affine, w) / math.sqrt(layer.weight.shape[1])
-    y = torch.einsum("oi,ni,nihw->nohw", layer.weight[:, :, 0, 0], styles, x)
-    y = y + layer.bias[None, :, None, None]
+    styles = _fc(layer.affine, w) / math.sqrt(layer.conv.weight.shape[1])
+    y = torch.einsum("oi,ni,nihw->nohw", layer.conv.weight[:, :, 0, 0], styles, x)
+    y = y + layer.conv.bias[None, :, None, None]
     return y if layer.conv_clamp is None else y.clamp(-layer.conv_clamp, layer.conv_clamp)
 
 
@@ -98,7 +98,7 @@ def image(
         if b.in_channels:
             gain = math.sqrt(0.5) if b.architecture == "resnet" else 1.0
             if b.architecture == "resnet":
-                skip = torch.einsum("oi,nihw->nohw", b.skip.weight[:, :, 0, 0], x)
+                skip = torch.einsum("oi,nihw->nohw", b.skip.conv.weight[:, :, 0, 0], x)
                 skip = skip * gain / math.sqrt(x.shape[1])
                 skip = _fir(_stuff(skip), f, 2, 1, 4.0)
             x = _layer(b.conv0, x, ws[:, at], mode)

@@ -82,7 +82,7 @@ class _Plain(Tensor):
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_scaled_factors_equal_scaled_maps(rule: str, rank: int) -> None:
     """Styles and demodulation in the factors, depthwise and FIR merged: the same numbers."""
-    g = ranked(made(), {"conv": (rule, rank)})
+    g = ranked(made(), {"demod.conv": (rule, rank)})
     torch.manual_seed(0)
     for block in (g.synthesis.b8, g.synthesis.b16):  # type: ignore[union-attr]
         for layer in (block.conv0, block.conv1):
@@ -98,7 +98,7 @@ def test_scaled_factors_equal_scaled_maps(rule: str, rank: int) -> None:
 @pytest.mark.parametrize("rule", ["dw-pw", "pw-dw"])
 def test_full_rank_is_the_original(rule: str) -> None:
     g = made(architecture="resnet", c_dim=3, channel_base=160)
-    full = ranked(g, {"conv": (rule, 9)})
+    full = ranked(g, {"demod.conv": (rule, 9)})
     pairs = [m for m in full.modules() if isinstance(m, network.Demodulation)]
     assert pairs
     assert all(isinstance(m.conv, nn.Sequential) for m in pairs)
@@ -111,7 +111,7 @@ def test_full_rank_is_the_original(rule: str) -> None:
 @pytest.mark.parametrize("rule", ["dw-pw", "pw-dw"])
 @pytest.mark.parametrize("rank", [1, 4])
 def test_demodulation_knows_the_effective_kernel(rule: str, rank: int) -> None:
-    g = ranked(made(), {"conv": (rule, rank)})
+    g = ranked(made(), {"demod.conv": (rule, rank)})
     for demod in (m for m in g.modules() if isinstance(m, network.Demodulation)):
         assert isinstance(demod.conv, nn.Sequential)
         dense = merged_module(demod.conv)
@@ -125,7 +125,7 @@ def test_demodulation_knows_the_effective_kernel(rule: str, rank: int) -> None:
 
 def test_a_converted_generator_can_be_merged_back() -> None:
     g = made()
-    fast = ranked(g, {"conv": ("dw-pw", 2)})
+    fast = ranked(g, {"demod.conv": ("dw-pw", 2)})
     z, c = inputs(g)
     assert (merge(fast)(z, c, noise_mode="none") - fast(z, c, noise_mode="none")).abs().max() < 1e-4
 
@@ -134,10 +134,10 @@ def test_sites_and_presets() -> None:
     g = made()
     plan = plan_of(g, preset="fast")
     assert [d.site.removeprefix("synthesis.") for d in plan.decisions] == [
-        "b4.conv1.demod.conv", "b8.conv0.demod.conv", "b8.conv1.demod.conv",
-        "b16.conv0.demod.conv", "b16.conv1.demod.conv",
+        "b4.conv1.demod.conv", "b4.torgb.conv", "b8.conv0.demod.conv", "b8.conv1.demod.conv",
+        "b8.torgb.conv", "b16.conv0.demod.conv", "b16.conv1.demod.conv", "b16.torgb.conv",
     ]  # fmt: skip
-    assert all(d.action == "rewrite" for d in plan.decisions)
+    assert all((d.action == "rewrite") == ("demod" in d.site) for d in plan.decisions)
     # Where the map grows, the pointwise comes first, at a quarter of the cost.
     assert {d.rule for d in plan.decisions if "conv0" in d.site} == {"pw-dw"}
     assert {d.rule for d in plan.decisions if "conv1" in d.site} == {"dw-pw"}
@@ -259,7 +259,7 @@ def test_the_graph_asks_for_what_is_given_only() -> None:
 
 def test_it_trains() -> None:
     """Gradients reach both factors, also through the demodulation."""
-    fast = ranked(made(), {"conv": ("dw-pw", 1)}).requires_grad_(True)
+    fast = ranked(made(), {"demod.conv": ("dw-pw", 1)}).requires_grad_(True)
     z, c = inputs(fast)  # type: ignore[arg-type]
     fast(z, c).square().mean().backward()
     lost = [n for n, p in fast.named_parameters() if p.grad is None]

@@ -187,7 +187,7 @@ def _damage(kind: str) -> Any:
     elif kind == "affine":
         synthesis.b8.conv1.affine = network.FullyConnectedLayer(16, 3)
     elif kind == "rgb":
-        synthesis.b16.torgb.bias = nn.Parameter(torch.zeros(5))
+        synthesis.b16.torgb.conv.bias = nn.Parameter(torch.zeros(5))
     elif kind == "const":
         synthesis.b4.const = nn.Parameter(torch.zeros(2, 4, 4))
     elif kind == "noise":

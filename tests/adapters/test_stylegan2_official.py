@@ -61,8 +61,9 @@ def images(g: Any, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
+@pytest.mark.parametrize("width", [1.0, 0.5])
 @pytest.mark.parametrize("code", sorted(CODES))
-def test_same_image_here_and_there(code: str, variant: str, tmp_path: Path) -> None:
+def test_same_image_here_and_there(code: str, width: float, variant: str, tmp_path: Path) -> None:
     repo, module = root(code), CODES[code][1]
     path, fast = tmp_path / "sg2.pkl", tmp_path / "fast.pkl"
     # Projected GAN's discriminator is another one, and needs timm.
@@ -74,7 +75,11 @@ def test_same_image_here_and_there(code: str, variant: str, tmp_path: Path) -> N
     here = images(snap.generator, there["z"], there["c"])
     assert there["images"].std() > 0.1
     assert (here - there["images"]).abs().max() < 1e-3
-    result = convert_snapshot(snap, preset="fast", init="svd", calibrate=0)
+    narrower = width < 1
+    result = convert_snapshot(
+        snap, preset="fast", width=width, init="svd", calibrate=8 if narrower else 0
+    )
+    assert bool(result.main[1].kept) == narrower
     save_snapshot(snap, result.models, fast)
     run("load", repo, fast, f"{path}.pt", tmp_path / "there.pt")
     here = images(load_snapshot(fast).generator, there["z"], there["c"])

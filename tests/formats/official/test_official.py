@@ -146,6 +146,25 @@ def test_converted_files(path: Path, tmp_path: Path, preset: str) -> None:
         assert (official - expected["image"].float()).abs().max() <= 1e-3
 
 
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize("cfg", ["fastgan", "fastgan_lite"])
+def test_narrower_files(tmp_path: Path, classes: int, cfg: str) -> None:
+    """Blocks of fewer channels than the official classes would build run there as here."""
+    model = small_generator(classes=classes, cfg=cfg, ngf=8)
+    snap = new_snapshot(model)
+    result = convert_snapshot(snap, preset="balanced", width=0.5, init="svd", calibrate=8)
+    assert len(result.main[1].kept) >= 6
+    file = tmp_path / "narrower.pkl"
+    save_snapshot(snap, result.models, file)
+    z, c = torch.randn(2, 8), torch.eye(max(classes, 2))[:2, :classes]
+    ours = our_picture(file, z, c)
+    assert ours.std() > 0
+    assert (official_picture(file, z, c) - ours).abs().max() <= 1e-4
+    if cfg == "fastgan_lite" and not classes:
+        run("gen_images.py", f"--network={file}", "--seeds=0", f"--outdir={tmp_path / 'out'}")
+        assert (tmp_path / "out" / "seed0000.png").is_file()
+
+
 def test_gen_images(tmp_path: Path) -> None:
     """The official command line makes the same picture, to the byte (lite draws no noise)."""
     model = replaced(small_generator(cfg="fastgan_lite", ngf=4))
