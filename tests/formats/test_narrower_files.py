@@ -125,6 +125,7 @@ def pictures(file: GeneratorFile, model: nn.Module) -> Tensor:
     return output(file.picture(model), *sampler(2, torch.Generator().manual_seed(1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_it_is_written_read_and_converted_again(kind: str, tmp_path: Path) -> None:
     path = FILES[kind](tmp_path)
@@ -151,6 +152,7 @@ def test_it_is_written_read_and_converted_again(kind: str, tmp_path: Path) -> No
     assert torch.equal(pictures(last, last.generator), pictures(back, again.main[1].model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["official", "conditional", "own"])
 def test_the_commands_read_it(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -190,6 +192,7 @@ def test_ngf_is_that_of_the_widest_block(tmp_path: Path) -> None:
     } or any("weight_orig" in k for k in wide.state_dict())
 
 
+@pytest.mark.slow
 def test_a_stranger_loads_it_in_three_lines(tmp_path: Path) -> None:
     file = opened(own(tmp_path))
     result = narrower(file)
