@@ -322,6 +322,7 @@ def quoted() -> list[str]:
     return re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("message", quoted())
 def test_a_quoted_message_is_one_of_the_program(message: str) -> None:
     pieces = [re.escape(piece.strip()) for piece in message.split("…") if piece.strip()]
@@ -329,6 +330,7 @@ def test_a_quoted_message_is_one_of_the_program(message: str) -> None:
     assert any(pattern.search(each) for each in messages()), message
 
 
+@pytest.mark.slow
 def test_the_import_graph_is_fresh() -> None:
     script = [sys.executable, str(DOCS / "make_import_graph.py"), "--check"]
     done = subprocess.run(script, capture_output=True, text=True)

@@ -90,6 +90,7 @@ def test_the_extra_all_holds_every_optional_package_of_a_user() -> None:
     assert named == set(EXTRAS)
 
 
+@pytest.mark.slow
 def test_the_sdist_holds_what_the_tests_read(listed: list[str], sdist: Path) -> None:
     names = {str(p.relative_to(sdist)) for p in sdist.rglob("*") if p.is_file()}
     # What git and CI are told is of no use without them.
@@ -97,6 +98,7 @@ def test_the_sdist_holds_what_the_tests_read(listed: list[str], sdist: Path) -> 
     assert not [n for n in names if n.endswith((".pyc", ".part"))]
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_packages_and_nothing_else(sdist: Path, tmp_path: Path) -> None:
     """It is built from the sdist, so that holds all that a build needs."""
     names = set(zipfile.ZipFile(_hook("build_wheel", sdist, tmp_path)).namelist())

@@ -31,8 +31,8 @@ QUICK = (
     "torchvision resnet18",
     "torchvision squeezenet1_1",
     "torchvision mobilenet_v3_small",
-    "timm ghostnet_100",
-    "timm mixnet_s",
+    pytest.param("timm ghostnet_100", marks=pytest.mark.extended),
+    pytest.param("timm mixnet_s", marks=pytest.mark.extended),
     "timm skresnet18",
     "timm edgenext_xx_small",
 )
@@ -50,6 +50,7 @@ def test_it_converts_and_full_rank_is_the_original(name: str) -> None:
     assert result["full_rank"] < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_convolution_that_computes_in_its_own_way_is_left_alone() -> None:
     """timm's TensorFlow padding, in ImageNet's EfficientNet-Lite0 out of a PyPI package."""

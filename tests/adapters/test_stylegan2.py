@@ -123,6 +123,7 @@ def test_demodulation_knows_the_effective_kernel(rule: str, rank: int) -> None:
         assert torch.allclose(demod(styles), wanted, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_converted_generator_can_be_merged_back() -> None:
     g = made()
     fast = ranked(g, {"demod.conv": ("dw-pw", 2)})
@@ -186,6 +187,7 @@ def test_the_gain_follows_only_where_held_out_outputs_agree() -> None:
     assert torch.equal(demod.gain, kept)
 
 
+@pytest.mark.slow
 def test_default_256_px_costs_five_times_less_at_rank_one() -> None:
     """The target of issue 5: official defaults (channel_base 32768, channel_max 512)."""
     g = Generator(img_resolution=256)
@@ -209,6 +211,7 @@ def test_balanced_reckons_with_filters_and_linear_layers(architecture: str) -> N
     assert 5.0 <= ratio < 5.3
 
 
+@pytest.mark.slow
 def test_macs_are_those_that_run() -> None:
     """A layer's MACs by hand: affine, energy, two factors, merged FIR."""
     g = made()
@@ -236,6 +239,7 @@ def test_convert_leaves_the_original_alone() -> None:
     assert (fast.z_dim, fast.num_ws) == (g.z_dim, g.num_ws)
 
 
+@pytest.mark.slow
 def test_the_adapter() -> None:
     assert isinstance(ADAPTER, Adapter)
     assert ADAPTER.source() is not None
@@ -257,6 +261,7 @@ def test_the_graph_asks_for_what_is_given_only() -> None:
     assert not [n for n in found.nodes if "assert" in str(n.target)]
 
 
+@pytest.mark.slow
 def test_it_trains() -> None:
     """Gradients reach both factors, also through the demodulation."""
     fast = ranked(made(), {"demod.conv": ("dw-pw", 1)}).requires_grad_(True)

@@ -246,6 +246,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["generate", str(out), "--seeds", "0-1", "--out", images, "--quiet"]) == 0
 
 
+@pytest.mark.slow
 def test_latents_are_truncated_as_the_official_script_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], snapshot_file: Path
 ) -> None:

@@ -31,6 +31,7 @@ def original(options: Options) -> torch.nn.Module:
     return official(options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["exact", "fast", "BSConv", "Torch-Pruning, balanced's MACs"])
 def test_a_row_is_built_from_the_official_generator(
     name: str, original: torch.nn.Module, options: Options

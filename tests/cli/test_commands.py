@@ -61,6 +61,7 @@ def test_three_spellings_write_the_same_file(snapshot_file: Path, tmp_path: Path
     assert outs[0].read_bytes() == outs[1].read_bytes() == outs[2].read_bytes()
 
 
+@pytest.mark.slow
 def test_table_names_every_convolution_and_reason(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +96,7 @@ def test_json_of_the_main_job(
     assert all(f["fitted"] <= f["svd"] * 1.001 for f in fits.values() if f["fitted"] is not None)
 
 
+@pytest.mark.slow
 def test_exact_keeps_the_image(snapshot_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "exact.pkl"
     assert main([str(snapshot_file), "--out", str(out), "--preset", "exact", *SVD]) == 0
@@ -216,6 +218,7 @@ def test_report(snapshot_file: Path, converted: Path, capsys: pytest.CaptureFixt
     )
 
 
+@pytest.mark.slow
 def test_generate_draws_the_official_latents(snapshot_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid.png"
     assert main(["generate", str(snapshot_file), "--seeds", "0-2,7", "--out", str(out)]) == 0
@@ -225,6 +228,7 @@ def test_generate_draws_the_official_latents(snapshot_file: Path, tmp_path: Path
     assert np.array_equal(sheet[128:, 128:], expected)
 
 
+@pytest.mark.slow
 def test_generate_by_class(conditional_file: Path, tmp_path: Path) -> None:
     outs = [tmp_path / f"{i}.png" for i in range(3)]
     for out, label in zip(outs, ("0", "1", "0"), strict=True):
@@ -235,6 +239,7 @@ def test_generate_by_class(conditional_file: Path, tmp_path: Path) -> None:
     assert first != second
 
 
+@pytest.mark.slow
 def test_compare_is_deterministic_and_says_the_psnr(
     snapshot_file: Path, converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -302,6 +307,7 @@ def test_bars_are_for_terminals(
     assert b"/3" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_file_equals_itself(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

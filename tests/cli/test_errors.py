@@ -159,6 +159,7 @@ def test_seeds(text: str, refused: Callable[..., str], tmp_path: Path, snapshot_
     assert "--seeds" in refused("generate", snapshot_file, f"--seeds={text}", "--out", out)
 
 
+@pytest.mark.slow
 def test_class(
     refused: Callable[..., str], tmp_path: Path, snapshot_file: Path, conditional_file: Path
 ) -> None:
@@ -296,6 +297,7 @@ def test_missing_extra_is_missed_before_the_work(
     assert "pip install" in refused(*words, "--out", tmp_path / "o.png")
 
 
+@pytest.mark.slow
 def test_images_of_different_sizes(
     refused: Callable[..., str], tmp_path: Path, snapshot_file: Path, shared_snapshots: Path
 ) -> None:
@@ -304,6 +306,7 @@ def test_images_of_different_sizes(
     assert "can't be compared" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

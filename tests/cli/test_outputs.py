@@ -145,6 +145,7 @@ def test_an_extra_that_is_missing_is_missed_before_any_work(
     assert 'pip install "openvino>=2024.4"' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_plan_is_json(snapshot_file: Path, tmp_path: Path, capsys) -> None:
     words = [str(snapshot_file), "--plan-only", "--out"]
     assert main([*words, str(tmp_path / "o.pkl")]) == 2

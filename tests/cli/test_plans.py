@@ -175,6 +175,7 @@ def test_spoiled_plans_end_in_one_sentence(
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
 
 
+@pytest.mark.slow
 def test_the_longest_name_takes_a_plan(two: Path, tmp_path: Path) -> None:
     assert main([str(two), "--plan-only", "--out", f"{tmp_path}/{'p' * 255}"]) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["p" * 255]

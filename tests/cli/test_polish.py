@@ -50,6 +50,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_report_and_the_json_tell_the_steps(dense: Path, tmp_path: Path, capsys) -> None:
     one, two = tmp_path / "one.pth", tmp_path / "two.pth"
     words = ["convert", str(dense), *FAST, *CODE, "--polish-steps", "5"]
@@ -65,6 +66,7 @@ def test_the_report_and_the_json_tell_the_steps(dense: Path, tmp_path: Path, cap
     assert all(torch.equal(v, second[k]) for k, v in first.items())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_polish_writes_the_file_and_says_so(
@@ -87,6 +89,7 @@ def test_an_interrupted_polish_writes_the_file_and_says_so(
     assert open_file(out, module=module).generator is not None
 
 
+@pytest.mark.slow
 def test_a_time_that_is_too_short_is_said_beforehand(dense: Path, tmp_path: Path, capsys) -> None:
     words = ["convert", str(dense), *FAST, *CODE, "--polish", "0.0001"]
     assert main([*words, "--out", str(tmp_path / "out.pth")]) == 0

@@ -116,6 +116,7 @@ def cells(lines: list[str], name: str) -> str:
     return next(line.strip()[len(name) :].strip() for line in lines if line.split()[0] == name)
 
 
+@pytest.mark.slow
 def test_inspect_of_a_converted_snapshot(fast: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = told(capsys, "inspect", fast)
     text = " ".join(" ".join(lines).split())
@@ -213,6 +214,7 @@ def test_inspect_of_a_state_dict_that_nobody_knows(
     assert len(lines) < 17  # not 40; a long path takes lines
 
 
+@pytest.mark.slow
 def test_the_official_writers_are_told_from_ours(
     shared_snapshots: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

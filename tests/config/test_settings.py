@@ -208,6 +208,7 @@ def test_help_of_each_command_fits_80_columns(command: str, capsys) -> None:
     assert any(line.startswith("Options:") for line in lines)
 
 
+@pytest.mark.slow
 def test_shell_completion() -> None:
     program = "from dsconvert.cli import main; raise SystemExit(main())"
 

@@ -152,6 +152,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 def test_wrappers_are_taken_off(wrap: Any) -> None:
     model = type("G", (Net,), {"forward": tuple_default})().eval()
@@ -244,6 +245,7 @@ def test_what_is_kept_keeps_its_bytes(preset: str, name: str) -> None:
     output(fast, torch.randn(2, 16))
 
 
+@pytest.mark.slow
 def test_a_refit_of_kept_layers_is_asked_for_by_name() -> None:
     model = decoder()
     made = dsconvert.plan(model, preset="fast", keep=["block1"], refit=["head"], inputs=latents)
@@ -327,6 +329,7 @@ def test_a_copy_owns_what_it_holds() -> None:
     assert model.history == []
 
 
+@pytest.mark.slow
 def test_no_copy_outlives_the_analysis() -> None:
     """A copy that was traced shares the parameters: of a large model they are to be freed."""
     model = decoder()

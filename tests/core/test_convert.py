@@ -122,6 +122,7 @@ def test_what_is_kept(preset, dtype):
     assert all(type(m).__module__.startswith(allowed) for m in fast.modules())
 
 
+@pytest.mark.slow
 def test_exact_changes_no_image_and_drops_the_dead():
     model = decoder()
     z = torch.randn(4, 16)
@@ -259,6 +260,7 @@ def test_leaves_and_keep():
     assert kept == ["block1.1", "block1.5"]
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_state():
     fast = dsconvert.convert(decoder(), inputs=latents, calibrate=16)
     buffer = io.BytesIO()

@@ -123,6 +123,7 @@ def test_a_promise_that_cannot_be_kept_is_said_as_such() -> None:
     assert dsconvert.plan(Gated(), preset="fast", inputs=latents).note is None
 
 
+@pytest.mark.slow
 def test_a_promise_that_is_kept_needs_no_word() -> None:
     # Wide enough: what balanced leaves alone costs little.
     assert dsconvert.plan(moved_generator(ngf=32), preset="balanced").note is None

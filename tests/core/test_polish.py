@@ -135,6 +135,7 @@ def test_a_machine_that_becomes_slow_does_not_get_more_time() -> None:
 # --- the stage ---
 
 
+@pytest.mark.slow
 def test_it_improves_the_fit_and_leaves_the_rest_alone(teacher, fitted) -> None:
     states = [{k: v.clone() for k, v in m.state_dict().items()} for m in (teacher, fitted.model)]
     told: list[tuple[str, int, int, str]] = []
@@ -171,6 +172,7 @@ class Ticking:
         return self.now
 
 
+@pytest.mark.slow
 def test_minutes_end_it_and_the_reported_steps_repeat_it(teacher, fitted, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(time, "perf_counter", Ticking())
@@ -184,6 +186,7 @@ def test_minutes_end_it_and_the_reported_steps_repeat_it(teacher, fitted, monkey
     assert equal(again.model, first.model)
 
 
+@pytest.mark.slow
 def test_python_s_convert_and_apply_take_it(teacher) -> None:
     options: Any = {"inputs": latents, "calibrate": 8, "init": "svd"}
     once = convert(teacher, preset="paper", rank=1, polish_steps=3, **options)
@@ -195,6 +198,7 @@ def test_python_s_convert_and_apply_take_it(teacher) -> None:
     assert not equal(once, plain)
 
 
+@pytest.mark.slow
 def test_what_is_kept_keeps_its_bytes(teacher) -> None:
     decided = plan(teacher, preset="paper", rank=1, keep=["head", "block1.3"], inputs=latents)
     made = apply(teacher, decided, inputs=latents, calibrate=8, polish_steps=3)
@@ -211,6 +215,7 @@ def with_rate(monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
     monkeypatch.setattr(polish_stage, "DistillConfig", config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "ended"), [(3.0, "steps"), (1e30, "diverged")])
 def test_it_never_makes_things_worse(teacher, fitted, monkeypatch, rate: float, ended: str) -> None:
     with_rate(monkeypatch, rate)
@@ -222,6 +227,7 @@ def test_it_never_makes_things_worse(teacher, fitted, monkeypatch, rate: float, 
     assert any("the fit" in n for n in made.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_keeps_the_best_so_far(teacher, fitted, number) -> None:
     def stop(stage: str, done: int, _total: int, _detail: str) -> None:
@@ -263,6 +269,7 @@ def test_no_time_for_a_step_is_said(teacher, fitted) -> None:
     assert made.model is fitted.model
 
 
+@pytest.mark.slow
 def test_an_exact_conversion_has_nothing_to_improve(teacher) -> None:
     decided = plan(teacher, preset="exact", inputs=latents)
     made = apply(teacher, decided, inputs=latents, polish_steps=50)
@@ -270,6 +277,7 @@ def test_an_exact_conversion_has_nothing_to_improve(teacher) -> None:
     assert made.polish.steps == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scale", "shift", "picture", "said"),
     [(0.1, 0.5, True, False), (100.0, 0.0, False, True)],
@@ -329,6 +337,7 @@ def test_a_single_convolution() -> None:
     assert isinstance(made.model, nn.Sequential)
 
 
+@pytest.mark.slow
 def test_a_narrower_model_is_polished_through_read_outs(teacher) -> None:
     decided = plan(teacher, preset="paper", rank=2, width=0.5, inputs=latents)
     made = apply(teacher, decided, inputs=latents, calibrate=16, polish_steps=30)

@@ -32,6 +32,7 @@ def pair() -> tuple[nn.Module, nn.Module]:
     return teacher, apply(teacher, decided, init="svd", calibrate=0, inputs=latents).model
 
 
+@pytest.mark.slow
 def test_it_learns_and_leaves_both_alone(pair) -> None:
     teacher, student = pair
     states = [{k: v.clone() for k, v in m.state_dict().items()} for m in pair]
@@ -80,6 +81,7 @@ def test_a_run_that_was_cut_off_ends_bit_equal(pair, tmp_path: Path, optimiser: 
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_made_things_worse_gives_the_start_back(pair) -> None:
     teacher, student = pair
     config = DistillConfig(steps=12, lr=3.0, optimiser="adam", **{**QUICK, "evaluations": 12})
@@ -193,6 +195,7 @@ def test_an_interrupted_run_goes_on_exactly(pair, tmp_path: Path, number: signal
         assert torch.equal(value, rest.student.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_a_run_that_is_made_longer_is_judged_on_the_way_again(pair, tmp_path: Path) -> None:
     teacher, student = pair
     settings = {**QUICK, "evaluations": 4}
@@ -204,6 +207,7 @@ def test_a_run_that_is_made_longer_is_judged_on_the_way_again(pair, tmp_path: Pa
     assert [r["step"] for r in done.rows if "held_distance" in r] == [0, 1, 2, 3, 4, 6, 9, 12]
 
 
+@pytest.mark.slow
 def test_a_changed_setting_is_not_resumed(pair, tmp_path: Path) -> None:
     teacher, student = pair
     distill(teacher, student, latents, config=DistillConfig(steps=2, **QUICK), folder=tmp_path)
@@ -259,6 +263,7 @@ def test_patience_ends_a_run_that_learns_nothing(pair) -> None:
     assert done.steps < 400
 
 
+@pytest.mark.slow
 def test_minutes_end_a_run(pair) -> None:
     teacher, student = pair
     done = distill(teacher, student, latents, config=DistillConfig(minutes=0.02, **QUICK))
@@ -272,6 +277,7 @@ def test_a_loss_that_is_not_finite_stops_it(pair) -> None:
         distill(teacher, student, latents, config=DistillConfig(steps=50, lr=1e30, **QUICK))
 
 
+@pytest.mark.slow
 def test_another_architecture_is_compared_where_it_can_be() -> None:
     """A narrower student, as a channel pruner makes one: its maps are compared by read-outs."""
 
@@ -346,6 +352,7 @@ def test_the_blockwise_stage_leaves_room_for_the_whole(
     assert found == [True] * alone + [False] * (steps - alone)
 
 
+@pytest.mark.slow
 def test_patience_does_not_end_the_blockwise_stage(pair) -> None:
     teacher, _ = pair
     settings = {**QUICK, "evaluations": 20}

@@ -49,7 +49,7 @@ def extras(name: str) -> None:
         ("torch", "fast", "random"),
         pytest.param("torch", "conditional", "zero", marks=pytest.mark.extended),
         ("onnx", "fast", "fixed"),
-        ("openvino", "conditional", "random"),
+        pytest.param("openvino", "conditional", "random", marks=pytest.mark.extended),
     ],
 )
 def test_a_graph_makes_the_models_images(
@@ -132,6 +132,7 @@ def test_a_real_snapshot_through_onnx(shared_snapshots: Path, tmp_path: Path) ->
     assert list(made.inputs) == ["z", "c", "noise"]
 
 
+@pytest.mark.slow
 def test_a_model_without_an_adapter(tmp_path: Path) -> None:
     model = decoder()
     made = export_model(model, tmp_path / "g.pt2", inputs=latents, noise_types=(Noise,))
@@ -175,6 +176,7 @@ def test_a_mismatch_is_an_error_and_leaves_no_file(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_mismatch_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sabotage(monkeypatch, lambda x: x + 1)
     (tmp_path / "g.pt2").write_text("old")
@@ -337,6 +339,7 @@ def test_safetensors_without_noise(tmp_path: Path, fast: nn.Module) -> None:
     assert not torch.equal(image(fast, args, seed=0), image(fast, args, seed=1))
 
 
+@pytest.mark.slow
 def test_the_command(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -358,6 +361,7 @@ def test_the_command(
         assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_a_safetensors_export_is_exported_again(snapshot_file: Path, tmp_path: Path) -> None:
     extras("safetensors")
     middle = tmp_path / "g.safetensors"

@@ -73,6 +73,7 @@ def test_no_layer_is_worse_than_its_svd(preset):
     assert fitted_error < 0.7 * svd_error
 
 
+@pytest.mark.slow
 def test_deterministic_under_a_seed():
     a = dsconvert.convert(decoder(), inputs=latents, calibrate=32, seed=3)
     torch.randn(7)
@@ -146,6 +147,7 @@ def test_statistics_follow_the_inputs(kind):
     assert after < 1e-4
 
 
+@pytest.mark.slow
 def test_statistics_alone_are_re_estimated():
     model = decoder()
     plan = dsconvert.plan(model, preset="paper", inputs=latents)

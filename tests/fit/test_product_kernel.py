@@ -53,6 +53,7 @@ def test_the_error_is_that_of_the_moments(kind: str, centred: bool) -> None:
     assert error.of_factors(mix, filters) == pytest.approx(float(wanted.sum()), rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("kind", CONVS)
 def test_the_descent_ends_where_the_gradient_is_zero(kind: str, centred: bool) -> None:
@@ -71,6 +72,7 @@ def test_the_descent_ends_where_the_gradient_is_zero(kind: str, centred: bool) -
     assert float(filters.grad.abs().max()) < 1e-3 * float(start.max())
 
 
+@pytest.mark.slow
 def test_a_product_is_found_exactly() -> None:
     """Outputs of a kernel of rank 2 are reproduced by factors of rank 2."""
     torch.manual_seed(1)

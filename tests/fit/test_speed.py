@@ -35,6 +35,7 @@ def outputs(seed: int) -> list[torch.Tensor]:
     return seen
 
 
+@pytest.mark.slow
 def test_draws_are_those_of_manual_seed() -> None:
     quick = outputs(7)
     with mock.patch.object(activation_stream.torch, "default_generator") as generator:
@@ -126,6 +127,7 @@ def test_statistics_that_do_not_exist_are_not_sampled() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_statistics_of_a_network_that_has_them_are_sampled() -> None:
     plan = dsconvert.plan(decoder(), preset="paper", inputs=latents)
     drawn: list[int] = []

@@ -118,6 +118,16 @@ def narrower(
     return convert_snapshot(file, preset=preset, width=width, init="svd", calibrate=calibrate)
 
 
+def _further(*kinds: str) -> list[Any]:
+    return [pytest.param(kind, marks=pytest.mark.extended) for kind in kinds]
+
+
+KINDS = [*_further("conditional"), *(k for k in FILES if k != "conditional")]
+    *_further("conditional", "lightweight"),
+    *(k for k in FILES if k not in ("conditional", "lightweight")),
+]
+
+
 def pictures(file: GeneratorFile, model: nn.Module) -> Tensor:
     sampler = file.inputs()
     assert sampler is not None
@@ -126,7 +136,7 @@ def pictures(file: GeneratorFile, model: nn.Module) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_it_is_written_read_and_converted_again(kind: str, tmp_path: Path) -> None:
     path = FILES[kind](tmp_path)
     file = opened(path)
@@ -153,7 +163,7 @@ def test_it_is_written_read_and_converted_again(kind: str, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["official", "conditional", "own"])
+@pytest.mark.parametrize("kind", ["official", *_further("conditional", "own")])
 def test_the_commands_read_it(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +187,7 @@ def test_the_commands_read_it(
     assert (pictures(plain, plain.generator) - z).abs().max() < 1e-4 * z.abs().max()
 
 
+@pytest.mark.slow
 def test_ngf_is_that_of_the_widest_block(tmp_path: Path) -> None:
     file = opened(official(tmp_path))
     model: Any = narrower(file).main[1].model

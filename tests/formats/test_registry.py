@@ -86,6 +86,7 @@ def test_formats_are_asked_in_order_and_duplicates_are_rejected() -> None:
     assert other.formats[0] is TOY
 
 
+@pytest.mark.slow
 def test_whoever_has_a_file_needs_to_know_nothing_of_its_format(
     tmp_path: Path, fastgan_file: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_whoever_has_a_file_needs_to_know_nothing_of_its_format(
         save_file(file, result.models, tmp_path / "g.jpg")
 
 
+@pytest.mark.slow
 def test_every_built_in_file_has_the_same_members(
     snapshot_file: Path, fastgan_file: Path, tmp_path: Path
 ) -> None:

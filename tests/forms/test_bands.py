@@ -167,6 +167,7 @@ def _closeness(model: nn.Module, n: int) -> float:
     return float((image(made, args) - want).abs().max() / want.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["exact", "paper", "balanced", None])
 def test_generators_of_every_plan(plain: nn.Module, preset: str | None) -> None:
     model = plain
@@ -186,6 +187,7 @@ def test_a_conditional_generator_at_higher_ranks(rank: int) -> None:
     assert _closeness(model, 2) <= 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["fast", "conditional"])
 def test_a_batch_in_two_stages(
     which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

@@ -108,6 +108,7 @@ def test_batch_normalisation_and_norms_are_gone(fast: nn.Module) -> None:
         assert own <= kinds if fused else not own & kinds
 
 
+@pytest.mark.slow
 def test_zero_and_fixed_noise(fast: nn.Module) -> None:
     args = inputs_of(fast, 2)
     silent = copy.deepcopy(fast)

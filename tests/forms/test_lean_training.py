@@ -98,6 +98,7 @@ def test_a_copy_stands_on_its_own(fast: nn.Module) -> None:
     assert torch.allclose(image(again, tuple(a.double() for a in args)).float(), want, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fastgan-256", "fastgan-cond10-256", "stamps-128-ngf32"])
 def test_real_snapshots(shared_snapshots: Path, name: str) -> None:
     model = load_snapshot(shared_snapshots / f"{name}.pkl").generator
@@ -123,6 +124,7 @@ def kept(model: nn.Module, args: tuple[Tensor, ...]) -> int:
     return sum(t.untyped_storage().nbytes() for t in found.values())
 
 
+@pytest.mark.slow
 def test_it_keeps_less_than_half() -> None:
     model = made("fast", ngf=16).float()
     args = inputs_of(model, 4)
@@ -179,6 +181,7 @@ def test_gradcheck_of_the_step(
     assert torch.autograd.gradcheck(run, (x, kernel, weight, gain, bias))
 
 
+@pytest.mark.slow
 def test_a_second_derivative_is_refused_not_wrong() -> None:
     model = lean(made("fast"))
     args = tuple(a.double() for a in inputs_of(model, 2))

@@ -89,6 +89,7 @@ def test_a_narrower_block_of_a_fastgan_is_judged_and_learns() -> None:
     assert done.after.terms["blocks"] < done.before.terms["blocks"]
 
 
+@pytest.mark.slow
 def test_a_cut_off_run_with_read_outs_ends_bit_equal(tmp_path: Path) -> None:
     pair = decoder(), narrow_decoder()
     # One solution of the read-outs lies before the cut, one behind it.

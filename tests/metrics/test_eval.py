@@ -130,6 +130,7 @@ def test_evaluate_knows_equal_from_worse() -> None:
         evaluate(Painter(0.0), colours, real=(batches(1, 70), batches(2, 80)), **common)
 
 
+@pytest.mark.slow
 def test_lite0_is_what_clean_fid_makes_of_it_as_a_custom_extractor(tmp_path: Path) -> None:
     """The same PNGs through clean-fid's own folder loop, with our network and its resize."""
     fid = pytest.importorskip("cleanfid.fid")

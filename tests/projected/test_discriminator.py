@@ -42,6 +42,7 @@ def moved(discriminator: ProjectedDiscriminator, classes: int = 0) -> ProjectedD
     return discriminator.eval().requires_grad_(False)
 
 
+@pytest.mark.slow
 def test_only_the_heads_learn_and_gradients_reach_the_image() -> None:
     net = made().train()
     before = {k: v.clone() for k, v in net.feature_network.state_dict().items()}
@@ -107,6 +108,7 @@ def test_another_discriminator_is_refused() -> None:
         ProjectedDiscriminator.from_state({"conv.weight": torch.zeros(1)}, resolution=128)
 
 
+@pytest.mark.slow
 def test_the_shared_file_has_its_discriminator(shared_snapshots: Path) -> None:
     state = load_snapshot(shared_snapshots / "fastgan-256-full.pkl").state("D")
     net = ProjectedDiscriminator.from_state(state, resolution=256)

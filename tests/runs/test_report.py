@@ -80,6 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_everything_is_in_it_and_nothing_is_fetched(folder: Path) -> None:
     text = run_report(folder)
     page = Reader(text)

@@ -149,6 +149,7 @@ class Wide(ByWeight):
         return {n: [r[0] * f for f in (0.5, 0.8, 1.0, 1.5, 3.0)] for n, r in found.items()}
 
 
+@pytest.mark.slow
 def test_a_machine_that_never_settles_gets_a_plan_and_a_note(tmp_path: Path) -> None:
     clock = Wide()
     found = planned(tmp_path, "latency=0.6x", clock=clock)
@@ -168,6 +169,7 @@ class Unlucky(ByWeight):
         return whole(model) * (4.0 if late else 1.0)
 
 
+@pytest.mark.slow
 def test_a_missed_promise_is_measured_again_before_it_counts(tmp_path: Path) -> None:
     found = planned(tmp_path, "latency=0.6x", clock=ByWeight())
     model = decoder()

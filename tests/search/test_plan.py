@@ -81,6 +81,7 @@ class DenseIsFast(ByWeight):
         return super().seconds(module, probe) * (100.0 if pair else 1.0)
 
 
+@pytest.mark.slow
 def test_nothing_faster_stays_dense(tmp_path: Path) -> None:
     found = planned(tmp_path, "latency=1x", "params=0.99x", clock=DenseIsFast())
     reasons = {d.site: d.reason for d in found.plan.decisions}
@@ -103,6 +104,7 @@ class SlowWhole(ByWeight):
         return here + (self.extra if min(self.asked) < here < max(self.asked) else 0.0)
 
 
+@pytest.mark.slow
 def test_a_whole_that_is_slower_than_its_parts_is_planned_again(tmp_path: Path) -> None:
     on_paper = planned(tmp_path, "latency=0.7x")
     (paper,) = on_paper.promises
@@ -113,6 +115,7 @@ def test_a_whole_that_is_slower_than_its_parts_is_planned_again(tmp_path: Path) 
     assert found.loss > on_paper.loss
 
 
+@pytest.mark.slow
 def test_an_impossible_target_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(MissedTargetError, match=r"latency=0\.001x can't be reached") as refused:
         planned(tmp_path, "latency=0.001x")
@@ -142,6 +145,7 @@ def test_several_targets_hold_together(tmp_path: Path) -> None:
         planned(tmp_path, "latency=0.7x", "params=1K")
 
 
+@pytest.mark.slow
 def test_memory_is_predicted_from_its_parts(tmp_path: Path) -> None:
     # No clock at all: bytes are counted, so what is promised must come out.
     found = planned(tmp_path, "memory=0.9x")
@@ -179,6 +183,7 @@ def test_keep_is_obeyed(tmp_path: Path) -> None:
     assert actions(found)["block1.1"] == actions(found)["block1.5"] == "keep"
 
 
+@pytest.mark.slow
 def test_without_activations_the_loss_is_the_kernels(tmp_path: Path) -> None:
     found = planned(tmp_path, "params=0.5x", calibrate=0)
     result = apply(decoder(), found.plan, init="svd", calibrate=0, inputs=latents)
@@ -187,6 +192,7 @@ def test_without_activations_the_loss_is_the_kernels(tmp_path: Path) -> None:
     assert found.loss == pytest.approx(sum(residuals), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_planning_leaves_the_model_and_the_dice_alone(tmp_path: Path) -> None:
     model = decoder()
     state = {k: v.clone() for k, v in model.state_dict().items()}
@@ -204,6 +210,7 @@ def test_a_model_nobody_knows_needs_inputs() -> None:
         plan_measured(nn.Sequential(nn.Conv2d(3, 3, 3)), ["latency=0.5x"], settings=CPU)
 
 
+@pytest.mark.slow
 def test_on_the_real_clock(tmp_path: Path) -> None:
     """That a plan comes out, from real times, whatever this machine is doing meanwhile."""
     found = plan_measured(
@@ -378,6 +385,7 @@ def test_the_help_lists_every_exit_code(capsys: pytest.CaptureFixture[str]) -> N
             assert unfolded(f"{code}: {meaning}") in said
 
 
+@pytest.mark.slow
 def test_the_original_that_meets_the_target_is_written_as_it_is(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

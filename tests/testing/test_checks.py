@@ -106,6 +106,7 @@ class Bad(Good):
         return ("head", "nowhere")
 
 
+@pytest.mark.slow
 def test_a_small_adapter_and_one_that_inherits_nothing() -> None:
     check_adapter(Good(), decoder())
     check_adapter(Duck(), decoder())  # type: ignore[arg-type]
@@ -118,6 +119,7 @@ def test_a_small_adapter_and_one_that_inherits_nothing() -> None:
         as_adapter(type("Half", (), {"name": "half", "matches": Good.matches})())
 
 
+@pytest.mark.slow
 def test_every_problem_of_an_adapter_is_named() -> None:
     with pytest.raises(ConformanceError) as caught:
         check_adapter(Bad(), decoder())
@@ -139,6 +141,7 @@ class Silent(Good):
         return ()
 
 
+@pytest.mark.slow
 def test_a_noise_layer_must_be_declared() -> None:
     with pytest.raises(ConformanceError, match=r"noise_types\(\) lacks Noise, which draws"):
         check_adapter(Silent(), decoder())
@@ -173,6 +176,7 @@ class Lossy(Rule):
         return Built(module=conv, residual=0.0)
 
 
+@pytest.mark.slow
 def test_every_problem_of_a_rule_is_named() -> None:
     with pytest.raises(ConformanceError) as caught:
         check_rule(Lossy())

@@ -49,6 +49,7 @@ def test_the_library_is_quiet_by_default(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["argument", "variable", "logger"])
 def test_lines_where_they_are_asked_for(
     how: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

@@ -46,6 +46,7 @@ def test_styles_follow_the_maps_that_they_scale(architecture: str) -> None:
     assert g.synthesis.b8.conv1.affine.weight.shape == (16, 16)
 
 
+@pytest.mark.slow
 def test_lightweight_gan_keeps_what_compares_channels() -> None:
     g = lightweight_gan.Generator(
         latent_dim=16,

@@ -38,6 +38,7 @@ def found(body: Body) -> dict[str, Group]:
     return groups_of(body, example_inputs=(torch.randn(1, 3, 8, 8),))
 
 
+@pytest.mark.slow
 def test_every_map_of_a_fastgan() -> None:
     g = Generator.from_config(resolution=128, ngf=8, z_dim=16)
     groups = groups_of(g)
@@ -55,6 +56,7 @@ def test_every_map_of_a_fastgan() -> None:
     assert groups["synthesis.to_big"].locked == "they are the model's output"
 
 
+@pytest.mark.slow
 def test_conditional_normalisations_follow() -> None:
     g = Generator.from_config(resolution=128, ngf=8, z_dim=16, classes=3)
     analysis = analyse(g.eval())

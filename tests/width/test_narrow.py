@@ -112,6 +112,7 @@ def test_fitted_beats_sliced() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_plan_goes_through_json_and_is_checked() -> None:
     g = fastgan()
     made = plan(g, preset="fast", width=0.5)
@@ -149,6 +150,7 @@ def test_shares_out_of_range(width: float) -> None:
         plan(fastgan(), width=width)
 
 
+@pytest.mark.slow
 def test_without_latents_nothing_can_be_chosen() -> None:
     g = fastgan()
     made = plan(g, preset="fast", width=0.5)
@@ -168,6 +170,7 @@ def test_an_own_model_with_its_inputs() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_random_state_and_model_are_left_alone() -> None:
     g = moved_generator()
     before = {k: v.clone() for k, v in g.state_dict().items()}

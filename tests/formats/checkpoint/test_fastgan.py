@@ -56,6 +56,7 @@ def test_a_converted_file_makes_the_same_pictures_when_read_back(
         assert (same - original).abs().max() < 1e-5 * original.abs().max()
 
 
+@pytest.mark.slow
 def test_a_user_without_dsconvert_can_load_it(fastgan_file: Path, tmp_path: Path) -> None:
     """``restructure.py`` alone, and the original class: what the docs tell FastGAN's users."""
     file = open_file(fastgan_file)

@@ -81,6 +81,7 @@ def test_old_format_and_safetensors(model: nn.Module, tmp_path: Path) -> None:
         assert torch.equal(output(file.generator, Z), output(model, Z))
 
 
+@pytest.mark.slow
 def test_the_command_line(
     state_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,6 +202,7 @@ def test_hostile_recipes_are_refused(model: nn.Module, tmp_path: Path, name: str
         _ = load_checkpoint(tmp_path / "x.pth", module=SOURCE).generator
 
 
+@pytest.mark.slow
 def test_a_recipe_says_everything_that_a_conversion_changes(model: nn.Module) -> None:
     from dsconvert import convert
 

@@ -63,6 +63,7 @@ def content(place: str) -> dict[str, Any]:
     }[place]
 
 
+@pytest.mark.slow
 def test_the_adapter_conforms() -> None:
     check_adapter(ADAPTER, decoder(), checkpoint=content("own"))
 
@@ -107,6 +108,7 @@ def test_other_tensors_are_refused(tmp_path: Path) -> None:
             open_file(tmp_path / f"{name}.pth", adapters=[ADAPTER])
 
 
+@pytest.mark.slow
 def test_a_damaged_mark_is_refused(tmp_path: Path) -> None:
     torch.save(content("bare"), tmp_path / "a.pth")
     file = open_file(tmp_path / "a.pth", adapters=[ADAPTER])

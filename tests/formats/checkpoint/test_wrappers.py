@@ -251,6 +251,7 @@ def test_adapters_read_wrapped_files(fastgan_file: Path, tmp_path: Path, wrapper
         assert written["epoch"] == 2
 
 
+@pytest.mark.slow
 def test_the_commands_read_a_lightning_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,6 +40,7 @@ def image(path: Path) -> torch.Tensor:
         return load_snapshot(path).generator(torch.ones(2, 8), torch.zeros(2, 0))
 
 
+@pytest.mark.slow
 def test_a_file_of_2021(small: Path, tmp_path: Path) -> None:
     """Torch 1.7 knew fewer hook tables and fewer attributes of Upsample."""
 
@@ -81,6 +82,7 @@ def test_wrapped_hooks_of_newer_torch(small: Path, tmp_path: Path) -> None:
     assert torch.equal(image(path), image(small))
 
 
+@pytest.mark.slow
 def test_every_device_becomes_the_cpu(small: Path, tmp_path: Path) -> None:
     data = small.read_bytes()
     cuda = data.replace(hostile.s("cpu") + b"K", hostile.s("xpu") + b"K")
@@ -187,6 +189,7 @@ def test_wrong_shapes_and_missing_parts(small: Path, tmp_path: Path) -> None:
     check(remove, "lacks feat_64")
 
 
+@pytest.mark.slow
 def test_a_file_without_discriminator_gets_one_for_the_official_loader(tmp_path: Path) -> None:
     model = small_generator()
     path, out = tmp_path / "full.pkl", tmp_path / "out.pkl"

@@ -50,6 +50,7 @@ def picture(model: nn.Module, z: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         return model(z, c)
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize("path", SHARED, ids=[p.stem for p in SHARED])
 def test_the_official_image(path: Path, tmp_path: Path) -> None:
@@ -74,6 +75,7 @@ def test_the_official_image(path: Path, tmp_path: Path) -> None:
         assert flags == [m.training for m in other.modules()]
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize("path", SHARED, ids=[p.stem for p in SHARED])
 def test_config_is_read_off(path: Path) -> None:
@@ -84,6 +86,7 @@ def test_config_is_read_off(path: Path) -> None:
     assert config["classes"] == (10 if "cond10" in path.stem else 0)
 
 
+@pytest.mark.slow
 @needs_shared
 def test_what_is_not_replaced_is_written_back_as_it_was(shared: Path, tmp_path: Path) -> None:
     path = shared / "fastgan-256-full.pkl"
@@ -189,6 +192,7 @@ class TwoFiles:
             self.second.readinto_at(offset - self.first.size, view)
 
 
+@pytest.mark.slow
 def test_saving_into_the_file_that_is_read(small: Path, tmp_path: Path) -> None:
     path = tmp_path / "same.pkl"
     path.write_bytes(small.read_bytes())
@@ -268,6 +272,7 @@ def test_converted_children_load(tmp_path: Path) -> None:
     copy.deepcopy(again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtype_mode_gradients_and_ties_are_kept(tmp_path: Path, dtype: torch.dtype) -> None:
     model = small_generator().to(dtype)

@@ -54,6 +54,7 @@ def real(small: Path) -> tuple[bytes, list[int]]:
     return data, structure(data)
 
 
+@pytest.mark.slow
 @ROUNDS
 def test_flipped_opcodes(real: tuple[bytes, list[int]], tmp_path: Path, rounds: int) -> None:
     data, places = real
