@@ -123,9 +123,6 @@ def _further(*kinds: str) -> list[Any]:
 
 
 KINDS = [*_further("conditional"), *(k for k in FILES if k != "conditional")]
-    *_further("conditional", "lightweight"),
-    *(k for k in FILES if k not in ("conditional", "lightweight")),
-]
 
 
 def pictures(file: GeneratorFile, model: nn.Module) -> Tensor:
