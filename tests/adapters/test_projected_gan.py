@@ -34,6 +34,7 @@ def test_it_is_found_by_its_entry_point() -> None:
     assert adapter_for(nn.Linear(1, 1)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize("cfg", ["fastgan", "fastgan_lite"])
 @pytest.mark.parametrize(("resolution", "ngf"), [(64, 2), (128, 2), (256, 2), (512, 4), (1024, 8)])

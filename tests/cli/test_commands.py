@@ -116,6 +116,7 @@ def test_seed_decides(snapshot_file: Path, tmp_path: Path) -> None:
     assert run("c.pkl", "5") != first
 
 
+@pytest.mark.slow
 def test_rank_reaches_the_plan(snapshot_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [str(snapshot_file), "--plan-only", "--json", "--preset", "paper", "--rank", "3"]
     assert main(command) == 0
@@ -178,6 +179,7 @@ def test_drop(shared_snapshots: Path, tmp_path: Path) -> None:
 # The other commands ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_inspect(snapshot_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(snapshot_file)]) == 0
     assert "projected_gan" in capsys.readouterr().out

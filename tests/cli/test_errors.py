@@ -108,6 +108,7 @@ def test_output_is_checked_before_the_input_is_read(
         assert "is a folder" in refused(*command, "--out", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "word"),
     [

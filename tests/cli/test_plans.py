@@ -202,6 +202,7 @@ def test_names_that_no_file_can_have(
     assert all(p.is_fifo() for p in tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_snapshot_writer_of_its_own_checks_too(two: Path, tmp_path: Path) -> None:
 
     from dsconvert.errors import OutputError

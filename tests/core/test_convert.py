@@ -241,6 +241,7 @@ def test_a_plan_for_another_model_changes_nothing():
         dsconvert.apply(One(SITES["plain"]()), plan)
 
 
+@pytest.mark.slow
 def test_a_plan_survives_json_and_an_edit():
     model = decoder()
     plan = dsconvert.plan(model, inputs=latents)

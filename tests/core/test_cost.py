@@ -56,6 +56,7 @@ def test_a_transposed_convolution_costs_its_input_positions():
     assert counted.macs == 9 * 7 * 4 * 4 * 6 * 12 // 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cfg", ["fastgan", "fastgan_lite"])
 @pytest.mark.parametrize("classes", [0, 3])
 def test_a_whole_generator(cfg, classes):

@@ -55,6 +55,7 @@ def rewrites(plan: Plan) -> list[Decision]:
     return [d for d in plan.decisions if d.action == "rewrite"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["projected gan", "fastgan", "lightweight"])
 def test_balanced_meets_its_budget(name: str) -> None:
     analysis = analysis_of(name)
@@ -64,6 +65,7 @@ def test_balanced_meets_its_budget(name: str) -> None:
     assert plan.note is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_balanced_meets_its_budget_or_names_the_layers_that_prevent_it(name: str) -> None:
     analysis = analysis_of(name)

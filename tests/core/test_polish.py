@@ -252,6 +252,7 @@ def test_an_interruption_of_the_set_up_keeps_the_fit(teacher, fitted) -> None:
     assert made.model is fitted.model
 
 
+@pytest.mark.slow
 def test_it_says_beforehand_how_far_it_will_come(teacher, fitted) -> None:
     told: list[PolishForecast] = []
     polished(teacher, fitted, minutes=1e-6, forecast=told.append)
@@ -262,6 +263,7 @@ def test_it_says_beforehand_how_far_it_will_come(teacher, fitted) -> None:
     )
 
 
+@pytest.mark.slow
 def test_no_time_for_a_step_is_said(teacher, fitted) -> None:
     made = polished(teacher, fitted, minutes=1e-6)
     assert (made.polish.steps, made.polish.ended, made.polish.repeat) == (0, "minutes", None)
@@ -325,6 +327,7 @@ def test_what_can_t_be_polished_is_refused_before_any_work(teacher) -> None:
             convert(teacher, inputs=latents, **bad)
 
 
+@pytest.mark.slow
 def test_a_single_convolution() -> None:
     def maps(n: int, generator: torch.Generator) -> tuple[torch.Tensor]:
         return (torch.randn(n, 6, 9, 9, generator=generator),)

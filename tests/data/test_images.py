@@ -172,6 +172,7 @@ def test_any_start_and_any_split_give_the_same_images(tiny_data: Path, cache: st
         ImageStream(images, batch=7, world=2)
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(tiny_data: Path) -> None:
     images = open_images(tiny_data, cache="never")
     alone, helped = (ImageStream(images, batch=5, workers=w) for w in (0, 2))

@@ -255,6 +255,7 @@ def test_the_fast_teacher_makes_the_same_images() -> None:
     )
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_that_learns_nothing(pair) -> None:
     teacher, _ = pair
     config = DistillConfig(patience=2, steps=400, **{**QUICK, "evaluations": 100})

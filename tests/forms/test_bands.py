@@ -49,6 +49,7 @@ def _pair(
     return nn.Sequential(front, conv), front, conv, None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["dw-pw", "pw-dw", "up-pw-dw"])
 @pytest.mark.parametrize("rank", [1, 2, 3, 4, 9])
 def test_a_pair_of_any_rank(order: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:

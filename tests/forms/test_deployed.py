@@ -89,6 +89,7 @@ def test_it_is_called_like_the_original(fast: nn.Module) -> None:
     assert not any(p.requires_grad for p in made.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["random", "zero"])
 def test_it_can_be_pickled_and_copied(fast: nn.Module, noise: str) -> None:
     made = deploy(fast, noise=noise)
@@ -98,6 +99,7 @@ def test_it_can_be_pickled_and_copied(fast: nn.Module, noise: str) -> None:
         assert torch.equal(image(again, args), want)
 
 
+@pytest.mark.slow
 def test_batch_normalisation_and_norms_are_gone(fast: nn.Module) -> None:
     for fused in (False, True):
         made = deploy(fast, fused=fused)

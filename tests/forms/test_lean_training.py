@@ -135,6 +135,7 @@ def upsample(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     return UpsampleDepthwise.apply(x, kernel, bias)
 
 
+@pytest.mark.slow
 def test_gradcheck_of_the_upsampling() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 3, 2, dtype=torch.double, requires_grad=True)

@@ -91,6 +91,7 @@ def test_a_distillation_goes_on(tmp_path: Path) -> None:
     assert steps.count(2) == 1  # the run went on from its second step
 
 
+@pytest.mark.slow
 def test_a_training_goes_on(tmp_path: Path) -> None:
     run = shutil.copytree(FILES / "train_run", tmp_path / "run")
     generator, discriminator = plain_pair()

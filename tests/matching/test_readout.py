@@ -108,6 +108,7 @@ def test_a_cut_off_run_with_read_outs_ends_bit_equal(tmp_path: Path) -> None:
         assert torch.equal(value, rest.student.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_blocks_whose_inputs_or_outputs_differ_do_not_train_alone() -> None:
     """They would be given maps that they can't take."""
     config = DistillConfig(steps=2, blockwise=0.5, **QUICK)

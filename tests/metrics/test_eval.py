@@ -332,6 +332,7 @@ def test_a_download_is_kept_only_if_its_hash_fits(
     assert [p.name for p in tmp_path.iterdir()] == [FILE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -36,6 +36,7 @@ def picture(kind: str, size: int = 224) -> torch.Tensor:
     return made.expand(1, 3, size, size).clone()
 
 
+@pytest.mark.slow
 def test_shape_type_and_difference(lite):
     kinds = ("checks", "disc", "ramp")
     f = lite(torch.cat([picture(k) for k in kinds]), batch=2)

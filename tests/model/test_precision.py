@@ -186,6 +186,7 @@ def test_a_safetensors_export_there_and_back(tmp_path: Path) -> None:
     assert {after[k].dtype for k in new} == {torch.float16}
 
 
+@pytest.mark.slow
 def test_a_result_that_overflows_is_not_written(tmp_path: Path) -> None:
     torch.save({"state_dict": decoder().half().state_dict()}, tmp_path / "in.pth")
     file = open_file(tmp_path / "in.pth", module=SOURCE)

@@ -56,6 +56,7 @@ def test_only_the_heads_learn_and_gradients_reach_the_image() -> None:
     assert not any(m.training for m in net.feature_network.modules())
 
 
+@pytest.mark.slow
 def test_full_size_is_the_official_size() -> None:
     net = ProjectedDiscriminator(resolution=256)
     assert not net.interp224
@@ -74,6 +75,7 @@ def test_grey_and_transparent_images(channels: int) -> None:
     assert logits.isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_class_changes_the_logits() -> None:
     net = moved(made(classes=3, augment=()), 3)
     image = torch.rand(1, 3, 128, 128)

@@ -144,6 +144,7 @@ def test_equal_costs_are_shown_once(tmp_path: Path) -> None:
     assert len(page.all("td")) == 3 * len(page.all("tr")) - 3
 
 
+@pytest.mark.slow
 def test_large_sheets_stay_small_enough_to_mail(tmp_path: Path) -> None:
     (tmp_path / "grids").mkdir()
     (tmp_path / "stats.jsonl").write_text('{"images": 8, "loss": 1.0}\n')

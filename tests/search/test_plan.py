@@ -178,6 +178,7 @@ def test_the_layout_with_less_time_is_taken_and_named(tmp_path: Path) -> None:
     assert both.promises[0].before == pytest.approx(whole(decoder()))
 
 
+@pytest.mark.slow
 def test_keep_is_obeyed(tmp_path: Path) -> None:
     found = planned(tmp_path, "latency=0.9x", keep=["block1"])
     assert actions(found)["block1.1"] == actions(found)["block1.5"] == "keep"

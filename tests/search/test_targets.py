@@ -99,6 +99,7 @@ OPTIONS = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(options=OPTIONS, latency=st.integers(0, 60), params=st.integers(0, 60))
 @settings(max_examples=60, deadline=None)
 def test_the_solver_is_optimal(options: list, latency: int, params: int) -> None:

@@ -209,6 +209,7 @@ class Nowhere(Lossy):
         return f"{site.in_channels} channels are not 7"
 
 
+@pytest.mark.slow
 def test_a_rule_that_applies_nowhere_hears_why() -> None:
     with pytest.raises(ConformanceError, match=r"no convolution of the check \(3x3: 6 ch.*16"):
         check_rule(Nowhere())

@@ -83,6 +83,7 @@ def test_a_callable_is_called_and_nothing_else(caplog: pytest.LogCaptureFixture)
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_stderr_where_logging_is_not_configured() -> None:
     program = (
         "import time, dsconvert.util.progress as p\n"
@@ -135,6 +136,7 @@ def _maps(n: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     return (torch.randn(n, 8, 8, 8, generator=generator),)
 
 
+@pytest.mark.slow
 def test_commands_write_lines_where_stderr_is_no_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -22,6 +22,7 @@ def groups_of(model: nn.Module, **options: Any) -> tuple[Any, dict[str, str | No
     return analysis, {g.name: g.locked for g in analysis.groups.groups}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
 def test_styles_follow_the_maps_that_they_scale(architecture: str) -> None:
     # As many channels as numbers in a latent and as pixels: neither may be taken for channels.

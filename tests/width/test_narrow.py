@@ -144,6 +144,7 @@ def test_kept_modules_keep_their_channels() -> None:
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [0.0, -1.0, 1.5, float("nan")])
 def test_shares_out_of_range(width: float) -> None:
     with pytest.raises(PlanError, match="share"):

@@ -51,6 +51,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_any_layout_goes_there_and_back(model: nn.Module, tmp_path: Path, layout: str) -> None:
     torch.save(LAYOUTS[layout](model.state_dict()), tmp_path / "in.pth")
@@ -213,6 +214,7 @@ def test_a_recipe_says_everything_that_a_conversion_changes(model: nn.Module) ->
         assert torch.equal(output(rebuilt.eval(), Z), output(fast, Z))
 
 
+@pytest.mark.slow
 def test_a_recipe_refuses_what_it_has_no_words_for(model: nn.Module) -> None:
     other = decoder()
     other.head = nn.Linear(2, 2)

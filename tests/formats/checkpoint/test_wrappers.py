@@ -140,6 +140,7 @@ def test_what_a_wrapper_saved_it_loads_again(tmp_path: Path, kind: str, entry: s
     assert len(file.generators) == (2 if kind == "ema-pytorch" else 1)
 
 
+@pytest.mark.slow
 def test_lightnings_other_entries_stay(tmp_path: Path) -> None:
     lit = Lit("generator", decoder())
     content = {
@@ -162,6 +163,7 @@ def test_lightnings_other_entries_stay(tmp_path: Path) -> None:
         assert torch.equal(written["state_dict"][f"discriminator.{name}"], value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["state_dict.generator", "state_dict.generator_ema"])
 def test_a_key_may_name_a_prefix(tmp_path: Path, key: str) -> None:
     lit = Lit("generator", decoder())
@@ -178,6 +180,7 @@ def test_a_key_may_name_a_prefix(tmp_path: Path, key: str) -> None:
     assert torch.equal(output(file.generator, Z), output(wanted, Z))
 
 
+@pytest.mark.slow
 def test_safetensors_of_a_wrapped_state_dict(tmp_path: Path) -> None:
     torch.save({"state_dict": Lit("netG", decoder()).state_dict()}, tmp_path / "in.ckpt")
     file = open_file(tmp_path / "in.ckpt", module=SOURCE)

@@ -71,6 +71,7 @@ def test_a_file_of_2021(small: Path, tmp_path: Path) -> None:
     assert upsample.recompute_scale_factor is None
 
 
+@pytest.mark.slow
 def test_wrapped_hooks_of_newer_torch(small: Path, tmp_path: Path) -> None:
     def wrap(root: hostile.Root, _: str) -> None:
         for node in every_module(root["G_ema"]):

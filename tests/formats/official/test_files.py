@@ -205,6 +205,7 @@ def test_saving_into_the_file_that_is_read(small: Path, tmp_path: Path) -> None:
     assert isinstance(snap.module("G"), nn.Module)
 
 
+@pytest.mark.slow
 def test_no_half_file_is_left(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snap = load_snapshot(small)
     out = tmp_path / "sub" / "out.pkl"

@@ -130,6 +130,7 @@ def test_arbitrary_bytes(tmp_path: Path, data: bytes) -> None:
 OPCODES = [bytes([b]) for b in range(256)]
 
 
+@pytest.mark.slow
 @settings(relaxed, max_examples=200)
 @given(st.lists(st.one_of(st.sampled_from([
     b"(", b")", b"}", b"]", b"N", b"t", b"\x85", b"\x86", b"\x87", b"s", b"u", b"a", b"e", b"b",
@@ -293,6 +294,7 @@ def test_bombs(name: str, small: Path, tmp_path: Path) -> None:
     assert result == "fine" if name in CARRIED else result != "fine"
 
 
+@pytest.mark.slow
 def test_one_storage_for_many_tensors_does_not_multiply(small: Path, tmp_path: Path) -> None:
     """A module list whose parameters each load the same bytes again: refused, not allocated."""
     numel = 1 << 20

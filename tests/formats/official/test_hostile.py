@@ -125,6 +125,7 @@ def test_hostile(kind: str, name: str, small: Path, marker: Path, tmp_path: Path
     assert "trap_on_import" not in sys.modules
 
 
+@pytest.mark.slow
 def test_the_splice_itself_is_harmless(small: Path, tmp_path: Path) -> None:
     """The control: the same splice with plain data loads, so the payloads are what is refused."""
     path = tmp_path / "fine.pkl"
@@ -206,6 +207,7 @@ def test_tensorflow_is_recognised(tmp_path: Path) -> None:
         inspect_snapshot(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(hostile.FRAGMENTS))
 def test_hostile_beside_a_persistent_generator(
     name: str, persistent_small: Path, marker: Path, tmp_path: Path
