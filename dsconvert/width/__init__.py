@@ -1,11 +1,10 @@
 """Fewer channels: groups of channels on the graph, their choice, and their absorption.
 
 ``labels`` names every channel; ``follow`` carries the names through the operations of the graph;
-``groups`` holds the channels that are kept or removed
-together, ``discover`` finds them and ``confirm`` checks them; ``slicing`` removes channels
-from modules; ``curves`` measures the loss of each number of channels, for ``choose``; ``narrow``
-applies the widths of a plan to a copy of a model; ``absorb`` lets the consumers of removed channels
-predict them from those that stay.
+``groups`` holds the channels that are kept or removed together, ``discover`` finds them and
+``confirm`` checks them; ``slicing`` removes channels from modules; ``curves`` measures the loss of
+each number of channels, for ``choose`` and ``shares``; ``narrow`` applies the widths of a plan to
+a copy of a model; ``absorb`` lets the consumers of removed channels predict them from the others.
 """
 
 from __future__ import annotations
