@@ -1,11 +1,11 @@
-"""Width and rank against image quality and time, without training, on one trained teacher.
+"""Width, rank and polish against image quality and time, on one trained teacher.
 
     python benchmarks/width.py SNAPSHOT [--forms none:0.5,balanced:auto,...] [--calibrate 768]
 
-A form is PRESET:WIDTH. Quality is FD-lite0 over 400 images a side and PSNR to the teacher with the
-same latents and noise; time is the ratio of medians at batch 1 and 8, teacher and form alternating
-in one process, in plain form. Results are written after every row; a run can be cut short and is
-resumed. The table has one section a teacher.
+A form is PRESET:WIDTH or PRESET:WIDTH:POLISH (minutes at most). Quality is FD-lite0 over 400 images
+a side and PSNR to the teacher with the same latents and noise; time is the ratio of medians at
+batch 1 and 8, teacher and form alternating in one process, in plain form. Results are written after
+every row; a run can be cut short and is resumed. The table has one section a teacher.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ def speedup(teacher: nn.Module, form: nn.Module, sampler: Any, batch: int, repea
 
 def row(name: str, teacher: nn.Module, facts: dict[str, Any], calibrate: int) -> dict[str, Any]:
     """Convert to one form and measure it."""
-    preset, _, width = name.partition(":")
+    preset, width, *minutes = name.split(":")
     share: Any = width if width == "auto" else float(width)
+    polish = float(minutes[0]) if minutes else 0.0
     began = time.perf_counter()
     made = plan(teacher, preset=preset, width=share)
-    result = apply(teacher, made, calibrate=calibrate)
+    result = apply(teacher, made, calibrate=calibrate, polish=polish)
     seconds = time.perf_counter() - began
     sampler, net = facts["sampler"], facts["net"]
     images = sample_images(result.model, sampler, samples=SAMPLES, seed=1)
@@ -69,6 +70,7 @@ def row(name: str, teacher: nn.Module, facts: dict[str, Any], calibrate: int) ->
         "batch_1": speedup(teacher, result.model, sampler, 1, 15),
         "batch_8": speedup(teacher, result.model, sampler, 8, 7),
         "seconds": seconds,
+        "polish": None if result.polish is None else vars(result.polish),
         "widths": {w.group: f"{w.kept}/{w.channels}" for w in result.plan.widths},
     }
 
@@ -76,7 +78,7 @@ def row(name: str, teacher: nn.Module, facts: dict[str, Any], calibrate: int) ->
 def table(state: dict[str, Any]) -> str:
     """The sections as markdown."""
     lines = [
-        "# Width and rank, no training",
+        "# Width, rank and polish",
         "",
         "Made by `python benchmarks/width.py SNAPSHOT`. FD-lite0 over 400 images a side "
         "(EfficientNet-Lite0 features; not FID) as a multiple of the noise floor, the teacher "
@@ -93,15 +95,16 @@ def table(state: dict[str, Any]) -> str:
             f"{meta['machine']}; torch {meta['torch']}; {meta['date']}; load before "
             f"{meta['load']}.",
             "",
-            "| preset | width | fewer MACs | fewer parameters | PSNR dB | FD-lite0 | x floor "
-            "| batch 1 | batch 8 | seconds |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            "| preset | width | polish, steps | fewer MACs | fewer parameters | PSNR dB | FD-lite0 "
+            "| x floor | batch 1 | batch 8 | seconds |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for r in section["rows"]:
-            preset, _, width = r["form"].partition(":")
+            preset, width, *_ = r["form"].split(":")
+            steps = (r.get("polish") or {}).get("steps", "")
             lines.append(
-                f"| {preset} | {width} | {r['fewer_macs']:.2f}x | {r['fewer_params']:.2f}x "
-                f"| {r['psnr']:.1f} | {r['fd']:.1f} | {r['fd'] / meta['floor']:.2f} "
+                f"| {preset} | {width} | {steps} | {r['fewer_macs']:.2f}x "
+                f"| {r['fewer_params']:.2f}x | {r['psnr']:.1f} | {r['fd']:.1f} | {r['fd'] / meta['floor']:.2f} "
                 f"| {r['batch_1']:.1f}x | {r['batch_8']:.1f}x | {r['seconds']:.0f} |"
             )
     return "\n".join(lines) + "\n"
