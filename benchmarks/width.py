@@ -105,7 +105,8 @@ def table(state: dict[str, Any]) -> str:
             lines.append(
                 f"| {preset} | {width} | {steps} | {r['fewer_macs']:.2f}x "
                 f"| {r['fewer_params']:.2f}x | {r['psnr']:.1f} | {r['fd']:.1f} "
-                f"| {r['fd'] / meta['floor']:.2f} | {r['batch_1']:.1f}x | {r['batch_8']:.1f}x | {r['seconds']:.0f} |"
+                f"| {r['fd'] / meta['floor']:.2f} | {r['batch_1']:.1f}x | {r['batch_8']:.1f}x "
+                f"| {r['seconds']:.0f} |"
             )
     return "\n".join(lines) + "\n"
 
