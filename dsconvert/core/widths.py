@@ -53,8 +53,8 @@ def width_chooser(
 
 
 UNTRAINED_SHARE = 0.5
-"""Share of channels for a network that is to be trained anew, near that of most maps in the plan
-for the trained generator ``stamps-128-ngf32`` (``benchmarks/results/width.md``)."""
+"""Share of channels for a network that is to be trained anew, which the trained
+generator ``stamps-128-ngf32`` spares in most maps at the loss of ``balanced``."""
 
 
 def _by_loss(

@@ -93,6 +93,17 @@ def predict(student: list[Tensor], teacher: list[Tensor], *, linear: bool) -> Te
             t = F.interpolate(t, size=s.shape[2:], mode="nearest")
         y = channel_rows(t, linear)[::step].double()
         own, cross = own + x.t() @ x, cross + x.t() @ y
+    return least_squares(own, cross)
+
+
+def least_squares(own: Tensor, cross: Tensor) -> Tensor:
+    """Return the matrix ``(kept, C)`` from second moments of the kept channels and with all others.
+
+    Args:
+        own: moments between kept channels, ``(kept, kept)``, in double precision; a ridge is added
+            in place.
+        cross: moments of kept and wanted channels, ``(kept, C)``.
+    """
     own.diagonal().add_(_RIDGE * float(own.diagonal().mean()) + 1e-30)
     factor, info = torch.linalg.cholesky_ex(own)
     if int(info) != 0:

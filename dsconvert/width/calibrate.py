@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsconvert.model.inputs import tensors_of
+from dsconvert.width.absorb import least_squares
 from dsconvert.width.choose import Curve
 from dsconvert.width.groups import ChannelGroups
 
@@ -27,7 +28,6 @@ _SHARES = (1 / 4, 1 / 2)
 TRIALS = len(_SHARES)
 _BANDS = 3
 """Bands above the coarsest one."""
-_RIDGE = 1e-6
 _LIMITS = (0.1, 100.0)
 """The smallest and largest correction; beyond, a trial is an accident of its few samples."""
 
@@ -156,9 +156,8 @@ def _trial(
 
 def _projection(second: Tensor, staying: Tensor) -> Tensor:
     """Return the least-squares matrix (kept, C) from second moments."""
-    own = second[staying][:, staying].double().clone()
-    own.diagonal().add_(_RIDGE * float(own.diagonal().mean()) + 1e-30)
-    return torch.linalg.solve(own, second[staying].double())
+    rows = second[staying].double()
+    return least_squares(rows[:, staying], rows)
 
 
 def _predicting(matrix: Tensor, staying: Tensor, linear: bool) -> Any:

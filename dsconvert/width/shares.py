@@ -53,15 +53,12 @@ class CostModel:
         return float((ins * outs * self.pairs).sum() + self.maps @ counts)
 
 
-def cost_model(
-    groups: ChannelGroups, sites: Sites, factors: Mapping[str, float] | None = None
-) -> CostModel:
+def cost_model(groups: ChannelGroups, sites: Sites) -> CostModel:
     """Return the cost of a model at every width.
 
     Args:
         groups: of the model.
         sites: its convolutions, with shapes known.
-        factors: per convolution, the share of its multiply-accumulates that a rewrite leaves.
     """
     free = groups.free()
     names = tuple(g.name for g in free)
@@ -81,11 +78,7 @@ def cost_model(
 
     ins = [counts(places.columns.get(s.name), s.in_channels) for s in convolutions]
     outs = [counts(places.rows.get(s.name), s.out_channels) for s in convolutions]
-    left = factors or {}
-    pairs = [
-        (s.macs or 0) / (s.in_channels * s.out_channels) * left.get(s.name, 1.0)
-        for s in convolutions
-    ]
+    pairs = [(s.macs or 0) / (s.in_channels * s.out_channels) for s in convolutions]
     maps = np.zeros(len(names))
     for node, axis in places.values.items():
         roots = places.labels.roots(axis.labels)
