@@ -82,6 +82,7 @@ def program(core: Core, args: tuple[Tensor, ...]) -> torch.export.ExportedProgra
         return torch.export.export(
             core.module,
             args,
+            strict=False,  # the default of torch 2.7 and newer
             dynamic_shapes=tuple({0: batch} if core.is_batched(k) else None for k in core.inputs),
         )
 
