@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from dsconvert.cli import main
 from dsconvert.cli.output import Bars
 from dsconvert.core.pipeline import apply, plan
 from dsconvert.distill import DistillConfig, distill
+from dsconvert.distill.files import distill_snapshot
 from dsconvert.formats.convert_file import convert_snapshot
 from dsconvert.formats.official import new_snapshot
 from dsconvert.matching import loop as matching_loop
@@ -26,6 +29,17 @@ from dsconvert.model.inputs import sampler_of
 from tests.models import decoder, output
 
 NO_BACKBONE = ["--features", "0", "--batch", "2"]
+
+
+@pytest.fixture(autouse=True)
+def few_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands judge on a few latents, at the start and the end: that takes most of the time."""
+
+    def quick(*args: Any, config: DistillConfig, **options: Any) -> Any:
+        few = dataclasses.replace(config, held_out=4, evaluations=2)
+        return distill_snapshot(*args, config=few, **options)
+
+    monkeypatch.setattr("dsconvert.cli.distill.distill_snapshot", quick)
 
 
 @pytest.fixture(scope="module")
