@@ -165,7 +165,10 @@ def test_gradcheck_of_the_upsampling() -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("sampled", [True, False])
 @pytest.mark.parametrize("spatial", [None, upsample])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "layout",
+    [torch.contiguous_format, pytest.param(torch.channels_last, marks=pytest.mark.extended)],
+)
 def test_gradcheck_of_the_step(
     layout: torch.memory_format,
     spatial: object,
