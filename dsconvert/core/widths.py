@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dsconvert.config.choices import Width as Share
 from dsconvert.config.convert import Fitting
 from dsconvert.core.analysis import Analysis
-from dsconvert.core.presets import WIDTH_LOSS
+from dsconvert.core.presets import WIDTH_LOSS, one_pixel
 from dsconvert.errors import PlanError
 from dsconvert.records import Width
 from dsconvert.util.progress import Progress
@@ -53,10 +53,12 @@ def width_chooser(
         share = width
         if not 0 < share <= 1:
             raise PlanError(f"width {share:g} is no share above 0, up to 1 (all channels).")
-        return lambda keep: equal_widths(analysis.groups, share, keep)
+        return lambda keep: equal_widths(analysis.groups, share, keep, whole=first_map(analysis))
     if init == "random":
         # Random weights look as redundant as they are random: take what a trained network spares.
-        return lambda keep: equal_widths(analysis.groups, UNTRAINED_SHARE, keep)
+        return lambda keep: equal_widths(
+            analysis.groups, UNTRAINED_SHARE, keep, whole=first_map(analysis)
+        )
     loss = WIDTH_LOSS.get(preset, WIDTH_LOSS["balanced"])
     return lambda keep: _by_loss(analysis, loss, keep, seed, progress)
 
@@ -69,6 +71,21 @@ def default_width(preset: str, *, polished: bool) -> Share:
     polish follows.
     """
     return "auto" if polished and preset in WIDTH_LOSS else 1
+
+
+def first_map(analysis: Analysis) -> tuple[str, ...]:
+    """Return the convolution that turns the latent into the first map, if there is one.
+
+    An equal share for all maps leaves this one alone: its channels are projections of a white
+    latent, of which none predicts another (stamps-128-ngf32: half of them cost 5 dB, and save 7 %
+    of the MACs).
+    """
+    order = analysis.sites.order
+    return tuple(
+        s.name
+        for s in analysis.sites.convolutions
+        if order and s.name == order[0] and s.kind == "transposed" and one_pixel(s)
+    )
 
 
 UNTRAINED_SHARE = 0.5
