@@ -251,7 +251,7 @@ def apply(
             calibrate=calibrate,
             seed=seed,
             progress=progress if callable(progress) else None,
-            traced=time.perf_counter() - began,
+            spent={"trace": time.perf_counter() - began},
         )
 
 

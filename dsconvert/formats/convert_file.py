@@ -154,23 +154,26 @@ def convert_file(
             )
             if options.wanted and not conversions:
                 check_polishable(analysis)
-            traced = time.perf_counter() - began
+            spent = {"trace": time.perf_counter() - began}
             # The graph serves the next generator, too; the weights need not stay for that.
             known = known or analysis.without_model()
-            decided = decided or plan_for(
-                analysis,
-                preset=preset,
-                rank=rank,
-                width=width,
-                keep=keep,
-                refit=refit,
-                remove=remove,
-                init=init,
-                calibrate=calibrate,
-                polished=options.wanted,
-                seed=seed,
-                progress=_prefixed(progress, key),
-            )
+            if decided is None:
+                began = time.perf_counter()
+                decided = plan_for(
+                    analysis,
+                    preset=preset,
+                    rank=rank,
+                    width=width,
+                    keep=keep,
+                    refit=refit,
+                    remove=remove,
+                    init=init,
+                    calibrate=calibrate,
+                    polished=options.wanted,
+                    seed=seed,
+                    progress=_prefixed(progress, key),
+                )
+                spent["plan"] = time.perf_counter() - began
             first = next(iter(conversions.values()), None)
             conversions[key] = apply_to(
                 analysis,
@@ -180,7 +183,7 @@ def convert_file(
                 seed=seed,
                 progress=_prefixed(progress, key),
                 costs=(first.before, first.after) if first else None,
-                traced=traced,
+                spent=spent,
                 kept=first.kept if first else None,
             )
         del model, analysis
