@@ -7,7 +7,7 @@ devices fails as on a card.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,7 +78,7 @@ class FakeCuda:
         return tuple(self.tensor(a if dtype is None else a.to(dtype)) for a in args)
 
     @contextmanager
-    def running(self) -> Iterator[Seen]:
+    def running(self) -> Generator[Seen, None, None]:
         """Run on fake tensors within this context; yields the draws and copies so far."""
         seen = Seen()
         with self._mode, _Watch(seen):
@@ -86,6 +86,6 @@ class FakeCuda:
 
 
 @contextmanager
-def fake_cuda() -> Iterator[FakeCuda]:
+def fake_cuda() -> Generator[FakeCuda, None, None]:
     """Make fake CUDA tensors within this context."""
     yield FakeCuda(FakeTensorMode())
