@@ -30,10 +30,8 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 demo: $(VENV)/.user
 	mkdir -p $(OUT)
 	$(BIN)/python examples/make_demo_snapshot.py $(OUT)/demo.pkl
-	$(BIN)/dsconvert $(OUT)/demo.pkl --out $(OUT)/demo-fast.pkl --preset fast --refit 'synthesis.init.*' --refit 'synthesis.se_*' --overwrite
-	rm -rf $(OUT)/demo-distilled-run
-	$(BIN)/dsconvert distill $(OUT)/demo.pkl $(OUT)/demo-fast.pkl --minutes 1 --features 0 --out $(OUT)/demo-distilled.pkl --overwrite
-	$(BIN)/dsconvert compare $(OUT)/demo.pkl $(OUT)/demo-distilled.pkl --seeds 0-5 --out $(OUT)/side_by_side.png --overwrite
+	$(BIN)/dsconvert $(OUT)/demo.pkl --out $(OUT)/demo-fast.pkl --polish 1.5 --overwrite
+	$(BIN)/dsconvert compare $(OUT)/demo.pkl $(OUT)/demo-fast.pkl --seeds 0-5 --out $(OUT)/side_by_side.png --overwrite
 
 test: $(VENV)/.dev
 	$(MAKE) check

@@ -4,7 +4,7 @@ Languages of the fenced blocks:
 
 - ``python`` and ``console`` (commands of dsconvert) run, each block by itself: in a namespace and a
   folder of its own, with the input files that the block names. No line is changed. The files are
-  tiny; fits use 8 latents by default, and the minutes of a distillation pass 2000 times as fast.
+  tiny; fits use 8 latents by default, and the minutes of training pass 2000 times as fast.
 - ``sh`` needs something that a test lacks (an installation, hours, a GPU, another repository): the
   options, extras, targets and files that it names exist.
 - ``text`` is output or a sketch, ``mermaid`` is written by docs/make_import_graph.py.
@@ -34,6 +34,7 @@ import torch
 from PIL import Image
 
 from dsconvert.cli import main
+from dsconvert.core import polish as polish_stage
 from dsconvert.formats.official import new_snapshot, save_snapshot
 from tests.made_models import moved_generator
 
@@ -51,6 +52,7 @@ NEEDS = {  # modules that a block needs beyond the dependencies of the package
 _BLOCK = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 _SNIPPET = re.compile(r'^--8<-- "(.*)"$', re.MULTILINE)
 _WRITTEN = re.compile(r"(--out|--run) $|\b(save\w*|export_model)\(.*$")
+_CONVERTS = re.compile(r"^dsconvert (convert )?\S+\.\w+ ", re.MULTILINE)
 """The end of a line's part before a file name that the line writes."""
 
 
@@ -102,7 +104,7 @@ def example_files(tmp_path_factory: pytest.TempPathFactory, fastgan_file: Path) 
     for source, result in (("generator.pkl", "fast.pkl"), ("all_1000.pth", "fast.pth")):
         assert main([str(folder / source), "--out", str(folder / result), *quick]) == 0
     shutil.copy(folder / "fast.pkl", folder / "better.pkl")
-    plan = ["--plan-only", "--quiet", "--out", str(folder / "plan.json")]
+    plan = ["--plan-only", "--polish", "0", "--quiet", "--out", str(folder / "plan.json")]
     assert main([str(folder / "generator.pkl"), *plan]) == 0
     (folder / "my_gan.py").write_text(FACTORY)
     namespace: dict[str, object] = {}
@@ -151,11 +153,13 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in patched:
         monkeypatch.setattr(module, "DEFAULT_LATENTS", 8)
     assert patched, "the default number of latents has moved"
+    small = functools.partial(polish_stage.DistillConfig, batch=4, held_out=4)
+    monkeypatch.setattr(polish_stage, "DistillConfig", small)
 
 
 @pytest.fixture
 def fast_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the clock of a distillation run 2000 times as fast."""
+    """Let the clock of a distillation or a polish run 2000 times as fast."""
     real, began = time.perf_counter, time.perf_counter()
     monkeypatch.setattr(time, "perf_counter", lambda: began + 2000 * (real() - began))
     yield
@@ -178,7 +182,7 @@ def test_console_block_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_gan", raising=False)
-    if "--minutes" in block.code:
+    if "--minutes" in block.code or _CONVERTS.search(block.code):
         request.getfixturevalue("fast_clock")
     for command in block.code.strip().splitlines():
         status = main(words_of(command))

@@ -50,19 +50,33 @@ def run(call: Call, *, clock: Clock | None = None) -> None:
         with Bars(hidden=options.quiet) as bars:
             measured = targets.planned(file, options, bars, clock=clock)
         chosen = measured.plan
+    asked = "--polish" in call.typed or "--polish-steps" in call.typed
+    fitted = options.fitting.init == "fit" and options.fitting.calibrate != 0
+    polishing = options.polishing if asked or fitted else Polishing(polish=0)
     if options.plan_only:
-        _plan(file, chosen, options, measured)
+        _plan(file, chosen, options, polishing, measured)
         targets.report_missed(measured, options)
     else:
-        asked = "--polish" in call.typed or "--polish-steps" in call.typed
-        _convert(file, chosen, out, options, measured, clock, asked=asked)
+        _convert(file, chosen, out, options, polishing, measured, clock, asked=asked)
 
 
 def _plan(
-    file: GeneratorFile, chosen: Plan | None, options: ConvertJob, measured: MeasuredPlan | None
+    file: GeneratorFile,
+    chosen: Plan | None,
+    options: ConvertJob,
+    polishing: Polishing,
+    measured: MeasuredPlan | None,
 ) -> None:
     """Show the plan, or write it."""
-    plan = plan_file(file, plan=chosen, **options.rewriting.keywords())
+    with Bars(hidden=options.quiet) as bars:
+        plan = plan_file(
+            file,
+            plan=chosen,
+            **options.rewriting.keywords(),
+            **options.fitting.keywords(),
+            polished=polishing.polish > 0 or polishing.polish_steps is not None,
+            progress=bars,
+        )
     if options.out:
         with whole_file(options.out, overwrite=options.overwrite) as beside:
             beside.write_text(plan.to_json() + "\n", encoding="utf-8")
@@ -80,6 +94,7 @@ def _convert(
     chosen: Plan | None,
     out: str,
     options: ConvertJob,
+    polishing: Polishing,
     measured: MeasuredPlan | None,
     clock: Clock | None,
     *,
@@ -92,14 +107,12 @@ def _convert(
         chosen: the plan, if it is the user's own or a measured one.
         out: where to write.
         options: of the command.
+        polishing: its polish; none by default where nothing is fitted.
         measured: the plan of ``--target``.
         clock: as for :func:`run`.
         asked: whether the user typed that there is to be a polish; one by default is left out
             where it makes no sense.
     """
-    polishing = options.polishing
-    if not asked and options.fitting.init == "random":
-        polishing = Polishing(polish=0)
     with Bars(hidden=options.quiet) as bars:
         make = functools.partial(
             convert_file,

@@ -28,7 +28,7 @@ class Rewriting(BaseSettings):
         None,
         help="share of its channels that every map keeps (0.5: half), or auto: by loss and cost",
         metavar="SHARE",
-        default_text="1",
+        default_text="auto if balanced or fast are polished, else 1",
         read=width,
     )
     keep: tuple[str, ...] = setting(
@@ -65,7 +65,7 @@ class Polishing(BaseSettings):
     polish: float = setting(
         0.0,
         help="train the result on the original's images until that brings little more, at most so "
-        "long (no data needed); 0: not at all",
+        "long (no data needed; only after --init fit); 0: not at all",
         at_least=0,
         metavar="MINUTES",
         group=POLISH,
@@ -124,7 +124,8 @@ class ConvertJob(OptionalOutput, Verbose, Messages, Source, Job):
     )
     rewriting: Rewriting = part()
     fitting: Fitting = part()
-    polishing: Polishing = part()
+    # Python calls convert without a polish unless one is asked for; the command is the main job.
+    polishing: Polishing = part(polish=5.0)
     plan: str | None = setting(
         None, help="use an edited plan instead of a preset", metavar="FILE", completes="file"
     )
@@ -158,8 +159,11 @@ class ConvertJob(OptionalOutput, Verbose, Messages, Source, Job):
             idle = [o for o in _OF_TARGETS if o in typed]
             if idle:
                 raise UsageError(f"{', '.join(idle)}: only together with --target.")
-        elif any(o in typed for o in ("--plan", "--preset", "--rank")):
-            raise UsageError("--target chooses rules and ranks; drop --plan, --preset and --rank.")
+        elif any(o in typed for o in ("--plan", "--preset", "--rank", "--width")):
+            raise UsageError(
+                "--target chooses rules and ranks, and every map keeps its channels; drop --plan, "
+                "--preset, --rank and --width."
+            )
         for option in ("--batch", "--train-batch"):
             if typed.get(option) == 0:
                 raise UsageError(f"{option} 0 runs nothing; give 1 or more.")

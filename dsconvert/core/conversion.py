@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -46,7 +46,7 @@ def apply_to(
     seed: int = Fitting.seed,
     progress: Progress | None = None,
     costs: tuple[Cost, Cost] | None = None,
-    traced: float = 0.0,
+    spent: Mapping[str, float] | None = None,
     kept: Kept | None = None,
 ) -> Conversion:
     """Apply ``plan`` to a copy of an analysed model; see :func:`dsconvert.apply`.
@@ -60,7 +60,7 @@ def apply_to(
         seed: as for :func:`dsconvert.apply`.
         progress: as for :func:`dsconvert.apply`.
         costs: before and after, if known from a model of the same architecture.
-        traced: seconds that the analysis took, for the record.
+        spent: seconds that earlier stages took, for the record.
         kept: the channels to keep, if they are not to be chosen (of another generator of the same
             training, whose average must stay one of equal channels).
     """
@@ -73,7 +73,7 @@ def apply_to(
     matched = check(sites, plan)
     plan = costed(sites, plan, matched, original=whole)
     check_finite(model, plan)
-    seconds: dict[str, float] = {"trace": traced}
+    seconds = dict(spent or {})
     began = time.perf_counter()
     before = costs[0] if costs else analysis.cost
     seconds["count"] = time.perf_counter() - began

@@ -70,12 +70,13 @@ class _LayerFitter:
         self._sites = sites
         self._rewrites = {d.site: d for d in plan.decisions if d.action == "rewrite"}
         # A kept convolution is refitted only where its kernel is plain: a spectral norm would
-        # rescale it afterwards.
+        # rescale it afterwards. That of a narrower one is folded.
+        narrower = frozenset[str]() if absorber is None else absorber.changed
         self._kept = {
             d.site
             for d in plan.decisions
             if d.action == "keep"
-            and (d.norm == "fold" or sites[d.site].norm == "none")
+            and (d.norm == "fold" or sites[d.site].norm == "none" or d.site in narrower)
             and sites[d.site].custom is None
             and sites[d.site].locked is None
         }

@@ -66,7 +66,8 @@ def plan(
         preset: ``exact``, ``paper``, ``balanced`` or ``fast``.
         rank: one rank for all rewrites instead of the preset's own.
         width: the share of its channels that every map keeps, or ``auto``: for each map by loss
-            and cost, which needs inputs; None: all of them.
+            and cost, which runs the model for up to a minute; None: all of them (:func:`convert`
+            with a polish: ``auto`` with ``balanced`` and ``fast``).
         keep: globs of module names; these modules keep their bytes: they are neither
             rewritten nor refitted, folded or re-estimated.
         refit: globs of modules that keep their form, but may be refitted to their new inputs.
@@ -99,7 +100,9 @@ def plan_for(
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
-    trained: bool = True,
+    init: str = Fitting.init,
+    calibrate: int | None = None,
+    polished: bool = False,
     seed: int = Fitting.seed,
     progress: Progress | None = None,
 ) -> Plan:
@@ -113,7 +116,10 @@ def plan_for(
         keep: see there.
         refit: see there.
         remove: see there.
-        trained: whether the weights say which channels matter.
+        init: of the conversion that follows; see :func:`apply`.
+        calibrate: of the conversion that follows.
+        polished: whether a polish follows; then ``width`` None is ``auto`` with ``balanced`` and
+            ``fast``.
         seed: of the samples that widths are chosen by.
         progress: called with ``(stage, done, total, detail)``.
     """
@@ -123,7 +129,9 @@ def plan_for(
         analysis,
         preset=preset,
         width=width,
-        trained=trained,
+        init=init,
+        calibrate=calibrate,
+        polished=polished,
         seed=seed,
         progress=progress,
     )
@@ -243,7 +251,7 @@ def apply(
             calibrate=calibrate,
             seed=seed,
             progress=progress if callable(progress) else None,
-            traced=time.perf_counter() - began,
+            spent={"trace": time.perf_counter() - began},
         )
 
 
@@ -281,7 +289,7 @@ def convert(
         report = progress if callable(progress) else None
         decided = plan_for(
             analysis, preset=preset, rank=rank, width=width, keep=keep, refit=refit, remove=remove,
-            trained=init != "random", seed=seed, progress=report,
+            init=init, calibrate=calibrate, polished=options.wanted, seed=seed, progress=report,
         )  # fmt: skip
         return apply_and_polish(
             analysis,

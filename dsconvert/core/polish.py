@@ -127,6 +127,8 @@ class _Polisher:
         if self._progress is not None:
             self._progress("polish, set-up", 0, 1, "")
         given = self._conversion
+        if not given.kept and all(f.residual == 0 for f in given.fits):
+            return self._unchanged("exact")
         try:
             trained = working_copy(self._whole(given.model), frozen=given.plan.keep)
             if not any(p.requires_grad for p in trained.parameters()):

@@ -14,10 +14,9 @@ from torch import nn
 
 from dsconvert.config.choices import Width
 from dsconvert.config.convert import Fitting, Polishing, Rewriting
-from dsconvert.core.analysis import Analysis, analyse_alike
+from dsconvert.core.analysis import Analysis, analyse, analyse_alike
 from dsconvert.core.conversion import apply_to
 from dsconvert.core.pipeline import costed_plan, plan_for
-from dsconvert.core.pipeline import plan as plan_model
 from dsconvert.core.polish import polish as polished
 from dsconvert.core.polish_options import PolishOptions, check_polishable, polish_options
 from dsconvert.formats.base import GeneratorFile
@@ -43,6 +42,7 @@ class FileConversion:
         return {key: c.model for key, c in self.conversions.items()}
 
 
+@reports_progress
 def plan_file(
     file: GeneratorFile,
     *,
@@ -53,24 +53,36 @@ def plan_file(
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
     plan: Plan | None = None,
+    init: str = Fitting.init,
+    calibrate: int | None = None,
+    polished: bool = False,
+    seed: int = Fitting.seed,
+    progress: Progress | bool | None = None,
 ) -> Plan:
     """Plan the conversion of a file's main generator; the plan serves the others as well.
 
     A ``plan`` of the caller's own is checked and costed anew, and the other options play no part.
+    ``init``, ``calibrate``, ``seed`` and ``polished`` (whether there is to be a polish) are those
+    of the conversion that follows.
     """
     inputs = file.inputs()
     if plan is not None:
         return costed_plan(file.generator, plan, inputs=inputs)
-    return plan_model(
-        file.generator,
-        preset=preset,
-        rank=rank,
-        width=width,
-        keep=keep,
-        refit=refit,
-        remove=remove,
-        inputs=inputs,
-    )
+    with undisturbed():
+        return plan_for(
+            analyse(file.generator, inputs=inputs, adapter=file.adapter),
+            preset=preset,
+            rank=rank,
+            width=width,
+            keep=keep,
+            refit=refit,
+            remove=remove,
+            init=init,
+            calibrate=calibrate,
+            polished=polished,
+            seed=seed,
+            progress=progress if callable(progress) else None,
+        )
 
 
 @reports_progress
@@ -142,21 +154,26 @@ def convert_file(
             )
             if options.wanted and not conversions:
                 check_polishable(analysis)
-            traced = time.perf_counter() - began
+            spent = {"trace": time.perf_counter() - began}
             # The graph serves the next generator, too; the weights need not stay for that.
             known = known or analysis.without_model()
-            decided = decided or plan_for(
-                analysis,
-                preset=preset,
-                rank=rank,
-                width=width,
-                keep=keep,
-                refit=refit,
-                remove=remove,
-                trained=init != "random",
-                seed=seed,
-                progress=_prefixed(progress, key),
-            )
+            if decided is None:
+                began = time.perf_counter()
+                decided = plan_for(
+                    analysis,
+                    preset=preset,
+                    rank=rank,
+                    width=width,
+                    keep=keep,
+                    refit=refit,
+                    remove=remove,
+                    init=init,
+                    calibrate=calibrate,
+                    polished=options.wanted,
+                    seed=seed,
+                    progress=_prefixed(progress, key),
+                )
+                spent["plan"] = time.perf_counter() - began
             first = next(iter(conversions.values()), None)
             conversions[key] = apply_to(
                 analysis,
@@ -166,7 +183,7 @@ def convert_file(
                 seed=seed,
                 progress=_prefixed(progress, key),
                 costs=(first.before, first.after) if first else None,
-                traced=traced,
+                spent=spent,
                 kept=first.kept if first else None,
             )
         del model, analysis

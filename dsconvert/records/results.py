@@ -105,7 +105,7 @@ class Conversion:
     after: Cost
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall-clock seconds by stage (trace, factorise, fit, statistics)."""
+    """Wall-clock seconds by stage (trace, plan, width, factorise, fit, polish, ...)."""
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Per narrower channel group, the indices of the channels that stay."""
     psnr: float | None = None

@@ -64,7 +64,7 @@ def new_generator(wanted: NewGenerator, *, seed: int = 0) -> tuple[nn.Module, Pl
         return dense, None
     analysis = analyse(dense)
     decided = plan_for(
-        analysis, preset=wanted.preset, rank=wanted.rank, width=wanted.width, trained=False
+        analysis, preset=wanted.preset, rank=wanted.rank, width=wanted.width, init="random"
     )
     if wanted.preset != "exact":
         norm: Literal["keep", "fold"] = wanted.spectral

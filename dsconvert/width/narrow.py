@@ -69,7 +69,7 @@ def rounded(channels: int, share: float) -> int:
 
 
 def equal_widths(
-    groups: ChannelGroups, share: float, keep: Sequence[str] = ()
+    groups: ChannelGroups, share: float, keep: Sequence[str] = (), *, whole: Sequence[str] = ()
 ) -> tuple[Width, ...]:
     """Return the same share of every group that may get narrower.
 
@@ -77,6 +77,7 @@ def equal_widths(
         groups: of the model.
         share: above 0, up to 1.
         keep: modules whose bytes stay as they are.
+        whole: modules whose maps keep all of their channels.
     """
     return tuple(
         Width(
@@ -86,7 +87,9 @@ def equal_widths(
             reason=f"{100 * share:g} % of every map",
         )
         for g in groups.groups
-        if held(g, keep) is None and rounded(g.channels, share) < g.channels
+        if held(g, keep) is None
+        and rounded(g.channels, share) < g.channels
+        and not set(whole).intersection(g.producers)
     )
 
 

@@ -235,7 +235,19 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["inspect", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["config"]["cfg"] == "stylegan2"
     code = main(
-        [str(path), "--out", str(out), "--preset", "fast", "--calibrate", "4", "--json", "--quiet"]
+        [
+            str(path),
+            "--out",
+            str(out),
+            "--preset",
+            "fast",
+            "--calibrate",
+            "4",
+            "--polish",
+            "0",
+            "--json",
+            "--quiet",
+        ]
     )
     assert code == 0
     converted = json.loads(capsys.readouterr().out)["converted"]["G_ema"]

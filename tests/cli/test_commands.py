@@ -21,6 +21,7 @@ from dsconvert.data.pictures import psnr, to_images
 from dsconvert.formats.official import load_snapshot
 
 SVD = ("--init", "svd", "--calibrate", "0")
+FIT = ("--calibrate", "8", "--polish", "0")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_json_of_the_main_job(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "fast.pkl"
-    assert main([str(snapshot_file), "--out", str(out), "--json", "--calibrate", "8"]) == 0
+    assert main([str(snapshot_file), "--out", str(out), "--json", *FIT]) == 0
     data = one_json(capsys.readouterr().out)
     assert set(data["converted"]) == {"G_ema", "G"}
     entry = data["converted"]["G_ema"]
@@ -107,7 +108,7 @@ def test_exact_keeps_the_image(snapshot_file: Path, tmp_path: Path) -> None:
 def test_seed_decides(snapshot_file: Path, tmp_path: Path) -> None:
     def run(name: str, seed: str) -> bytes:
         out = tmp_path / name
-        command = [str(snapshot_file), "--out", str(out), "--calibrate", "8", "--seed", seed]
+        command = [str(snapshot_file), "--out", str(out), *FIT, "--seed", seed]
         assert main([*command, "--preset", "paper"]) == 0
         return out.read_bytes()
 
@@ -129,10 +130,10 @@ def test_rank_reaches_the_plan(snapshot_file: Path, capsys: pytest.CaptureFixtur
 def test_plan_is_shown_written_edited_and_used(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(snapshot_file), "--plan-only"]) == 0
+    assert main([str(snapshot_file), "--plan-only", "--polish", "0"]) == 0
     assert "synthesis.feat_64.1" in capsys.readouterr().out
     file, out = tmp_path / "plan.json", tmp_path / "fast.pkl"
-    assert main([str(snapshot_file), "--plan-only", "--out", str(file)]) == 0
+    assert main([str(snapshot_file), "--plan-only", "--polish", "0", "--out", str(file)]) == 0
     assert capsys.readouterr().out.split() == ["wrote", str(file)]
     plan = json.loads(file.read_text())
     edited = next(d for d in plan["decisions"] if d["site"] == "synthesis.feat_64.1")

@@ -173,7 +173,21 @@ def test_class(
 @pytest.fixture(scope="module")
 def plan_text(snapshot_file: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("plan") / "plan.json"
-    assert main([str(snapshot_file), "--plan-only", "--out", str(path), "--preset", "fast"]) == 0
+    assert (
+        main(
+            [
+                str(snapshot_file),
+                "--plan-only",
+                "--polish",
+                "0",
+                "--out",
+                str(path),
+                "--preset",
+                "fast",
+            ]
+        )
+        == 0
+    )
     return path.read_text()
 
 

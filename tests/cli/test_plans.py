@@ -58,6 +58,8 @@ def test_both_are_fitted(two: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
                 str(out),
                 "--calibrate",
                 "8",
+                "--polish",
+                "0",
                 "--preset",
                 "paper",
                 "--json",
@@ -79,7 +81,10 @@ Edit = Callable[[Callable[[dict], object]], list[str]]
 @pytest.fixture(scope="module")
 def plan_text(two: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("plan") / "plan.json"
-    assert main([str(two), "--plan-only", "--preset", "fast", "--out", str(path)]) == 0
+    assert (
+        main([str(two), "--plan-only", "--polish", "0", "--preset", "fast", "--out", str(path)])
+        == 0
+    )
     return path.read_text()
 
 
@@ -177,7 +182,7 @@ def test_spoiled_plans_end_in_one_sentence(
 
 @pytest.mark.slow
 def test_the_longest_name_takes_a_plan(two: Path, tmp_path: Path) -> None:
-    assert main([str(two), "--plan-only", "--out", f"{tmp_path}/{'p' * 255}"]) == 0
+    assert main([str(two), "--plan-only", "--polish", "0", "--out", f"{tmp_path}/{'p' * 255}"]) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["p" * 255]
 
 

@@ -154,3 +154,34 @@ def test_a_polish_by_default_is_left_out_where_it_makes_no_sense(
     said = capsys.readouterr().err
     assert ("not polished: can't polish this Decoder" in said) == (init == "fit")
     assert out.exists()
+
+
+@pytest.mark.slow
+def test_the_main_job_chooses_widths_and_polishes(
+    snapshot_file: Path, tmp_path: Path, capsys
+) -> None:
+    """Without any option; only time and latents are cut."""
+    options = assemble(ConvertJob, {("snapshot",): "x.pkl", ("out",): "y.pkl"})
+    assert options.polishing.polish == 5.0
+    assert options.rewriting.width is None
+    words = ["convert", str(snapshot_file), "--calibrate", "8"]
+    assert main([*words, "--polish-steps", "2", "--json", "--out", str(tmp_path / "a.pkl")]) == 0
+    both = json.loads(capsys.readouterr().out)["converted"]["G_ema"]
+    assert both["plan"]["widths"]
+    assert both["polish"]["steps"] == 2
+    assert main([*words, "--polish", "0", "--json", "--out", str(tmp_path / "b.pkl")]) == 0
+    plain = json.loads(capsys.readouterr().out)["converted"]["G_ema"]
+    assert "widths" not in plain["plan"]
+    assert plain["polish"] is None
+    assert both["after"]["macs"] < plain["after"]["macs"]
+
+
+@pytest.mark.parametrize("words", [["--init", "svd"], ["--calibrate", "0"], ["--preset", "exact"]])
+def test_nothing_is_polished_where_nothing_is_fitted(
+    dense: Path, tmp_path: Path, capsys, words: list[str]
+) -> None:
+    out = tmp_path / "out.pth"
+    assert main(["convert", str(dense), *CODE, *words, "--json", "--out", str(out)]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["converted"].values()
+    assert entry["polish"] is None or entry["polish"]["ended"] == "exact"
+    assert "widths" not in entry["plan"]

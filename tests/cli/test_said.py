@@ -13,7 +13,7 @@ from dsconvert.cli import main, train
 from dsconvert.formats.official import load_snapshot, new_snapshot, save_snapshot
 from dsconvert.rules.recognise import structure_of
 
-FIT = ("--calibrate", "8")
+FIT = ("--calibrate", "8", "--polish", "0")
 SVD = ("--init", "svd", "--calibrate", "0")
 QUICK = ("--repeats", "3", "--batch", "2", "--train-batch", "1", "--threads", "1")
 

@@ -51,7 +51,7 @@ def test_a_plan_is_read_and_converts(tmp_path: Path) -> None:
     assert sum(d.action == "rewrite" for d in plan.decisions) == 5
     out = tmp_path / "fast.pkl"
     command = [str(FILES / "original.pkl"), "--plan", str(FILES / "plan.json"), "--out", str(out)]
-    assert main([*command, "--calibrate", "8", "--quiet"]) == 0
+    assert main([*command, "--calibrate", "8", "--polish", "0", "--quiet"]) == 0
     made = dsconvert.open_file(out).generator
     assert sum(p.numel() for p in made.parameters()) == sum(
         p.numel() for p in dsconvert.open_file(FILES / "converted.pkl").generator.parameters()

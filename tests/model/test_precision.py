@@ -232,12 +232,14 @@ def test_every_command_takes_such_a_file(
     path, fast = str(tmp_path / "in.pth"), str(tmp_path / "fast.pth")
     torch.save({"state_dict": model.state_dict()}, path)
 
+    unpolished = ["--polish", "0"]
+
     def at(name: str) -> str:
         return str(tmp_path / name)
 
     calls = [
-        [path, "--out", fast, "--calibrate", "8", "--preset", "paper"],
-        [path, "--out", at("t.pth"), "--target", "macs=0.8x", "--calibrate", "8"],
+        [path, "--out", fast, "--calibrate", "8", "--preset", "paper", *unpolished],
+        [path, "--out", at("t.pth"), "--target", "macs=0.8x", "--calibrate", "8", *unpolished],
         ["generate", fast, "--seeds", "0", "--out", at("g.png")],
         ["compare", path, fast, "--seeds", "0", "--out", at("c.png")],
         ["report", path, fast],
