@@ -289,8 +289,9 @@ class Bench:
         )
 
         def make(options: Options) -> nn.Module:
-            cuda = options.device != "cpu"
-            with torch.device(options.device) if cuda else nullcontext():
+            # The choice of channels draws on the CPU, which a default device would change.
+            there = options.device != "cpu" and wanted.width == 1
+            with torch.device(options.device) if there else nullcontext():
                 return new_generator(wanted)[0]
 
         made = self._made(name, make)

@@ -21,7 +21,6 @@ from dsconvert.matching.optim import Optimiser
 from dsconvert.matching.protocols import Adversary, Reason, Record, Schedule
 from dsconvert.matching.schedule import DistillSchedule
 from dsconvert.matching.statistics import EVERY, LossStatistics
-from dsconvert.model.inputs import map_tensors
 from dsconvert.util.interrupts import Interrupts
 from dsconvert.util.progress import Progress
 
@@ -293,10 +292,8 @@ class Loop:
             self.critic.restore(data["critic"])
         self.steps, self._seconds_before = data["steps"], data["seconds"]
         self._began = self._clock()
-        readouts = map_tensors(lambda t: t.to(self.device), data.get("readouts", {}))
-        self.batches.objective.restore_readouts(readouts)
-        # Checkpoints are read to the CPU.
-        self.scales = Scales(**map_tensors(lambda t: t.to(self.device), data["scales"]))
+        self.batches.objective.restore_readouts(data.get("readouts", {}))
+        self.scales = Scales(**data["scales"]).to(self.device)
         self.best.restore(data)
         self.statistics.rows = data["rows"]
         self.schedule.restore(data, self.steps, self.seconds)
