@@ -126,7 +126,7 @@ def _analysis(original: nn.Module) -> Any:
 def _converted(preset: str, width: float = 1) -> Callable[[nn.Module, Options], nn.Module]:
     def make(original: nn.Module, options: Options) -> nn.Module:
         analysis = _analysis(original)
-        plan = plan_for(analysis, preset=preset, width=width, trained=False)
+        plan = plan_for(analysis, preset=preset, width=width, init="random")
         # Only time is measured: the first channels stand for the best.
         kept = {w.group: tuple(range(w.kept)) for w in plan.widths if w.kept < w.channels}
         return apply_to(
