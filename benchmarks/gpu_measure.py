@@ -35,6 +35,8 @@ from dsconvert.util.processes import SingleProcess
 
 WARM = 3
 """Runs before the timed ones, beside the first."""
+KERNELS = 12
+"""The longest kernels of a run that are written down."""
 ADAM_AND_EMA = 10
 """Float32 values an optimiser's step moves for each parameter: Adam reads weight, gradient and two
 moments and writes three of them; the moving average reads two and writes one."""
@@ -246,6 +248,32 @@ class TrainRun:
         return {"finite": bool(self._sums.isfinite().all())}
 
 
+def kernels(call: Callable[[], Any], device: str) -> dict[str, Any]:
+    """Profile one call: the kernels (operators on a CPU) that take longest, with their shares."""
+    cuda = device.startswith("cuda")
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CUDA if cuda else activity.CPU]) as profile:
+        call()
+        if cuda:
+            torch.cuda.synchronize()
+    found: list[tuple[float, int, str]] = []
+    for event in profile.key_averages():
+        e: Any = event
+        spent = e.self_device_time_total if cuda else e.self_cpu_time_total
+        if spent > 0 and not e.key.startswith("ProfilerStep"):
+            found.append((spent / 1e6, e.count, e.key))
+    total = sum(spent for spent, _, _ in found)
+    longest = sorted(found, reverse=True)[:KERNELS]
+    return {
+        "busy_s": total,
+        "launched": sum(count for _, count, _ in found),
+        "longest": [
+            {"name": name[:120], "calls": count, "share": round(spent / total, 4)}
+            for spent, count, name in longest
+        ],
+    }
+
+
 def repeats(seconds: float, *, small: bool) -> int:
     """Return the number of timed runs: about a second of them, 5 to 50."""
     return 2 if small else max(5, min(50, int(1.0 / max(seconds, 1e-4))))
@@ -358,6 +386,10 @@ def measure(
             reference = copied(bench.model(row)).to(device).to(dtype)
             set_noise_source(reference, mode.noise)
         checked = run.check(reference)
+        try:
+            profile = kernels(run.first, device)
+        except Exception as error:  # the times are worth more than their profile
+            profile = {"error": f"{type(error).__name__}: {error}"[:200]}
     side = cast("Any", bench.original).img_resolution
     d = run.discriminator if work.kind == "train" else None
     below = floor(counted, row, mode, work, rate, d, side)
@@ -375,6 +407,7 @@ def measure(
         **below,
         "times_floor": times.median / below["floor_s"],
         **checked,
+        "profile": profile,
         "load_average": round(os.getloadavg()[0], 2),
         "measured_at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }

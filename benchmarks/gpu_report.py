@@ -7,13 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gpu_rows import MODES, ORDER, ROWS, SHIPPED
+from gpu_rows import MODES, ORDER, PLAIN, ROWS, SHIPPED
 
 KINDS = {
     "forward": "forward",
     "backward": "G forward + backward",
     "train": "whole training step",
 }
+PROFILED = {("official", SHIPPED), ("official", "BF16")} | {
+    (row, PLAIN) for row in ("fast", "paper", "half width, balanced", "fast, lean")
+}
+"""Rows and modes whose longest kernels are in the table; the JSON has those of all."""
+SHOWN = 6
 UNSTEADY = 0.1
 """Half the interquartile range, as a share of the median, beyond which a time is marked with ~."""
 
@@ -112,12 +117,31 @@ def markdown(data: dict[str, Any]) -> str:
     if missing:
         lines += ["", f"Not measured yet ({len(missing)}): " + "; ".join(missing) + "."]
     used = [m for m in MODES if any(r["mode"] == m for r in rows)]
-    return "\n".join([*lines, "", "Modes:", "", *[_mode(m) for m in used], ""])
+    lines += ["", "Modes:", "", *[_mode(m) for m in used], *_profiles(rows), ""]
+    return "\n".join(lines)
 
 
 def _heading(operation: str) -> str:
     kind, _, batch = operation.rpartition("_")
     return f"{KINDS[kind]}, batch {batch}"
+
+
+def _profiles(rows: list[dict[str, Any]]) -> list[str]:
+    """The longest kernels of the rows that are compared most."""
+    lines: list[str] = []
+    for r in rows:
+        found = r.get("profile", {}).get("longest")
+        if not found or (r["row"], r["mode"]) not in PROFILED or r["batch"] == 1:
+            continue
+        profile = r["profile"]
+        lines += [
+            "",
+            f"{r['row']}, {r['mode']}, {_heading(r['operation'])}: {profile['launched']} kernels, "
+            f"{_time(profile['busy_s'])} busy of {_time(r['median_s'])}",
+            "",
+        ]
+        lines += [f"- {100 * k['share']:.0f} %, {k['calls']}x `{k['name']}`" for k in found[:SHOWN]]
+    return ["", "## The longest kernels", *lines] if lines else []
 
 
 def order_of(key: tuple[Any, ...]) -> tuple[int, str]:

@@ -82,6 +82,8 @@ def test_a_run_is_written_and_goes_on_where_it_stopped(
     official = rows["official", SHIPPED]
     assert official["median_s"] > official["floor_s"] > 0
     assert official["finite"]
+    assert "conv" in str(official["profile"]["longest"])
+    assert sum(k["share"] for k in official["profile"]["longest"]) <= 1.001
     assert "needs a CUDA device" in rows["official", "FP32, graph"]["error"]
     assert rows["fast, deployed", "FP32"]["difference"] < 1e-4
     text = out.with_suffix(".md").read_text()
@@ -206,15 +208,21 @@ def test_the_table_gives_ratios_floors_and_errors() -> None:
         "machine": "card", "driver": "1", "torch": "2", "triton": "3", "resolution": 256,
         "ngf": 128, "init": "SVD", "rates": {}, "missing": ["exact, FP32, forward 32"],
     }  # fmt: skip
+    profile = {
+        "busy_s": 0.008, "launched": 70,
+        "longest": [{"name": "dgrad", "calls": 7, "share": 0.63}],
+    }  # fmt: skip
     rows = [
         row("official", SHIPPED, median_s=0.08),
         row("official", "BF16", median_s=0.02),
-        row("fast", "FP32", median_s=0.01, finite=False),
+        row("fast", "FP32", median_s=0.01, finite=False, profile=profile),
         {"row": "fast", "mode": "BF16", "operation": "forward_32", "batch": 32, "error": "no|way"},
     ]
     text = markdown({"meta": meta, "rows": rows})
     assert "**8.0x**, 2.00x of its best, floor 3.0x (bytes), 1.00 GiB, 320/s, NOT FINITE" in text
     assert "| fast | BF16 | failed: no/way |" in text
+    assert "fast, FP32, forward, batch 32: 70 kernels, 8.00 ms busy of 10.0 ms" in text
+    assert "- 63 %, 7x `dgrad`" in text
     assert "Not measured yet (1): exact, FP32, forward 32." in text
 
 
