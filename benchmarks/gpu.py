@@ -58,8 +58,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--modes", default="*", help="globs, separated by ;")
     parser.add_argument("--operations", default="FfBT", help="of F, f (forward), B, T (train)")
     parser.add_argument("--again", default="", help="rows to measure anew: globs, separated by ;")
+    # Of a run that goes on in another process.
+    parser.add_argument("--left", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--began", type=float, default=time.time(), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.seconds = args.seconds if args.left is None else args.left
     args.ngf = args.ngf or (2 if args.small else 128)
     return args
 
@@ -137,13 +140,16 @@ class Watchdog:
 
     def __init__(self, end: float, results: Results) -> None:
         self.row: dict[str, Any] | None = None
+        """What is being measured."""
         self._results = results
         self._timer = threading.Timer(max(0.1, end - time.time()), self._over)
         self._timer.daemon = True
-        self._timer.start()
 
-    def stop(self) -> None:
-        """Let the process live on."""
+    def __enter__(self) -> Any:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._timer.cancel()
 
     def _over(self) -> None:
@@ -211,28 +217,65 @@ def one(
         }
 
 
-def again(args: argparse.Namespace, seconds: float) -> None:
+def again(args: argparse.Namespace, left: float) -> None:
     """Go on in a new process, since the device answers this one no more."""
-    options = sys.argv[1:]
-    options[options.index(next(o for o in options if _number(o)))] = f"{seconds:.0f}"
-    began = [] if "--began" in options else ["--began", str(args.began)]
-    os.execv(sys.executable, [sys.executable, __file__, *options, *began])
+    more = ["--left", f"{left:.1f}", "--began", str(args.began)]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.argv, *more])
 
 
-def _number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
+def is_done(known: dict[str, Any] | None, args: argparse.Namespace) -> bool:
+    """Return whether a row need not be measured in this run."""
+    if known is None:
         return False
-    return True
+    if known.get("session") == args.began:
+        return True
+    anew = any(fnmatch.fnmatchcase(known["row"], g.strip()) for g in args.again.split(";"))
+    return "error" not in known and not anew
+
+
+def run(args: argparse.Namespace, results: Results, watchdog: Watchdog, end: float) -> None:
+    """Measure the rows that are missing, in order, while there is time."""
+    meta, started = results.data["meta"], time.time()
+    device = meta["device"]
+    meta["rates"] = rates(device, small=args.small)
+    options = Options(
+        config="256", ngf=args.ngf, init="svd", calibrate=0, folder=args.out.parent,
+        threads=torch.get_num_threads(), device=device,
+    )  # fmt: skip
+    bench = Bench(options)
+    counted, clock = Counted(bench), Clock(end - GRACE, bench, results)
+    left = [t for t in wanted(args) if not is_done(results.find(t[0], t[1], t[2].name), args)]
+    meta["missing"] = [name_of(*todo) for todo in left]
+    results.write()
+    for todo in tuple(left):
+        row, mode, work = todo
+        if clock.estimate(row, mode, work) > clock.left:
+            continue
+        about = {"row": row, "mode": mode, "operation": work.name, "batch": work.batch}
+        watchdog.row = about
+        found = about | one(bench, counted, todo, meta, device)
+        watchdog.row = None
+        found |= {"session": args.began, "commit": commit()}
+        for source in {bench.source(row), row} & bench.notes.keys():
+            found["note"] = bench.notes[source]
+        left.remove(todo)
+        meta["missing"] = [name_of(*other) for other in left]
+        results.put(found)
+        said = found.get("error") or f"{1000 * found['median_s']:.3g} ms"
+        print(f"{time.time() - started:6.1f} s  {name_of(*todo)}: {said}", flush=True)
+        if broken(device):
+            again(args, end - time.time())
+        release(device)
+    made = len(results.data["rows"])
+    print(f"{made} rows in {results.path}, {len(left)} left for another run")
 
 
 def main() -> None:
-    """Measure what is missing, in the time that is given."""
-    started, args = time.time(), parse()
-    end = started + args.seconds
-    device = settle(Settings(device=args.device)).device
-    meta = meta_of(args, device)
+    """Measure in the time that is given."""
+    args = parse()
+    end = time.time() + args.seconds
+    meta = meta_of(args, settle(Settings(device=args.device)).device)
     print(f"{meta['machine']}, driver {meta['driver']}, torch {meta['torch']}, commit {commit()}")
     results = Results(
         args.out.with_suffix(".json"),
@@ -242,50 +285,9 @@ def main() -> None:
         order=order_of,
         markdown=markdown,
     )
-    watchdog = Watchdog(end, results)
-    warnings.simplefilter("ignore")  # of peers, in pages
-    meta["rates"] = rates(device, small=args.small)
-    meta["missing"] = []
-    results.write()
-    options = Options(
-        config="256", ngf=args.ngf, init="svd", calibrate=0, folder=args.out.parent,
-        threads=torch.get_num_threads(), device=device,
-    )  # fmt: skip
-    bench = Bench(options)
-    counted, clock = Counted(bench), Clock(end - GRACE, bench, results)
-    anew = [g.strip() for g in args.again.split(";") if g.strip()]
-    left_out: list[str] = []
-    for todo in wanted(args):
-        row, mode, work = todo
-        known = results.find(row, mode, work.name)
-        if known is not None and not any(fnmatch.fnmatchcase(row, g) for g in anew):
-            if "error" not in known or known.get("session") == args.began:
-                continue
-        elif known is not None and known.get("session") == args.began:
-            continue
-        needed = clock.estimate(row, mode, work)
-        if needed > clock.left:
-            left_out.append(name_of(*todo))
-            continue
-        facts_of = {"row": row, "mode": mode, "operation": work.name, "batch": work.batch}
-        watchdog.row = facts_of
-        found = facts_of | one(bench, counted, todo, meta, device)
-        watchdog.row = None
-        found |= {"session": args.began, "commit": commit()}
-        for source in {bench.source(row), row} & bench.notes.keys():
-            found["note"] = bench.notes[source]
-        results.put(found)
-        said = found.get("error") or f"{1000 * found['median_s']:.3g} ms"
-        print(f"{time.time() - started:6.1f} s  {name_of(*todo)}: {said}", flush=True)
-        if broken(device):
-            again(args, end - time.time())
-        release(device)
-    watchdog.stop()
-    meta["missing"] = left_out
-    results.write()
-    print(
-        f"{len(results.data['rows'])} rows in {results.path}, {len(left_out)} left for another run"
-    )
+    with warnings.catch_warnings(), Watchdog(end, results) as watchdog:
+        warnings.simplefilter("ignore")  # of peers, in pages
+        run(args, results, watchdog, end)
 
 
 if __name__ == "__main__":

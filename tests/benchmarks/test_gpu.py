@@ -174,12 +174,35 @@ def test_a_row_that_is_under_way_at_the_end_is_recorded(
     monkeypatch.setattr(os, "_exit", ended.append)
     results = results_at(tmp_path / "r.json")
     watchdog = gpu.Watchdog(time.time() + 60, results)
-    watchdog.stop()
     watchdog.row = {"row": "fast", "mode": "FP32", "operation": "forward_32"}
     watchdog._over()
     assert ended == [0]
     written = json.loads((tmp_path / "r.json").read_text())
     assert written["rows"][0]["error"] == "the time was over"
+
+
+@pytest.mark.slow
+def test_a_device_that_answers_no_more_gets_a_new_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StartedAnewError(Exception):
+        pass
+
+    def execv(_program: str, command: list[str]) -> None:
+        raise StartedAnewError(command)
+
+    monkeypatch.setattr(gpu, "broken", lambda _: True)
+    monkeypatch.setattr(os, "execv", execv)
+    chosen = ("--rows", "official", "--modes", "FP32, graph", "--operations", "f")
+    with pytest.raises(StartedAnewError) as raised:
+        run(monkeypatch, tmp_path / "gpu", 600, *chosen)
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "argv", raised.value.args[0][1:])
+    again = gpu.parse()
+    assert 500 < again.seconds < 600
+    (row,) = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    # The row that failed is not tried again in the same run.
+    assert row["session"] == again.began
 
 
 def test_other_conditions_begin_another_file(tmp_path: Path) -> None:
