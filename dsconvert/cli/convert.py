@@ -26,6 +26,9 @@ from dsconvert.util.devices import for_work
 from dsconvert.util.files import check_target, whole_file
 from dsconvert.util.numbers import counted
 
+GPU_MINUTES = 3.0
+"""Of the polish by default, where a GPU runs it."""
+
 
 def run(call: Call, *, clock: Clock | None = None) -> None:
     """Convert a file, or plan its conversion.
@@ -55,13 +58,19 @@ def run(call: Call, *, clock: Clock | None = None) -> None:
             measured = targets.planned(file, options, bars, clock=clock)
         chosen = measured.plan
     asked = "--polish" in call.typed or "--polish-steps" in call.typed
-    fitted = options.fitting.init == "fit" and options.fitting.calibrate != 0
-    polishing = options.polishing if asked or fitted else Polishing(polish=0)
+    polishing = options.polishing if asked else _usual(options, device)
     if options.plan_only:
         _plan(file, chosen, options, polishing, measured, device=device)
         targets.report_missed(measured, options)
     else:
         _convert(file, chosen, out, options, polishing, measured, clock, device=device, asked=asked)
+
+
+def _usual(options: ConvertJob, device: torch.device) -> Polishing:
+    """Return the polish of a command that names none."""
+    if options.fitting.init != "fit" or options.fitting.calibrate == 0:
+        return Polishing(polish=0)
+    return options.polishing if device.type == "cpu" else Polishing(polish=GPU_MINUTES)
 
 
 def _plan(

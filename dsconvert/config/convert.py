@@ -65,7 +65,7 @@ class Polishing(BaseSettings):
     polish: float = setting(
         0.0,
         help="train the result on the original's images until that brings little more, at most so "
-        "long (no data needed; only after --init fit); 0: not at all",
+        "long (no data needed; only after --init fit; on a GPU 3 by default); 0: not at all",
         at_least=0,
         metavar="MINUTES",
         group=POLISH,
