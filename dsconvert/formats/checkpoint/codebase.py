@@ -16,9 +16,11 @@ from dsconvert.errors import UnsupportedSnapshotError
 from dsconvert.formats.checkpoint.places import ROOT, Place, State, alike, places
 from dsconvert.formats.restructure import restructure
 from dsconvert.model.blank import blank
+from dsconvert.model.inputs import adapter_inputs
 
 if TYPE_CHECKING:
     from dsconvert.adapter import Sampler
+    from dsconvert.records.pictures import PictureSpec
 
 UNEXPECTED = (
     AttributeError, TypeError, ValueError, LookupError, ArithmeticError, RuntimeError,
@@ -65,6 +67,10 @@ class Codebase(ABC):
     @abstractmethod
     def sampler(self, model: nn.Module) -> Sampler | None:
         """Return a sampler of inputs; None where they are unknown."""
+
+    @abstractmethod
+    def pictures(self, model: nn.Module) -> PictureSpec | None:
+        """Return the pictures that ``model`` reads; None where it reads none."""
 
     @abstractmethod
     def picture(self, model: nn.Module) -> nn.Module:
@@ -117,7 +123,11 @@ class AdapterCodebase(Codebase):
 
     def sampler(self, model: nn.Module) -> Sampler | None:
         """See :meth:`dsconvert.adapter.Adapter.sampler`."""
-        return self._adapter.sampler(model)
+        return adapter_inputs(self._adapter, model)
+
+    def pictures(self, model: nn.Module) -> PictureSpec | None:
+        """See :meth:`dsconvert.adapter.Adapter.pictures`."""
+        return self._adapter.pictures(model)
 
     def picture(self, model: nn.Module) -> nn.Module:
         """See :meth:`dsconvert.adapter.Adapter.picture`."""
