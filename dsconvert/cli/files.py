@@ -30,9 +30,9 @@ def source_of(module: Module) -> ModuleSource | None:
 def opened(path: str, options: Source, *, drop: Collection[str] = ()) -> GeneratorFile:
     """Open a file of any format, with the inputs that ``--calibration`` names."""
     file = open_file(path, drop=drop, module=source_of(options.source))
-    if not isinstance(options, Calibrated) or options.pictures.calibration is None:
+    given = options.pictures if isinstance(options, Calibrated) else None
+    if given is None or given.calibration is None:
         return file
-    given = options.pictures
     return with_calibration(
         file, given.calibration, crop=given.crop, values=given.values, held_out=given.held_out
     )

@@ -156,7 +156,8 @@ def _check_noise(adapter: Adapter, model: nn.Module, problems: Problems) -> None
 
 
 def _check_conversion(adapter: Adapter, model: nn.Module, problems: Problems) -> None:
-    analysis = analyse(model, adapter=adapter)
+    # Also where random pixels stand in for pictures: any inputs do for a check.
+    analysis = analyse(model, adapter=adapter, inputs=adapter.sampler(model))
     running = [n for n in adapter.unused(model) if n not in analysis.sites.dead]
     problems.expect(not running, f"unused(model) names modules that run: {running}")
     made = apply_to(analysis, plan_for(analysis, preset="fast", width=1.0), init="svd", calibrate=8)

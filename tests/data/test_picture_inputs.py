@@ -138,9 +138,9 @@ def test_a_picture_that_breaks_off_is_named(folder: Path) -> None:
     content = (folder / "00.png").read_bytes()
     (folder / "00.png").write_bytes(content[: len(content) // 2])
     inputs = picture_inputs(folder, size=16)
+    part = inputs if "00.png" in inputs.names else inputs.held_out
     with pytest.raises(DataError, match=r"00\.png .* can't be decoded"):
-        for draw in (inputs, inputs.held_out):
-            draw(10, seeded())
+        part(10, seeded())
 
 
 def test_arrays_are_arguments(tmp_path: Path) -> None:

@@ -1,0 +1,325 @@
+"""The package spandrel: the architecture of a state dict, and facts about it.
+
+spandrel is imported when a file or a model needs it, and not before: the import takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from dsconvert.errors import AdapterError, MissingExtraError
+from dsconvert.util.extras import pip_install
+
+State = Mapping[str, torch.Tensor]
+_OTHER_INPUTS = {
+    "DRUNet": "a map of the noise level beside the picture",
+    "IPT": "the index of a scale beside the picture, and other values",
+    "LaMa": "a mask beside the picture",
+    "RestoreFormer": "faces with other values than 0 to 1",
+}
+"""Architectures whose forward call takes more than a picture in [0, 1], and what it takes."""
+_SIGNED_OUTPUT = frozenset({"MixDehazeNet"})
+"""Architectures whose images are in [-1, 1]."""
+_LARGEST = 1 << 16
+"""The largest number among the arguments of an architecture; beyond, a file is damaged."""
+_SMALL = 16
+"""Tensors of up to so many elements may say by their values how a model is built."""
+_KEPT = 8
+"""Architectures whose facts are kept in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Facts about an architecture with certain arguments.
+
+    Attributes:
+        architecture: its name in spandrel's registry.
+        model: the name of its class, as the architecture's package exports it.
+        arguments: of the class's constructor, plain data.
+        scale: size of the output relative to the input.
+        input_channels: of the pictures that it reads.
+        output_channels: of its images.
+        least: the smallest side of a picture, in pixels.
+        multiple: a side is a multiple of this.
+    """
+
+    architecture: str
+    model: str
+    arguments: Mapping[str, Any]
+    scale: int
+    input_channels: int
+    output_channels: int
+    least: int
+    multiple: int
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The plain data that :func:`built` makes the model from."""
+        return {
+            "architecture": self.architecture,
+            "model": self.model,
+            "arguments": dict(self.arguments),
+        }
+
+    @property
+    def signed_output(self) -> bool:
+        """Whether the images are in [-1, 1] and not in [0, 1]."""
+        return self.architecture in _SIGNED_OUTPUT
+
+
+def installed() -> bool:
+    """Return whether spandrel can be imported, without importing it."""
+    return find_spec("spandrel") is not None
+
+
+def library(what: str) -> Any:
+    """Return the module ``spandrel``.
+
+    Args:
+        what: the thing that needs it, for the message.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return import_module("spandrel")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{what} needs the package spandrel, which knows its architecture ({error}): "
+            f"{pip_install('spandrel')}."
+        ) from error
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Build modules with values, on the CPU, and leave the global random state as it was."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        yield
+
+
+def detected(state: State) -> Any:
+    """Return spandrel's architecture of a state dict; None where it knows none."""
+    registry = library("this file").MAIN_REGISTRY
+    for support in registry.architectures("detection"):
+        if support.detect(dict(state)):
+            return support.architecture
+    return None
+
+
+def recognised(state: State) -> tuple[Facts, dict[str, str]] | None:
+    """Recognise a state dict.
+
+    Returns:
+        the facts about its architecture, and the name in ``state`` of each of the model's tensors
+        (spandrel renames the tensors of some files); None where spandrel knows no such architecture.
+
+    Raises:
+        AdapterError: the architecture is one that dsconvert can't run.
+    """
+    key = _fingerprint(state)
+    if key not in _recognised:
+        while len(_recognised) >= _KEPT:
+            _recognised.pop(next(iter(_recognised)))
+        _recognised[key] = _recognise(state)
+    return _recognised[key]
+
+
+_recognised: dict[Any, tuple[Facts, dict[str, str]] | None] = {}
+_facts: dict[tuple[str, str], Facts] = {}
+
+
+def _fingerprint(state: State) -> Any:
+    """Return names, shapes and the values of small tensors."""
+    return tuple(
+        (name, tuple(t.shape), tuple(t.flatten().tolist()) if t.numel() <= _SMALL else ())
+        for name, t in state.items()
+    )
+
+
+def _recognise(state: State) -> tuple[Facts, dict[str, str]] | None:
+    architecture = detected(state)
+    if architecture is None:
+        return None
+    with undisturbed():
+        try:
+            descriptor = architecture.load(dict(state))
+        except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"spandrel's {architecture.id} can't load it ({' '.join(str(error).split())[:200]})"
+            ) from error
+        facts = _described(architecture.id, descriptor)
+        shapes = {name: t.shape for name, t in descriptor.model.state_dict().items()}
+        if all(name in state and state[name].shape == shape for name, shape in shapes.items()):
+            return facts, {name: name for name in shapes}
+        return facts, _renamed(architecture, state, shapes)
+
+
+def _renamed(architecture: Any, state: State, shapes: Mapping[str, Any]) -> dict[str, str]:
+    """Return the name in the file of each tensor of a model that spandrel has renamed.
+
+    Each tensor of the file is replaced by a constant of its own, which tells where it went.
+
+    Raises:
+        ValueError: the model's tensors are not those of the file under other names.
+    """
+    names = list(state)
+    marked = {
+        name: state[name] if state[name].numel() <= 1 else _constant(i, state[name].shape)
+        for i, name in enumerate(names)
+    }
+    made = architecture.load(marked).model.state_dict()
+    found: dict[str, str] = {}
+    for name, shape in shapes.items():
+        value = made[name]
+        number = float(value.flatten()[0]) if value.numel() else -1.0
+        source = names[int(number)] if number.is_integer() and 0 <= number < len(names) else name
+        if source not in state or state[source].shape != shape or not bool((value == number).all()):
+            raise ValueError(
+                f"spandrel's {architecture.id} makes {name} of other tensors, which dsconvert "
+                "can't write back"
+            )
+        found[name] = source
+    return found
+
+
+def _constant(value: int, shape: Any) -> torch.Tensor:
+    return torch.full((), float(value)).expand(shape)
+
+
+def _described(architecture: str, descriptor: Any) -> Facts:
+    model: Any = descriptor.model
+    arguments: Any = getattr(model, "hyperparameters", None)
+    other = _OTHER_INPUTS.get(architecture)
+    if architecture == "DnCNN" and getattr(model, "mode", "") == "FDnCNN":
+        other = _OTHER_INPUTS["DRUNet"]
+    if other is not None:
+        raise AdapterError(
+            f"a {architecture} reads {other}, which dsconvert can't sample; convert it in Python, "
+            "with inputs=callable."
+        )
+    _check_arguments(architecture, arguments)
+    sizes = descriptor.size_requirements
+    facts = Facts(
+        architecture=architecture,
+        model=_exported_name(descriptor.architecture, type(model)),
+        arguments=dict(arguments),
+        scale=int(descriptor.scale),
+        input_channels=int(descriptor.input_channels),
+        output_channels=int(descriptor.output_channels),
+        least=max(1, int(sizes.minimum)),
+        multiple=int(sizes.multiple_of),
+    )
+    _facts[_key(facts.architecture, arguments)] = facts
+    return facts
+
+
+def facts_of(model: nn.Module) -> Facts:
+    """Return the facts about a model of spandrel, also a converted one.
+
+    Raises:
+        AdapterError: it is none, or of an architecture that dsconvert can't run.
+    """
+    architecture = architecture_of(model)
+    arguments: Any = getattr(model, "hyperparameters", None)
+    _check_arguments(architecture, arguments)
+    key = _key(architecture, arguments)
+    if key not in _facts:
+        registry = library(f"a {type(model).__name__}").MAIN_REGISTRY
+        if architecture not in registry:
+            raise AdapterError(f"spandrel's registry has no architecture {architecture}.")
+        with undisturbed():
+            # A converted model lacks tensors by which spandrel finds the scale and the channels.
+            fresh: Any = type(model)(**arguments)
+            _described(architecture, registry[architecture].architecture.load(fresh.state_dict()))
+    return _facts[key]
+
+
+def architecture_of(model: nn.Module) -> str:
+    """Return the name of the architecture: the package below ``architectures`` of its class.
+
+    Raises:
+        AdapterError: ``model`` is none of spandrel's.
+    """
+    parts = type(model).__module__.split(".")
+    if parts[0] not in ("spandrel", "spandrel_extra_arches") or "architectures" not in parts:
+        raise AdapterError(f"{type(model).__name__} is no architecture of spandrel.")
+    return parts[parts.index("architectures") + 1]
+
+
+def built(config: Mapping[str, Any]) -> nn.Module:
+    """Build the original architecture, with random weights, on the CPU.
+
+    Not on the meta device: some architectures compute values that no file holds.
+
+    Args:
+        config: of :attr:`Facts.config`; it may come from a file.
+
+    Raises:
+        AdapterError: there is no such architecture, or its arguments make no sense.
+    """
+    try:
+        architecture, name = str(config["architecture"]), str(config["model"])
+        arguments = config["arguments"]
+    except (KeyError, TypeError) as error:
+        raise AdapterError(f"this describes no architecture of spandrel ({error!r}).") from None
+    _check_arguments(architecture, arguments)
+    registry = library("this file").MAIN_REGISTRY
+    if architecture not in registry:
+        raise AdapterError(
+            f"the installed spandrel has no architecture {architecture[:40]!r}; update it."
+        )
+    kind: Any = _exported(registry[architecture].architecture).get(name)
+    if kind is None:
+        raise AdapterError(f"spandrel's {architecture} has no model {name[:40]!r}.")
+    with undisturbed():
+        try:
+            return kind(**arguments)
+        except (TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
+            raise AdapterError(
+                f"spandrel's {name} can't be built ({' '.join(str(error).split())[:200]})."
+            ) from error
+
+
+def _exported(architecture: Any) -> dict[str, type[nn.Module]]:
+    """Return the model classes that an architecture's package exports, by their names there."""
+    home: Any = import_module(type(architecture).__module__)
+    found = {name: getattr(home, name, None) for name in home.__all__}
+    return {n: k for n, k in found.items() if isinstance(k, type) and issubclass(k, nn.Module)}
+
+
+def _exported_name(architecture: Any, kind: type[nn.Module]) -> str:
+    for name, exported in _exported(architecture).items():
+        if exported is kind:
+            return name
+    raise AdapterError(f"spandrel's {architecture.id} does not export its {kind.__name__}.")
+
+
+def _check_arguments(architecture: str, arguments: Any) -> None:
+    if not isinstance(arguments, Mapping) or not all(
+        isinstance(k, str) and _plain(v) for k, v in arguments.items()
+    ):
+        raise AdapterError(
+            f"the arguments of this {architecture} are no plain numbers and words, so no file "
+            "could hold them; convert it in Python."
+        )
+
+
+def _plain(value: Any, depth: int = 4) -> bool:
+    if isinstance(value, list | tuple):
+        return depth > 0 and len(value) <= _LARGEST and all(_plain(v, depth - 1) for v in value)
+    if isinstance(value, bool | str) or value is None:
+        return True
+    return isinstance(value, int | float) and abs(value) <= _LARGEST
+
+
+def _key(architecture: str, arguments: Any) -> tuple[str, str]:
+    return architecture, json.dumps(dict(arguments), sort_keys=True)
