@@ -13,7 +13,7 @@ from torch import nn
 
 from dsconvert.adapter import Adapter, adapters
 from dsconvert.errors import UnsupportedSnapshotError
-from dsconvert.formats.checkpoint.places import ROOT, Place, State, alike, places
+from dsconvert.formats.checkpoint.places import ROOT, Place, State, alike, named, places
 from dsconvert.formats.restructure import restructure
 from dsconvert.model.blank import blank
 from dsconvert.model.inputs import adapter_inputs
@@ -140,11 +140,19 @@ def _placed(
     """Return ``adapter`` for the places at which its generators are; None where there are none."""
 
     def knows(place: Place) -> bool:
+        state = place.state(content)
         with suppress(*UNEXPECTED):
-            state = place.state(content)
-            return bool(adapter.states({ROOT: state})) or _fits(adapter, state, mark)
+            if adapter.states({ROOT: state}):
+                return True
+        # An adapter that builds what it finds can't make sense of a converted one.
+        with suppress(*UNEXPECTED):
+            return _fits(adapter, state, mark)
         return False
 
+    if mark is not None:
+        marked = [next(filter(knows, named(content, key)), None) for key in mark["recipes"]]
+        if marked and all(marked):
+            return AdapterCodebase(adapter, tuple(p for p in marked if p is not None))
     found = next((p for p in places(content) if knows(p)), None)
     if found is None:
         return None
@@ -197,6 +205,8 @@ def find_codebase(
         try:
             states = adapter.states(content)
         except UNEXPECTED as error:
+            if mark is not None:
+                continue
             defects += f"; it looks like a file of {adapter.name}, but {error}"
             continue
         if states:
