@@ -5,6 +5,7 @@ spandrel is imported when a file or a model needs it, and not before: the import
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -197,7 +198,7 @@ def _constant(value: int, shape: Any) -> torch.Tensor:
 
 def _described(architecture: str, descriptor: Any) -> Facts:
     model: Any = descriptor.model
-    arguments: Any = getattr(model, "hyperparameters", None)
+    arguments = _arguments(model)
     other = _OTHER_INPUTS.get(architecture)
     if architecture == "DnCNN" and getattr(model, "mode", "") == "FDnCNN":
         other = _OTHER_INPUTS["DRUNet"]
@@ -229,7 +230,7 @@ def facts_of(model: nn.Module) -> Facts:
         AdapterError: it is none, or of an architecture that dsconvert can't run.
     """
     architecture = architecture_of(model)
-    arguments: Any = getattr(model, "hyperparameters", None)
+    arguments = _arguments(model)
     _check_arguments(architecture, arguments)
     key = _key(architecture, arguments)
     if key not in _facts:
@@ -301,6 +302,22 @@ def _exported_name(architecture: Any, kind: type[nn.Module]) -> str:
         if exported is kind:
             return name
     raise AdapterError(f"spandrel's {architecture.id} does not export its {kind.__name__}.")
+
+
+def _arguments(model: nn.Module) -> Any:
+    """Return the arguments that ``model`` was built with, without defaults that are no plain data.
+
+    A default is a class of layers, for example.
+    """
+    given: Any = getattr(model, "hyperparameters", None)
+    if not isinstance(given, Mapping):
+        return None
+    known = inspect.signature(type(model).__init__).parameters
+    return {
+        name: value
+        for name, value in given.items()
+        if _plain(value) or name not in known or known[name].default is not value
+    }
 
 
 def _check_arguments(architecture: str, arguments: Any) -> None:
