@@ -121,7 +121,7 @@ def recognised(state: State) -> tuple[Facts, dict[str, str]] | None:
 
     Returns:
         the facts about its architecture, and the name in ``state`` of each of the model's tensors
-        (spandrel renames the tensors of some files); None where spandrel knows no such architecture.
+        (spandrel renames the tensors of some files); None where spandrel does not know it.
 
     Raises:
         AdapterError: the architecture is one that dsconvert can't run.

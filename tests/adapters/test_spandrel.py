@@ -204,7 +204,7 @@ def test_without_spandrel_a_clear_error_names_it(
 
     monkeypatch.setattr(ours, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "spandrel", None)
-    with pytest.raises(MissingExtraError, match="spandrel.*pip install"):
+    with pytest.raises(MissingExtraError, match=r"spandrel.*pip install"):
         open_file(path, adapters=[ADAPTER])
     with pytest.raises(UnsupportedSnapshotError, match="no installed adapter knows"):
         open_file(other, adapters=[ADAPTER])
