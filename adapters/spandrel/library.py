@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -101,7 +101,7 @@ def library(what: str) -> Any:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed() -> Generator[None, None, None]:
     """Build modules with values, on the CPU, and leave the global random state as it was."""
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         yield

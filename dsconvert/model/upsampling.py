@@ -22,10 +22,10 @@ def interpolates_x2(node: Any) -> bool:
     """Return whether a node is ``F.interpolate(x, scale_factor=2, mode="nearest")``."""
     if not isinstance(node, fx.Node) or node.target is not F.interpolate:
         return False
-    given = dict(zip(("input", "size", "scale_factor", "mode"), node.args, strict=False))
-    given |= node.kwargs
-    factor = given.get("scale_factor")
-    pair = tuple(factor) if isinstance(factor, list | tuple) else (factor, factor)
-    return (
-        given.get("size") is None and given.get("mode", "nearest") == "nearest" and pair == (2, 2)
+    named = zip(("input", "size", "scale_factor", "mode"), node.args, strict=False)
+    given: dict[str, Any] = {**dict(named), **node.kwargs}
+    factor: Any = given.get("scale_factor")
+    pair: Any = tuple(factor) if isinstance(factor, list | tuple) else (factor, factor)
+    return bool(given.get("mode", "nearest") == "nearest" and pair == (2, 2)) and (
+        given.get("size") is None
     )
