@@ -13,7 +13,8 @@ from dsconvert.errors import AdapterError
 from dsconvert.records.pictures import DEFAULT_CROP, PictureSpec
 
 from . import library
-from .library import Facts, facts_of, recognised
+from .library import Facts, facts_of
+from .recognise import recognised
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -293,11 +293,5 @@ def convert(
             init=init, calibrate=calibrate, polished=options.wanted, seed=seed, progress=report,
         )  # fmt: skip
         return apply_and_polish(
-            analysis,
-            decided,
-            options,
-            init=init,
-            calibrate=calibrate,
-            seed=seed,
-            progress=progress if callable(progress) else None,
+            analysis, decided, options, init=init, calibrate=calibrate, seed=seed, progress=report
         ).model
