@@ -17,6 +17,7 @@ from torch import nn
 from dsconvert import plan
 from dsconvert.core.pipeline import analyse, apply_to, plan_for, sampler_of
 from dsconvert.model.graph import ConvTypes
+from dsconvert.model.inputs import examples_of
 
 CONFIGS = {
     "256": {"cfg": "fastgan", "resolution": 256},
@@ -39,6 +40,8 @@ class Options:
     calibrate: int | None
     folder: Path
     threads: int
+    device: str = "cpu"
+    """Where the generators are made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,8 @@ def official(options: Options) -> Generator:
     Batch statistics are those of one batch, so that activations neither vanish nor explode.
     """
     torch.manual_seed(0)
-    made = Generator.from_config(ngf=options.ngf, **CONFIGS[options.config])
+    with torch.device(options.device):
+        made = Generator.from_config(ngf=options.ngf, **CONFIGS[options.config])
     norms = [m for m in made.modules() if isinstance(m, nn.BatchNorm2d)]
     for module in made.modules():
         if type(module).__name__ == "NoiseInjection":
@@ -96,7 +100,7 @@ def official(options: Options) -> Generator:
         norm.reset_running_stats()
         norm.train()
     with torch.no_grad():
-        made(*sampler_of(made)(4, torch.Generator().manual_seed(0)))
+        made(*examples_of(made, n=4))
     for norm in norms:
         norm.momentum = 0.1
     return made.eval()
@@ -128,7 +132,7 @@ def _preset(name: str) -> Callable[[nn.Module, Options], Built]:
             plan_for(analysis, preset=name),
             init=options.init,
             calibrate=options.calibrate,
-            costs=_NO_COSTS,
+            costs=NO_COSTS,
         )
         return Built(model=result.model, inputs=sampler_of(original))
 
@@ -227,10 +231,10 @@ def _pruned(preset: str) -> Callable[[nn.Module, Options], Built]:
                 "torch-pruning is not installed: pip install torch-pruning"
             ) from error
         inputs = sampler_of(original)
-        example = inputs(1, torch.Generator().manual_seed(0))
+        example = examples_of(original)
         analysis = analyse(original)
         decided = plan_for(analysis, preset=preset)
-        ours = apply_to(analysis, decided, init="random", costs=_NO_COSTS)
+        ours = apply_to(analysis, decided, init="random", costs=NO_COSTS)
         aim = _conv_macs(ours.model, example)
         source = _plain(original)
         # Parts that never run are in no graph.
@@ -322,7 +326,7 @@ def _no_costs() -> Any:
     return empty, empty
 
 
-_NO_COSTS = _no_costs()
+NO_COSTS = _no_costs()
 
 ROWS: dict[str, Callable[[nn.Module, Options], Built]] = {
     "official": _official,

@@ -19,7 +19,6 @@ so.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 import traceback
@@ -40,6 +39,7 @@ from peer_rows import (
     saved_bytes,
     traffic,
 )
+from results_file import Results
 from torch import nn
 
 from dsconvert.bench import Operation, RemoteSubject, Settings, facts, limits, settle
@@ -47,7 +47,6 @@ from dsconvert.core.pipeline import cost, sampler_of
 from dsconvert.data.pictures import psnr
 from dsconvert.errors import DsconvertError
 from dsconvert.metrics import sample_images
-from dsconvert.util.files import whole_file
 
 TOOLS = ("dsconvert", "bsconv", "torch-pruning", "onnxruntime", "openvino", "scipy")
 FORWARDS = (1, 8)
@@ -68,42 +67,17 @@ def operations(built: Built, only_forward: bool) -> list[Operation]:
     return found
 
 
-class Results:
-    """The JSON file: written after every change, whole or not at all."""
-
-    def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.path = folder, folder / "peers.json"
-        self.data: dict[str, Any] = {"meta": meta, "rows": []}
-        if self.path.exists():
-            old = json.loads(self.path.read_text())
-            same = ("machine", "threads", "torch", "dtype", "ngf", "init", "device")
-            if all(old["meta"].get(k) == meta.get(k) for k in same):
-                self.data["rows"] = old["rows"]
-            else:
-                self.path.rename(folder / f"peers-{int(time.time())}.json")
-
-    def find(self, size: str, name: str) -> dict[str, Any] | None:
-        """The row, if it is there."""
-        return next((r for r in self.data["rows"] if r["size"] == size and r["name"] == name), None)
-
-    def put(self, row: dict[str, Any]) -> None:
-        """Add or replace a row, in the order of importance."""
-        rows = [
-            r for r in self.data["rows"] if (r["size"], r["name"]) != (row["size"], row["name"])
-        ]
-        sizes, names = list(CONFIGS), list(ROWS)
-        self.data["rows"] = sorted(
-            [*rows, row], key=lambda r: (sizes.index(r["size"]), names.index(r["name"]))
-        )
-        self.write()
-
-    def write(self) -> None:
-        """To the disk, with the table."""
-        self.data["meta"]["load_average_now"] = [round(x, 2) for x in os.getloadavg()]
-        with whole_file(self.path, overwrite=True) as beside:
-            beside.write_text(json.dumps(self.data, indent=1))
-        (self.folder / "peers.md").write_text(markdown(self.data))
+def results_of(folder: Path, meta: dict[str, Any]) -> Results:
+    """Return the file of a run's results."""
+    sizes, names = list(CONFIGS), list(ROWS)
+    return Results(
+        folder / "peers.json",
+        meta,
+        same=("machine", "threads", "torch", "dtype", "ngf", "init", "device"),
+        names=("size", "name"),
+        order=lambda key: (sizes.index(key[0]), names.index(key[1])),
+        markdown=markdown,
+    )
 
 
 def image_error(model: nn.Module, original: torch.Tensor, inputs: Any) -> float:
@@ -152,7 +126,7 @@ def _run_group(
         ngf=args.ngf,
         init=args.init,
         calibrate=args.calibrate,
-        folder=results.folder,
+        folder=results.path.parent,
         threads=facts(settings)["threads"],
     )
     original = official(options)
@@ -301,7 +275,7 @@ def main() -> None:
         "batches": {"forward": list(FORWARDS), "step": STEP},
         "psnr_samples": SAMPLES,
     }
-    results = Results(args.out, meta)
+    results = results_of(args.out, meta)
     results.write()
     for size in args.sizes:
         run_size(size, args, settings, results)

@@ -48,7 +48,7 @@ class Noise(nn.Module):
         """(N, C, H, W), kept; ``noise`` is (N, 1, H, W), drawn on the map's device if None."""
         if noise is None:
             n, _, height, width = x.shape
-            noise = torch.randn(n, 1, height, width, device=x.device)
+            noise = torch.randn(n, 1, height, width, device=x.device).to(self.weight.dtype)
         return x + self.weight * noise
 
 

@@ -41,6 +41,10 @@ class Swish(nn.Module):
 class NoiseInjection(nn.Module):
     """Adds one plane of normal noise to all channels, scaled by a learned weight."""
 
+    noise_source: str = "device"
+    """``device``: drawn where the map is; ``official``: on the CPU, and copied, as the official
+    code does. On a CPU both draw the same numbers (``dsconvert.model.noise_source``)."""
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
@@ -48,12 +52,13 @@ class NoiseInjection(nn.Module):
     def forward(self, feat: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Add noise to ``feat`` (N, C, H, W); ``noise`` is (N, 1, H, W), drawn anew if None.
 
-        Drawn on the CPU in float32 whatever the device, as the official code does: the same seed
-        then gives the same picture on every machine.
+        It is drawn in float32, and used in the type of the weight.
         """
         if noise is None:
             n, _, height, width = feat.shape
-            noise = torch.randn(n, 1, height, width).to(feat.device)
+            where = torch.device("cpu") if self.noise_source == "official" else feat.device
+            noise = torch.randn(n, 1, height, width, device=where, dtype=torch.float32)
+            noise = noise.to(feat.device, self.weight.dtype)
         return feat + self.weight * noise
 
     def check_restored(self) -> str | None:

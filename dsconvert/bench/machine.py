@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import platform
 import time
@@ -110,13 +111,38 @@ def seconds_of(call: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - began
 
 
-def limits(settings: Settings) -> Limits:
+def seconds_of_each(call: Callable[[], Any], device: str, count: int) -> list[float]:
+    """Return the seconds of ``count`` calls that follow one another without a pause.
+
+    On CUDA they are between events on the stream: the host may run ahead, as it does in use, and
+    where it is the slower one its time counts. Elsewhere each call is timed by the clock.
+    """
+    if torch.device(device).type != "cuda":
+        return [seconds_of(call, device) for _ in range(count)]
+    with torch.cuda.device(device):
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+        torch.cuda.synchronize()
+        marks[0].record()
+        for mark in marks[1:]:
+            call()
+            mark.record()
+        torch.cuda.synchronize()
+    return [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(marks)]
+
+
+def limits(settings: Settings, *, size: int | None = None, floats: int | None = None) -> Limits:
     """Measure a large matrix product and a large copy; return the best of several runs.
 
     The best and not the median, because these are bounds.
+
+    Args:
+        settings: device, type and threads.
+        size: rows and columns of the matrices.
+        floats: length of the float32 vector that is copied.
     """
     cpu = settings.device.startswith("cpu")
-    size, floats, repeats = (2048, 64 << 20, 5) if cpu else (8192, 256 << 20, 10)
+    large, many, repeats = (2048, 64 << 20, 5) if cpu else (8192, 256 << 20, 10)
+    size, floats = size or large, floats or many
     kind = weight_type(settings)
     with threads(settings), torch.no_grad(), running(settings):
         a = torch.randn(size, size, device=settings.device, dtype=kind)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dsconvert.bench import memory
-from dsconvert.bench.machine import running, seconds_of, settle, weight_type
+from dsconvert.bench.machine import running, seconds_of, seconds_of_each, settle, weight_type
 from dsconvert.bench.records import Operation
 from dsconvert.config.measure import Settings
 from dsconvert.errors import DsconvertError, MeasureError
@@ -141,7 +141,12 @@ class LocalSubject:
         return torch.stack([t.float().square().mean() for t in tensors]).sum()
 
     def _step(self, batch: int) -> None:
+        self._drop_gradients()
         self._loss(batch).backward()
+
+    def _drop_gradients(self) -> None:
+        for parameter in self._model.parameters():
+            parameter.grad = None
 
     def _once(self, operation: Operation) -> Callable[[], Any]:
         if operation.kind == "forward":
@@ -165,8 +170,17 @@ class LocalSubject:
         finally:
             # The gradients of a step must not reach the next run, nor take its memory.
             if operation.kind == "step":
-                for parameter in self._model.parameters():
-                    parameter.grad = None
+                self._drop_gradients()
+
+    def seconds_of_each(self, operation: Operation, count: int) -> list[float]:
+        """Run ``count`` times in a row; return the seconds of each run.
+
+        See :func:`dsconvert.bench.machine.seconds_of_each`.
+        """
+        self._args(operation.batch)
+        self._mode(operation.kind == "step")
+        run = self._once(operation)
+        return self._guarded(operation, lambda: seconds_of_each(run, self._settings.device, count))
 
     def seconds(self, operation: Operation) -> float:
         """See :class:`Subject`."""

@@ -20,6 +20,7 @@ from dsconvert.formats.alike import check_same_inputs
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.metrics import LiteFeatures, feature_distance
 from dsconvert.model.inputs import held_out_inputs
+from dsconvert.util.devices import for_work
 
 
 def _labels(first: str, second: str) -> tuple[str, str]:
@@ -42,15 +43,16 @@ def run(call: Call) -> None:
     """Show them side by side, with the PSNR of each pair."""
     options: CompareJob = call.options
     check_picture(options.out, overwrite=options.overwrite)
+    device = for_work(options.device)
     # A missing extra fails here, not after minutes of work.
-    features = LiteFeatures() if options.distance else None
+    features = LiteFeatures(device) if options.distance else None
     first, second = opened(options.snapshot, options), opened(options.other, options)
     if options.distance:
         check_same_inputs(first, second, otherwise="their distance can't be measured")
     one, two = _labels(options.snapshot, options.other)
     with Bars(hidden=options.quiet) as bars:
         a, b = (
-            images_of(file, options.seeds, options, progress)
+            images_of(file, options.seeds, options, progress, device=device)
             for file, progress in (
                 (first, stage(bars, one, len(options.seeds))),
                 (second, stage(bars, two, len(options.seeds))),

@@ -6,6 +6,8 @@ import functools
 import math
 from pathlib import Path
 
+import torch
+
 from dsconvert.cli import targets
 from dsconvert.cli.files import opened, read_plan
 from dsconvert.cli.output import Bars, emit, say
@@ -20,8 +22,12 @@ from dsconvert.records import Plan, PolishForecast
 from dsconvert.report.jsonable import conversion_dict, plan_dict
 from dsconvert.report.tables import conversion_report, plan_report
 from dsconvert.search import Clock, MeasuredPlan
+from dsconvert.util.devices import for_work
 from dsconvert.util.files import check_target, whole_file
 from dsconvert.util.numbers import counted
+
+GPU_MINUTES = 3.0
+"""Of the polish by default, where a GPU runs it."""
 
 
 def run(call: Call, *, clock: Clock | None = None) -> None:
@@ -42,6 +48,7 @@ def run(call: Call, *, clock: Clock | None = None) -> None:
     if out and options.plan_only and Path(out).suffix.lower() not in (".json", ""):
         raise UsageError(f"--plan-only writes a plan, which is JSON: end {out} in .json.")
     chosen = read_plan(options.plan) if options.plan else None
+    device = for_work(options.device)
     file = opened(options.snapshot, options, drop=options.drop)
     if not options.plan_only:
         check_output(file, out, overwrite=options.overwrite)
@@ -51,13 +58,19 @@ def run(call: Call, *, clock: Clock | None = None) -> None:
             measured = targets.planned(file, options, bars, clock=clock)
         chosen = measured.plan
     asked = "--polish" in call.typed or "--polish-steps" in call.typed
-    fitted = options.fitting.init == "fit" and options.fitting.calibrate != 0
-    polishing = options.polishing if asked or fitted else Polishing(polish=0)
+    polishing = options.polishing if asked else _usual(options, device)
     if options.plan_only:
-        _plan(file, chosen, options, polishing, measured)
+        _plan(file, chosen, options, polishing, measured, device=device)
         targets.report_missed(measured, options)
     else:
-        _convert(file, chosen, out, options, polishing, measured, clock, asked=asked)
+        _convert(file, chosen, out, options, polishing, measured, clock, device=device, asked=asked)
+
+
+def _usual(options: ConvertJob, device: torch.device) -> Polishing:
+    """Return the polish of a command that names none."""
+    if options.fitting.init != "fit" or options.fitting.calibrate == 0:
+        return Polishing(polish=0)
+    return options.polishing if device.type == "cpu" else Polishing(polish=GPU_MINUTES)
 
 
 def _plan(
@@ -66,6 +79,8 @@ def _plan(
     options: ConvertJob,
     polishing: Polishing,
     measured: MeasuredPlan | None,
+    *,
+    device: torch.device,
 ) -> None:
     """Show the plan, or write it."""
     with Bars(hidden=options.quiet) as bars:
@@ -76,6 +91,7 @@ def _plan(
             **options.fitting.keywords(),
             polished=polishing.polish > 0 or polishing.polish_steps is not None,
             progress=bars,
+            device=device,
         )
     if options.out:
         with whole_file(options.out, overwrite=options.overwrite) as beside:
@@ -98,6 +114,7 @@ def _convert(
     measured: MeasuredPlan | None,
     clock: Clock | None,
     *,
+    device: torch.device,
     asked: bool,
 ) -> None:
     """Convert every generator of the file, and write the result to ``out``.
@@ -110,6 +127,7 @@ def _convert(
         polishing: its polish; none by default where nothing is fitted.
         measured: the plan of ``--target``.
         clock: as for :func:`run`.
+        device: where to fit and polish.
         asked: whether the user typed that there is to be a polish; one by default is left out
             where it makes no sense.
     """
@@ -123,6 +141,7 @@ def _convert(
             forecast=lambda expected: _announce(expected, polishing, bars),
             progress=bars,
             generators=generators_in(file, out),
+            device=device,
         )
         try:
             result = make(**polishing.keywords())

@@ -13,6 +13,9 @@ from dsconvert.cli.parser import Call
 from dsconvert.config.files import Drawing, GenerateJob
 from dsconvert.data.pictures import check_picture, grid, save_picture
 from dsconvert.formats.base import GeneratorFile
+from dsconvert.model.inputs import map_tensors
+from dsconvert.model.noise_source import noise_from
+from dsconvert.util.devices import for_work
 from dsconvert.util.numbers import counted
 
 Progress = Callable[[int], None]
@@ -22,10 +25,11 @@ def run(call: Call) -> None:
     """Write one image a seed into one picture."""
     options: GenerateJob = call.options
     check_picture(options.out, overwrite=options.overwrite)
+    device = for_work(options.device)
     file = opened(options.snapshot, options)
     with Bars(hidden=options.quiet) as bars:
         progress = stage(bars, "images", len(options.seeds))
-        images = images_of(file, options.seeds, options, progress)
+        images = images_of(file, options.seeds, options, progress, device=device)
     save_picture(grid(images), options.out, overwrite=options.overwrite)
     if options.json:
         emit({"snapshot": options.snapshot, "out": options.out, "seeds": options.seeds})
@@ -38,8 +42,10 @@ def images_of(
     seeds: tuple[int, ...],
     drawing: Drawing,
     progress: Progress,
+    *,
+    device: torch.device,
 ) -> Tensor:
-    """Return one image a seed, in [-1, 1].
+    """Return one image a seed, in [-1, 1], on the CPU; the generator is moved to ``device``.
 
     Of an official snapshot, or its export, the latents are drawn as the official
     ``gen_images.py`` draws them; of another file from a torch generator of that seed. The model's
@@ -49,15 +55,15 @@ def images_of(
         UsageError: a class where there is none, or the other way round; truncation of a generator
             that can't; unknown inputs.
     """
-    draw, more = file.draws(drawing.label), file.truncation(drawing.trunc)
-    model, picture = file.generator, file.picture()
+    draw = file.draws(drawing.label)
+    file.generator.eval().to(device)
+    more, picture = file.truncation(drawing.trunc), file.picture()
     images: list[Tensor] = []
-    model.eval()
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), torch.random.fork_rng(), noise_from(picture, drawing.noise_source):
         for seed in seeds:
-            arguments = draw(seed)
+            arguments = map_tensors(lambda t: t.to(device), draw(seed))
             torch.manual_seed(seed)
-            images.append(picture(*arguments, **more).float())
+            images.append(picture(*arguments, **more).float().cpu())
             progress(len(images))
     return torch.cat(images)
 

@@ -15,6 +15,7 @@ from dsconvert.formats.base import GeneratorFile
 from dsconvert.report.layout import compact
 from dsconvert.search import Clock, MeasuredPlan, missed, plan_measured, verify
 from dsconvert.search.units import figure
+from dsconvert.util.devices import for_work
 
 _REMEDY = "Nothing was written; --best-effort writes the nearest all the same."
 
@@ -40,7 +41,7 @@ def planned(
             targets.target,
             batch=targets.batch,
             train_batch=targets.train_batch,
-            settings=targets.measuring,
+            settings=dataclasses.replace(targets.measuring, device=str(for_work(options.device))),
             layouts=(False, True) if targets.channels_last else (False,),
             keep=options.rewriting.keep,
             refit=options.rewriting.refit,

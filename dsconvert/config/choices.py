@@ -17,6 +17,9 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 Noise = Literal["zero", "fixed", "random"]
 """How an export treats noise injections; see :mod:`dsconvert.export`."""
 NOISES: tuple[Noise, ...] = get_args(Noise)
+NoiseSource = Literal["device", "official"]
+"""Where freshly drawn noise comes from; see :mod:`dsconvert.model.noise_source`."""
+NOISE_SOURCES: tuple[NoiseSource, ...] = get_args(NoiseSource)
 Format = Literal["onnx", "torch", "safetensors", "openvino"]
 """Formats that a generator can be exported to."""
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dsconvert.config.base import BaseSettings
 from dsconvert.config.choices import Init, Preset, Width
-from dsconvert.config.files import Messages, OptionalOutput, Source, Verbose
+from dsconvert.config.files import Device, Messages, OptionalOutput, Source, Verbose
 from dsconvert.config.measure import Settings
 from dsconvert.config.pictures import Calibrated
 from dsconvert.config.setting import Group, part, setting
@@ -66,7 +66,7 @@ class Polishing(BaseSettings):
     polish: float = setting(
         0.0,
         help="train the result on the original's images until that brings little more, at most so "
-        "long (no data needed; only after --init fit); 0: not at all",
+        "long (no data needed; only after --init fit; on a GPU 3 by default); 0: not at all",
         at_least=0,
         metavar="MINUTES",
         group=POLISH,
@@ -94,7 +94,7 @@ class Targets(BaseSettings):
     )
     batch: int = setting(1, help="of latency", at_least=0, group=TARGETS)
     train_batch: int = setting(4, help="of train-time and memory", at_least=0, group=TARGETS)
-    measuring: Settings = part(only=("device", "dtype", "threads"), group=TARGETS)
+    measuring: Settings = part(only=("dtype", "threads"), group=TARGETS)
     channels_last: bool = setting(
         False, help="try that memory layout too, for a model that will be run in it", group=TARGETS
     )
@@ -109,13 +109,13 @@ class Targets(BaseSettings):
 
 
 _OF_TARGETS = (
-    "--batch", "--train-batch", "--device", "--dtype", "--threads", "--channels-last",
-    "--remeasure", "--best-effort",
+    "--batch", "--train-batch", "--dtype", "--threads", "--channels-last", "--remeasure",
+    "--best-effort",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertJob(OptionalOutput, Verbose, Messages, Source, Calibrated):
+class ConvertJob(Device, OptionalOutput, Verbose, Messages, Source, Calibrated):
     """Make a generator small and fast: the main job."""
 
     snapshot: str = setting(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dsconvert.config.base import BaseSettings, Job
-from dsconvert.config.choices import Format, Noise
+from dsconvert.config.choices import Format, Noise, NoiseSource
 from dsconvert.config.pictures import Calibrated
 from dsconvert.config.setting import Group, part, setting
 from dsconvert.config.values import ranks, seed, seeds, shape
@@ -124,13 +124,18 @@ class Verbose(BaseSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing(BaseSettings):
+class Drawing(Device):
     """How the images of given seeds are made."""
 
     label: int | None = setting(
         None, option="--class", help="class of a conditional generator", at_least=0
     )
     trunc: float = setting(1.0, help="truncation psi of a StyleGAN2 generator", metavar="PSI")
+    noise_source: NoiseSource = setting(
+        "official",
+        help="where noise is drawn; official: as the original's code does, for Projected GAN on "
+        "the CPU: the same image everywhere; device: where the model is, which is faster on a GPU",
+    )
 
 
 def _snapshot(help_: str) -> Any:

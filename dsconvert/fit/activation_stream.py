@@ -22,6 +22,7 @@ from dsconvert.fit.threads import all_threads, one_thread
 from dsconvert.model.graph import ConvTypes, TracedGraph
 from dsconvert.model.inputs import tensors_of
 from dsconvert.model.node_runner import NodeRunner
+from dsconvert.util.devices import full_float32
 
 
 @dataclass
@@ -144,8 +145,8 @@ class ActivationStream:
         """The outputs of student and teacher for the first batch, once the pass is over."""
 
     def run(self) -> None:
-        """Run the whole graph, small operations on one thread."""
-        with one_thread():
+        """Run the whole graph in full precision, small operations on one thread."""
+        with one_thread(), full_float32():
             self._run()
 
     def _run(self) -> None:

@@ -20,6 +20,7 @@ from dsconvert.core.pipeline import costed_plan, plan_for
 from dsconvert.core.polish import polish as polished
 from dsconvert.core.polish_options import PolishOptions, check_polishable, polish_options
 from dsconvert.formats.base import GeneratorFile
+from dsconvert.model.inputs import device_of
 from dsconvert.model.observe import undisturbed
 from dsconvert.records import Conversion, Plan, PolishForecast
 from dsconvert.util.progress import Progress, reports_progress
@@ -58,19 +59,20 @@ def plan_file(
     polished: bool = False,
     seed: int = Fitting.seed,
     progress: Progress | bool | None = None,
+    device: torch.device | str | None = None,
 ) -> Plan:
     """Plan the conversion of a file's main generator; the plan serves the others as well.
 
     A ``plan`` of the caller's own is checked and costed anew, and the other options play no part.
     ``init``, ``calibrate``, ``seed`` and ``polished`` (whether there is to be a polish) are those
-    of the conversion that follows.
+    of the conversion that follows; ``device`` is as for :func:`convert_file`.
     """
     inputs = file.inputs()
     if plan is not None:
         return costed_plan(file.generator, plan, inputs=inputs)
     with undisturbed():
         return plan_for(
-            analyse(file.generator, inputs=inputs, adapter=file.adapter),
+            analyse(_placed(file.generator, device), inputs=inputs, adapter=file.adapter),
             preset=preset,
             rank=rank,
             width=width,
@@ -104,6 +106,7 @@ def convert_file(
     forecast: Callable[[PolishForecast], None] | None = None,
     progress: Progress | bool | None = None,
     generators: Sequence[str] | None = None,
+    device: torch.device | str | None = None,
 ) -> FileConversion:
     """Convert every generator of a file by one plan, each with its own weights.
 
@@ -126,6 +129,8 @@ def convert_file(
         forecast: called with the expectation of the polish before its first step.
         progress: see there; the stage's name begins with the generator's key.
         generators: keys of the generators to convert; None: all of them.
+        device: where to fit and polish; the results are on the CPU. None: where the file's
+            generators are, which is the CPU.
     """
     options = polish_options(polish, polish_steps, init=init, forecast=forecast)
     decided = plan
@@ -135,7 +140,7 @@ def convert_file(
     wanted = file.generators if generators is None else tuple(generators)
     for key in wanted:
         # Not ``file.generator``, which is kept: of a large file one original at a time is enough.
-        model = file.module(key)
+        model = _placed(file.module(key), device)
         # A fit takes minutes, its digest a second.
         if init == "fit" and calibrate != 0 and len(wanted) > 1:
             twin = digests.setdefault(_digest(model), key)
@@ -189,8 +194,20 @@ def convert_file(
             )
         del model, analysis
     if options.wanted and known is not None:
-        _polish_first(file, conversions, known, options, seed=seed, progress=progress)
+        _polish_first(
+            file, conversions, known, options, seed=seed, progress=progress, device=device
+        )
+    if device is not None:
+        for model in (*file.live.values(), *(c.model for c in conversions.values())):
+            _placed(model, "cpu")
     return FileConversion(conversions=conversions)
+
+
+def _placed(model: nn.Module, device: torch.device | str | None) -> nn.Module:
+    """Return ``model``, moved to ``device`` if one is given and the model is elsewhere."""
+    if device is None or device_of(model) == torch.device(device):
+        return model
+    return model.to(device)
 
 
 def _prefixed(progress: Progress | bool | None, key: str) -> Progress:
@@ -211,12 +228,13 @@ def _polish_first(
     *,
     seed: int,
     progress: Progress | bool | None,
+    device: torch.device | str | None,
 ) -> None:
     """Polish the first of ``conversions``, in place; the others get a note."""
     main, *others = conversions
     with undisturbed():
         # Read anew: the original was not kept beside those of the other generators.
-        model = file.module(main)
+        model = _placed(file.module(main), device)
         analysis = analyse_alike(
             known, model, inputs=file.inputs(model), adapter=file.adapter, owned=False
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import Adapter, adapter_for, as_adapter
-from dsconvert.config.choices import Noise
+from dsconvert.config.choices import Noise, NoiseSource
 from dsconvert.errors import ExportError
 from dsconvert.forms.call import Call
 from dsconvert.forms.flat_graph import Core, draw, flatten, largest_map
@@ -18,6 +18,7 @@ from dsconvert.forms.stages import Stages, stages_of
 from dsconvert.forms.verify import compare
 from dsconvert.model.inputs import Inputs, examples_of
 from dsconvert.model.model_types import Types
+from dsconvert.model.noise_source import device_of_draws
 from dsconvert.model.norms import other_hooks
 from dsconvert.model.observe import undisturbed
 from dsconvert.model.wrappers import unwrapped
@@ -37,6 +38,9 @@ class Deployed(nn.Module):
     small. It also has the plain attributes of the original (``z_dim``,
     ``img_resolution``, ...).
     """
+
+    noise_source: NoiseSource = "device"
+    """Where the noise is drawn; see :func:`dsconvert.model.noise_source.set_noise_source`."""
 
     def __init__(self, core: Core, *, chunk: int | None, stages: Stages | None = None) -> None:
         super().__init__()
@@ -78,7 +82,8 @@ class Deployed(nn.Module):
         n = len(first)
         if self._takes_noise:
             kind = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
-            tensors.append(draw(self.planes, n).to(first.device, kind))
+            where = device_of_draws(self.noise_source, first.device)
+            tensors.append(draw(self.planes, n, device=where).to(first.device, kind))
             batched.append(True)
         if self.chunk is None or n <= self.chunk or first.device.type != "cpu":
             return self.core(*tensors) if self.front is None else self.core(*self.front(*tensors))

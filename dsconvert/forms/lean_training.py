@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import Adapter, adapter_for, as_adapter
+from dsconvert.config.choices import NoiseSource
 from dsconvert.forms.gates import is_gate
 from dsconvert.forms.norm_chains import find_chains, spatial_of
 from dsconvert.forms.recompute import NormGate
@@ -16,6 +17,7 @@ from dsconvert.model.editing import replace
 from dsconvert.model.graph import trace_graph
 from dsconvert.model.inputs import Inputs, examples_of
 from dsconvert.model.model_types import types_of
+from dsconvert.model.noise_source import device_of_draws
 from dsconvert.model.observe import undisturbed
 from dsconvert.model.wrappers import unwrapped
 from dsconvert.util.memory_format import in_channels_last
@@ -32,6 +34,9 @@ def _adopt(kind: type[Kind], module: nn.Module) -> Kind:
 
 class Passed(nn.Module):
     """Holds the parameters of a module whose operation the normalisation behind it performs."""
+
+    noise_source: NoiseSource = "device"
+    """Where the noise of a noise injection is drawn."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``."""
@@ -73,7 +78,7 @@ class _Before:
     It is no module: these modules have their names in the state dict elsewhere.
     """
 
-    def __init__(self, conv: Any, noise: nn.Module | None, *, owned: bool) -> None:
+    def __init__(self, conv: Any, noise: Passed | None, *, owned: bool) -> None:
         self.conv, self.noise = conv, noise
         self.owned = owned
         """Whether only the normalisation reads its input, a convolution's output."""
@@ -86,8 +91,9 @@ class _Before:
         if self.noise is not None:
             weight = self.noise.get_parameter("weight")
             size = tuple(x.shape[2:]) if conv is None else _size(conv, tuple(x.shape[2:]))
-            # The original draws on the CPU for every device.
-            plane = torch.randn(x.shape[0], 1, *size).to(x.device)
+            where = device_of_draws(self.noise.noise_source, x.device)
+            plane = torch.randn(x.shape[0], 1, *size, device=where, dtype=torch.float32)
+            plane = plane.to(x.device, weight.dtype)
         step: Any = NormGate.apply
         return step(
             x,
@@ -181,7 +187,7 @@ def _lean(model: nn.Module, inputs: Inputs | None, adapter: Adapter | None) -> n
     ).graph
     for chain in find_chains(made, graph, adapter, types):
         conv: Any = made.get_submodule(chain.conv) if chain.conv else None
-        noise = made.get_submodule(chain.noise) if chain.noise else None
+        noise: Any = made.get_submodule(chain.noise) if chain.noise else None
         norm = made.get_submodule(chain.norm)
         if conv is not None:
             kind = PassedConvTranspose if isinstance(conv, nn.ConvTranspose2d) else PassedConv

@@ -31,14 +31,24 @@ class Plane:
     width: int
 
 
-def draw(planes: tuple[Plane, ...], n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Draw normal numbers (n, K) for all planes.
+def draw(
+    planes: tuple[Plane, ...],
+    n: int,
+    generator: torch.Generator | None = None,
+    *,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Draw normal numbers (n, K) for all planes, on ``device`` (None: the CPU).
 
-    They are drawn plane by plane on the CPU, as the original does: the same random state gives the
-    same image.
+    They are drawn plane by plane, as the original does: the same random state gives the same image.
     """
-    parts = [torch.randn(n, 1, p.height, p.width, generator=generator) for p in planes]
-    return torch.cat([p.flatten(1) for p in parts], 1) if parts else torch.zeros(n, 0)
+    where = torch.device("cpu") if device is None else device
+    parts = [
+        torch.randn(n, 1, p.height, p.width, generator=generator, device=where) for p in planes
+    ]
+    if not parts:
+        return torch.zeros(n, 0, device=where)
+    return torch.cat([p.flatten(1) for p in parts], 1)
 
 
 def take_noise_out(

@@ -293,7 +293,7 @@ class Loop:
         self.steps, self._seconds_before = data["steps"], data["seconds"]
         self._began = self._clock()
         self.batches.objective.restore_readouts(data.get("readouts", {}))
-        self.scales = Scales(**data["scales"])
+        self.scales = Scales(**data["scales"]).to(self.device)
         self.best.restore(data)
         self.statistics.rows = data["rows"]
         self.schedule.restore(data, self.steps, self.seconds)

@@ -22,7 +22,7 @@ from dsconvert.adapter import image_tensor
 from dsconvert.config.distill import DistillConfig
 from dsconvert.matching.blocks import Args, BlockRecorder
 from dsconvert.matching.readout import ReadOut
-from dsconvert.model.inputs import tensors_of
+from dsconvert.model.inputs import map_tensors, tensors_of
 from dsconvert.projected.lite0 import Weights, three_channels
 from dsconvert.projected.projector import Projector
 
@@ -84,6 +84,10 @@ class Scales:
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
         return {"image": self.image, "blocks": self.blocks, "maps": self.maps}
+
+    def to(self, device: torch.device) -> Scales:
+        """Return the same on ``device``: checkpoints are read to the CPU."""
+        return Scales(**map_tensors(lambda t: t.to(device), self.state()))
 
 
 def _variance(values: Tensor) -> Tensor:

@@ -116,8 +116,10 @@ class PairMoments:
         return dict(self._sums)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Load the sums of :meth:`state`."""
-        self._sums = {name: state[name].clone() for name in self._sums}
+        """Load the sums of :meth:`state`, which may be on another device."""
+        self._sums = {
+            name: state[name].to(old.device, copy=True) for name, old in self._sums.items()
+        }
 
 
 class ReadOut:
@@ -164,4 +166,5 @@ class ReadOut:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Load the state of :meth:`state`."""
         self.moments.restore(state["moments"])
-        self._weight, self._bias = state["weight"], state["bias"]
+        self._weight = state["weight"].to(self._device)
+        self._bias = state["bias"].to(self._device)

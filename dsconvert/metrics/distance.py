@@ -117,18 +117,19 @@ def image_batches(
         yield made
 
 
-def _noise_state(device: torch.device) -> Tensor:
-    """Return the state of the random generator of noise on ``device``."""
-    if device.type == "cuda":
-        return torch.cuda.get_rng_state(device)
-    return torch.get_rng_state()
+def _noise_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return the states of the generators that noise may come from: the CPU's, the device's.
+
+    The official code draws on the CPU for a model on any device.
+    """
+    own = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), own
 
 
-def _set_noise_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
+def _set_noise_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
 
 
 def _like(value: Any, like: Tensor) -> Any:

@@ -125,7 +125,7 @@ class InceptionFeatures:
         return torch.cat([self._chunk(chunk) for chunk in images.split(batch)])
 
     def _chunk(self, images: Tensor) -> Tensor:
-        levels = to_bytes(three_channels(images.float())).permute(0, 2, 3, 1).numpy()
+        levels = to_bytes(three_channels(images.float())).cpu().permute(0, 2, 3, 1).numpy()
         resized = [np.asarray(self._resize(picture)).transpose(2, 0, 1) for picture in levels]
         batch = torch.from_numpy(np.stack(resized)).to(self._device)
         # As in clean-fid's own wrapper: the network without its resizing, on levels around 0.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -56,3 +59,22 @@ def peak_memory(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024)
+
+
+@contextmanager
+def full_float32() -> Generator[None, None, None]:
+    """Compute float32 products and convolutions in float32, not in TF32, within this context.
+
+    torch lets cuDNN round the inputs of float32 convolutions to ten bits by default.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -64,6 +64,7 @@ class Absorber:
         transposed = isinstance(layer, nn.ConvTranspose2d)
         rows = self._rows.get(call.name)
         if rows is not None:
+            rows = rows.to(weight.device)
             weight = weight.index_select(1 if transposed else 0, rows)
             bias = None if bias is None else bias[rows]
         student = [a[0] for a in call.student_args[1:]]

@@ -130,11 +130,20 @@ def _reading(
     flat = kernel.movedim(1, 0).flatten(1)
     columns = groups.channels.labels.roots(groups.channels.columns[name])
     places = _places(columns, groups.units[group])
+    return _by_unit(second, flat, places)
+
+
+def _by_unit(second: Tensor, flat: Tensor, places: list[Tensor]) -> Reading:
+    """Return the sums over the columns of each unit, on the CPU.
+
+    The choice takes one small step after the other, each of which depends on the last.
+    """
     own = torch.zeros(len(places[0]), len(places[0]), dtype=torch.float64)
     use = torch.zeros_like(own)
     for place in places:
-        own += second[place][:, place].double()
-        use += (flat[place] @ flat[place].t()).double()
+        here = place.to(flat.device)
+        own += second[here][:, here].double().cpu()
+        use += (flat[here] @ flat[here].t()).double().cpu()
     return Reading(own, use / len(places))
 
 

@@ -94,7 +94,8 @@ def zero_columns(layer: nn.Module, dropped: Tensor) -> None:
     """Let a layer ignore the inputs ``dropped``; it keeps its shape."""
     fold(layer)
     with torch.no_grad():
-        _weight(layer).index_fill_(1 - _row_dim(layer), dropped, 0.0)
+        weight = _weight(layer)
+        weight.index_fill_(1 - _row_dim(layer), dropped.to(weight.device), 0.0)
 
 
 def _weight(layer: nn.Module) -> nn.Parameter:

@@ -11,12 +11,14 @@ from dsconvert.config.distill import DistillConfig
 from dsconvert.distill import distill
 from dsconvert.errors import UsageError
 from dsconvert.matching.evaluator import evaluate_student
+from dsconvert.matching.loss import Scales
 from dsconvert.matching.readout import ReadOut
 from dsconvert.matching.setup import teacher_batches, working_copy
 from dsconvert.model.inputs import sampler_of
 from tests.made_models import moved_generator
 from tests.matching.narrow_fastgan import narrowed
 from tests.models import decoder, latents, narrow_decoder
+from tests.second_device import DEVICE, second_device
 
 QUICK = {"features": 0.0, "batch": 4, "held_out": 4, "evaluations": 2}
 
@@ -114,3 +116,19 @@ def test_blocks_whose_inputs_or_outputs_differ_do_not_train_alone() -> None:
     config = DistillConfig(steps=2, blockwise=0.5, **QUICK)
     with pytest.raises(UsageError, match="no blockwise stage"):
         distill(decoder(), narrow_decoder(), latents, config=config)
+
+
+def test_a_checkpoint_is_restored_to_the_device_of_the_run() -> None:
+    x, y = maps(2, 3, 0), maps(2, 4, 1)
+    first = ReadOut(3, 4, torch.device("cpu"))
+    first.follow(x, y)
+    first.solve()
+    scales = Scales(image=torch.ones(()), blocks={"a": torch.ones(1, 4, 1, 1)}, maps=[y.var()])
+    with second_device():
+        other = ReadOut(3, 4, DEVICE)
+        other.restore(first.state())
+        there = x.to(DEVICE)
+        assert torch.equal(other(there).cpu(), first(x))
+        other.follow(there, y.to(DEVICE))
+        moved = scales.to(DEVICE)
+        assert {moved.image.device, moved.blocks["a"].device, moved.maps[0].device} == {DEVICE}

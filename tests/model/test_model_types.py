@@ -11,7 +11,8 @@ from tests.made_models import moved_generator
 
 def foreign(model: nn.Module) -> nn.Module:
     """``model`` with noise of a class that has only the name of ours: the original's."""
-    theirs = type("NoiseInjection", (nn.Module,), {"forward": blocks.NoiseInjection.forward})
+    parts = {"forward": blocks.NoiseInjection.forward, "noise_source": "official"}
+    theirs = type("NoiseInjection", (nn.Module,), parts)
     theirs.__module__ = "pg_modules.blocks"
     for module in model.modules():
         if isinstance(module, blocks.NoiseInjection):

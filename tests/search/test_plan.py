@@ -278,7 +278,7 @@ def test_convert_with_a_target(
         (["--target", "latency=3MiB"], "none of latency's"),
         (["--target", "latency=0.5x", "--preset", "fast"], "drop --plan, --preset"),
         (["--target", "latency=0.5x", "--batch", "0"], "--batch 0"),
-        (["--device", "cpu"], "only together with --target"),
+        (["--threads", "1"], "only together with --target"),
         (["--remeasure"], "--remeasure: only together"),
         (["--best-effort"], "--best-effort: only together"),
         (["--target", "params=2", "--target", "params=1K"], "params is a target twice"),
