@@ -119,6 +119,10 @@ def _check_inputs(adapter: Adapter, model: nn.Module, problems: Problems) -> Non
                 image.dim() == 4 and len(image) == n,
                 f"picture(model) returns {list(image.shape)} for a sample of {n}, not (N, C, H, W)",
             )
+        if (spec := adapter.pictures(model)) is not None:
+            wanted = (3, spec.channels, spec.size, spec.size)
+            fits = len(args) == 1 and isinstance(args[0], Tensor) and args[0].shape == wanted
+            problems.expect(fits, f"the sampler does not return pictures {list(wanted)}")
         advanced = not torch.equal(state, torch.get_rng_state())
         problems.expect(not advanced, "the sampler or a run in eval mode draws globally")
 

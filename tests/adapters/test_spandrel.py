@@ -253,3 +253,44 @@ def test_commands(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([*words[:1], str(path), str(out), *words[3:], *given, "--overwrite", "--values",
                  "signed"]) == 2  # fmt: skip
     assert "reads unit ones" in capsys.readouterr().err
+
+
+@NEEDED
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["convert", "IN", "--out", "OUT"],
+        ["convert", "IN", "--out", "OUT", "--target", "params=0.5x"],
+        ["convert", "IN", "--plan-only"],
+        ["generate", "IN", "--seeds", "0", "--out", "sheet.png"],
+        ["eval", "IN", "--against", "IN"],
+        ["distill", "IN", "IN", "--minutes", "1", "--out", "OUT"],
+    ],
+)
+def test_each_command_says_that_pictures_are_missing(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    path = written({"params_ema": compact().state_dict()}, tmp_path / "in.pth")
+    names = {"IN": str(path), "OUT": str(tmp_path / "out.pth")}
+    assert main([names.get(w, w) for w in words]) == 2
+    said = capsys.readouterr().err
+    assert "reads pictures" in said
+    assert "--calibration DIR|ZIP" in said
+    assert not (tmp_path / "out.pth").exists()
+
+
+@pytest.mark.parametrize("make", [compact, rrdb])
+def test_narrower_files(make: Any, pictures: Path, tmp_path: Path) -> None:
+    """Fewer channels, also of a PReLU, which has one slope a channel."""
+    original = make()
+    path = written({"params_ema": original.state_dict()}, tmp_path / "in.pth")
+    inputs = picture_inputs(pictures, size=16)
+    file = open_file(path, adapters=[ADAPTER], inputs=inputs)
+    result = convert_file(file, preset="fast", width=0.5, calibrate=8)
+    made = result.main[1].model
+    assert min(p.shape[0] for p in made.parameters() if p.dim() == 4 and p.shape[1] > 1) <= 8
+    save_file(file, result.models, tmp_path / "out.pth")
+    again = open_file(tmp_path / "out.pth", adapters=[ADAPTER])
+    assert torch.equal(run(again.generator), run(made))
