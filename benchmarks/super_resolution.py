@@ -1,6 +1,6 @@
 """Compare a converted super-resolution network with its original: PSNR on held-out crops, CPU time.
 
-    python benchmarks/super_resolution.py ORIGINAL CONVERTED... --pictures ZIP [--crop 48] [--crops 48]
+    python benchmarks/super_resolution.py ORIGINAL CONVERTED... --pictures ZIP
 
 The crops are of the held-out pictures, so no fit has seen them. PSNR (dB) is to the original's
 images: the mean over crops, and that of the mean squared error of all crops. ``svd`` is the plan

@@ -148,35 +148,41 @@ def picture_inputs(
     files = DataFiles(path)
     Image.init()
     known = [n for n in files.names if PurePosixPath(n).suffix.lower() in Image.EXTENSION]
-    usable: list[str] = []
+    order = sorted(known, key=_order)[:_MOST]
+    # Before any is left out: a smaller crop must not move a picture to the other part.
+    judging = set(order[: _judging(len(order), held_out)])
     skipped: list[str] = []
-    for name in sorted(known, key=_order)[:_MOST]:
+    parts: tuple[list[str], list[str]] = ([], [])
+    for name in order:
         why = _problem(files, name, size)
         if why is None:
-            usable.append(name)
+            parts[name in judging].append(name)
         else:
             skipped.append(f"{name} ({why})")
-    least = 1 if held_out == 1 else 2
-    if len(usable) < least:
+    fitted, judged = parts
+    if not judged or (not fitted and held_out < 1):
         left_out = f"; left out: {skipped[0]}" if skipped else ""
         raise DataError(
-            f"{files.path} holds {counted(len(usable), 'image')} of {size} pixels or more a side, "
-            f"and {least} or more are needed{left_out}. Name other pictures, or make smaller crops "
-            "(--crop, size= in Python)."
+            f"{files.path} holds {counted(len(fitted), 'image')} to fit to and {len(judged)} to "
+            f"judge by, of {size} pixels or more a side, and both need 1 or more{left_out}. Name "
+            "other pictures, or make smaller crops (--crop, size= in Python)."
         )
-    judging = min(max(1, math.ceil(held_out * len(usable))), len(usable))
-    if held_out < 1:
-        judging = min(judging, len(usable) - 1)
     return PictureInputs(
         path=files.path,
-        names=tuple(usable[judging:]),
-        others=tuple(usable[:judging]),
+        names=tuple(fitted),
+        others=tuple(judged),
         size=size,
         channels=channels,
         values=values,
         skipped=tuple(skipped),
         _files=files,
     )
+
+
+def _judging(count: int, held_out: float) -> int:
+    """Return the number of pictures that only judge: one or more, and not all unless asked."""
+    found = max(1, math.ceil(held_out * count))
+    return count if held_out == 1 else min(found, max(1, count - 1))
 
 
 def _check(size: int, channels: int, values: str, held_out: float) -> None:

@@ -183,7 +183,7 @@ def test_rows_of_an_npz(original: Path, converted: Path, tmp_path: Path) -> None
         (["--calibration", "PICTURES"], "--values unit (0 to 1) or --values signed (-1 to 1)"),
         (["--calibration", "PICTURES", "--values", "half"], "none of unit, signed"),
         (["--calibration", "PICTURES", "--values", "unit", "--crop", "0"], "not 1 or more"),
-        (["--calibration", "PICTURES", "--values", "unit", "--crop", "99"], "99 pixels or more"),
+        (["--calibration", "PICTURES", "--values", "unit", "--crop", "99"], "of 99 pixels or more"),
         (["--calibration", "PICTURES", "--values", "unit", "--held-out", "0"], "not above 0"),
         (["--calibration", "/nowhere", "--values", "unit"], "there is no data at"),
         (["--calibration", "PICTURES", "--values", "unit", "--input", "16"], "reads no pictures"),

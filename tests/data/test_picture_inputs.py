@@ -117,13 +117,23 @@ def test_the_polish_judges_by_held_out_inputs() -> None:
     assert [batches.target(n) for n in (HELD_OUT, SCALES, TRAINING)] == [2.0, 1.0, 1.0]
 
 
+def test_a_picture_that_is_left_out_moves_no_other(tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path / "mixed", count=30)
+    for i in range(0, 30, 3):
+        Image.open(folder / f"{i:02}.png").resize((20, 20)).save(folder / f"{i:02}.png")
+    small, large = (picture_inputs(folder, size=side) for side in (16, 32))
+    assert len(large.skipped) == 10
+    assert set(large.names) < set(small.names)
+    assert set(large.others) < set(small.others)
+
+
 def test_what_can_not_be_used(folder: Path, tmp_path: Path) -> None:
     (folder / "broken.png").write_bytes(b"no picture")
     Image.new("RGB", (10, 90)).save(folder / "narrow.png")
     inputs = picture_inputs(folder, size=16)
     assert len(inputs.names) + len(inputs.others) == 10
     assert sorted(s.split(" ")[0] for s in inputs.skipped) == ["broken.png", "narrow.png"]
-    with pytest.raises(DataError, match=r"0 images of 64 pixels .* 2 or more"):
+    with pytest.raises(DataError, match=r"0 images to fit to and 0 to judge by, of 64 pixels"):
         picture_inputs(folder, size=64)
     with pytest.raises(DataError, match="no data at"):
         picture_inputs(tmp_path / "missing")
