@@ -13,6 +13,7 @@ from PIL import Image
 from dsconvert import ModuleSource, open_file, picture_inputs
 from dsconvert.cli import main
 from dsconvert.data.pictures import psnr
+from dsconvert.formats.alike import check_same_inputs
 from tests.upscalers import GreyUpscaler, Signed, picture_folder, state_file, upscaler
 
 CODE = ["--module", "tests.upscalers:Upscaler"]
@@ -211,6 +212,9 @@ def test_every_picture_held_out_leaves_nothing_to_fit(
     sheet = tmp_path / "sheet.png"
     words = ["generate", str(original), "--seeds", "0", "--out", str(sheet)]
     assert main([*words, *shown, "--held-out", "1"]) == 0
+    inputs = picture_inputs(shown[shown.index("--calibration") + 1], size=24, held_out=1)
+    file = open_file(original, module=SOURCE, inputs=inputs)
+    check_same_inputs(file, file, otherwise="they can't be compared")
 
 
 def test_a_generator_of_latents_reads_no_pictures(
