@@ -61,7 +61,7 @@ test-oldest:
 	$(OLDEST_PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --requirement tests/oldest.txt
 	.venv-oldest/bin/pip install --quiet --no-deps --no-build-isolation --editable .
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses auto --dist worksteal -m "not extended"
 
 # The site, into $(OUT)/site; any broken link or reference fails it.
 docs:

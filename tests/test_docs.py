@@ -85,10 +85,13 @@ def of(*languages: str) -> list[Block]:
 
 
 def runnable(language: str) -> list[Any]:
-    """The blocks of one language; those of the guides only run with the extended tests."""
-    guides = (DOCS / "how-to", DOCS / "reference", DOCS / "extend")
+    """The blocks of one language; those of the guides only run with the extended tests.
+
+    README, the first page and the first tutorial run always.
+    """
+    always = {ROOT / "README.md", *DOCS.glob("*.md"), DOCS / "tutorials" / "trained-snapshot.md"}
     return [
-        pytest.param(b, marks=[pytest.mark.extended] if b.page.parent in guides else [], id=str(b))
+        pytest.param(b, marks=[] if b.page in always else [pytest.mark.extended], id=str(b))
         for b in of(language)
     ]
 

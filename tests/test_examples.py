@@ -44,10 +44,16 @@ def test_custom_adapter() -> None:
     assert "same images: True" in text
 
 
-@pytest.mark.slow
-def test_demo_snapshot(tmp_path: Path) -> None:
-    path = tmp_path / "demo.pkl"
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("demo") / "demo.pkl"
     assert "distilled" in run("make_demo_snapshot.py", path)
+    return path
+
+
+@pytest.mark.slow
+def test_demo_snapshot(demo: Path, tmp_path: Path) -> None:
+    path = demo
     snap = load_snapshot(path)
     assert snap.config["resolution"] == 128
     # As in a real file, each network has its own tensors: a conversion makes the file smaller.
@@ -59,11 +65,9 @@ def test_demo_snapshot(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_demo_has_learned_its_pictures(tmp_path: Path) -> None:
+def test_demo_has_learned_its_pictures(demo: Path) -> None:
     """Objects on white, each another one: not what random weights would make."""
-    path = tmp_path / "demo.pkl"
-    run("make_demo_snapshot.py", path)
-    generator = load_snapshot(path).generator
+    generator = load_snapshot(demo).generator
     images = sample_images(generator, sampler_of(generator), samples=32, seed=0)
     edge = torch.cat([images[..., :4, :].flatten(1), images[..., -4:, :].flatten(1)], 1)
     middle = images[..., 48:80, 48:80].flatten(1)

@@ -64,7 +64,8 @@ def sdist(listed: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
         # Older patch releases of Python (3.10.11, 3.11.3) know no filters.
         options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         archive.extractall(folder, **options)
-    (unpacked,) = folder.glob("dsconvert-*/")
+    # Before Python 3.11 a slash at the end of a pattern says nothing.
+    (unpacked,) = (p for p in folder.glob("dsconvert-*") if p.is_dir())
     return unpacked
 
 

@@ -26,14 +26,14 @@ SPEC.loader.exec_module(zoo)
 
 QUICK = (
     "lightweight_gan.Generator 64, attention",
-    "lightweight_gan.Generator 128, gates",
+    pytest.param("lightweight_gan.Generator 128, gates", marks=pytest.mark.extended),
     "facenet_pytorch RNet (trained)",
     "torchvision resnet18",
     "torchvision squeezenet1_1",
     "torchvision mobilenet_v3_small",
     pytest.param("timm ghostnet_100", marks=pytest.mark.extended),
     pytest.param("timm mixnet_s", marks=pytest.mark.extended),
-    "timm skresnet18",
+    pytest.param("timm skresnet18", marks=pytest.mark.extended),
     "timm edgenext_xx_small",
 )
 

@@ -83,7 +83,6 @@ class Bars:
             TimeRemainingColumn(),
             TextColumn("{task.fields[detail]}", markup=False),
             console=console,
-            disable=hidden or not console.is_terminal,
             transient=True,
         )
         self._tasks: dict[str, Any] = {}
@@ -95,12 +94,15 @@ class Bars:
         return self  # a bar starts with the first report, after the plan has been checked
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._tasks:  # rich's stop() prints an empty line, also for bars that never began
+            self._progress.stop()
         if self._lines is not None:
             self._lines.close()
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
         """Show progress; the library calls this."""
+        if self._hidden:
+            return
         if self._lines is not None:
             self._lines(stage, done, total, detail)
             return

@@ -149,6 +149,7 @@ def analyse(
             noise_types=types.noises,
             norm_types=types.norms,
             unused=known.unused(model) if known is not None else (),
+            owned=owned,
         )
     return Analysis(
         model=model,

@@ -25,6 +25,9 @@ from dsconvert.records import Conversion, Cost, Fit, Plan
 from dsconvert.util.progress import Progress
 from dsconvert.width import Kept, check_widths, choice, narrow, narrow_sites
 
+_WORTH_COLLECTING = 1 << 20
+"""Parameters; to free fewer is not worth the time of a collection (0.2 s)."""
+
 
 def check_options(init: str, calibrate: int | None) -> None:
     """Check the options of :func:`apply_to` before any work.
@@ -102,7 +105,7 @@ def apply_to(
         seconds["width"] = time.perf_counter() - began
         began = time.perf_counter()
     consume = analysis.owned and not needed
-    if consume:
+    if consume and before.params > _WORTH_COLLECTING:
         # Copies that were traced and counted share the kernels and refer to themselves: until they
         # are collected, no kernel can be freed.
         gc.collect()

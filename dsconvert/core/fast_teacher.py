@@ -8,6 +8,7 @@ from torch import nn
 
 from dsconvert.core.analysis import Analysis, analyse
 from dsconvert.core.conversion import apply_to
+from dsconvert.core.cost import count
 from dsconvert.core.planner import make_plan
 from dsconvert.errors import DsconvertError
 from dsconvert.model.editing import copied
@@ -33,7 +34,9 @@ def fast_form(analysis: Analysis) -> nn.Module:
     try:
         kept = replace(analysis, owned=False)
         decided = make_plan(kept.sites, preset="exact")
-        made = apply_to(kept, decided, init="svd", calibrate=0).model
+        uncounted = count(kept.model)  # MACs, which take a run each, are of no use here
+        costs = (uncounted, uncounted)
+        made = apply_to(kept, decided, init="svd", calibrate=0, costs=costs).model
     except DsconvertError:
         made = analysis.result(copied(analysis.model))
     return _folded(made)

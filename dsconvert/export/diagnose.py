@@ -78,10 +78,11 @@ def _program(core: Core, args: tuple[Tensor, ...]) -> tuple[Any, str]:
             handles.append(module.register_forward_hook(leave))
     try:
         with torch.no_grad():
-            return torch.export.export(core.module, args), ""
+            return torch.export.export(core.module, args, strict=False), ""
     except Exception:  # the question is where, not what: that is known
-        inside = f"{entered[-1]} ({type(core.module.get_submodule(entered[-1])).__name__})"
-        return None, inside if entered else "forward"
+        if not entered:
+            return None, "forward"
+        return None, f"{entered[-1]} ({type(core.module.get_submodule(entered[-1])).__name__})"
     finally:
         for handle in handles:
             handle.remove()

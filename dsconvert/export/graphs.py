@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dsconvert.forms.flat_graph import Core
 
 OUTPUT = "image"
+_LARGEST_BATCH = 1 << 30
 Run = Callable[..., Tensor]
 
 
@@ -75,11 +76,13 @@ def _quiet() -> Generator[None, None, None]:
 
 def program(core: Core, args: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
     """Return the core as a ``torch.export`` program with a free batch size."""
-    batch = torch.export.Dim("batch")
+    # With a bound: torch 2.6 refuses an unbounded size that is compared with the largest integer.
+    batch = torch.export.Dim("batch", max=_LARGEST_BATCH)
     with _quiet(), torch.no_grad():
         return torch.export.export(
             core.module,
             args,
+            strict=False,  # the default of torch 2.7 and newer
             dynamic_shapes=tuple({0: batch} if core.is_batched(k) else None for k in core.inputs),
         )
 

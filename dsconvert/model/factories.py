@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.overrides import (
     TorchFunctionMode,
@@ -26,6 +27,8 @@ _NAMES = (
     "arange", "empty", "eye", "full", "linspace", "logspace", "normal", "ones", "rand", "randint",
     "randn", "randperm", "scalar_tensor", "tensor", "zeros",
 )  # fmt: skip
+_CONVOLUTIONS = ("conv2d", "conv_transpose2d")
+"""Of ``torch.nn.functional``: torch 2.6 rejects a number of groups that is a proxy."""
 
 
 @contextmanager
@@ -35,14 +38,15 @@ def recorded_factories(record: Callable[..., Any]) -> Generator[None, None, None
     # not hold the functions below, which refer to a whole model.
     get_ignored_functions()
     get_overridable_functions()
-    plain = {name: getattr(torch, name) for name in _NAMES}
-    for name, function in plain.items():
-        setattr(torch, name, _recording(function, record))
+    places = [(torch, name) for name in _NAMES] + [(F, name) for name in _CONVOLUTIONS]
+    plain = [(module, name, getattr(module, name)) for module, name in places]
+    for module, name, function in plain:
+        setattr(module, name, _recording(function, record))
     try:
         yield
     finally:
-        for name, function in plain.items():
-            setattr(torch, name, function)
+        for module, name, function in plain:
+            setattr(module, name, function)
 
 
 def _recording(function: Any, record: Callable[..., Any]) -> Any:

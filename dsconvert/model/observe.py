@@ -15,7 +15,7 @@ from torch import nn
 
 from dsconvert.errors import TraceError
 from dsconvert.model.copying import isolate_hooks, isolated_copy, owned_copy
-from dsconvert.model.inputs import map_tensors
+from dsconvert.model.inputs import map_tensors, tensors_of
 from dsconvert.records import Shape
 
 
@@ -161,17 +161,28 @@ def _observe(model: nn.Module, example_inputs: Sequence[Any]) -> Observation:
     return observed
 
 
-def observe(model: nn.Module, example_inputs: Sequence[Any]) -> Observation:
-    """Observe a run of a copy, on the meta device (no data, no time), or for real if that fails.
+def observe(model: nn.Module, example_inputs: Sequence[Any], *, owned: bool = False) -> Observation:
+    """Observe a run of a copy.
+
+    Of a batch the run is on the meta device (no data, no time), unless the model needs data. One
+    sample takes less time than the import of the Python code that torch needs for that device.
+
+    Args:
+        model: does not change.
+        example_inputs: positional arguments of one forward call.
+        owned: the copy may share the parameters, since the model's ``forward`` writes into none.
 
     Raises:
         TraceError: the model fails on its example inputs.
     """
-    try:
-        inputs = map_tensors(lambda x: x.to("meta"), tuple(example_inputs))
-        return _observe(meta_copy(model), inputs)
-    except Exception:  # the model needs data, and may raise any error without
-        return _observe(isolated_copy(model), copy.deepcopy(tuple(example_inputs)))
+    if any(t.dim() and len(t) > 1 for t in tensors_of(tuple(example_inputs))):
+        try:
+            inputs = map_tensors(lambda x: x.to("meta"), tuple(example_inputs))
+            return _observe(meta_copy(model), inputs)
+        except Exception:  # the model needs data, and may raise any error without
+            pass
+    twin = isolated_copy(model, share_parameters=owned)
+    return _observe(twin, copy.deepcopy(tuple(example_inputs)))
 
 
 def first_failure(model: nn.Module, example_inputs: Sequence[Any]) -> tuple[str, Exception] | None:

@@ -231,6 +231,7 @@ def find_sites(
     noise_types: tuple[type[nn.Module], ...] = (),
     norm_types: tuple[type[nn.Module], ...] = (),
     unused: Sequence[str] = (),
+    owned: bool = False,
 ) -> tuple[Sites, TracedGraph]:
     """Find the convolution sites of ``model``, and record its graph.
 
@@ -243,6 +244,7 @@ def find_sites(
         noise_types: modules that only add noise to their input.
         norm_types: batch normalisations other than ``nn.BatchNorm2d``.
         unused: modules that never run, according to an adapter.
+        owned: the model's ``forward`` writes into no parameter.
 
     Raises:
         TraceError: the model's own ``forward`` can't be traced, a named leaf does not exist, or
@@ -254,7 +256,7 @@ def find_sites(
     leaf_types = (*leaf_types, *noise_types, *norm_types)
     examples = None if example_inputs is None else tuple(example_inputs)
     # First, so that a model which fails on its inputs gets that message and not one of the trace.
-    observed = observe(model, examples) if examples is not None else None
+    observed = observe(model, examples, owned=owned) if examples is not None else None
     traced = trace_graph(
         model, examples=examples, leaf_types=leaf_types, leaf_names=frozenset(leaves)
     )

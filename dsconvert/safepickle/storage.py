@@ -200,7 +200,8 @@ class Storages:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self._by_node: dict[int, StorageRef] = {}
+        # With the node, which must not be freed: its id would be that of another.
+        self._by_node: dict[int, tuple[Record, StorageRef]] = {}
         self._by_blob: dict[int, StorageRef] = {}
 
     def get(self, node: Record) -> StorageRef:
@@ -209,13 +210,14 @@ class Storages:
         Raises:
             CorruptSnapshotError, UnsafeSnapshotError: see `parse_storage`.
         """
-        found = self._by_node.get(id(node))
-        if found is None:
-            blob = id(node.args[0]) if len(node.args) == 1 else 0
-            found = self._by_blob.get(blob)
-            if found is None or node.ops:
-                found = parse_storage(self.source, node)
-            self._by_node[id(node)] = self._by_blob[blob] = found
+        known = self._by_node.get(id(node))
+        if known is not None:
+            return known[1]
+        blob = id(node.args[0]) if len(node.args) == 1 else 0
+        found = self._by_blob.get(blob)
+        if found is None or node.ops:
+            found = parse_storage(self.source, node)
+        self._by_node[id(node)], self._by_blob[blob] = (node, found), found
         return found
 
 

@@ -199,7 +199,10 @@ def test_default_256_px_costs_five_times_less_at_rank_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["skip", *(pytest.param(a, marks=pytest.mark.extended) for a in ("resnet", "orig"))],
+)
 def test_balanced_reckons_with_filters_and_linear_layers(architecture: str) -> None:
     """Five times fewer MACs of the whole model, as fvcore counts it, not of its convolutions."""
     g = Generator(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from dsconvert.cli import main
+from dsconvert.bench import Limits, Measurement, compare
+from dsconvert.cli import bench, main
 
 QUICK = ["--repeats", "3", "--batch", "2", "--train-batch", "1", "--threads", "1"]
 
@@ -21,9 +24,24 @@ def fast_file(snapshot_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.slow
-def test_json(snapshot_file: Path, fast_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_table_and_last_line(
+    snapshot_file: Path,
+    fast_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is said of one measurement, which takes most of the time."""
+    measured: list[list[Measurement]] = []
+
+    def once(*args: Any, **options: Any) -> list[Measurement]:
+        if not measured:
+            measured.append(compare(*args, **options))
+        return measured[0]
+
+    monkeypatch.setattr(bench, "compare", once)
+    words = ["bench", str(snapshot_file), str(fast_file), *QUICK]
     capsys.readouterr()
-    assert main(["bench", str(snapshot_file), str(fast_file), *QUICK, "--json"]) == 0
+    assert main([*words, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     one, two = data["models"]
     assert one["params"] > two["params"]
@@ -35,19 +53,28 @@ def test_json(snapshot_file: Path, fast_file: Path, capsys: pytest.CaptureFixtur
     assert data["machine"]["threads"] == 1
     assert data["limits"]["gmac_per_s"] > 0
 
+    monkeypatch.setattr(bench, "remote", lambda *_: SimpleNamespace(close=lambda: None))
+    limit = Limits(macs_per_second=1e9, bytes_per_second=1e9)
+    monkeypatch.setattr(bench, "limits", lambda _: limit)
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert any("forward, batch 2" in line for line in lines[:3])
+    assert any(line.split()[:1] == ["fast.pkl"] and "fewer" in line for line in lines)
+    assert main([*words, "--quiet"]) == 0
+    quiet = capsys.readouterr().out.splitlines()
+    assert quiet[0].startswith("fast.pkl: ")
+    assert len(quiet) <= 2
+
 
 @pytest.mark.slow
-def test_freed_memory_can_be_kept(snapshot_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_of_forward_passes_with_freed_memory_kept(
+    snapshot_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
     assert main(["bench", str(snapshot_file), *QUICK, "--train-batch", "0", "--keep-freed"]) == 0
-    assert "memory kept" in " ".join(capsys.readouterr().out.split())
-
-
-@pytest.mark.slow
-def test_table(snapshot_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    assert main(["bench", str(snapshot_file), *QUICK, "--train-batch", "0"]) == 0
     text = capsys.readouterr().out
+    assert "memory kept" in " ".join(text.split())
     assert "forward, batch 1" in text
     assert "backward" not in text
     assert "GMAC/s" in text

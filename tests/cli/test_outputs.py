@@ -27,13 +27,13 @@ def begins(path: Path) -> bytes:
 @pytest.mark.parametrize(
     ("kind", "suffix"),
     [
-        ("snapshot_file", "xml"),
         ("snapshot_file", "onnx"),
         ("conditional_file", "safetensors"),
         ("fastgan_file", "pt2"),
         *(
             pytest.param(kind, suffix, marks=pytest.mark.extended)
             for kind, suffix in (
+                ("snapshot_file", "xml"),
                 ("snapshot_file", "pt2"),
                 ("snapshot_file", "safetensors"),
                 ("conditional_file", "onnx"),

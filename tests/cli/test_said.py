@@ -15,7 +15,6 @@ from dsconvert.rules.recognise import structure_of
 
 FIT = ("--calibrate", "8", "--polish", "0")
 SVD = ("--init", "svd", "--calibrate", "0")
-QUICK = ("--repeats", "3", "--batch", "2", "--train-batch", "1", "--threads", "1")
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +60,6 @@ def test_every_table_fits(
     assert fits(told(capsys, "report", snapshot_file, *more))
     assert fits(told(capsys, "report", snapshot_file, fast, "--ranks", "1-3", *more))
     assert fits(told(capsys, "inspect", fast, *more))
-
-
-@pytest.mark.slow
-def test_bench_says_how_many_times_faster_and_fits(
-    snapshot_file: Path, fast: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = told(capsys, "bench", snapshot_file, fast, *QUICK)
-    assert fits(lines)
-    assert any("forward, batch 2" in line for line in lines[:3])
-    assert any(line.split()[:1] == ["fast.pkl"] and "fewer" in line for line in lines)
-    few = ("--repeats", "3", "--batch", "1", "--train-batch", "0", "--threads", "1")
-    quiet = told(capsys, "bench", snapshot_file, fast, *few, "--quiet")
-    assert quiet[0].startswith("fast.pkl: ")
-    assert len(quiet) <= 2
 
 
 @pytest.mark.slow

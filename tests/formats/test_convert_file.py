@@ -10,7 +10,7 @@ import torch
 
 from dsconvert.config.distill import DistillConfig
 from dsconvert.core import polish as polish_stage
-from dsconvert.errors import UsageError
+from dsconvert.errors import MissingExtraError, UsageError
 from dsconvert.formats.convert_file import convert_file, convert_snapshot
 from dsconvert.formats.official import new_snapshot
 from tests.made_models import drifted, moved_generator
@@ -63,9 +63,16 @@ def test_weights_that_are_not_finite_are_refused():
         convert_snapshot(new_snapshot(model), preset="paper", init="svd", calibrate=0)
 
 
+def no_backbone(**_: object) -> None:
+    raise MissingExtraError("timm is missing")
+
+
 @pytest.mark.slow
 def test_only_the_main_generator_is_polished(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(polish_stage, "DistillConfig", functools.partial(DistillConfig, batch=2))
+    monkeypatch.setattr(
+        polish_stage, "DistillConfig", functools.partial(DistillConfig, batch=2, held_out=4)
+    )
+    monkeypatch.setattr("dsconvert.matching.setup.ProjectedMaps", no_backbone)
     model = moved_generator(ngf=2)
     snap = new_snapshot(model)
     snap.live["G"] = drifted(model)

@@ -180,7 +180,7 @@ def test_generators_of_every_plan(plain: nn.Module, preset: str | None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [2, 9])
+@pytest.mark.parametrize("rank", [2, pytest.param(9, marks=pytest.mark.extended)])
 def test_a_conditional_generator_at_higher_ranks(rank: int) -> None:
     model = moved_generator(ngf=2, classes=3)
     found = plan(model, preset="balanced", rank=rank)

@@ -47,8 +47,23 @@ def step(model: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("preset", ["fast", "paper", None])
-@pytest.mark.parametrize("config", [{}, {"classes": 3}, {"cfg": "fastgan_lite"}])
+@pytest.mark.parametrize(
+    ("config", "preset"),
+    [
+        *(({}, preset) for preset in ("fast", "paper", None)),
+        ({"classes": 3}, "fast"),
+        ({"cfg": "fastgan_lite"}, None),
+        *(
+            pytest.param(config, preset, marks=pytest.mark.extended)
+            for config, preset in (
+                ({"classes": 3}, "paper"),
+                ({"classes": 3}, None),
+                ({"cfg": "fastgan_lite"}, "fast"),
+                ({"cfg": "fastgan_lite"}, "paper"),
+            )
+        ),
+    ],
+)
 def test_images_gradients_and_statistics(
     config: dict[str, object], preset: str | None, training: bool
 ) -> None:
@@ -150,7 +165,10 @@ def test_gradcheck_of_the_upsampling() -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("sampled", [True, False])
 @pytest.mark.parametrize("spatial", [None, upsample])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "layout",
+    [torch.contiguous_format, pytest.param(torch.channels_last, marks=pytest.mark.extended)],
+)
 def test_gradcheck_of_the_step(
     layout: torch.memory_format,
     spatial: object,

@@ -40,9 +40,9 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, list[str
     ("file", "targets"),
     [
         *((kind, ["latency=0.9x", "params=0.9x"]) for kind in KINDS),
-        ("official", ["macs=0.9x"]),
-        ("official", ["latency=1x"]),
         ("module", ["latency=1x"]),
+        pytest.param("official", ["macs=0.9x"], marks=pytest.mark.extended),
+        pytest.param("official", ["latency=1x"], marks=pytest.mark.extended),
     ],
     indirect=["file"],
 )

@@ -59,7 +59,7 @@ def test_a_target_that_the_original_meets_changes_nothing(tmp_path: Path, target
 def test_less_time_costs_more_loss_and_the_promise_holds(tmp_path: Path) -> None:
     losses = []
     model = decoder()
-    for ratio in (0.8, 0.6, 0.5):
+    for ratio in (0.8, 0.5):
         found = planned(tmp_path, f"latency={ratio}x")
         (promise,) = found.promises
         assert promise.promised <= promise.budget * (1 + 1e-9)

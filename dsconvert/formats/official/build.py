@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dsconvert.adapter import Adapter
-    from dsconvert.safepickle import Source
+    from dsconvert.safepickle import Source, Storages
 
 MAX_MODULE_DEPTH = 60
 
@@ -35,6 +35,7 @@ class Builder:
     """Builds modules from one file. Shared tensors and shared modules stay shared.
 
     With ``meta=True`` no tensor is read: everything is on the meta device, shapes only.
+    ``storages`` are those of the file, if their headers have been read already.
     """
 
     def __init__(
@@ -43,11 +44,12 @@ class Builder:
         adapter: Adapter,
         *,
         meta: bool = False,
+        storages: Storages | None = None,
     ) -> None:
         self._source = source
         self._classes = adapter.classes
         self._adapter = adapter
-        self.parts = Parts(source, meta=meta)
+        self.parts = Parts(source, meta=meta, storages=storages)
         self._modules: dict[int, nn.Module] = {}
 
     def module(self, node: Node, where: str) -> nn.Module:

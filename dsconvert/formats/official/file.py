@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dsconvert.records import Export
-    from dsconvert.safepickle import Source
+    from dsconvert.safepickle import Source, Storages
 
 MODULES = ("G", "D", "G_ema")
 """Entries that the official loader requires to be modules."""
@@ -48,6 +48,11 @@ class Snapshot(GeneratorFile):
     entries: Mapping[str, Node] = field(repr=False)
     foreign: Mapping[tuple[str, str], type[nn.Module]] = field(default_factory=dict, repr=False)
     """Names of live modules' classes in the file, beside the adapter's."""
+    storages: Storages | None = field(default=None, repr=False)
+    """Of ``source``, their headers read once."""
+    _types: dict[str, dict[str, Tensor]] = field(
+        default_factory=dict[str, dict[str, Tensor]], repr=False
+    )
 
     def read(self, key: str) -> nn.Module:
         """Build the module under ``key`` anew, in float32.
@@ -63,7 +68,12 @@ class Snapshot(GeneratorFile):
         if self.source is None or not is_module(node):
             raise UsageError(f"the entry {key!r} of {self.path} is no module.")
         self.source.check_unchanged()
-        return widen(Builder(self.source, self.adapter).module(node, key))
+        made = self._builder(self.source).module(node, key)
+        self._types[key] = {k: t.to("meta") for k, t in made.state_dict().items()}
+        return widen(made)
+
+    def _builder(self, source: Source, *, meta: bool = False) -> Builder:
+        return Builder(source, self.adapter, meta=meta, storages=self.storages)
 
     def own(self, key: str) -> dict[str, Tensor]:
         """Return the generator's tensors as the file has them, for their types.
@@ -77,12 +87,14 @@ class Snapshot(GeneratorFile):
         node, source = self.entries.get(key), self.source
         if source is None or not is_module(node):
             return {}
-        shapes = Builder(source, self.adapter, meta=True).module(node, key).state_dict()
+        shapes = self._types.get(key)
+        if shapes is None:
+            shapes = self._builder(source, meta=True).module(node, key).state_dict()
         wide = any(
             t.is_floating_point() and torch.finfo(t.dtype).bits > torch.finfo(WORKING).bits
             for t in shapes.values()
         )
-        return Builder(source, self.adapter).module(node, key).state_dict() if wide else shapes
+        return self._builder(source).module(node, key).state_dict() if wide else shapes
 
     def state(self, key: str) -> dict[str, Tensor]:
         """Return the state dict of the module under ``key``, also of one that is not built (``D``).
@@ -97,7 +109,7 @@ class Snapshot(GeneratorFile):
         if self.source is None or not is_module(node):
             raise UsageError(f"the entry {key!r} of {self.path} is no module.")
         self.source.check_unchanged()
-        return state_of(Parts(self.source), node, key)
+        return state_of(Parts(self.source, storages=self.storages), node, key)
 
     def has_module(self, key: str) -> bool:
         """Return whether ``key`` is there and is a module (``G`` may be None in a file)."""

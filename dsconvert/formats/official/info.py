@@ -136,7 +136,8 @@ def inspect_snapshot(
     else:
         try:
             found = find_adapter(parsed.source, node, adapters)
-            shapes = Builder(parsed.source, found, meta=True).module(node, GENERATOR)
+            builder = Builder(parsed.source, found, meta=True, storages=storages)
+            shapes = builder.module(node, GENERATOR)
             adapter = found.name
             config = dict(describe(parsed.source, found, node, shapes))
             structure = structure_of(shapes)

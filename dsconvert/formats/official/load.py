@@ -66,7 +66,7 @@ def load_snapshot(
         raise UsageError(
             f"{source.path} has no entry {', '.join(unknown)} to drop. It has: {names_of(entries)}."
         )
-    offences, _ = examine(parsed, dropped, adapters)
+    offences, storages = examine(parsed, dropped, adapters)
     if offences:
         raise refuse(source, offences, [k for k in entries if k not in dropped])
     for key in dropped:
@@ -81,7 +81,8 @@ def load_snapshot(
             "snapshot that the official training code wrote."
         )
     adapter = find_adapter(source, node, adapters)
-    config = describe(source, adapter, node)
+    shapes = Builder(source, adapter, meta=True, storages=storages).module(node, GENERATOR)
+    config = describe(source, adapter, node, shapes)
     return Snapshot(
         path=source.path,
         adapter=adapter,
@@ -90,21 +91,18 @@ def load_snapshot(
         generators=tuple(k for k in (GENERATOR, "G") if is_module(entries.get(k))),
         source=source,
         entries=entries,
+        storages=storages,
     )
 
 
-def describe(
-    source: Source, adapter: Adapter, node: Node, shapes: nn.Module | None = None
-) -> Mapping[str, Any]:
+def describe(source: Source, adapter: Adapter, node: Node, shapes: nn.Module) -> Mapping[str, Any]:
     """Return the adapter's facts about a generator in a file, from shapes alone.
 
-    ``shapes`` is the generator without data, where it is built already.
+    ``shapes`` is the generator without data.
 
     Raises:
         CorruptSnapshotError: its parts do not fit together.
     """
-    if shapes is None:
-        shapes = Builder(source, adapter, meta=True).module(node, GENERATOR)
     try:
         facts = adapter.describe(shapes)
         if (instance := persistent(node)) is not None:

@@ -30,12 +30,15 @@ class Parts:
     """Reads parts of one file's modules. Shared tensors stay shared.
 
     With ``meta=True`` no tensor is read: everything is on the meta device, shapes only.
+    ``storages`` are those of the file, if their headers have been read already.
     """
 
-    def __init__(self, source: Source, *, meta: bool = False) -> None:
+    def __init__(
+        self, source: Source, *, meta: bool = False, storages: Storages | None = None
+    ) -> None:
         self._source = source
         self.meta = meta
-        self._storages = Storages(source)
+        self._storages = storages or Storages(source)
         self._bytes: dict[int, torch.Tensor] = {}
         self._budget = source.size + _SLACK
         self._tensors: dict[int, torch.Tensor] = {}
