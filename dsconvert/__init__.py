@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         merge,
         plan,
     )
+    from dsconvert.data.array_inputs import array_inputs
+    from dsconvert.data.picture_inputs import picture_inputs
     from dsconvert.errors import DsconvertError
     from dsconvert.export import load_export
     from dsconvert.formats.base import ModuleSource
@@ -57,6 +59,8 @@ _HOMES = {
         "merge",
         "plan",
     ),
+    "dsconvert.data.array_inputs": ("array_inputs",),
+    "dsconvert.data.picture_inputs": ("picture_inputs",),
     "dsconvert.export": ("load_export",),
     "dsconvert.forms": ("deploy", "lean"),
     "dsconvert.formats.base": ("ModuleSource",),
@@ -90,6 +94,7 @@ __all__ = [
     "Snapshot",
     "analyse",
     "apply",
+    "array_inputs",
     "convert",
     "convert_file",
     "convert_snapshot",
@@ -106,6 +111,7 @@ __all__ = [
     "merge",
     "new_snapshot",
     "open_file",
+    "picture_inputs",
     "plan",
     "plan_file",
     "plan_snapshot",

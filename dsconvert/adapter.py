@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from dsconvert.records.pictures import PictureSpec
+
     Sampler = Callable[[int, torch.Generator], tuple[Any, ...]]
     """``sampler(n, generator)`` returns the positional arguments of one forward call, batch n."""
     State = Mapping[str, torch.Tensor]
@@ -68,6 +70,14 @@ class Adapter(ABC):
 
         The sampler takes every random number from the generator that it is given.
         """
+
+    def pictures(self, model: nn.Module) -> PictureSpec | None:
+        """Return the pictures that ``model`` reads; None (the default): it reads no pictures.
+
+        Enables ``--calibration``. The :meth:`sampler` then returns pictures of random pixels, which
+        serve shapes and times; nothing is fitted to them.
+        """
+        return None
 
     # The optional members: first the meaning of the codebase's modules.
 

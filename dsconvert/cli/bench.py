@@ -14,6 +14,7 @@ from dsconvert.cli.parser import Call
 from dsconvert.config.measure import BenchJob
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import GeneratorFile
+from dsconvert.model.inputs import held_out_inputs
 from dsconvert.report.timings import headline, limits_dict, measurement_dict, measurement_report
 from dsconvert.util.numbers import counted
 
@@ -24,7 +25,7 @@ def _inputs(path: str, file: GeneratorFile) -> Inputs:
         raise UsageError(
             f"{path} can't be run: nothing says what its inputs look like; give --input 256."
         )
-    return found
+    return held_out_inputs(found)
 
 
 def _operations(options: BenchJob) -> list[Operation]:

@@ -5,15 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from torch.nn import functional
+
 from dsconvert.cli.files import opened
 from dsconvert.cli.generate import images_of, stage
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.parser import Call
 from dsconvert.config.files import CompareJob
+from dsconvert.data.picture_inputs import PictureInputs, as_shown
 from dsconvert.data.pictures import check_picture, psnr, save_picture, side_by_side
 from dsconvert.errors import UsageError
 from dsconvert.formats.alike import check_same_inputs
+from dsconvert.formats.base import GeneratorFile
 from dsconvert.metrics import LiteFeatures, feature_distance
+from dsconvert.model.inputs import held_out_inputs
 from dsconvert.util.devices import for_work
 
 
@@ -21,6 +27,16 @@ def _labels(first: str, second: str) -> tuple[str, str]:
     """File names alone, where they differ: a sheet of one image has no room for a whole path."""
     names = Path(first).name, Path(second).name
     return names if names[0] != names[1] else (first, second)
+
+
+def _read(file: GeneratorFile, options: CompareJob, made: Tensor) -> dict[str, Tensor]:
+    """Return a row of the pictures that the generator reads, enlarged to the images it makes."""
+    inputs = file.inputs()
+    if not isinstance(inputs, PictureInputs):
+        return {}
+    draw = file.draws(options.label)
+    crops = as_shown([draw(seed)[0] for seed in options.seeds], inputs.values)
+    return {"input": functional.interpolate(crops, made.shape[-2:], mode="nearest")}
 
 
 def run(call: Call) -> None:
@@ -62,7 +78,7 @@ def run(call: Call) -> None:
             fd = feature_distance(
                 second.picture(),
                 first.picture(),
-                inputs,
+                held_out_inputs(inputs),
                 samples=options.distance,
                 features=features,
                 progress=bars,
@@ -74,7 +90,7 @@ def run(call: Call) -> None:
             f" other latents) {fd.floor:.1f}, difference {fd.interval[0]:.1f} to"
             f" {fd.interval[1]:.1f}: {verdict}; same latents {fd.same_latents:.1f}"
         )
-    rows = {one: a, f"{two} (PSNR {values.mean():.1f} dB)": b}
+    rows = {**_read(first, options, a), one: a, f"{two} (PSNR {values.mean():.1f} dB)": b}
     save_picture(side_by_side(rows), options.out, overwrite=options.overwrite)
     if options.json:
         emit(data)

@@ -14,6 +14,7 @@ from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.parser import Call
 from dsconvert.cli.stopping import Stopped
 from dsconvert.config.convert import ConvertJob, Polishing
+from dsconvert.data.picture_inputs import PictureInputs
 from dsconvert.errors import PolishError, UsageError
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.formats.convert_file import FileConversion, convert_file, plan_file
@@ -132,6 +133,12 @@ def _convert(
             where it makes no sense.
     """
     with Bars(hidden=options.quiet) as bars:
+        given = file.inputs()
+        if isinstance(given, PictureInputs) and given.skipped:
+            bars.note(
+                f"{counted(len(given.skipped), 'image')} of {given.path} left out: "
+                f"{given.skipped[0]}{', ...' if len(given.skipped) > 1 else ''}"
+            )
         make = functools.partial(
             convert_file,
             file,

@@ -22,6 +22,7 @@ from dsconvert.formats.alike import check_same_inputs
 from dsconvert.metrics.distance import Inputs, sample_images
 from dsconvert.metrics.evaluate import FEW, NAMES, Contest, Evaluation, Score, evaluate, extractors
 from dsconvert.metrics.frechet import Comparison
+from dsconvert.model.inputs import RandomPixels, held_out_inputs, needs_pictures
 from dsconvert.report.layout import compact
 from dsconvert.util.devices import for_work
 from dsconvert.util.numbers import counted
@@ -55,6 +56,9 @@ def run(call: Call) -> None:
             f"{options.snapshot} can't be run: nothing says what its inputs look like; give "
             "--input 256."
         )
+    if isinstance(inputs, RandomPixels):
+        raise UsageError(f"{needs_pictures(f'the generator of {options.snapshot}')}.")
+    inputs = held_out_inputs(inputs)
     teacher: nn.Module | None = None
     if options.against:
         original = opened(options.against, options)

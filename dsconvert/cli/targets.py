@@ -12,6 +12,7 @@ from dsconvert.cli.output import Bars, say
 from dsconvert.config.convert import ConvertJob
 from dsconvert.errors import MissedTargetError, UsageError
 from dsconvert.formats.base import GeneratorFile
+from dsconvert.model.inputs import RandomPixels, needs_pictures_to_fit
 from dsconvert.report.layout import compact
 from dsconvert.search import Clock, MeasuredPlan, missed, plan_measured, verify
 from dsconvert.search.units import figure
@@ -35,6 +36,8 @@ def planned(
             f"--target runs the generator, and nothing says what the inputs of {file.path} look "
             "like; add --input SHAPE (say, --input 256)."
         )
+    if isinstance(inputs, RandomPixels) and fitting.calibrate != 0:
+        raise UsageError(needs_pictures_to_fit(file.generator))
     try:
         return plan_measured(
             file.generator,

@@ -23,6 +23,8 @@ NOISE_SOURCES: tuple[NoiseSource, ...] = get_args(NoiseSource)
 Format = Literal["onnx", "torch", "safetensors", "openvino"]
 """Formats that a generator can be exported to."""
 FORMATS: tuple[Format, ...] = get_args(Format)
+Values = Literal["unit", "signed"]
+"""The range of a picture's values: 0 to 1, or -1 to 1."""
 Metric = Literal["fid", "kid", "fd-lite0"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 Weights = Literal["auto", "package", "hub", "random"]

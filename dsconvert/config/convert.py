@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dsconvert.config.base import BaseSettings, Job
+from dsconvert.config.base import BaseSettings
 from dsconvert.config.choices import Init, Preset, Width
 from dsconvert.config.files import Device, Messages, OptionalOutput, Source, Verbose
 from dsconvert.config.measure import Settings
+from dsconvert.config.pictures import Calibrated
 from dsconvert.config.setting import Group, part, setting
 from dsconvert.config.values import seed, width
 from dsconvert.errors import UsageError
@@ -114,7 +115,7 @@ _OF_TARGETS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertJob(Device, OptionalOutput, Verbose, Messages, Source, Job):
+class ConvertJob(Device, OptionalOutput, Verbose, Messages, Source, Calibrated):
     """Make a generator small and fast: the main job."""
 
     snapshot: str = setting(
@@ -138,6 +139,7 @@ class ConvertJob(Device, OptionalOutput, Verbose, Messages, Source, Job):
     @classmethod
     def check_typed(cls, typed: Mapping[str, Any]) -> None:
         """Refuse options that contradict each other."""
+        super().check_typed(typed)
         if not typed.get("--out") and "--plan-only" not in typed:
             raise UsageError("convert needs --out FILE (or --plan-only).")
         choices = ("--preset", "--rank", "--width", "--keep", "--refit", "--remove")

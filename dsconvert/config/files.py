@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from dsconvert.config.base import BaseSettings, Job
 from dsconvert.config.choices import Format, Noise, NoiseSource
+from dsconvert.config.pictures import Calibrated
 from dsconvert.config.setting import Group, part, setting
 from dsconvert.config.values import ranks, seed, seeds, shape
 
@@ -168,7 +169,7 @@ class ReportJob(Verbose, Messages, Source, Job):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateJob(Drawing, Output, Messages, Source, Job):
+class GenerateJob(Drawing, Output, Messages, Source, Calibrated):
     """Write a grid of images."""
 
     keeps_memory: ClassVar[bool] = True
@@ -179,7 +180,7 @@ class GenerateJob(Drawing, Output, Messages, Source, Job):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareJob(Drawing, Output, Messages, Source, Job):
+class CompareJob(Drawing, Output, Messages, Source, Calibrated):
     """Show the images of two files side by side, from the same latents."""
 
     keeps_memory: ClassVar[bool] = True

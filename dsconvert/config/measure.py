@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dsconvert.config.base import BaseSettings, Job
+from dsconvert.config.base import BaseSettings
 from dsconvert.config.choices import METRICS, Dtype, Metric
 from dsconvert.config.files import Device, Messages, Source
+from dsconvert.config.pictures import Calibrated
 from dsconvert.config.setting import part, setting
 from dsconvert.config.values import seed
 from dsconvert.errors import UsageError
@@ -41,7 +42,7 @@ class Settings(BaseSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchJob(Messages, Source, Job):
+class BenchJob(Messages, Source, Calibrated):
     """Measure time and memory on this machine: forward, forward + backward."""
 
     snapshots: tuple[str, ...] = setting(
@@ -59,6 +60,7 @@ class BenchJob(Messages, Source, Job):
     @classmethod
     def check_typed(cls, typed: Mapping[str, Any]) -> None:
         """Refuse measurements of nothing."""
+        super().check_typed(typed)
         if typed.get("--batch") == 0:
             raise UsageError("--batch 0 runs nothing; give 1 or more.")
         if typed.get("--repeats") == 0:
@@ -82,7 +84,7 @@ def metrics(text: str) -> tuple[Metric, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalJob(Device, Messages, Source, Job):
+class EvalJob(Device, Messages, Source, Calibrated):
     """Measure distances to real images, to the original, or both, with their noise floors."""
 
     keeps_memory: ClassVar[bool] = True
@@ -109,5 +111,6 @@ class EvalJob(Device, Messages, Source, Job):
     @classmethod
     def check_typed(cls, typed: Mapping[str, Any]) -> None:
         """Refuse a measurement against nothing."""
+        super().check_typed(typed)
         if not typed.get("--data") and not typed.get("--against"):
             raise UsageError("eval needs something to measure against: --data, --against, or both.")

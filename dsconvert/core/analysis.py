@@ -16,7 +16,13 @@ from dsconvert.adapter import Adapter, adapter_for, as_adapter
 from dsconvert.core.cost import count
 from dsconvert.errors import UsageError
 from dsconvert.model.graph import ConvTypes, TracedGraph
-from dsconvert.model.inputs import Inputs, examples_for, resolved_sampler
+from dsconvert.model.inputs import (
+    Inputs,
+    RandomPixels,
+    examples_for,
+    needs_pictures_to_fit,
+    resolved_sampler,
+)
 from dsconvert.model.model_types import ModelTypes, types_of
 from dsconvert.model.observe import meta_copy, undisturbed
 from dsconvert.model.sites import find_sites
@@ -74,6 +80,8 @@ class Analysis:
                 "fewer channels are chosen by the activations, and nothing says what the inputs "
                 "look like: pass inputs=callable, or keep the width."
             )
+        if isinstance(self.sampler, RandomPixels):
+            raise UsageError(needs_pictures_to_fit(self.model))
         if seed not in self._curves:
             self._curves[seed] = measure_curves(
                 self.model,

@@ -19,6 +19,7 @@ from dsconvert.core.initialise import randomise, restore_spectral_norm
 from dsconvert.core.rewrite import check, check_finite, costed, rewrite
 from dsconvert.errors import ConversionError, TraceError, UsageError
 from dsconvert.model.copying import isolated_copy
+from dsconvert.model.inputs import RandomPixels, needs_pictures_to_fit, values_of
 from dsconvert.model.observe import first_failure
 from dsconvert.records import Conversion, Cost, Fit, Plan
 from dsconvert.util.progress import Progress
@@ -38,6 +39,17 @@ def check_options(init: str, calibrate: int | None) -> None:
         raise UsageError(f"no init is called {init!r}; choose {', '.join(INITS)}.")
     if calibrate is not None and calibrate < 0:
         raise UsageError(f"--calibrate {calibrate} is negative; 0 turns it off.")
+
+
+def check_inputs(analysis: Analysis, init: str, calibrate: int | None) -> None:
+    """Check that a conversion has the inputs that it is to be fitted to, before any work.
+
+    Raises:
+        UsageError: the model reads pictures, and none are given.
+    """
+    fitted = init != "random" and calibrate != 0
+    if fitted and isinstance(analysis.sampler, RandomPixels):
+        raise UsageError(needs_pictures_to_fit(analysis.model))
 
 
 def apply_to(
@@ -68,6 +80,7 @@ def apply_to(
             training, whose average must stay one of equal channels).
     """
     check_options(init, calibrate)
+    check_inputs(analysis, init, calibrate)
     model, whole = analysis.model, analysis.sites.holding(plan.keep)
     narrower = tuple(w for w in plan.widths if w.kept < w.channels)
     if plan.widths:
@@ -128,7 +141,7 @@ def apply_to(
         fitted = {f.site: f for f in outcome.fits}
         fits = tuple(fitted.get(f.site, f) for f in fits)
         notes = _notes(outcome)
-        quality = held_out_psnr(outcome.held_out, analysis.adapter)
+        quality = held_out_psnr(outcome.held_out, analysis.adapter, values_of(sampler))
         seconds["fit" if init == "fit" else "statistics"] = time.perf_counter() - began
     restore_spectral_norm(student, sites, plan, untrained=init == "random")
 

@@ -11,7 +11,7 @@ from dsconvert.core.fit_layers import BATCH, FitOutcome, fit_layers
 from dsconvert.fit.statistics import buffers_of
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.graph import ConvTypes, TracedGraph
-from dsconvert.model.inputs import Inputs, like
+from dsconvert.model.inputs import Inputs, held_out_inputs, like
 from dsconvert.model.norms import fold, norm_kind
 from dsconvert.model.precision import as_stored
 from dsconvert.records import Plan, Sites, within
@@ -86,7 +86,9 @@ def fit_to_original(
     if not factors and narrower is None and not _has_statistics(student, plan):
         # Nothing is corrected: the pass only measures the errors, on the held-out batch.
         count = 2
-    batches = [like(sampler(BATCH, generator), teacher) for _ in range(count)]
+    # The first batch is held out.
+    samplers = [held_out_inputs(sampler), *[sampler] * (count - 1)]
+    batches = [like(draw(BATCH, generator), teacher) for draw in samplers]
     outcome = fit_layers(
         graph=graph,
         sites=sites,

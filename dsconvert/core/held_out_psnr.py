@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from dsconvert.adapter import Adapter, image_tensor
+from dsconvert.config.choices import Values
 from dsconvert.data.pictures import psnr
 from dsconvert.errors import AdapterError
 
@@ -28,13 +29,19 @@ class _Returns(nn.Module):
         return self._output
 
 
-def held_out_psnr(outputs: tuple[Any, Any] | None, adapter: Adapter | None = None) -> float | None:
+def held_out_psnr(
+    outputs: tuple[Any, Any] | None,
+    adapter: Adapter | None = None,
+    values: Values | None = None,
+) -> float | None:
     """Return the mean PSNR, dB, as :func:`dsconvert.data.pictures.psnr` defines it.
 
     Args:
         outputs: of the fitted model and of the original for the held-out batch.
         adapter: the model's; it converts an output to an image in [-1, 1]. Without one
             the first tensor (N, C, H, W) is the image; one in [0, 1] is brought to [-1, 1].
+        values: the range of the pictures that the model reads and writes, if it does and no
+            adapter knows it.
 
     Returns:
         None where the output is no image of 1, 3 or 4 channels, or of another range.
@@ -47,7 +54,7 @@ def held_out_psnr(outputs: tuple[Any, Any] | None, adapter: Adapter | None = Non
         return None
     if made.shape != wanted.shape:
         return None
-    scale = picture_range(wanted, known=adapter is not None)
+    scale = picture_range(wanted, known=adapter is not None, values=values)
     if scale is None:
         return None
     if scale == "0 to 1":
@@ -62,17 +69,22 @@ def _image(output: Any, adapter: Adapter | None) -> Tensor:
     return image_tensor(output).detach().float()
 
 
-def picture_range(image: Tensor, *, known: bool) -> Literal["-1 to 1", "0 to 1"] | None:
+def picture_range(
+    image: Tensor, *, known: bool, values: Values | None = None
+) -> Literal["-1 to 1", "0 to 1"] | None:
     """Return the range of a batch of images; None where it is no image or has another range.
 
     Args:
         image: (N, C, H, W).
         known: whether an adapter has brought the images to [-1, 1].
+        values: the range, where the model reads pictures of that range.
     """
     if image.shape[1] not in _CHANNELS or min(image.shape[-2:]) < 2:
         return None
     if known:
         return "-1 to 1"
+    if values is not None:
+        return "0 to 1" if values == "unit" else "-1 to 1"
     if float(image.abs().amax()) > _BEYOND:
         return None
     # A batch in [-1, 1] always has a negative pixel.

@@ -12,7 +12,7 @@ from dsconvert.adapter import Adapter, adapter_for, as_adapter
 from dsconvert.config.choices import Width
 from dsconvert.config.convert import Fitting, Polishing, Rewriting
 from dsconvert.core.analysis import Analysis, analyse
-from dsconvert.core.conversion import apply_to, check_options
+from dsconvert.core.conversion import apply_to, check_inputs, check_options
 from dsconvert.core.cost import count
 from dsconvert.core.merge import merge
 from dsconvert.core.planner import make_plan
@@ -286,6 +286,7 @@ def convert(
         analysis = analyse(
             model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter
         )
+        check_inputs(analysis, init, calibrate)
         report = progress if callable(progress) else None
         decided = plan_for(
             analysis, preset=preset, rank=rank, width=width, keep=keep, refit=refit, remove=remove,

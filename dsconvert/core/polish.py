@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dsconvert.adapter import image_tensor
 from dsconvert.config.distill import DistillConfig
@@ -26,7 +26,8 @@ from dsconvert.errors import MissingExtraError, PolishError, TrainingError
 from dsconvert.matching.batches import TeacherBatches
 from dsconvert.matching.loop import Loop, LoopResult
 from dsconvert.matching.setup import as_given, teacher_batches, working_copy
-from dsconvert.model.inputs import Inputs, device_of, like
+from dsconvert.model.inputs import Inputs, device_of, like, values_of
+from dsconvert.model.pictures import FromUnit
 from dsconvert.records import Conversion, Plan, Polish, PolishEnd, PolishForecast
 from dsconvert.util.progress import Progress
 
@@ -43,18 +44,6 @@ _ENDS: dict[str, PolishEnd] = {
     "interrupted": "interrupted",
     "diverged": "diverged",
 }
-
-
-class _Stretched(nn.Module):
-    """Images in [0, 1], brought to [-1, 1] for the backbone and the PSNR."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Any) -> Tensor:
-        """Return the image alone."""
-        return image_tensor(self.model(*args)) * 2 - 1
 
 
 def polish(
@@ -154,7 +143,7 @@ class _Polisher:
         student = as_pictures(self._analysis, trained)
         scale = self._range(teacher)
         if scale == "0 to 1":
-            teacher, student = _Stretched(teacher), _Stretched(student)
+            teacher, student = FromUnit(teacher), FromUnit(student)
         self._picture = scale is not None
         config = DistillConfig(
             minutes=None if self._options.steps is not None else self._options.minutes,
@@ -186,7 +175,11 @@ class _Polisher:
     def _range(self, teacher: nn.Module) -> str | None:
         args = like(self._inputs(8, torch.Generator().manual_seed(self._seed)), teacher)
         teacher.eval()
-        return picture_range(image_tensor(teacher(*args)), known=self._analysis.adapter is not None)
+        return picture_range(
+            image_tensor(teacher(*args)),
+            known=self._analysis.adapter is not None,
+            values=values_of(self._inputs),
+        )
 
     @property
     def _inputs(self) -> Inputs:

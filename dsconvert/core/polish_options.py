@@ -12,7 +12,7 @@ from dsconvert.adapter import image_tensor
 from dsconvert.core.analysis import Analysis
 from dsconvert.errors import AdapterError, PolishError, UsageError
 from dsconvert.model.copying import isolated_copy
-from dsconvert.model.inputs import map_tensors
+from dsconvert.model.inputs import RandomPixels, map_tensors, needs_pictures_to_fit
 from dsconvert.model.observe import evaluating, meta_copy
 from dsconvert.records import PolishForecast
 
@@ -74,6 +74,8 @@ def check_polishable(analysis: Analysis) -> None:
             f"can't polish this {name}: nothing says what its inputs look like. Pass "
             "inputs=callable (in a command --input SHAPE), or do without polish."
         )
+    if isinstance(analysis.sampler, RandomPixels):
+        raise PolishError(needs_pictures_to_fit(analysis.model))
     try:
         image = image_tensor(_dry_run(analysis))
     except AdapterError as error:

@@ -138,10 +138,14 @@ def _clip(rule: Rule, site: Site, rank: int) -> int:
     return max(1, min(rank, rule.max_rank(site)))
 
 
+_LOW = ("up-pw-dw", "low-pw-dw")
+"""Rules whose pointwise runs at the low resolution, in front of an upsample."""
+
+
 def _separable(site: Site) -> Rule:
-    up = rule_named("up-pw-dw")
-    if up.why_not(site) is None:
-        return up
+    for rule in map(rule_named, _LOW):
+        if rule.why_not(site) is None:
+            return rule
     return rule_named("pw-dw" if _grows(site) else "dw-pw")
 
 
@@ -159,13 +163,13 @@ def _balanced(sites: Sequence[Site], request: Request) -> dict[str, Choice]:
             choices[s.name] = keep(why)
     for s in block:
         rule = _separable(s)
-        start = 4 if rule.absorbs_upsample or _grows(s) else 2
+        start = 4 if rule.name in _LOW or _grows(s) else 2
         ranks[s.name] = _clip(rule, s, request.rank or start)
     if request.rank is None and all(s.macs is not None for s in sites):
         _spend(sites, block, ranks, request)
     for s in block:
         rule = _separable(s)
-        low = rule.absorbs_upsample or _grows(s)
+        low = rule.name in _LOW or _grows(s)
         where = "pointwise at the low resolution" if low else "dw -> pw"
         gain = _cheaper(s, rule, ranks[s.name])
         choices[s.name] = (

@@ -44,6 +44,26 @@ def decode(data: bytes, resolution: int, channels: int) -> Tensor:
     Raises:
         OSError, ValueError, SyntaxError: Pillow can't decode the image.
     """
+    picture = _picture(data, channels)
+    if picture.size != (resolution, resolution):
+        side = min(picture.size)
+        left, top = ((extent - side) // 2 for extent in picture.size)
+        # Crop first, so that the filter does not mix in the pixels outside the square.
+        square = picture.crop((left, top, left + side, top + side))
+        picture = square.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    return _pixels(picture, channels)
+
+
+def decode_whole(data: bytes, channels: int) -> Tensor:
+    """Decode an image file to uint8 (C, H, W) at its own size, by the same rules otherwise.
+
+    Raises:
+        OSError, ValueError, SyntaxError: Pillow can't decode the image.
+    """
+    return _pixels(_picture(data, channels), channels)
+
+
+def _picture(data: bytes, channels: int) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # palettes with transparency, odd EXIF
         with Image.open(BytesIO(data)) as opened:
@@ -54,16 +74,12 @@ def decode(data: bytes, resolution: int, channels: int) -> Tensor:
                 picture = picture.convert("RGBA")
                 white = Image.new("RGBA", picture.size, "white")
                 picture = Image.alpha_composite(white, picture)
-            picture = picture.convert(_MODES[channels])
-            if picture.size != (resolution, resolution):
-                side = min(picture.size)
-                left, top = ((extent - side) // 2 for extent in picture.size)
-                # Crop first, so that the filter does not mix in the pixels outside the square.
-                square = picture.crop((left, top, left + side, top + side))
-                picture = square.resize((resolution, resolution), Image.Resampling.LANCZOS)
-            array = np.asarray(picture)
-    array = array.reshape(resolution, resolution, channels).transpose(2, 0, 1)
-    return torch.from_numpy(array.copy())
+            return picture.convert(_MODES[channels])
+
+
+def _pixels(picture: Image.Image, channels: int) -> Tensor:
+    array = np.asarray(picture).reshape(picture.height, picture.width, channels)
+    return torch.from_numpy(array.transpose(2, 0, 1).copy())
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:

@@ -21,6 +21,7 @@ from dsconvert.formats.base import GeneratorFile, ModuleSource
 from dsconvert.formats.registry import open_file
 from dsconvert.formats.save_file import check_output, save_file
 from dsconvert.metrics import sample_images
+from dsconvert.model.inputs import RandomPixels
 from dsconvert.projected.lite0 import Weights
 from dsconvert.records import Cost
 from dsconvert.report.jsonable import finite, layer_rows
@@ -101,6 +102,12 @@ def distill_snapshot(
     inputs = first.inputs()
     if inputs is None:
         raise UsageError(f"the inputs of the generator of {teacher} are unknown; give --input.")
+    if isinstance(inputs, RandomPixels):
+        raise UsageError(
+            f"the generator of {teacher} reads pictures: polish it while it is converted "
+            "(convert --calibration DIR|ZIP), or distil it in Python with "
+            "inputs=dsconvert.picture_inputs(FOLDER)."
+        )
     check_same_inputs(snap, first, otherwise="one can't learn from the other")
     # A generator may return more than a picture; then a wrapper picks the picture out.
     wrapped_teacher, wrapped_student = first.picture(), snap.picture()

@@ -16,13 +16,17 @@ from torch import nn
 
 from dsconvert.config.choices import Noise
 from dsconvert.errors import AdapterError, UsageError
+from dsconvert.model.inputs import adapter_inputs, values_of
+from dsconvert.model.pictures import FromUnit
 
 if TYPE_CHECKING:
     import os
 
     from dsconvert.adapter import Adapter, Sampler
     from dsconvert.formats.seeds import Draw
+    from dsconvert.model.inputs import Inputs
     from dsconvert.records import Export
+    from dsconvert.records.pictures import PictureSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,7 @@ class GeneratorFile(ABC):
         keys: the file's entries in its order, without those that were dropped.
         generators: entries that are generators, the main one (which makes the images) first.
         live: modules that are kept, by entry.
+        given: a sampler of inputs that takes the place of the file's own one.
     """
 
     format_name: ClassVar[str]
@@ -66,6 +71,7 @@ class GeneratorFile(ABC):
     keys: tuple[str, ...]
     generators: tuple[str, ...]
     live: dict[str, nn.Module] = field(repr=False, default_factory=dict[str, nn.Module])
+    given: Inputs | None = field(repr=False, default=None)
 
     @property
     def generator(self) -> nn.Module:
@@ -101,9 +107,13 @@ class GeneratorFile(ABC):
 
         ``model`` is a generator of this file, or a converted one.
         """
-        if self.adapter is None:
-            return None
-        return self.adapter.sampler(self.generator if model is None else model)
+        if self.given is not None or self.adapter is None:
+            return self.given
+        return adapter_inputs(self.adapter, self.generator if model is None else model)
+
+    def pictures(self) -> PictureSpec | None:
+        """Return the pictures that the main generator reads; None where it reads none."""
+        return None if self.adapter is None else self.adapter.pictures(self.generator)
 
     def picture(self, model: nn.Module | None = None) -> nn.Module:
         """Return ``model`` (None: the main generator) as a module that returns images.
@@ -111,7 +121,14 @@ class GeneratorFile(ABC):
         Its output is one tensor (N, C, H, W) in [-1, 1]. ``model`` itself where it does so already.
         """
         model = self.generator if model is None else model
-        return model if self.adapter is None else self.adapter.picture(model)
+        return self.shown(model) if self.adapter is None else self.adapter.picture(model)
+
+    def shown(self, model: nn.Module) -> nn.Module:
+        """Return a ``model`` that no adapter knows with its image in [-1, 1].
+
+        Its images have the range of the pictures that it reads, where it reads some.
+        """
+        return FromUnit(model) if values_of(self.given) == "unit" else model
 
     @abstractmethod
     def draws(self, label: int | None) -> Draw:

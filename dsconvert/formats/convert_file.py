@@ -15,7 +15,7 @@ from torch import nn
 from dsconvert.config.choices import Width
 from dsconvert.config.convert import Fitting, Polishing, Rewriting
 from dsconvert.core.analysis import Analysis, analyse, analyse_alike
-from dsconvert.core.conversion import apply_to
+from dsconvert.core.conversion import apply_to, check_inputs
 from dsconvert.core.pipeline import costed_plan, plan_for
 from dsconvert.core.polish import polish as polished
 from dsconvert.core.polish_options import PolishOptions, check_polishable, polish_options
@@ -157,6 +157,7 @@ def convert_file(
                 adapter=file.adapter,
                 owned=file.is_private(key),
             )
+            check_inputs(analysis, init, calibrate)
             if options.wanted and not conversions:
                 check_polishable(analysis)
             spent = {"trace": time.perf_counter() - began}

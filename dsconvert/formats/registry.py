@@ -10,12 +10,15 @@ from dsconvert.adapter import Adapter
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import FileFacts, FileFormat, GeneratorFile, ModuleSource
 from dsconvert.formats.checkpoint import FORMAT as CHECKPOINT
+from dsconvert.formats.given_inputs import with_inputs
 from dsconvert.formats.official import FORMAT as OFFICIAL
 from dsconvert.formats.safetensors import FORMAT as SAFETENSORS
 from dsconvert.util.files import check_regular
 
 if TYPE_CHECKING:
     import os
+
+    from dsconvert.model.inputs import Inputs
 
 
 class Registry:
@@ -72,6 +75,7 @@ def open_file(
     drop: Collection[str] = (),
     module: ModuleSource | None = None,
     adapters: Sequence[Adapter] = (),
+    inputs: Inputs | None = None,
 ) -> GeneratorFile:
     """Open a file of any known format, without running anything in it.
 
@@ -81,11 +85,14 @@ def open_file(
         drop: entries to leave out.
         module: how to build the generator of a codebase that no adapter knows.
         adapters: further adapters, which need not be installed; they come first.
+        inputs: ``inputs(n, generator)`` returns the arguments of a call with batch n, in place of
+            the adapter's own: :func:`dsconvert.picture_inputs` where the generator reads pictures.
 
     Raises:
         DsconvertError: it is no such file, is damaged, or an option does not fit it.
     """
-    return FORMATS.format_of(path).open(Path(path), drop, module, adapters)
+    file = FORMATS.format_of(path).open(Path(path), drop, module, adapters)
+    return file if inputs is None else with_inputs(file, inputs)
 
 
 def inspect_file(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dsconvert.errors import UsageError
+from dsconvert.model.inputs import RandomPixels, held_out_inputs, needs_pictures
 
 if TYPE_CHECKING:
     from dsconvert.adapter import Sampler
@@ -60,7 +61,10 @@ def sampled_draws(sampler: Sampler | None, label: int | None, path: Path | None)
         raise UsageError("--class was given, but this generator is unconditional.")
     if sampler is None:
         raise UsageError(unknown_inputs(path))
-    return lambda seed: sampler(1, torch.Generator().manual_seed(seed))
+    if isinstance(sampler, RandomPixels):
+        raise UsageError(f"{needs_pictures(f'the generator of {path}')}.")
+    draw = held_out_inputs(sampler)
+    return lambda seed: draw(1, torch.Generator().manual_seed(seed))
 
 
 def unknown_inputs(path: Path | None) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from dsconvert.config.distill import DistillConfig
 from dsconvert.errors import UsageError
 from dsconvert.matching.loss import Objective, Scales, TeacherOutput
-from dsconvert.model.inputs import Inputs
+from dsconvert.model.inputs import Inputs, held_out_inputs
 
 HELD_OUT, SCALES, TRAINING = 0, 100_000, 1_000_000
 """The first number of each purpose."""
@@ -42,7 +42,8 @@ class TeacherBatches:
     def target(self, number: int, *, maps: bool = True) -> TeacherOutput:
         """Return the teacher's side of batch ``number``, with the backbone's maps if ``maps``."""
         seed = self.config.seed * _NUMBERS + number
-        args = self.inputs(self.config.batch, torch.Generator().manual_seed(seed))
+        inputs = held_out_inputs(self.inputs) if number < SCALES else self.inputs
+        args = inputs(self.config.batch, torch.Generator().manual_seed(seed))
         placed = tuple(
             (a.to(self.device, torch.float32) if a.is_floating_point() else a.to(self.device))
             if isinstance(a, Tensor)

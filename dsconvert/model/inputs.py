@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import Adapter, adapter_for
+from dsconvert.config.choices import Values
 from dsconvert.errors import AdapterError, UsageError
 
 Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
@@ -55,13 +57,60 @@ def like(args: tuple[Any, ...], model: nn.Module) -> tuple[Any, ...]:
     )
 
 
+@dataclass(frozen=True)
+class RandomPixels:
+    """Random pixels in place of pictures: for shapes and times, not for a fit or a comparison."""
+
+    sampler: Inputs
+
+    def __call__(self, n: int, generator: torch.Generator) -> tuple[Any, ...]:
+        """Return the arguments of one forward call, batch n."""
+        return self.sampler(n, generator)
+
+
+def adapter_inputs(adapter: Adapter, model: nn.Module) -> Inputs:
+    """Return the adapter's sampler for ``model``, marked where it has to stand in for pictures."""
+    found = adapter.sampler(model)
+    return found if adapter.pictures(model) is None else RandomPixels(found)
+
+
+def needs_pictures(subject: str) -> str:
+    """Return the message for a generator (``subject``) that reads pictures, if none are given."""
+    return (
+        f"{subject} reads pictures, and none are given: add --calibration DIR|ZIP, of 20 pictures "
+        "or more (in Python inputs=dsconvert.picture_inputs(FOLDER))"
+    )
+
+
+def needs_pictures_to_fit(model: nn.Module) -> str:
+    """Return the message for a conversion of ``model``, which reads pictures, if none are given."""
+    return (
+        f"{needs_pictures(f'this {type(model).__name__}')}; or convert by its kernels alone, with "
+        "--init svd --calibrate 0 (in Python init='svd', calibrate=0)."
+    )
+
+
+def held_out_inputs(inputs: Inputs) -> Inputs:
+    """Return the sampler of the inputs that only judge.
+
+    Where a sampler has an attribute ``held_out``, a sampler too, the fit never sees its inputs.
+    Other samplers draw new latents in each call, and judge as they are.
+    """
+    return getattr(inputs, "held_out", inputs)
+
+
+def values_of(inputs: Inputs | None) -> Values | None:
+    """Return the range of the pictures that ``inputs`` draws; None where it draws none."""
+    return getattr(inputs, "values", None)
+
+
 def resolved_sampler(
     model: nn.Module, inputs: Inputs | None, adapter: Adapter | None
 ) -> Inputs | None:
     """Return the caller's own sampler, the adapter's, or None."""
     if inputs is not None:
         return inputs
-    return adapter.sampler(model) if adapter is not None else None
+    return adapter_inputs(adapter, model) if adapter is not None else None
 
 
 def sampler_of(model: nn.Module) -> Inputs:
@@ -73,7 +122,7 @@ def sampler_of(model: nn.Module) -> Inputs:
     adapter = adapter_for(model)
     if adapter is None:
         raise AdapterError(f"no installed adapter knows {type(model).__name__}; pass inputs.")
-    return adapter.sampler(model)
+    return adapter_inputs(adapter, model)
 
 
 def examples_for(

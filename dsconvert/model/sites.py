@@ -16,6 +16,7 @@ from dsconvert.errors import TraceError
 from dsconvert.model.graph import ConvTypes, TracedGraph, trace_graph
 from dsconvert.model.norms import norm_kind
 from dsconvert.model.observe import Observation, observe
+from dsconvert.model.upsampling import interpolates_x2, nearest_x2
 from dsconvert.records import Site, Sites
 
 
@@ -40,15 +41,6 @@ def _dead(
         if not any(ran == name or ran.startswith(f"{name}.") for ran in observed.calls):
             dead.append(name)
     return dead
-
-
-def _nearest_x2(module: nn.Module | None) -> bool:
-    return (
-        isinstance(module, nn.Upsample)
-        and module.mode == "nearest"
-        and module.size is None
-        and module.scale_factor in (2, 2.0, (2, 2), (2.0, 2.0))
-    )
 
 
 class _Surroundings:
@@ -80,6 +72,14 @@ class _Surroundings:
     def nodes(self, name: str) -> int:
         return len(self._nodes.get(name, ()))
 
+    def doubled(self, name: str) -> bool:
+        """Return whether a functional nearest x2 upsample feeds ``name`` alone."""
+        nodes = self._nodes.get(name, [])
+        if len(nodes) != 1 or not nodes[0].args:
+            return False
+        before = nodes[0].args[0]
+        return isinstance(before, fx.Node) and interpolates_x2(before) and len(before.users) == 1
+
     def look(self, name: str) -> tuple[str | None, str | None, str | None, bool]:
         """Return (upsample, noise, batchnorm, absorbs_scale) around the only call of ``name``."""
         nodes = self._nodes.get(name, [])
@@ -90,7 +90,7 @@ class _Surroundings:
         upsample = None
         if (
             isinstance(before, fx.Node)
-            and _nearest_x2(self._module(before))
+            and nearest_x2(self._module(before))
             and len(before.users) == 1
             and self.nodes(str(before.target)) == 1
         ):
@@ -178,6 +178,8 @@ def _site(
     observed: Observation | None,
     around: Any,
     locked: str | None,
+    *,
+    doubled: bool,
 ) -> Site:
     upsample, noise, batchnorm, absorbs = around
     calls = observed.calls.get(name, 0) if observed else None
@@ -207,6 +209,7 @@ def _site(
         input_shape=inp,
         output_shape=out,
         upsample=upsample,
+        doubled=doubled,
         noise=noise,
         batchnorm=batchnorm,
         absorbs_scale=absorbs,
@@ -261,7 +264,14 @@ def find_sites(
     around = _Surroundings(model, graph, noise_types, norm_types)
     locked = _locked(model, graph, observed, leaf_types)
     convolutions = tuple(
-        _site(name, module, observed, around.look(name), locked.get(name))
+        _site(
+            name,
+            module,
+            observed,
+            around.look(name),
+            locked.get(name),
+            doubled=around.doubled(name),
+        )
         for name, module in model.named_modules()
         if isinstance(module, ConvTypes)
     )

@@ -38,6 +38,8 @@ class Site:
     output_shape: Shape | None
     upsample: str | None
     """Name of the nearest x2 ``nn.Upsample`` child that feeds this convolution and nothing else."""
+    doubled: bool = False
+    """Whether a nearest x2 ``F.interpolate`` in the model's code feeds this convolution alone."""
     noise: str | None
     """Name of the noise-injection module that alone reads the output, if there is one."""
     batchnorm: str | None

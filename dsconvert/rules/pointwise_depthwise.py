@@ -74,28 +74,31 @@ def _whitened_start(
 
 def fit_pointwise_depthwise(module: nn.Module, sample: Sample) -> None:
     """Fit a pw -> dw pair in place; it is restored where the held-out error does not fall."""
-    pair = pair_of(module, *_ORDER)
+    pair = pair_of(module, *_ORDER) or pair_of(module, *_ORDER, stride=2)
     if pair is None:
         raise TypeError("a pw -> dw pair has a pointwise and a depthwise convolution")
     spatial, point = pair
+    # A pointwise with a stride reads these positions of its input.
+    step = point.stride[0]
+    inputs = [x[..., ::step, ::step] for x in sample.inputs]
     outs = spatial.out_channels
     rank, taps = point.out_channels // outs, spatial.kernel_size[0] * spatial.kernel_size[1]
     # Second moments around zero, not the mean: padding is a real zero, and the mean is one
     # direction more.
-    values, vectors = torch.linalg.eigh(second_moment(sample.inputs))
+    values, vectors = torch.linalg.eigh(second_moment(inputs))
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
-    variance = float(channel_variance(sample.inputs, channel_mean(sample.inputs)).sum())
+    variance = float(channel_variance(inputs, channel_mean(inputs)).sum())
     if float(values[0]) == 0.0 or variance == 0.0:
         return
     left = values.flip(0).cumsum(0).flip(0)  # energy from each component on
     parts = min(int((left > _LEFT * variance).sum()), _components(outs, taps_per_phase(spatial)))
     scale = (values[:parts] + 1e-6 * values[0]).sqrt()
-    dtype = sample.inputs[0].dtype
+    dtype = inputs[0].dtype
     whiten = (vectors[:, :parts] / scale).t().to(dtype)
     colour = (vectors[:, :parts] * scale).to(dtype)
     stats = moments(
         spatial,
-        sample.inputs,
+        inputs,
         sample.wanted,
         offset=None if sample.centred else sample.shift(spatial),
         project=whiten,
@@ -125,9 +128,9 @@ def fit_pointwise_depthwise(module: nn.Module, sample: Sample) -> None:
             p.copy_(value)
 
 
-def pointwise_depthwise_of(module: nn.Module) -> Pair | None:
-    """Return the factors of ``module`` if it is a pw -> dw pair."""
-    return pair_of(module, *_ORDER)
+def pointwise_depthwise_of(module: nn.Module, *, stride: int = 1) -> Pair | None:
+    """Return the factors of ``module`` if it is a pw -> dw pair with that stride of the former."""
+    return pair_of(module, *_ORDER, stride=stride)
 
 
 class PointwiseDepthwise(Rule):

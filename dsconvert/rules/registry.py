@@ -8,7 +8,11 @@ from dsconvert.errors import PlanError
 from dsconvert.rules.base import Rule
 from dsconvert.rules.depthwise_pointwise import DepthwisePointwise
 from dsconvert.rules.pointwise_depthwise import PointwiseDepthwise
-from dsconvert.rules.upsample import UpsampleMerge, UpsamplePointwiseDepthwise
+from dsconvert.rules.upsample import (
+    LowPointwiseDepthwise,
+    UpsampleMerge,
+    UpsamplePointwiseDepthwise,
+)
 
 _REGISTRY: dict[str, Rule] = {}
 
@@ -62,6 +66,7 @@ for _rule in (
     DepthwisePointwise(),
     PointwiseDepthwise(),
     UpsamplePointwiseDepthwise(),
+    LowPointwiseDepthwise(),
     UpsampleMerge(),
 ):
     register(_rule)

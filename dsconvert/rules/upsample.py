@@ -31,6 +31,10 @@ def _why_not(site: Site) -> str | None:
         return common
     if site.kind != "conv" or site.upsample is None:
         return "no nearest x2 nn.Upsample feeds this convolution alone"
+    return _why_not_plain(site)
+
+
+def _why_not_plain(site: Site) -> str | None:
     plain = (
         site.kernel_size == (3, 3)
         and site.stride == (1, 1)
@@ -86,17 +90,7 @@ class UpsamplePointwiseDepthwise(Rule):
 
     def build(self, site: Site, kernel: Tensor, bias: Tensor | None, rank: int) -> Built:
         """See :class:`dsconvert.rules.Rule`."""
-        factors = factorise.pointwise_depthwise(kernel, rank)
-        out = site.out_channels
-        return Built(
-            module=named(
-                pointwise=pointwise(site.in_channels, out * rank, factors.pointwise, None),
-                depthwise=_transposed(
-                    out * rank, out, out, factorise.upsampled(factors.depthwise), bias
-                ),
-            ),
-            residual=factors.residual,
-        )
+        return _built(site, kernel, bias, rank)
 
     def rank_of(self, module: nn.Module) -> int | None:
         """That of a pw -> dw pair whose depthwise also upsamples."""
@@ -108,6 +102,60 @@ class UpsamplePointwiseDepthwise(Rule):
     def merge(self, module: nn.Module) -> nn.Module | None:
         """The dense transposed convolution, which upsamples, too."""
         return PointwiseDepthwise().merge(module)
+
+
+class LowPointwiseDepthwise(Rule):
+    """The same behind a functional upsample (``F.interpolate``), which stays in the model's code.
+
+    Each pixel of a nearest x2 upsample's input is found at the even positions of its output. A
+    pointwise of stride 2 reads these alone, and so runs at the low resolution; the depthwise
+    transposed convolution is that of :class:`UpsamplePointwiseDepthwise`.
+    """
+
+    name = "low-pw-dw"
+    fit = FitMethod(name="moments", run=fit_pointwise_depthwise)
+
+    def why_not(self, site: Site) -> str | None:
+        """See :class:`dsconvert.rules.Rule`."""
+        if (common := why_not_separable(site)) is not None:
+            return common
+        if site.kind != "conv" or not site.doubled:
+            return "no nearest x2 F.interpolate feeds this convolution alone"
+        return _why_not_plain(site)
+
+    def max_rank(self, site: Site) -> int:
+        """See :class:`UpsamplePointwiseDepthwise`."""
+        return _UP.max_rank(site)
+
+    def params(self, site: Site, rank: int) -> int:
+        """See :class:`UpsamplePointwiseDepthwise`."""
+        return _UP.params(site, rank)
+
+    def macs(self, site: Site, rank: int) -> int | None:
+        """See :class:`UpsamplePointwiseDepthwise`."""
+        return _UP.macs(site, rank)
+
+    def build(self, site: Site, kernel: Tensor, bias: Tensor | None, rank: int) -> Built:
+        """See :class:`dsconvert.rules.Rule`."""
+        return _built(site, kernel, bias, rank, stride=2)
+
+    def rank_of(self, module: nn.Module) -> int | None:
+        """That of a pw -> dw pair that reads every other pixel, and doubles the size."""
+        pair = pointwise_depthwise_of(module, stride=2)
+        if pair is None or not _doubles(pair.depthwise):
+            return None
+        return pair.depthwise.in_channels // pair.depthwise.groups
+
+
+def _built(site: Site, kernel: Tensor, bias: Tensor | None, rank: int, *, stride: int = 1) -> Built:
+    factors = factorise.pointwise_depthwise(kernel, rank)
+    out = site.out_channels
+    mix = pointwise(site.in_channels, out * rank, factors.pointwise, None, stride=stride)
+    spatial = _transposed(out * rank, out, out, factorise.upsampled(factors.depthwise), bias)
+    return Built(module=named(pointwise=mix, depthwise=spatial), residual=factors.residual)
+
+
+_UP = UpsamplePointwiseDepthwise()
 
 
 def _fit_merged(module: nn.Module, sample: Sample) -> None:

@@ -181,11 +181,11 @@ def samples(
     inputs: dict[str, list[Tensor]] = {s.name: [] for s in sites}
     modules = dict(model.named_modules())
 
-    def take(name: str, side: int) -> Callable[..., None]:
+    def take(name: str, side: int, step: int) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
             if args and isinstance(args[0], Tensor) and len(inputs[name]) < len(batches):
                 x = args[0]
-                top, left = ((n - min(n, side)) // 2 for n in x.shape[-2:])
+                top, left = ((n - min(n, side)) // (2 * step) * step for n in x.shape[-2:])
                 inputs[name].append(
                     x[..., top : top + side, left : left + side].detach().float().clone()
                 )
@@ -194,7 +194,8 @@ def samples(
 
     handles = [
         modules[s.upsample or s.name].register_forward_pre_hook(
-            take(s.name, _CROP // 2 if s.upsample else _CROP)
+            # A crop of a doubled map is a doubled map if it begins at an even position.
+            take(s.name, _CROP // 2 if s.upsample else _CROP, 2 if s.doubled else 1)
         )
         for s in sites
     ]

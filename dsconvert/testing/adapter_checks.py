@@ -119,6 +119,10 @@ def _check_inputs(adapter: Adapter, model: nn.Module, problems: Problems) -> Non
                 image.dim() == 4 and len(image) == n,
                 f"picture(model) returns {list(image.shape)} for a sample of {n}, not (N, C, H, W)",
             )
+        if (spec := adapter.pictures(model)) is not None:
+            wanted = (3, spec.channels, spec.size, spec.size)
+            fits = len(args) == 1 and isinstance(args[0], Tensor) and args[0].shape == wanted
+            problems.expect(fits, f"the sampler does not return pictures {list(wanted)}")
         advanced = not torch.equal(state, torch.get_rng_state())
         problems.expect(not advanced, "the sampler or a run in eval mode draws globally")
 
@@ -156,7 +160,8 @@ def _check_noise(adapter: Adapter, model: nn.Module, problems: Problems) -> None
 
 
 def _check_conversion(adapter: Adapter, model: nn.Module, problems: Problems) -> None:
-    analysis = analyse(model, adapter=adapter)
+    # Also where random pixels stand in for pictures: any inputs do for a check.
+    analysis = analyse(model, adapter=adapter, inputs=adapter.sampler(model))
     running = [n for n in adapter.unused(model) if n not in analysis.sites.dead]
     problems.expect(not running, f"unused(model) names modules that run: {running}")
     made = apply_to(analysis, plan_for(analysis, preset="fast", width=1.0), init="svd", calibrate=8)

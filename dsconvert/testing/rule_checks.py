@@ -60,9 +60,9 @@ def check_rule(rule: Rule) -> None:
     problems.expect(isinstance(named, str) and bool(named), f"name is {named!r}, not a text")
     applied, reasons = 0, dict[str, str]()
     with undisturbed():
-        for upsample in (False, True):
+        for before, upsample in _BEFORE.items():
             for kind, make in _CONVOLUTIONS.items():
-                where = f"{kind} behind an upsample" if upsample else kind
+                where = f"{kind}{before}"
                 torch.manual_seed(0)
                 with problems.during(where):
                     why = _check_site(rule, make(), where, problems, upsample=upsample)
@@ -75,10 +75,10 @@ def check_rule(rule: Rule) -> None:
 
 
 def _check_site(
-    rule: Rule, conv: Convolution, where: str, problems: Problems, *, upsample: bool
+    rule: Rule, conv: Convolution, where: str, problems: Problems, *, upsample: nn.Module | None
 ) -> str | None:
     """Check one convolution, in float64; return the reason if the rule does not apply to it."""
-    model = nn.Sequential(nn.Upsample(scale_factor=2), conv) if upsample else nn.Sequential(conv)
+    model = nn.Sequential(conv) if upsample is None else nn.Sequential(upsample, conv)
     model = model.double().eval()
     x = torch.randn(3, conv.in_channels, 9, 10, dtype=torch.float64)
     sites, _ = find_sites(model, example_inputs=(x[:1],))
@@ -124,7 +124,7 @@ def _check_rank(
     types = {p.dtype for p in module.parameters()}
     problems.expect(types == {torch.float64}, f"{where}: parameters are {types}, kernel float64")
     # The input of the module itself.
-    entering = _upsampled(x) if site.upsample is not None and not rule.absorbs_upsample else x
+    entering = _upsampled(x) if _stays(rule, site) else x
     wanted, made = model(x), module(entering)
     size = float(wanted.abs().max())
     problems.expect(made.shape == wanted.shape, f"{where}: the output is {list(made.shape)}")
@@ -162,7 +162,7 @@ def _check_fit(
         smooth = nn.functional.interpolate(coarse, (9, 10), mode="bilinear")
         batches.append(torch.einsum("oi,nihw->nohw", mixing, smooth))
     outputs = [model(x) for x in batches]
-    if site.upsample is not None and not rule.absorbs_upsample:
+    if _stays(rule, site):
         batches = [_upsampled(x) for x in batches]
     sample = Sample(
         inputs=batches[1:],
@@ -179,6 +179,26 @@ def _check_fit(
         after <= before * (1 + 1e-6) + _EXACT,
         f"{where}: the fit raises the held-out error from {before:.3g} to {after:.3g}",
     )
+
+
+class _Doubling(nn.Module):
+    """A functional upsample, as models have it in their own code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.interpolate(x, scale_factor=2, mode="nearest")
+
+
+_BEFORE = {
+    "": None,
+    " behind an upsample": nn.Upsample(scale_factor=2),
+    " behind F.interpolate": _Doubling(),
+}
+"""The modules in front of a checked convolution, by the end of their description."""
+
+
+def _stays(rule: Rule, site: Site) -> bool:
+    """Return whether an upsample in front of the convolution stays in front of its replacement."""
+    return site.doubled or (site.upsample is not None and not rule.absorbs_upsample)
 
 
 def _upsampled(x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx>=1.16", "onnxscript>=0.2", "onnxruntime>=1.18"),
     "openvino": ("openvino>=2024.4",),
     "safetensors": ("safetensors>=0.4.3",),
+    "spandrel": ("spandrel>=0.4.2",),
 }
 """The packages of each extra that a message may name, as in ``pyproject.toml``."""
 

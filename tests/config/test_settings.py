@@ -230,7 +230,7 @@ def test_shell_completion() -> None:
     assert completed("dsconvert gen", 1) == ["plain,generate"]
     assert completed("dsconvert fil", 1) == ["file,fil"]
     assert "plain,balanced" in completed("dsconvert convert a.pkl --preset b", 4)
-    assert completed("dsconvert a.pkl --calib", 2) == ["plain,--calibrate"]
+    assert completed("dsconvert a.pkl --calibrate", 2) == ["plain,--calibrate"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -13,12 +13,14 @@ from torch import nn
 
 from dsconvert.adapter import Adapter, adapters
 from dsconvert.errors import UnsupportedSnapshotError
-from dsconvert.formats.checkpoint.places import ROOT, Place, State, alike, places
+from dsconvert.formats.checkpoint.places import ROOT, Place, State, alike, named, places
 from dsconvert.formats.restructure import restructure
 from dsconvert.model.blank import blank
+from dsconvert.model.inputs import adapter_inputs
 
 if TYPE_CHECKING:
     from dsconvert.adapter import Sampler
+    from dsconvert.records.pictures import PictureSpec
 
 UNEXPECTED = (
     AttributeError, TypeError, ValueError, LookupError, ArithmeticError, RuntimeError,
@@ -65,6 +67,10 @@ class Codebase(ABC):
     @abstractmethod
     def sampler(self, model: nn.Module) -> Sampler | None:
         """Return a sampler of inputs; None where they are unknown."""
+
+    @abstractmethod
+    def pictures(self, model: nn.Module) -> PictureSpec | None:
+        """Return the pictures that ``model`` reads; None where it reads none."""
 
     @abstractmethod
     def picture(self, model: nn.Module) -> nn.Module:
@@ -117,7 +123,11 @@ class AdapterCodebase(Codebase):
 
     def sampler(self, model: nn.Module) -> Sampler | None:
         """See :meth:`dsconvert.adapter.Adapter.sampler`."""
-        return self._adapter.sampler(model)
+        return adapter_inputs(self._adapter, model)
+
+    def pictures(self, model: nn.Module) -> PictureSpec | None:
+        """See :meth:`dsconvert.adapter.Adapter.pictures`."""
+        return self._adapter.pictures(model)
 
     def picture(self, model: nn.Module) -> nn.Module:
         """See :meth:`dsconvert.adapter.Adapter.picture`."""
@@ -130,11 +140,19 @@ def _placed(
     """Return ``adapter`` for the places at which its generators are; None where there are none."""
 
     def knows(place: Place) -> bool:
+        state = place.state(content)
         with suppress(*UNEXPECTED):
-            state = place.state(content)
-            return bool(adapter.states({ROOT: state})) or _fits(adapter, state, mark)
+            if adapter.states({ROOT: state}):
+                return True
+        # An adapter that builds what it finds can't make sense of a converted one.
+        with suppress(*UNEXPECTED):
+            return _fits(adapter, state, mark)
         return False
 
+    if mark is not None:
+        marked = [next(filter(knows, named(content, key)), None) for key in mark["recipes"]]
+        if marked and all(marked):
+            return AdapterCodebase(adapter, tuple(p for p in marked if p is not None))
     found = next((p for p in places(content) if knows(p)), None)
     if found is None:
         return None
@@ -187,6 +205,8 @@ def find_codebase(
         try:
             states = adapter.states(content)
         except UNEXPECTED as error:
+            if mark is not None:
+                continue
             defects += f"; it looks like a file of {adapter.name}, but {error}"
             continue
         if states:

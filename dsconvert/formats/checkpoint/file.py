@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from dsconvert.adapter import Sampler
     from dsconvert.records import Export
+    from dsconvert.records.pictures import PictureSpec
 
 State = Mapping[str, torch.Tensor]
 
@@ -70,11 +71,22 @@ class Checkpoint(GeneratorFile):
 
     def inputs(self, model: nn.Module | None = None) -> Sampler | None:
         """Return a sampler of inputs, where the codebase knows one."""
+        if self.given is not None:
+            return self.given
         return self.codebase.sampler(self.generator if model is None else model)
+
+    def pictures(self) -> PictureSpec | None:
+        """Return the pictures that the main generator reads, where the codebase knows some."""
+        return self.codebase.pictures(self.generator)
 
     def picture(self, model: nn.Module | None = None) -> nn.Module:
         """Return a module that returns images."""
-        return self.codebase.picture(self.generator if model is None else model)
+        model = self.generator if model is None else model
+        return (
+            self.codebase.picture(model)
+            if self.adapter is not None
+            else self.shown(self.codebase.picture(model))
+        )
 
     def draws(self, label: int | None) -> Draw:
         """Draw from the sampler of inputs, by a torch generator of the seed."""

@@ -20,6 +20,7 @@ from dsconvert.errors import UsageError
 from dsconvert.formats.base import ModuleSource
 from dsconvert.formats.checkpoint.codebase import Codebase
 from dsconvert.formats.checkpoint.places import ROOT, Place, alike, named, places
+from dsconvert.records.pictures import PictureSpec
 
 if TYPE_CHECKING:
     from dsconvert.adapter import Sampler
@@ -29,6 +30,8 @@ _NAMES = (
     "state_dict", "model_state_dict", "model", "params",
 )  # fmt: skip
 """Entries that usually hold a generator, the averaged ones first."""
+_CHANNELS = (1, 3, 4)
+"""Channels of pictures."""
 _LATENTS = ("z_dim", "latent_dim", "nz")
 
 
@@ -154,6 +157,21 @@ class ModuleCodebase(Codebase):
     def picture(self, model: nn.Module) -> nn.Module:
         """Return ``model`` with its first image as the output."""
         return Picture(model)
+
+    def pictures(self, model: nn.Module) -> PictureSpec | None:
+        """Return the pictures that the module may read, by ``--input`` or its first convolution.
+
+        The range of their values is unknown. None where it reads no pictures.
+        """
+        if self.source.shapes:
+            shape = self.source.shapes[0]
+            if len(self.source.shapes) != 1 or len(shape) != 3 or shape[0] not in _CHANNELS:
+                return None
+            return PictureSpec(channels=shape[0], values=None, size=min(shape[1:]))
+        first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+        if first is None or first.in_channels not in _CHANNELS:
+            return None
+        return PictureSpec(channels=first.in_channels, values=None)
 
     def sampler(self, model: nn.Module) -> Sampler | None:
         """Sample normal latents of the given shapes, or of the module's own ``z_dim``."""

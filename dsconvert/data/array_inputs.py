@@ -1,0 +1,123 @@
+"""The arguments of forward calls from a ``.npz`` file: an array an argument, a row a sample."""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsconvert.config.pictures import Pictures
+from dsconvert.errors import DataError, UsageError
+
+_SPLIT_SEED = 20261126
+"""Of the order in which rows are held out; the same in every command."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ArrayInputs:
+    """A sampler of rows: ``inputs(n, generator)`` returns one tensor an array.
+
+    Attributes:
+        path: the file.
+        arrays: one an argument, all rows; floating-point ones are float32.
+        rows: indices of the rows of this part.
+        others: indices of the rows of the held-out part.
+    """
+
+    path: Path
+    arrays: tuple[Tensor, ...]
+    rows: Tensor
+    others: Tensor
+
+    @cached_property
+    def held_out(self) -> ArrayInputs:
+        """The sampler of the held-out part."""
+        return replace(self, rows=self.others, others=self.others[:0])
+
+    def __call__(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return a batch of ``n`` rows, as many different ones as there are.
+
+        Raises:
+            UsageError: this part holds no row.
+        """
+        if not len(self.rows):
+            raise UsageError(
+                f"all rows of {self.path} are held out, so none is left to fit to; give a smaller "
+                "--held-out (held_out= in Python)."
+            )
+        chosen: list[int] = []
+        while len(chosen) < n:
+            chosen += torch.randperm(len(self.rows), generator=generator).tolist()
+        picked = self.rows[torch.tensor(chosen[:n])]
+        return tuple(a[picked] for a in self.arrays)
+
+
+def array_inputs(
+    path: str | os.PathLike[str], *, held_out: float = Pictures.held_out
+) -> ArrayInputs:
+    """Return a sampler of the rows of a ``.npz`` file, which ``numpy.savez`` wrote.
+
+    Each array is one argument of a forward call, in the order of the file, with the samples in its
+    first dimension and the values that the model reads. Nothing in the file is executed.
+
+    Args:
+        path: the file.
+        held_out: share of the rows that only judge.
+
+    Raises:
+        DataError: the file can't be read, or its arrays do not fit together.
+        UsageError: the share is out of range.
+    """
+    where = Path(path)
+    if not 0 < held_out <= 1:
+        raise UsageError(f"held_out is {held_out!r}; give a share above 0, up to 1.")
+    try:
+        with np.load(where, allow_pickle=False) as file:
+            found = {name: np.asarray(file[name]) for name in file.files}
+    except FileNotFoundError:
+        raise DataError(f"there is no file {where}; mend the name.") from None
+    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{where} can't be read as a .npz of numbers ({str(error)[:160]}); write it with "
+            "numpy.savez."
+        ) from error
+    lengths = {name: (len(a) if a.ndim else 0) for name, a in found.items()}
+    count = next(iter(lengths.values()), 0)
+    if count < 2 or set(lengths.values()) != {count}:
+        raise DataError(
+            f"{where} holds arrays of {', '.join(f'{n}: {k}' for n, k in lengths.items()) or 'no'} "
+            "rows; an array is one argument of a call, and all have the same number of rows, 2 or "
+            "more."
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(_SPLIT_SEED))
+    judging = max(1, math.ceil(held_out * count))
+    judging = count if held_out == 1 else min(judging, count - 1)
+    return ArrayInputs(
+        path=where,
+        arrays=tuple(_tensor(where, name, array) for name, array in found.items()),
+        rows=order[judging:].sort().values,
+        others=order[:judging].sort().values,
+    )
+
+
+def _tensor(path: Path, name: str, array: np.ndarray) -> Tensor:
+    if array.dtype == np.uint8:
+        raise DataError(
+            f"{name} in {path} holds 8-bit values; save the values that the model reads as "
+            "float32 (for pictures: name the folder or zip of the image files instead)."
+        )
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{name} in {path} is of type {array.dtype}; save numbers.")
+    made = torch.from_numpy(np.ascontiguousarray(array))
+    if array.dtype.kind == "f":
+        if not bool(made.isfinite().all()):
+            raise DataError(f"{name} in {path} holds values that are not finite; mend them.")
+        return made.float()
+    return made.bool() if array.dtype.kind == "b" else made.long()
