@@ -105,7 +105,8 @@ def test_whoever_has_a_file_needs_to_know_nothing_of_its_format(
     made = save_file(file, result.models, tmp_path / "g.pt2")
     assert made is not None
     assert made.format == "torch"
-    assert images_of(file, (0, 1), Drawing(), lambda _: None).shape[0] == 2
+    cpu = torch.device("cpu")
+    assert images_of(file, (0, 1), Drawing(), lambda _: None, device=cpu).shape[0] == 2
     with pytest.raises(UsageError, match="no mapping network"):
         file.truncation(0.5)
     with pytest.raises(UsageError, match=r"ends in \.jpg"):
