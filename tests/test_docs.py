@@ -85,11 +85,11 @@ def of(*languages: str) -> list[Block]:
 
 
 def runnable(language: str) -> list[Any]:
-    """The blocks of one language; those of the guides only run with the extended tests.
+    """The blocks of one language; those of README and of the first tutorial run always.
 
-    README, the first page and the first tutorial run always.
+    The others run with the extended tests.
     """
-    always = {ROOT / "README.md", *DOCS.glob("*.md"), DOCS / "tutorials" / "trained-snapshot.md"}
+    always = {ROOT / "README.md", DOCS / "tutorials" / "trained-snapshot.md"}
     return [
         pytest.param(b, marks=[] if b.page in always else [pytest.mark.extended], id=str(b))
         for b in of(language)

@@ -99,6 +99,7 @@ def test_a_time_that_is_too_short_is_said_beforehand(dense: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_snapshot_of_two_generators(snapshot_file: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out.pkl"
     words = ["convert", str(snapshot_file), *FAST, "--polish-steps", "2", "--out", str(out)]

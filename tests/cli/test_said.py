@@ -80,6 +80,7 @@ def test_quiet_leaves_the_last_line(
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_eval_spells_its_metric_and_begins_with_the_verdict(
     snapshot_file: Path, fast: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

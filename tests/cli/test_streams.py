@@ -42,6 +42,7 @@ def test_a_name_outside_the_encoding_of_stdout(
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_name_that_is_no_text(snapshot_file: Path, tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/bad\xff.pkl"
     try:

@@ -168,6 +168,7 @@ def test_an_interrupted_run_says_what_is_saved_and_how_it_goes_on(
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_conditional_generator_learns(conditional_file: Path, tmp_path: Path) -> None:
     snap = load_snapshot(conditional_file)
     made = convert_snapshot(snap, preset="paper", init="svd", calibrate=0)

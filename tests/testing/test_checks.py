@@ -20,7 +20,10 @@ from tests.models import Decoder, Noise, decoder, latents
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [r.name for r in rules()])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(r.name, marks=[pytest.mark.extended] * (r.name == "dw-pw")) for r in rules()],
+)
 def test_the_built_in_rules(name: str) -> None:
     check_rule(rule_named(name))
 

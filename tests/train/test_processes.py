@@ -60,6 +60,7 @@ def forked(*targets: Callable[[], None]) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.fresh_process
 def test_a_signal_to_all_processes_saves_the_run(tmp_path: Path) -> None:
     """A terminal or a scheduler signals those that read images too."""

@@ -178,6 +178,7 @@ def test_finetune_takes_the_file_s_own_discriminator(
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_finetune_where_g_is_built_differently(tiny: Path, tmp_path: Path) -> None:
     """G_ema alone was converted: G can't be averaged into it. The file has no discriminator."""
     dense = new_snapshot(small_generator())
@@ -476,6 +477,7 @@ def paper_words(tiny: Path, out: Path, *, evaluate: int) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "alone", [False, pytest.param(True, marks=pytest.mark.extended)], ids=["here", "processes"]
 )

@@ -96,6 +96,7 @@ def test_the_result_runs_and_costs_what_the_plan_says(halves: Halves, preset: st
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_conditional_generators_get_narrower() -> None:
     g = fastgan(classes=3)
     result = apply(g, plan(g, preset="exact", width=0.5), calibrate=16)
