@@ -91,8 +91,8 @@ class Device(BaseSettings):
 
     device: str | None = setting(
         None,
-        help="cpu, cuda, cuda:1, ...",
-        default_text="a GPU if there is one",
+        help="cpu, cuda, cuda:1, ...; auto: a GPU if there is one",
+        default_text="auto",
         metavar="NAME",
         resumable=True,
     )

@@ -41,12 +41,12 @@ def usable(name: torch.device | str) -> torch.device:
 
 
 def for_work(name: torch.device | str | None) -> torch.device:
-    """Return the device ``name``; None: CUDA if available, else the CPU (MPS is untested).
+    """Return the device ``name``; None or ``auto``: CUDA, else the CPU (MPS is untested).
 
     Raises:
         UsageError: see :func:`usable`.
     """
-    if name is None:
+    if name is None or name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return usable(name)
 
