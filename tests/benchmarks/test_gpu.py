@@ -105,8 +105,14 @@ def test_a_training_step_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["FP32", "BF16"])
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize(
+    ("mode", "row"),
+    [("BF16", row) for row in ROWS]
+    + [
+        pytest.param("FP32", row, marks=[pytest.mark.extended] * (row != "official"))
+        for row in ROWS
+    ],
+)
 def test_every_row_runs_where_all_its_tensors_are_on_a_gpu(
     row: str, mode: str, bench: Bench
 ) -> None:

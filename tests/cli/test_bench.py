@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,10 +10,16 @@ from typing import Any
 
 import pytest
 
-from dsconvert.bench import Limits, Measurement, compare
+from dsconvert.bench import Limits, Measurement, compare, limits
 from dsconvert.cli import bench, main
 
 QUICK = ["--repeats", "3", "--batch", "2", "--train-batch", "1", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limits of this machine by small products and copies; the usual ones take seconds."""
+    monkeypatch.setattr(bench, "limits", functools.partial(limits, size=256, floats=1 << 20))
 
 
 @pytest.fixture(scope="module")

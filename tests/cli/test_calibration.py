@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from dsconvert import ModuleSource, open_file, picture_inputs
+from dsconvert.bench import limits
 from dsconvert.cli import main
 from dsconvert.data.pictures import psnr
 from dsconvert.formats.alike import check_same_inputs
@@ -139,7 +141,12 @@ def test_eval(
     assert score["what"] == "to teacher"
 
 
-def test_bench(original: Path, shown: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench(
+    original: Path, shown: list[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    small = functools.partial(limits, size=256, floats=1 << 20)
+    monkeypatch.setattr("dsconvert.cli.bench.limits", small)
     quick = ["--batch", "1", "--train-batch", "0", "--repeats", "2", "--json"]
     assert main(["bench", str(original), *quick, *shown]) == 0
     (model,) = json.loads(capsys.readouterr().out)["models"]

@@ -52,14 +52,13 @@ def official_image(path: Path, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_three_spellings_write_the_same_file(snapshot_file: Path, tmp_path: Path) -> None:
+def test_other_spellings_write_the_same_file(snapshot_file: Path, tmp_path: Path) -> None:
     options = ["--preset", "fast", "--quiet", *SVD]
-    outs = [tmp_path / f"{i}.pkl" for i in range(3)]
+    outs = [tmp_path / f"{i}.pkl" for i in range(2)]
     assert main([str(snapshot_file), "--out", str(outs[0]), *options]) == 0
-    assert main(["convert", str(snapshot_file), "--out", str(outs[1]), *options]) == 0
-    command = [sys.executable, "-m", "dsconvert", str(snapshot_file), "--out", str(outs[2])]
-    subprocess.run([*command, *options], check=True, capture_output=True)
-    assert outs[0].read_bytes() == outs[1].read_bytes() == outs[2].read_bytes()
+    command = [sys.executable, "-m", "dsconvert", "convert", str(snapshot_file)]
+    subprocess.run([*command, "--out", str(outs[1]), *options], check=True, capture_output=True)
+    assert outs[0].read_bytes() == outs[1].read_bytes()
 
 
 @pytest.mark.slow
@@ -164,9 +163,9 @@ def test_overwrite_also_in_place(snapshot_file: Path, tmp_path: Path) -> None:
 def test_brackets_in_names_are_printed_as_they_are(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "fast[bold].pkl"
-    assert main([str(snapshot_file), "--out", str(out), *SVD]) == 0
-    assert "fast[bold].pkl" in capsys.readouterr().out
+    out = tmp_path / "grid[bold].png"
+    assert main(["generate", str(snapshot_file), "--seeds", "0", "--out", str(out)]) == 0
+    assert "grid[bold].png" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -313,6 +312,7 @@ def test_bars_are_for_terminals(
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_file_equals_itself(
     snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -327,8 +327,11 @@ def test_a_file_equals_itself(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["fastgan_lite-256", "fastgan-256-dill"]
-    + [pytest.param(n, marks=pytest.mark.extended) for n in ("fastgan-128", "fastgan-256-full")],
+    ["fastgan-256-dill"]
+    + [
+        pytest.param(n, marks=pytest.mark.extended)
+        for n in ("fastgan_lite-256", "fastgan-128", "fastgan-256-full")
+    ],
 )
 def test_official_files(name: str, shared_snapshots: Path, tmp_path: Path) -> None:
     source, out = shared_snapshots / f"{name}.pkl", tmp_path / "fast.pkl"
@@ -369,6 +372,7 @@ def test_console_script_is_installed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c(snapshot_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "fast.pkl"

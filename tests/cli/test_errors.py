@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -93,6 +94,10 @@ def test_truncated(
 def test_missing_file_and_folder(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "no.pkl", "--out", tmp_path / "o.pkl")
     assert "folder" in refused(tmp_path, "--out", tmp_path / "o.pkl")
+
+
+def test_an_input_that_is_a_device(refused: Callable[..., str]) -> None:
+    assert "is a device" in refused("inspect", os.devnull)
 
 
 def test_output_is_checked_before_the_input_is_read(
@@ -293,7 +298,7 @@ def test_a_disk_that_refuses(
     monkeypatch.setattr(Path, "replace", full)
     words = {
         "convert": (snapshot_file, *SVD),
-        "plan": (snapshot_file, "--plan-only"),
+        "plan": (snapshot_file, "--plan-only", "--polish", "0"),
         "generate": ("generate", snapshot_file, "--seeds", "0"),
     }[kind]
     name = {"convert": "o.pkl", "plan": "o.json", "generate": "o.png"}[kind]

@@ -27,12 +27,12 @@ def begins(path: Path) -> bytes:
 @pytest.mark.parametrize(
     ("kind", "suffix"),
     [
-        ("snapshot_file", "onnx"),
         ("conditional_file", "safetensors"),
         ("fastgan_file", "pt2"),
         *(
             pytest.param(kind, suffix, marks=pytest.mark.extended)
             for kind, suffix in (
+                ("snapshot_file", "onnx"),
                 ("snapshot_file", "xml"),
                 ("snapshot_file", "pt2"),
                 ("snapshot_file", "safetensors"),
@@ -147,7 +147,7 @@ def test_an_extra_that_is_missing_is_missed_before_any_work(
 
 @pytest.mark.slow
 def test_a_plan_is_json(snapshot_file: Path, tmp_path: Path, capsys) -> None:
-    words = [str(snapshot_file), "--plan-only", "--out"]
+    words = [str(snapshot_file), "--plan-only", "--polish", "0", "--out"]
     assert main([*words, str(tmp_path / "o.pkl")]) == 2
     assert "end" in capsys.readouterr().err
     assert main([*words, str(tmp_path / "o.json")]) == 0
@@ -168,6 +168,7 @@ def test_pictures_of_no_known_format_are_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_an_output_that_is_a_link(snapshot_file: Path, tmp_path: Path) -> None:
     (tmp_path / "big").mkdir()
     link, real = tmp_path / "link.pkl", tmp_path / "big" / "real.pkl"

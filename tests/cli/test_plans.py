@@ -48,6 +48,7 @@ def test_each_generator_keeps_its_own_weights(two: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_both_are_fitted(two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "fast.pkl"
     assert (

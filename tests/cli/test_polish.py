@@ -68,7 +68,9 @@ def test_the_report_and_the_json_tell_the_steps(dense: Path, tmp_path: Path, cap
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.extended)]
+)
 def test_an_interrupted_polish_writes_the_file_and_says_so(
     dense: Path, tmp_path: Path, monkeypatch, capsys, number: signal.Signals
 ) -> None:

@@ -28,6 +28,12 @@ def planned(tmp_path: Path, *targets: str, clock: Clock, **options) -> MeasuredP
     return plan_measured(decoder(), targets, clock=clock, **options)
 
 
+@pytest.fixture(scope="module")
+def true(tmp_path_factory: pytest.TempPathFactory) -> MeasuredPlan:
+    """The plan of a machine that does not lie."""
+    return planned(tmp_path_factory.mktemp("true"), "latency=0.6x", clock=ByWeight())
+
+
 def macs(found: MeasuredPlan) -> tuple[int, int]:
     lines = found.plan.decisions
     return sum(d.macs_before or 0 for d in lines), sum(d.macs_after or 0 for d in lines)
@@ -99,8 +105,9 @@ class Spike(ByWeight):
 
 
 @pytest.mark.slow
-def test_a_form_with_fewer_macs_that_seems_slower_is_measured_again(tmp_path: Path) -> None:
-    true = planned(tmp_path / "true", "latency=0.6x", clock=ByWeight())
+def test_a_form_with_fewer_macs_that_seems_slower_is_measured_again(
+    true: MeasuredPlan, tmp_path: Path
+) -> None:
     spiked = Spike(is_rewritten, 50.0)
     found = planned(tmp_path / "spiked", "latency=0.6x", clock=spiked)
     assert max(spiked.seen.values()) <= TRIES
@@ -111,8 +118,9 @@ def test_a_form_with_fewer_macs_that_seems_slower_is_measured_again(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_parts_that_sum_to_more_than_the_whole_are_measured_again(tmp_path: Path) -> None:
-    true = planned(tmp_path / "true", "latency=0.6x", clock=ByWeight())
+def test_parts_that_sum_to_more_than_the_whole_are_measured_again(
+    true: MeasuredPlan, tmp_path: Path
+) -> None:
     spiked = Spike(lambda _: True, 3.0)
     found = planned(tmp_path / "spiked", "latency=0.6x", clock=spiked)
     assert max(spiked.seen.values()) <= TRIES
@@ -121,12 +129,13 @@ def test_parts_that_sum_to_more_than_the_whole_are_measured_again(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_parts_that_stay_larger_count_in_proportion_and_a_note_says_so(tmp_path: Path) -> None:
+def test_parts_that_stay_larger_count_in_proportion_and_a_note_says_so(
+    true: MeasuredPlan, tmp_path: Path
+) -> None:
     class Twice(ByWeight):
         def seconds(self, module: nn.Module, probe: Probe) -> float:
             return 2 * super().seconds(module, probe)
 
-    true = planned(tmp_path / "true", "latency=0.6x", clock=ByWeight())
     found = planned(tmp_path / "twice", "latency=0.6x", clock=Twice())
     assert found.promises[0].promised <= found.promises[0].budget
     assert found.loss <= true.loss + 0.05
@@ -170,17 +179,16 @@ class Unlucky(ByWeight):
 
 
 @pytest.mark.slow
-def test_a_missed_promise_is_measured_again_before_it_counts(tmp_path: Path) -> None:
-    found = planned(tmp_path, "latency=0.6x", clock=ByWeight())
+def test_a_missed_promise_is_measured_again_before_it_counts(true: MeasuredPlan) -> None:
     model = decoder()
-    result = apply(model, found.plan, inputs=latents, calibrate=0).model
+    result = apply(model, true.plan, inputs=latents, calibrate=0).model
     once = Unlucky(1)
-    (promise,) = verify(found, model, result, inputs=latents, clock=once)
+    (promise,) = verify(true, model, result, inputs=latents, clock=once)
     assert promise.met
     assert once.wholes == TRIES
     assert missed([promise]) is None
     always = Unlucky(100)
-    (promise,) = verify(found, model, result, inputs=latents, clock=always)
+    (promise,) = verify(true, model, result, inputs=latents, clock=always)
     assert always.wholes == TRIES
     assert not promise.met
     assert "latency=0.6x" in (missed([promise]) or "")

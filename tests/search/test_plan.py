@@ -35,7 +35,11 @@ def actions(found: MeasuredPlan) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["latency=1x", "latency=3x", "latency=1h", "params=1x"])
+@pytest.mark.parametrize(
+    "target",
+    ["latency=1x", "params=1x"]
+    + [pytest.param(t, marks=pytest.mark.extended) for t in ("latency=3x", "latency=1h")],
+)
 def test_a_target_that_the_original_meets_changes_nothing(tmp_path: Path, target: str) -> None:
     target = target.replace("1h", "3600s")
     clock = ByWeight()
@@ -141,8 +145,6 @@ def test_several_targets_hold_together(tmp_path: Path) -> None:
     assert all(p.met for p in checked.values()), checked
     assert checked["params"].measured == result.after.params <= 18_000
     assert checked["macs"].measured == result.after.macs
-    with pytest.raises(MissedTargetError, match="together"):
-        planned(tmp_path, "latency=0.7x", "params=1K")
 
 
 @pytest.mark.slow
@@ -302,21 +304,32 @@ def test_bad_input_is_one_sentence_and_no_file(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    ["--out out.pkl"]
+    + [
+        pytest.param(more, marks=pytest.mark.extended)
+        for more in ("--plan-only", "--plan-only --out plan.json")
+    ],
+)
 def test_a_target_out_of_reach_is_exit_code_3_and_no_file(
-    snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    snapshot_file: Path,
+    tmp_path: Path,
+    more: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out = tmp_path / "out.pkl"
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     capsys.readouterr()
-    plan = str(tmp_path / "plan.json")
-    for command in (["--out", str(out)], ["--plan-only"], ["--plan-only", "--out", plan]):
-        assert main([str(snapshot_file), *command, "--target", "params=2", *QUICK]) == 3
-        said, err = capsys.readouterr()
-        assert said == ""
-        assert "params=2 can't be reached" in err
-        assert "the nearest is params=" in err
-        assert "--best-effort" in err
-        assert err.count("\n") == 1
-        assert not out.exists()
+    assert main([str(snapshot_file), *more.split(), "--target", "params=2", *QUICK]) == 3
+    said, err = capsys.readouterr()
+    assert said == ""
+    assert "params=2 can't be reached" in err
+    assert "the nearest is params=" in err
+    assert "--best-effort" in err
+    assert err.count("\n") == 1
+    assert not list((tmp_path / "here").iterdir())
 
 
 @pytest.mark.slow
@@ -336,16 +349,25 @@ def test_best_effort_writes_the_nearest_and_says_so(
     assert "is written all the same" in err
     made = load_snapshot(out).generator
     assert sum(p.numel() for p in made.parameters()) == row["measured"]
-    out.unlink()
-    loud = [word for word in command if word != "--quiet"]
-    assert main([*loud, "--best-effort"]) == 3
-    said, err = capsys.readouterr()
-    assert "missed" in said
-    assert unfolded(f"wrote {out}") in unfolded(said)
     plan = tmp_path / "plan.json"
     command[2] = str(plan)
     assert main([*command, "--plan-only", "--best-effort"]) == 3
     assert json.loads(plan.read_text())["preset"] == "measured"
+
+
+@pytest.mark.slow
+@pytest.mark.extended
+def test_best_effort_says_so_in_the_table_too(
+    snapshot_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.pkl"
+    loud = [word for word in QUICK if word != "--quiet"]
+    command = [str(snapshot_file), "--out", str(out), "--target", "params=2", *loud]
+    capsys.readouterr()
+    assert main([*command, "--best-effort"]) == 3
+    said, _ = capsys.readouterr()
+    assert "missed" in said
+    assert unfolded(f"wrote {out}") in unfolded(said)
 
 
 class Late(ByWeight):
