@@ -1,8 +1,9 @@
-"""The examples run as they are, each in a process of its own, and say what they should."""
+"""The examples run as they are, as scripts, and say what they should."""
 
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from dsconvert.formats.official import load_snapshot
 from dsconvert.metrics import sample_images
 from dsconvert.model.inputs import sampler_of
+from dsconvert.rules import registry
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -24,9 +26,20 @@ def run(name: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
+def run_here(name: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """As a script, in this process: another would spend most of its time on importing torch."""
+    with torch.random.fork_rng():
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return capsys.readouterr().out
+
+
 @pytest.mark.slow
-def test_custom_rule() -> None:
-    lines = run("custom_rule.py").splitlines()
+def test_custom_rule(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    own = {
+        n: r for n, r in registry._REGISTRY.items() if type(r).__module__.startswith("dsconvert")
+    }
+    monkeypatch.setattr(registry, "_REGISTRY", own)  # what the example registers is forgotten
+    lines = run_here("custom_rule.py", capsys).splitlines()
     changes = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("rank")]
     errors = [re.findall(r"held-out error (\S+) > (\S+)", line) for line in lines]
     assert any(errors)
@@ -36,8 +49,8 @@ def test_custom_rule() -> None:
 
 
 @pytest.mark.slow
-def test_custom_adapter() -> None:
-    text = run("custom_adapter.py")
+def test_custom_adapter(capsys: pytest.CaptureFixture[str]) -> None:
+    text = run_here("custom_adapter.py", capsys)
     before, after = map(int, re.findall(r"(\d+) > (\d+) MACs", text)[0])
     assert after < before / 4
     assert "adapter tiny_gan" in text

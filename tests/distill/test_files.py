@@ -81,12 +81,21 @@ def test_the_command_teaches_both_generators_and_keeps_the_rest(
     assert "<svg" in (folder / "report.html").read_text()
     assert json.loads((folder / "settings.json").read_text())["teacher"] == str(snapshot_file)
 
-    # The same again is refused, and resumed to more steps.
-    again = [*words, *NO_BACKBONE, "--overwrite"]
-    assert main(again) == 2
+    # The same again is refused.
+    assert main([*words, *NO_BACKBONE, "--overwrite"]) == 2
     assert "--resume" in capsys.readouterr().err
-    again[again.index("4")] = "5"
-    assert main([*again, "--resume"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.extended
+def test_a_run_that_ended_is_resumed_to_more_steps(
+    snapshot_file: Path, fast_file: Path, tmp_path: Path, capsys
+) -> None:
+    words = ["distill", str(snapshot_file), str(fast_file), "--out", str(tmp_path / "fast2.pkl")]
+    words += NO_BACKBONE
+    assert main([*words, "--steps", "4"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--overwrite", "--steps", "5", "--resume"]) == 0
     assert "5 steps of 2 latents" in capsys.readouterr().out
 
 
@@ -262,6 +271,7 @@ def stamps(shared_snapshots: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_few_steps_bring_a_trained_generator_nearer(stamps) -> None:
     """On latents of a seed that neither training nor its judge ever draws."""
     pytest.importorskip("timm")
