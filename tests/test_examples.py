@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
 import runpy
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -26,20 +28,22 @@ def run(name: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
-def run_here(name: str, capsys: pytest.CaptureFixture[str]) -> str:
+def run_here(name: str, *arguments: str | Path) -> str:
     """As a script, in this process: another would spend most of its time on importing torch."""
-    with torch.random.fork_rng():
-        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-    return capsys.readouterr().out
+    path, said = str(EXAMPLES / name), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(), redirect_stdout(said):
+        patch.setattr(sys, "argv", [path, *map(str, arguments)])
+        runpy.run_path(path, run_name="__main__")
+    return said.getvalue()
 
 
 @pytest.mark.slow
-def test_custom_rule(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_custom_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     own = {
         n: r for n, r in registry._REGISTRY.items() if type(r).__module__.startswith("dsconvert")
     }
     monkeypatch.setattr(registry, "_REGISTRY", own)  # what the example registers is forgotten
-    lines = run_here("custom_rule.py", capsys).splitlines()
+    lines = run_here("custom_rule.py").splitlines()
     changes = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("rank")]
     errors = [re.findall(r"held-out error (\S+) > (\S+)", line) for line in lines]
     assert any(errors)
@@ -49,8 +53,8 @@ def test_custom_rule(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
-def test_custom_adapter(capsys: pytest.CaptureFixture[str]) -> None:
-    text = run_here("custom_adapter.py", capsys)
+def test_custom_adapter() -> None:
+    text = run_here("custom_adapter.py")
     before, after = map(int, re.findall(r"(\d+) > (\d+) MACs", text)[0])
     assert after < before / 4
     assert "adapter tiny_gan" in text
@@ -60,7 +64,7 @@ def test_custom_adapter(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("demo") / "demo.pkl"
-    assert "distilled" in run("make_demo_snapshot.py", path)
+    assert "distilled" in run_here("make_demo_snapshot.py", path)
     return path
 
 
