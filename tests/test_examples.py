@@ -1,10 +1,13 @@
-"""The examples run as they are, each in a process of its own, and say what they should."""
+"""The examples run as they are, as scripts, and say what they should."""
 
 from __future__ import annotations
 
+import io
 import re
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import torch
 from dsconvert.formats.official import load_snapshot
 from dsconvert.metrics import sample_images
 from dsconvert.model.inputs import sampler_of
+from dsconvert.rules import registry
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -24,9 +28,22 @@ def run(name: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
+def run_here(name: str, *arguments: str | Path) -> str:
+    """As a script, in this process: another would spend most of its time on importing torch."""
+    path, said = str(EXAMPLES / name), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(), redirect_stdout(said):
+        patch.setattr(sys, "argv", [path, *map(str, arguments)])
+        runpy.run_path(path, run_name="__main__")
+    return said.getvalue()
+
+
 @pytest.mark.slow
-def test_custom_rule() -> None:
-    lines = run("custom_rule.py").splitlines()
+def test_custom_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {
+        n: r for n, r in registry._REGISTRY.items() if type(r).__module__.startswith("dsconvert")
+    }
+    monkeypatch.setattr(registry, "_REGISTRY", own)  # what the example registers is forgotten
+    lines = run_here("custom_rule.py").splitlines()
     changes = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("rank")]
     errors = [re.findall(r"held-out error (\S+) > (\S+)", line) for line in lines]
     assert any(errors)
@@ -37,7 +54,7 @@ def test_custom_rule() -> None:
 
 @pytest.mark.slow
 def test_custom_adapter() -> None:
-    text = run("custom_adapter.py")
+    text = run_here("custom_adapter.py")
     before, after = map(int, re.findall(r"(\d+) > (\d+) MACs", text)[0])
     assert after < before / 4
     assert "adapter tiny_gan" in text
@@ -47,7 +64,7 @@ def test_custom_adapter() -> None:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("demo") / "demo.pkl"
-    assert "distilled" in run("make_demo_snapshot.py", path)
+    assert "distilled" in run_here("make_demo_snapshot.py", path)
     return path
 
 

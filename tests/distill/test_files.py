@@ -29,6 +29,8 @@ from dsconvert.model.inputs import sampler_of
 from tests.models import decoder, output
 
 NO_BACKBONE = ["--features", "0", "--batch", "2"]
+ROOT = str(Path(__file__).parents[2])
+OWN = ["--module", "tests.models:Decoder", "--input", "16"]
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +52,19 @@ def fast_file(snapshot_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     path = tmp_path_factory.mktemp("fast") / "fast.pkl"
     save_snapshot(snap, made.models, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def own_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint of a user's own module, and its conversion at rank 1, not fitted."""
+    folder = tmp_path_factory.mktemp("own")
+    dense, fast = folder / "dense.pth", folder / "fast.pth"
+    torch.save({"state_dict": decoder().state_dict(), "epoch": 3}, dense)
+    words = ["--preset", "fast", "--init", "svd", "--calibrate", "0", *OWN]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT)
+        assert main([str(dense), "--out", str(fast), *words]) == 0
+    return dense, fast
 
 
 @pytest.mark.slow
@@ -81,12 +96,21 @@ def test_the_command_teaches_both_generators_and_keeps_the_rest(
     assert "<svg" in (folder / "report.html").read_text()
     assert json.loads((folder / "settings.json").read_text())["teacher"] == str(snapshot_file)
 
-    # The same again is refused, and resumed to more steps.
-    again = [*words, *NO_BACKBONE, "--overwrite"]
-    assert main(again) == 2
+    # The same again is refused.
+    assert main([*words, *NO_BACKBONE, "--overwrite"]) == 2
     assert "--resume" in capsys.readouterr().err
-    again[again.index("4")] = "5"
-    assert main([*again, "--resume"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.extended
+def test_a_run_that_ended_is_resumed_to_more_steps(
+    snapshot_file: Path, fast_file: Path, tmp_path: Path, capsys
+) -> None:
+    words = ["distill", str(snapshot_file), str(fast_file), "--out", str(tmp_path / "fast2.pkl")]
+    words += NO_BACKBONE
+    assert main([*words, "--steps", "4"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--overwrite", "--steps", "5", "--resume"]) == 0
     assert "5 steps of 2 latents" in capsys.readouterr().out
 
 
@@ -120,17 +144,17 @@ def test_a_run_that_made_things_worse_writes_the_start_and_says_so(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.extended)]
 )
 def test_an_interrupted_run_says_what_is_saved_and_how_it_goes_on(
-    snapshot_file: Path,
-    fast_file: Path,
+    own_files: tuple[Path, Path],
     tmp_path: Path,
     monkeypatch,
     capsys,
     number: signal.Signals,
 ) -> None:
-    out = tmp_path / "a name" / "out.pkl"
+    monkeypatch.syspath_prepend(ROOT)
+    out = tmp_path / "a name" / "out.pth"
     out.parent.mkdir()
-    words = ["distill", str(snapshot_file), str(fast_file), "--steps", "4", "--out", str(out)]
-    words += [*NO_BACKBONE, "--quiet"]
+    words = ["distill", *map(str, own_files), "--steps", "4", "--out", str(out)]
+    words += [*OWN, *NO_BACKBONE, "--quiet"]
 
     def stopping(batches: TeacherBatches, scales: Scales):
         signal.raise_signal(number)
@@ -183,32 +207,15 @@ def test_a_conditional_generator_learns(conditional_file: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_state_dict_of_any_code_learns(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_state_dict_of_any_code_learns(
+    own_files: tuple[Path, Path], tmp_path: Path, monkeypatch, capsys
+) -> None:
     """A generator of a user's own module, whose converted file is a checkpoint too."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    source = ["--module", "tests.models:Decoder", "--input", "16"]
-    dense, fast, better = (tmp_path / f"{n}.pth" for n in ("dense", "fast", "better"))
-    torch.save({"state_dict": decoder().state_dict(), "epoch": 3}, dense)
-    assert (
-        main(
-            [
-                str(dense),
-                "--out",
-                str(fast),
-                "--preset",
-                "fast",
-                "--init",
-                "svd",
-                "--calibrate",
-                "0",
-                *source,
-            ]
-        )
-        == 0
-    )
-    words = ["distill", str(dense), str(fast), "--out", str(better), "--steps", "20", *source]
+    monkeypatch.syspath_prepend(ROOT)
+    (dense, fast), better = own_files, tmp_path / "better.pth"
+    words = ["distill", str(dense), str(fast), "--out", str(better), "--steps", "20", *OWN]
     assert main([*words, "--features", "0", "--lr", "0.01", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = json.loads(capsys.readouterr().out)
     assert said["after"]["distance"] < 0.9 * said["before"]["distance"]
     module = ModuleSource(factory="tests.models:Decoder", shapes=((16,),))
     z = torch.randn(64, 16, generator=torch.Generator().manual_seed(5))
@@ -262,6 +269,7 @@ def stamps(shared_snapshots: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_few_steps_bring_a_trained_generator_nearer(stamps) -> None:
     """On latents of a seed that neither training nor its judge ever draws."""
     pytest.importorskip("timm")

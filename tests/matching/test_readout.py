@@ -70,6 +70,7 @@ def test_maps_that_are_not_finite_leave_the_solution() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_narrower_block_of_a_fastgan_is_judged_and_learns() -> None:
     teacher = moved_generator(ngf=2)
     inputs = sampler_of(teacher)

@@ -71,6 +71,7 @@ def test_the_weights_are_in_their_places(net: LiteFeatures) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_as_good_is_not_told_apart_and_a_blur_is(net: LiteFeatures) -> None:
     """Sets of other pictures of one kind pass; slightly smoother ones do not."""
     teacher, other = (net(like_photographs(20, seed, size=64)) for seed in (0, 1))

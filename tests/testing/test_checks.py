@@ -22,7 +22,10 @@ from tests.models import Decoder, Noise, decoder, latents
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(r.name, marks=[pytest.mark.extended] * (r.name == "dw-pw")) for r in rules()],
+    [
+        pytest.param(r.name, marks=[pytest.mark.extended] * (r.name in ("dw-pw", "pw-dw")))
+        for r in rules()
+    ],
 )
 def test_the_built_in_rules(name: str) -> None:
     check_rule(rule_named(name))
@@ -54,7 +57,10 @@ MODELS: dict[str, tuple[Adapter, Callable[[], nn.Module]]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.extended] * ("conditional" in n)) for n in MODELS],
+)
 def test_the_built_in_adapters(name: str) -> None:
     adapter, make = MODELS[name]
     model = make()

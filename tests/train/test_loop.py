@@ -249,7 +249,7 @@ def test_recomputing_changes_no_number_and_keeps_less(classes: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["none", "balanced"])
+@pytest.mark.parametrize("preset", ["none", pytest.param("balanced", marks=pytest.mark.extended)])
 def test_the_lean_form_trains_the_very_same_generator(
     preset: str, data: ImageSet, tmp_path: Path
 ) -> None:

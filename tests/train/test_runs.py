@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -213,25 +213,32 @@ def test_a_64_px_file_of_four_channels(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_spectral_norm_is_kept_or_folded_and_the_rest_starts_as_the_dense_one() -> None:
+@pytest.mark.parametrize(
+    ("preset", "spectral", "wanted"),
+    [
+        pytest.param("paper", "keep", True, marks=pytest.mark.extended),
+        ("balanced", "keep", True),
+        pytest.param("fast", "keep", True, marks=pytest.mark.extended),
+        ("balanced", "fold", False),
+    ],
+)
+def test_spectral_norm_is_kept_or_folded_and_the_rest_starts_as_the_dense_one(
+    preset: str, spectral: Literal["keep", "fold"], wanted: bool
+) -> None:
     dense, none = new_generator(NewGenerator(resolution=128, ngf=2, z_dim=8))
     assert none is None
-    for preset, spectral, wanted in (
-        ("paper", "keep", True), ("balanced", "keep", True), ("fast", "keep", True),
-        ("balanced", "fold", False),
-    ):  # fmt: skip
-        made, plan = new_generator(
-            NewGenerator(preset=preset, resolution=128, ngf=2, z_dim=8, spectral=spectral)
-        )
-        assert plan is not None
-        live = [d.site for d in plan.decisions if d.action != "remove"]
-        normed = {n.rsplit(".", 1)[0] for n, _ in made.named_buffers() if n.endswith("weight_u")}
-        for site in live:
-            assert any(n == site or n.startswith(f"{site}.") for n in normed) is wanted, site
-        norms = {n: m for n, m in made.named_modules() if isinstance(m, nn.BatchNorm2d)}
-        assert norms
-        assert all(m.eps == 1e-5 and m.running_var.eq(1).all() for m in norms.values())
-        assert all(m.eps == 1e-5 for n, m in dense.named_modules() if n in norms)
+    made, plan = new_generator(
+        NewGenerator(preset=preset, resolution=128, ngf=2, z_dim=8, spectral=spectral)
+    )
+    assert plan is not None
+    live = [d.site for d in plan.decisions if d.action != "remove"]
+    normed = {n.rsplit(".", 1)[0] for n, _ in made.named_buffers() if n.endswith("weight_u")}
+    for site in live:
+        assert any(n == site or n.startswith(f"{site}.") for n in normed) is wanted, site
+    norms = {n: m for n, m in made.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert norms
+    assert all(m.eps == 1e-5 and m.running_var.eq(1).all() for m in norms.values())
+    assert all(m.eps == 1e-5 for n, m in dense.named_modules() if n in norms)
 
 
 @pytest.mark.slow

@@ -23,7 +23,9 @@ def groups_of(model: nn.Module, **options: Any) -> tuple[Any, dict[str, str | No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
+@pytest.mark.parametrize(
+    "architecture", ["skip", "resnet", pytest.param("orig", marks=pytest.mark.extended)]
+)
 def test_styles_follow_the_maps_that_they_scale(architecture: str) -> None:
     # As many channels as numbers in a latent and as pixels: neither may be taken for channels.
     g: Any = made(architecture=architecture, channel_max=16, channel_base=256)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -63,23 +65,28 @@ def test_full_width_changes_nothing() -> None:
     assert plan(g, preset="fast", width=1.0) == plan(g, preset="fast")
 
 
+Halves = Callable[[str], tuple[Generator, Conversion]]
+
+
 @pytest.fixture(scope="module")
-def halves() -> dict[str, tuple[Generator, Conversion]]:
-    """A generator, and its conversions to half of every width, by preset."""
-    g = fastgan()
-    return {
-        "exact": (g, apply(g, plan(g, preset="exact", width=0.5), calibrate=64)),
-        "balanced": (g, apply(g, plan(g, preset="balanced", width=0.5), calibrate=8)),
-    }
+def halves() -> Halves:
+    """A function of a preset: a generator, and its conversion to half of every width.
 
+    Each is made once.
+    """
 
-Halves = dict[str, tuple[Generator, Conversion]]
+    @functools.cache
+    def made(preset: str) -> tuple[Generator, Conversion]:
+        g, latents = fastgan(), {"exact": 64, "balanced": 8}[preset]
+        return g, apply(g, plan(g, preset=preset, width=0.5), calibrate=latents)
+
+    return made
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["exact", "balanced"])
+@pytest.mark.parametrize("preset", [pytest.param("exact", marks=pytest.mark.extended), "balanced"])
 def test_the_result_runs_and_costs_what_the_plan_says(halves: Halves, preset: str) -> None:
-    g, result = halves[preset]
+    g, result = halves(preset)
     assert {w.kept / w.channels for w in result.plan.widths} == {0.5}
     assert result.model(torch.randn(2, 16), torch.zeros(2, 0)).shape == (2, 3, 64, 64)
     convolutions = {d.site for d in result.plan.decisions}
@@ -106,8 +113,9 @@ def test_conditional_generators_get_narrower() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_fitted_beats_sliced(halves: Halves) -> None:
-    g, fitted = halves["exact"]
+    g, fitted = halves("exact")
     sliced = analyse(g)
     bare = narrow(g, sliced.groups, fitted.kept)
     wanted = image(g)
@@ -143,7 +151,7 @@ def test_kept_modules_keep_their_channels() -> None:
     made = plan(g, preset="fast", width=0.5, keep=["synthesis.feat_32.5"])
     groups = {w.group for w in made.widths}
     assert not groups & {"synthesis.feat_32.1", "synthesis.feat_32.5"}
-    result = apply(g, made, calibrate=16)
+    result = apply(g, made, calibrate=8)
     before, after = (m.get_submodule("synthesis.feat_32.5").state_dict() for m in (g, result.model))
     assert all(torch.equal(before[k], after[k]) for k in before)
 
