@@ -76,7 +76,7 @@ def test_flipped_opcodes(real: tuple[bytes, list[int]], tmp_path: Path, rounds: 
 
 
 @pytest.mark.slow
-@ROUNDS
+@pytest.mark.parametrize("rounds", [8, pytest.param(250, marks=pytest.mark.extended)])
 def test_cut_doubled_and_moved_pieces(
     real: tuple[bytes, list[int]], tmp_path: Path, rounds: int
 ) -> None:
