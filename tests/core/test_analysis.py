@@ -210,7 +210,9 @@ LOCKED = {
 
 
 @pytest.mark.parametrize("name", LOCKED)
-@pytest.mark.parametrize("how", ["examples", "inputs", "nothing"])
+@pytest.mark.parametrize(
+    "how", [pytest.param("examples", marks=pytest.mark.extended), "inputs", "nothing"]
+)
 def test_a_convolution_that_somebody_else_reads_is_kept(name: str, how: str) -> None:
     model, args = awkward.made(name)
     given: dict[str, Any] = {"example_inputs": args} if how == "examples" else {}

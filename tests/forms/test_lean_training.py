@@ -179,9 +179,25 @@ def test_gradcheck_of_the_upsampling() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("sampled", [True, False])
-@pytest.mark.parametrize("spatial", [None, upsample])
+@pytest.mark.parametrize(
+    ("spatial", "sampled", "training"),
+    [
+        # Every two of the three together; all three are in whole generators above.
+        (None, True, True),
+        (None, False, False),
+        (upsample, True, False),
+        (upsample, False, True),
+        *(
+            pytest.param(*each, marks=pytest.mark.extended)
+            for each in (
+                (None, True, False),
+                (None, False, True),
+                (upsample, True, True),
+                (upsample, False, False),
+            )
+        ),
+    ],
+)
 @pytest.mark.parametrize(
     "layout",
     [torch.contiguous_format, pytest.param(torch.channels_last, marks=pytest.mark.extended)],
