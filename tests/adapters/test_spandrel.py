@@ -59,11 +59,11 @@ MODELS = {
     "old names": (rrdb, lambda s: s),
     "Real-ESRGAN": (rrdb, as_realesrgan),
 }
-# The names of the tensors and the layout of the file are found one after the other.
+# Names are found in a state dict, wherever in the file it is; its prefix meets new names in one.
 FIRST: dict[str, Any] = {
     "compact": LAYOUTS,
     "old names": ("params_ema.pth",),
-    "Real-ESRGAN": ("both.pth", "bare.safetensors"),
+    "Real-ESRGAN": ("both.pth", "parallel.pth", "bare.safetensors"),
 }
 
 
