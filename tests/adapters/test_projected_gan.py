@@ -37,7 +37,15 @@ def test_it_is_found_by_its_entry_point() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize("cfg", ["fastgan", "fastgan_lite"])
-@pytest.mark.parametrize(("resolution", "ngf"), [(64, 2), (128, 2), (256, 2), (512, 4), (1024, 8)])
+@pytest.mark.parametrize(
+    ("resolution", "ngf"),
+    [
+        (64, 2),
+        (256, 2),
+        (1024, 8),
+        *(pytest.param(*each, marks=pytest.mark.extended) for each in ((128, 2), (512, 4))),
+    ],
+)
 def test_every_configuration_runs(resolution: int, ngf: int, cfg: str, classes: int) -> None:
     model = make(resolution=resolution, ngf=ngf, cfg=cfg, classes=classes)
     inputs = ADAPTER.sampler(model)(1, torch.Generator().manual_seed(1))

@@ -59,10 +59,22 @@ MODELS = {
     "old names": (rrdb, lambda s: s),
     "Real-ESRGAN": (rrdb, as_realesrgan),
 }
+# Names are found in a state dict, wherever in the file it is; its prefix meets new names in one.
+FIRST: dict[str, Any] = {
+    "compact": LAYOUTS,
+    "old names": ("params_ema.pth",),
+    "Real-ESRGAN": ("both.pth", "parallel.pth", "bare.safetensors"),
+}
 
 
-@pytest.mark.parametrize("layout", list(LAYOUTS))
-@pytest.mark.parametrize("model", list(MODELS))
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        pytest.param(m, x, marks=[] if x in FIRST[m] else [pytest.mark.extended])
+        for m in MODELS
+        for x in LAYOUTS
+    ],
+)
 def test_there_and_back(model: str, layout: str, tmp_path: Path) -> None:
     make, names = MODELS[model]
     original = make()

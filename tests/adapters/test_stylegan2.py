@@ -38,8 +38,14 @@ def ranked(g: nn.Module, rule_rank: dict[str, tuple[str, int]]) -> nn.Module:
     return apply(g, edited, init="svd", calibrate=0).model
 
 
-@pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
-@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize(
+    ("architecture", "classes"),
+    [
+        *((architecture, 0) for architecture in ("skip", "resnet", "orig")),
+        ("skip", 3),
+        *(pytest.param(a, 3, marks=pytest.mark.extended) for a in ("resnet", "orig")),
+    ],
+)
 def test_the_image_is_the_one_by_the_book(architecture: str, classes: int) -> None:
     g = made(architecture=architecture, c_dim=classes, conv_clamp=1.5)
     z, c = inputs(g)
@@ -79,7 +85,7 @@ class _Plain(Tensor):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["dw-pw", "pw-dw"])
-@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("rank", [1, 2, pytest.param(3, marks=pytest.mark.extended)])
 def test_scaled_factors_equal_scaled_maps(rule: str, rank: int) -> None:
     """Styles and demodulation in the factors, depthwise and FIR merged: the same numbers."""
     g = ranked(made(), {"demod.conv": (rule, rank)})

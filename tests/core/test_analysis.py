@@ -87,10 +87,14 @@ def types(self: Any, x: Tensor) -> Tensor:
 
 
 X = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-FORWARDS: list[tuple[Any, tuple[Any, ...]]] = [
+FORWARDS: list[Any] = [
     (list_default, (X,)), (tuple_default, (X,)), (keywords, (X,)), (scalar, (X, 0.5)),
-    (flag, (X, False)), (flag, (X, True)), (device, (X,)), (shape, (X,)), (shape, (X[..., :15],)),
-    (several, ([X],)), (several, ((X, X),)), (numbers, (X,)), (types, (X,)),
+    (flag, (X, True)), (device, (X,)), (shape, (X[..., :15],)),
+    (several, ([X],)), (numbers, (X,)), (types, (X,)),
+    *(
+        pytest.param(*each, marks=pytest.mark.extended)
+        for each in ((flag, (X, False)), (shape, (X,)), (several, ((X, X),)))
+    ),
 ]  # fmt: skip
 
 
@@ -150,10 +154,18 @@ WRAPPERS = {
     "average": AveragedModel,
     "twice": lambda m: torch.compile(nn.DataParallel(m)),
 }
+# What is taken off in turn where both are there.
+IN_TWICE = ("DataParallel", "torch.compile")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        pytest.param(wrap, id=name, marks=[pytest.mark.extended] if name in IN_TWICE else [])
+        for name, wrap in WRAPPERS.items()
+    ],
+)
 def test_wrappers_are_taken_off(wrap: Any) -> None:
     model = type("G", (Net,), {"forward": tuple_default})().eval()
     fast = dsconvert.convert(wrap(model), rank=9, example_inputs=(X,))
@@ -198,7 +210,9 @@ LOCKED = {
 
 
 @pytest.mark.parametrize("name", LOCKED)
-@pytest.mark.parametrize("how", ["examples", "inputs", "nothing"])
+@pytest.mark.parametrize(
+    "how", [pytest.param("examples", marks=pytest.mark.extended), "inputs", "nothing"]
+)
 def test_a_convolution_that_somebody_else_reads_is_kept(name: str, how: str) -> None:
     model, args = awkward.made(name)
     given: dict[str, Any] = {"example_inputs": args} if how == "examples" else {}
@@ -232,7 +246,7 @@ def _bytes(model: nn.Module, name: str) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("preset", "name"),
     [
-        pytest.param(preset, name, marks=[] if i == j or preset == "fast" else pytest.mark.extended)
+        pytest.param(preset, name, marks=[] if i == j else pytest.mark.extended)
         for i, preset in enumerate(("exact", "paper", "balanced", "fast"))
         for j, name in enumerate(("block1", "block1.3", "head", "start"))
     ],

@@ -11,6 +11,7 @@ import dsconvert
 from dsconvert.core.held_out_psnr import held_out_psnr
 from dsconvert.data.pictures import psnr
 from tests.made_models import moved_generator
+from tests.models import decoder
 
 
 def image(low: float = -1.0, high: float = 1.0, channels: int = 3) -> torch.Tensor:
@@ -74,7 +75,9 @@ def test_a_conversion_knows_its_psnr() -> None:
         with torch.no_grad():
             images.append(each.eval()(z, torch.zeros(8, 0)))
     assert result.psnr == pytest.approx(float(psnr(images[1], images[0]).mean()), abs=3.0)
-    without = dsconvert.apply(model, dsconvert.plan(model, rank=1), init="svd", calibrate=0)
+    small = decoder()
+    made = dsconvert.plan(small, preset="paper", inputs=latents)
+    without = dsconvert.apply(small, made, inputs=latents, init="svd", calibrate=0)
     assert without.psnr is None
 
 

@@ -228,7 +228,9 @@ def test_it_never_makes_things_worse(teacher, fitted, monkeypatch, rate: float, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.extended)]
+)
 def test_an_interruption_keeps_the_best_so_far(teacher, fitted, number) -> None:
     def stop(stage: str, done: int, _total: int, _detail: str) -> None:
         if stage == "polish, steps" and done == 15:

@@ -93,7 +93,7 @@ class _Data:
         return torch.zeros(len(indices), 0)
 
 
-@pytest.mark.parametrize("recompute", ["none", "lean"])
+@pytest.mark.parametrize("recompute", ["none", pytest.param("lean", marks=pytest.mark.extended)])
 @pytest.mark.filterwarnings("ignore:the EfficientNet-Lite0 backbone has RANDOM weights")
 def test_a_training_step_stays_on_its_device(recompute: Any) -> None:
     generator, _ = new_generator(NewGenerator(resolution=64, ngf=2, preset="paper"))

@@ -46,7 +46,8 @@ def extras(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "which", "noise"),
     [
-        ("torch", "fast", "random"),
+        # With random noise, the test below compares the images too, and others export to torch.
+        pytest.param("torch", "fast", "random", marks=pytest.mark.extended),
         pytest.param("torch", "conditional", "zero", marks=pytest.mark.extended),
         ("onnx", "fast", "fixed"),
         pytest.param("openvino", "conditional", "random", marks=pytest.mark.extended),
@@ -100,6 +101,13 @@ def test_an_onnx_file_names_its_parts(tmp_path: Path, fast: nn.Module) -> None:
     planes = json.loads(facts["dsconvert.planes"])
     assert planes[0] == ["synthesis.feat_8.2", 8, 8]
     assert sum(h * w for _, h, w in planes) == made.inputs["noise"][1]
+    # With the noise of a random state, it makes the images of the model under that state.
+    args = inputs_of(fast, 4, seed=9)
+    core = flatten(fast, examples_of(fast), noise="random")
+    want = image(fast, args, seed=2)
+    torch.manual_seed(2)
+    got = load_export(tmp_path / "g.onnx", threads=1)(*core.select(args), draw(core.planes, 4))
+    assert (got - want).abs().max() <= 1e-3 * want.abs().max()
 
 
 @pytest.mark.slow
@@ -213,7 +221,7 @@ def pictures(n: int, generator: torch.Generator) -> tuple[Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["onnx", "openvino"])
+@pytest.mark.parametrize("name", ["onnx", pytest.param("openvino", marks=pytest.mark.extended)])
 def test_an_operator_without_a_counterpart_is_named(tmp_path: Path, name: str) -> None:
     extras(name)
     with pytest.raises(ExportError, match=r"bessel_j0.* module body\.1"):
@@ -362,6 +370,7 @@ def test_the_command(
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_safetensors_export_is_exported_again(snapshot_file: Path, tmp_path: Path) -> None:
     extras("safetensors")
     middle = tmp_path / "g.safetensors"

@@ -55,7 +55,9 @@ def test_moments_reproduce_the_convolution(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["paper", "balanced", "fast"])
+@pytest.mark.parametrize(
+    "preset", ["paper", pytest.param("balanced", marks=pytest.mark.extended), "fast"]
+)
 def test_no_layer_is_worse_than_its_svd(preset):
     model = decoder()
     plan = dsconvert.plan(model, preset=preset, inputs=latents)
@@ -187,12 +189,25 @@ def maps(n: int, generator: torch.Generator) -> tuple[torch.Tensor]:
     return (torch.randn(n, 4, 8, 8, generator=generator),)
 
 
+EXTREME = [(1e19, 1), (1e35, 1), (1, 1e25), (1e-20, 1)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["paper", "fast"])
 @pytest.mark.parametrize(
-    ("scale", "kernel"),
-    [(1e19, 1), (1e35, 1), (1, 1e25), (1e-20, 1)]
-    + [pytest.param(scale, 1, marks=pytest.mark.extended) for scale in (1e10, 1e25)],
+    ("scale", "kernel", "preset"),
+    [
+        *((scale, kernel, "fast") for scale, kernel in EXTREME),
+        (1e35, 1, "paper"),
+        (1e-20, 1, "paper"),
+        *(
+            pytest.param(scale, kernel, preset, marks=pytest.mark.extended)
+            for scale, kernel, preset in (
+                (1e19, 1, "paper"),
+                (1, 1e25, "paper"),
+                *((scale, 1, p) for scale in (1e10, 1e25) for p in ("paper", "fast")),
+            )
+        ),
+    ],
 )
 def test_extreme_activations_are_fitted_like_usual_ones(preset, scale, kernel):
     def converted(*how):

@@ -45,7 +45,7 @@ def test_unequal_generators_are_fitted_each():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("init", ["svd", "random"])
+@pytest.mark.parametrize("init", ["svd", pytest.param("random", marks=pytest.mark.extended)])
 def test_a_live_generator_is_left_as_it_was(init):
     model = moved_generator(ngf=2)
     before = copy.deepcopy(model.state_dict())

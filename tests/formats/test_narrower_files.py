@@ -124,7 +124,7 @@ def _further(*kinds: str) -> list[Any]:
 
 
 # The others are read and written by the same code as one of these.
-FIRST = ("official", "stylegan2", "fastgan", "own")
+FIRST = ("official", "stylegan2", "lightweight", "own")
 KINDS = [*FIRST, *_further(*(k for k in FILES if k not in FIRST))]
 
 Made = Callable[[str], tuple[Path, GeneratorFile, FileConversion]]

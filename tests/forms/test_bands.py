@@ -51,7 +51,9 @@ def _pair(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["dw-pw", "pw-dw", "up-pw-dw"])
-@pytest.mark.parametrize("rank", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize(
+    "rank", [1, 3, 9, *(pytest.param(r, marks=pytest.mark.extended) for r in (2, 4))]
+)
 def test_a_pair_of_any_rank(order: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(rank)
     pair, front, spatial, back = _pair(order, rank)
@@ -169,7 +171,9 @@ def _closeness(model: nn.Module, n: int) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["exact", "paper", "balanced", None])
+@pytest.mark.parametrize(
+    "preset", ["exact", pytest.param("paper", marks=pytest.mark.extended), "balanced", None]
+)
 def test_generators_of_every_plan(plain: nn.Module, preset: str | None) -> None:
     model = plain
     if preset is not None:

@@ -102,7 +102,16 @@ def test_whatever_forward_is_called_with(kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["input", "noise", "labels first", "list and dict", "no batch"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("input", marks=pytest.mark.extended),  # an odd name too is "noise"
+        "noise",
+        "labels first",
+        "list and dict",
+        "no batch",
+    ],
+)
 def test_inputs_of_an_export_have_the_names_of_the_arguments(tmp_path: Path, kind: str) -> None:
     model, inputs, names = CALLS[kind]
     out = tmp_path / "g.pt2"

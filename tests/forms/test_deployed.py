@@ -37,8 +37,19 @@ SNAPSHOTS = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("name", SNAPSHOTS)
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    [
+        *((name, True) for name in SNAPSHOTS[:-1]),
+        ("fastgan-256", False),
+        *(
+            pytest.param(name, False, marks=pytest.mark.extended)
+            for name in SNAPSHOTS
+            if name != "fastgan-256"
+        ),
+        pytest.param(SNAPSHOTS[-1], True, marks=pytest.mark.extended),
+    ],
+)
 def test_real_snapshots_make_the_official_image(
     shared_snapshots: Path, name: str, fused: bool
 ) -> None:
@@ -54,7 +65,9 @@ def test_real_snapshots_make_the_official_image(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["plain", "fast", "conditional"])
+@pytest.mark.parametrize(
+    "which", [pytest.param("plain", marks=pytest.mark.extended), "fast", "conditional"]
+)
 def test_a_batch_in_chunks_is_the_same_batch(which: str, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(which)
     made = deploy(model)

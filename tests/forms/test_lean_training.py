@@ -46,20 +46,30 @@ def step(model: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
-    ("config", "preset"),
+    ("config", "preset", "training"),
     [
-        *(({}, preset) for preset in ("fast", "paper", None)),
-        ({"classes": 3}, "fast"),
-        ({"cfg": "fastgan_lite"}, None),
+        ({}, "fast", True),
+        ({}, "fast", False),
+        ({}, None, True),
+        ({"classes": 3}, "fast", True),
+        ({"classes": 3}, "fast", False),
+        ({"cfg": "fastgan_lite"}, None, True),
         *(
-            pytest.param(config, preset, marks=pytest.mark.extended)
-            for config, preset in (
-                ({"classes": 3}, "paper"),
-                ({"classes": 3}, None),
-                ({"cfg": "fastgan_lite"}, "fast"),
-                ({"cfg": "fastgan_lite"}, "paper"),
+            pytest.param(config, preset, training, marks=pytest.mark.extended)
+            for config, preset, training in (
+                ({}, "paper", True),
+                ({}, "paper", False),
+                ({}, None, False),
+                ({"classes": 3}, "paper", True),
+                ({"classes": 3}, "paper", False),
+                ({"classes": 3}, None, True),
+                ({"classes": 3}, None, False),
+                ({"cfg": "fastgan_lite"}, None, False),
+                ({"cfg": "fastgan_lite"}, "fast", True),
+                ({"cfg": "fastgan_lite"}, "fast", False),
+                ({"cfg": "fastgan_lite"}, "paper", True),
+                ({"cfg": "fastgan_lite"}, "paper", False),
             )
         ),
     ],
@@ -114,7 +124,14 @@ def test_a_copy_stands_on_its_own(fast: nn.Module) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fastgan-256", "fastgan-cond10-256", "stamps-128-ngf32"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fastgan-256",
+        "fastgan-cond10-256",
+        pytest.param("stamps-128-ngf32", marks=pytest.mark.extended),
+    ],
+)
 def test_real_snapshots(shared_snapshots: Path, name: str) -> None:
     model = load_snapshot(shared_snapshots / f"{name}.pkl").generator
     args = inputs_of(model, 2)
@@ -162,9 +179,25 @@ def test_gradcheck_of_the_upsampling() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("sampled", [True, False])
-@pytest.mark.parametrize("spatial", [None, upsample])
+@pytest.mark.parametrize(
+    ("spatial", "sampled", "training"),
+    [
+        # Every two of the three together; all three are in whole generators above.
+        (None, True, True),
+        (None, False, False),
+        (upsample, True, False),
+        (upsample, False, True),
+        *(
+            pytest.param(*each, marks=pytest.mark.extended)
+            for each in (
+                (None, True, False),
+                (None, False, True),
+                (upsample, True, True),
+                (upsample, False, False),
+            )
+        ),
+    ],
+)
 @pytest.mark.parametrize(
     "layout",
     [torch.contiguous_format, pytest.param(torch.channels_last, marks=pytest.mark.extended)],

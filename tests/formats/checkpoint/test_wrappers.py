@@ -88,15 +88,19 @@ WRAPPERS: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
 }
 
 QUICK = ("DataParallel", "Lightning generator")
+# Others have the same prefix, or another of its names ("Lightning netG" with an entry of its own).
+FURTHER = ("average of compiled", "Lightning netG", "Lightning model")
+
+
+def _marks(kind: str) -> list[pytest.MarkDecorator]:
+    further = [pytest.mark.extended] if kind in FURTHER else []
+    return [*further, *([] if kind in QUICK else [pytest.mark.slow])]
 
 
 @pytest.mark.parametrize(
     ("kind", "entry"),
     [
-        *(
-            pytest.param(kind, "state_dict", marks=[] if kind in QUICK else pytest.mark.slow)
-            for kind in WRAPPERS
-        ),
+        *(pytest.param(kind, "state_dict", marks=_marks(kind)) for kind in WRAPPERS),
         ("DataParallel", ""),
         ("Lightning netG", "net"),
         *(
@@ -198,7 +202,15 @@ def test_a_part_of_the_model_is_not_the_model() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrapper", ["DataParallel", "compiled", "Lightning", "average"])
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        "DataParallel",
+        pytest.param("compiled", marks=pytest.mark.extended),
+        "Lightning",
+        "average",
+    ],
+)
 def test_adapters_read_wrapped_files(fastgan_file: Path, tmp_path: Path, wrapper: str) -> None:
     """FastGAN-pytorch's generator in files that its own ``train.py`` would not have written."""
     content: dict[str, Any] = torch.load(fastgan_file, weights_only=True)

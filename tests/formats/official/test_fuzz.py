@@ -76,7 +76,7 @@ def test_flipped_opcodes(real: tuple[bytes, list[int]], tmp_path: Path, rounds: 
 
 
 @pytest.mark.slow
-@ROUNDS
+@pytest.mark.parametrize("rounds", [8, pytest.param(250, marks=pytest.mark.extended)])
 def test_cut_doubled_and_moved_pieces(
     real: tuple[bytes, list[int]], tmp_path: Path, rounds: int
 ) -> None:
@@ -119,20 +119,23 @@ def test_flipped_opcodes_of_an_official_file(tmp_path: Path) -> None:
     check()
 
 
-@settings(relaxed, max_examples=250)
-@given(st.binary(max_size=200))
-def test_arbitrary_bytes(tmp_path: Path, data: bytes) -> None:
+@pytest.mark.parametrize("rounds", [125, pytest.param(250, marks=pytest.mark.extended)])
+def test_arbitrary_bytes(tmp_path: Path, rounds: int) -> None:
     path = tmp_path / "fuzz.pkl"
-    path.write_bytes(b"\x80\x04" + data)
-    assert outcome(path) != "fine"
+
+    @settings(relaxed, max_examples=rounds)
+    @given(st.binary(max_size=200))
+    def check(data: bytes) -> None:
+        path.write_bytes(b"\x80\x04" + data)
+        assert outcome(path) != "fine"
+
+    check()
 
 
 OPCODES = [bytes([b]) for b in range(256)]
 
 
-@pytest.mark.slow
-@settings(relaxed, max_examples=200)
-@given(st.lists(st.one_of(st.sampled_from([
+PROGRAMS = st.lists(st.one_of(st.sampled_from([
     b"(", b")", b"}", b"]", b"N", b"t", b"\x85", b"\x86", b"\x87", b"s", b"u", b"a", b"e", b"b",
     b"R", b"\x81", b"\x92", b"o", b"0", b"1", b"2", b"\x8f", b"\x90", b"\x91", b"\x93", b"\x94",
     b"h\x00", b"h\x01", b"q\x00", b"K\x01", hostile.s("G_ema"), hostile.s("x"),
@@ -141,11 +144,21 @@ OPCODES = [bytes([b]) for b in range(256)]
     hostile.g("torch._utils", "_rebuild_parameter"),
     hostile.g("torch.storage", "_load_from_bytes"),
     hostile.g("pg_modules.networks_fastgan", "Generator"),
-]), st.sampled_from(OPCODES)), max_size=60))  # fmt: skip
-def test_arbitrary_programs(tmp_path: Path, program: list[bytes]) -> None:
+]), st.sampled_from(OPCODES)), max_size=60)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rounds", [100, pytest.param(200, marks=pytest.mark.extended)])
+def test_arbitrary_programs(tmp_path: Path, rounds: int) -> None:
     path = tmp_path / "fuzz.pkl"
-    path.write_bytes(b"\x80\x04" + b"".join(program) + b".")
-    assert outcome(path) != "fine"
+
+    @settings(relaxed, max_examples=rounds)
+    @given(PROGRAMS)
+    def check(program: list[bytes]) -> None:
+        path.write_bytes(b"\x80\x04" + b"".join(program) + b".")
+        assert outcome(path) != "fine"
+
+    check()
 
 
 # Bombs --------------------------------------------------------------------------------------
