@@ -132,6 +132,7 @@ def _persistent(text: str, kind: str = "FullyConnectedLayer") -> Record:
     return node_of(kind, text, list(state))
 
 
+@pytest.mark.slow
 def test_unknown_source_beside_the_generator_is_refused(tmp_path: Path) -> None:
     path = official_file(tmp_path / "sg2.pkl", made(), D=_persistent("import os\n"))
     with pytest.raises(UnsafeSnapshotError, match=r"FullyConnectedLayer at D: brings source") as e:

@@ -45,6 +45,7 @@ def converted(original: Path, shown: list[str], tmp_path_factory: pytest.TempPat
     return out
 
 
+@pytest.mark.slow
 def test_convert_fits_to_pictures(
     original: Path, pictures: Path, converted: Path, tmp_path: Path
 ) -> None:
@@ -62,6 +63,7 @@ def test_convert_fits_to_pictures(
     assert fitted > plain + 3
 
 
+@pytest.mark.slow
 def test_the_reported_psnr_is_of_the_held_out_pictures(
     original: Path, pictures: Path, shown: list[str], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -141,6 +143,7 @@ def test_eval(
     assert score["what"] == "to teacher"
 
 
+@pytest.mark.slow
 def test_bench(
     original: Path, shown: list[str], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -236,6 +236,7 @@ def test_no_plans(
     assert "plan" in refused(snapshot_file, "--plan", path, "--out", tmp_path / "o.pkl")
 
 
+@pytest.mark.slow
 def test_plan_of_another_model(
     refused: Callable[..., str], tmp_path: Path, plan_file: Path, shared_snapshots: Path
 ) -> None:
@@ -259,6 +260,7 @@ def test_a_plan_and_a_choice_contradict(
     assert choice[0] in said
 
 
+@pytest.mark.slow
 def test_a_plan_that_does_not_fit_is_not_shown_either(
     refused: Callable[..., str], snapshot_file: Path, plan_file: Path
 ) -> None:

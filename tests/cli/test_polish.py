@@ -179,6 +179,7 @@ def test_the_main_job_chooses_widths_and_polishes(
     assert both["after"]["macs"] < plain["after"]["macs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--init", "svd"], ["--calibrate", "0"], ["--preset", "exact"]])
 def test_nothing_is_polished_where_nothing_is_fitted(
     dense: Path, tmp_path: Path, capsys, words: list[str]

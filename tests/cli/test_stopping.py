@@ -65,6 +65,7 @@ def test_long_commands_say_that_nothing_was_written(
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_export(
     snapshot_file: Path,

@@ -308,6 +308,7 @@ def test_images_of_another_range(
     assert any("no image" in n for n in made.notes) == said
 
 
+@pytest.mark.slow
 def test_what_can_t_be_polished_is_refused_before_any_work(teacher) -> None:
     class Vector(nn.Module):
         def __init__(self) -> None:

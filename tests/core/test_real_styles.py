@@ -227,6 +227,7 @@ class FillsInPlace(Net):
         return self.main(x + 0.1 * torch.empty(x.shape[0], 1, 1, 1).uniform_(0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_an_export_that_can_not_be_loaded_again_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="loaded again"):

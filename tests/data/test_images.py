@@ -118,6 +118,7 @@ def test_what_is_no_data(tmp_path: Path) -> None:
         open_images(zipped(tmp_path / "bad.zip", {"a.png": b"x"}), resolution=8)
 
 
+@pytest.mark.slow
 def test_a_folder_is_read_to_any_depth(tmp_path: Path) -> None:
     for i, name in enumerate(("x/1.png", "y/z/2.png", "y/3.png")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

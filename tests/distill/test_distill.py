@@ -221,6 +221,7 @@ def test_a_changed_setting_is_not_resumed(pair, tmp_path: Path) -> None:
     assert done.steps == 4
 
 
+@pytest.mark.slow
 def test_teacher_and_student_see_the_same_noise() -> None:
     """The noise of the decoder is its own draw: an equal student must be at distance zero."""
     teacher = decoder()

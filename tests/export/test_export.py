@@ -230,6 +230,7 @@ def test_an_operator_without_a_counterpart_is_named(tmp_path: Path, name: str) -
     export_model(Whole(Odd()), tmp_path / "g.pt2", inputs=pictures)
 
 
+@pytest.mark.slow
 def test_control_flow_on_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"body\.1 \(Branch\)"):
         export_model(Whole(Branch()), tmp_path / "g.pt2", inputs=pictures)

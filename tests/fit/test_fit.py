@@ -105,6 +105,7 @@ def test_the_stream_runs_both_sides_alike():
     assert seen == [True] * 3
 
 
+@pytest.mark.slow
 def test_the_stream_drops_latents_but_never_below_two():
     model = decoder()
     generator = torch.Generator().manual_seed(0)
@@ -226,6 +227,7 @@ def test_extreme_activations_are_fitted_like_usual_ones(preset, scale, kernel):
             assert b.fitted == pytest.approx(a.fitted, rel=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["paper", "fast"])
 def test_activations_that_are_not_finite_leave_the_svd_and_a_note(preset):
     model = blown_up(3e38)

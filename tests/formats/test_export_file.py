@@ -45,6 +45,7 @@ def test_a_checkpoint_of_another_codebase(fastgan_file: Path, tmp_path: Path) ->
     assert list(export_file(again, tmp_path / "again.pt2").inputs) == ["input", "noise"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["pt2", "safetensors"])
 def test_a_module_of_the_users_own(
     tmp_path: Path,

@@ -98,6 +98,7 @@ def test_images_gradients_and_statistics(
     assert all(torch.equal(before[k], ours[k]) != training for k in moved)
 
 
+@pytest.mark.slow
 def test_the_state_dict_moves_both_ways(fast: nn.Module) -> None:
     slim = lean(fast)
     other = copy.deepcopy(fast)
@@ -111,6 +112,7 @@ def test_the_state_dict_moves_both_ways(fast: nn.Module) -> None:
     assert torch.allclose(image(back, args), image(other, args), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_copy_stands_on_its_own(fast: nn.Module) -> None:
     slim = lean(fast)
     twin = copy.deepcopy(slim)

@@ -74,6 +74,7 @@ def test_the_teacher_itself_is_not_distinguishable():
     assert near.interval[0] < near.value - near.floor < near.interval[1]
 
 
+@pytest.mark.slow
 def test_the_verdict_at_its_two_ends():
     """An equally good but different generator passes (nearly always), a blurred one never does."""
     told, caught = 0, 0

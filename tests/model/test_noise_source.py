@@ -33,6 +33,7 @@ def forms() -> dict[str, nn.Module]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("form", ["plain", "fast", "deployed", "lean"])
 def test_on_a_gpu_nothing_is_drawn_or_copied_on_the_cpu(
@@ -48,6 +49,7 @@ def test_on_a_gpu_nothing_is_drawn_or_copied_on_the_cpu(
     assert seen.copies == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["plain", "fast", "deployed", "lean"])
 def test_the_official_noise_is_drawn_on_the_cpu(form: str, forms: dict[str, nn.Module]) -> None:
     with fake_cuda() as fake:

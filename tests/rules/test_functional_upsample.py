@@ -36,6 +36,7 @@ class Enlarging(nn.Module):
         return y + up.mean(1, keepdim=True) if self.shared else y
 
 
+@pytest.mark.slow
 def test_the_contract_of_rules() -> None:
     check_rule(rule_named("low-pw-dw"))
 
@@ -70,6 +71,7 @@ def test_full_rank_is_the_original() -> None:
     assert type(made) is Upscaler
 
 
+@pytest.mark.slow
 def test_it_is_fitted_and_counted() -> None:
     model = upscaler()
     chosen = plan(model, preset="fast", rank=1, keep=["first", "second", "last"], inputs=inputs)

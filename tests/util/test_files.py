@@ -32,6 +32,7 @@ from dsconvert.util.files import (
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_threads_that_write_into_one_folder_do_not_meet(tmp_path: Path) -> None:
     ready = threading.Barrier(8)
 

@@ -171,6 +171,7 @@ def test_code_that_counts_channels_is_found_by_running_it() -> None:
     assert found(Counts())["first"].locked is not None
 
 
+@pytest.mark.slow
 def test_shared_modules_tie_their_calls() -> None:
     groups = groups_of(models.decoder(), inputs=models.latents)
     assert groups["start"].locked is None

@@ -96,6 +96,7 @@ def test_a_state_dict_is_found_at_each_place(place: str, suffix: str, tmp_path: 
     assert torch.equal(output(last.generator, Z), output(again.generator, Z))
 
 
+@pytest.mark.slow
 def test_other_tensors_are_refused(tmp_path: Path) -> None:
     state = content("bare")
     for name, wrong in (

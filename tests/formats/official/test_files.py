@@ -254,6 +254,7 @@ def test_a_file_changed_in_place_is_noticed(small: Path, tmp_path: Path) -> None
         save_snapshot(snap, small_generator(), tmp_path / "out.pkl")
 
 
+@pytest.mark.slow
 def test_converted_children_load(tmp_path: Path) -> None:
     """Children that are other torch.nn modules, or missing, load and give the same image."""
     model = small_generator(resolution=128)
@@ -318,6 +319,7 @@ def test_dtype_mode_gradients_and_ties_are_kept(tmp_path: Path, dtype: torch.dty
         assert torch.equal(raw[name], value), name
 
 
+@pytest.mark.slow
 def test_weight_norm_survives(tmp_path: Path) -> None:
     model = small_generator()
     with pytest.warns(FutureWarning):

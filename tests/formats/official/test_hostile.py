@@ -232,6 +232,7 @@ def test_hostile_beside_a_persistent_generator(
     assert "trap_on_import" not in sys.modules
 
 
+@pytest.mark.slow
 def test_a_payload_in_the_generators_own_source_never_runs(
     persistent_small: Path, marker: Path, tmp_path: Path
 ) -> None:
