@@ -47,6 +47,9 @@ def width_chooser(
     if width is None:
         possible = analysis.sampler is not None and calibrate != 0 and init != "random"
         width = default_width(preset, polished=polished) if possible else 1
+    if width == "auto" and init == "random":
+        # Random weights look as redundant as they are random: take what a trained network spares.
+        width = UNTRAINED_SHARE
     if width == 1:
         return None
     if width != "auto":
@@ -54,11 +57,6 @@ def width_chooser(
         if not 0 < share <= 1:
             raise PlanError(f"width {share:g} is no share above 0, up to 1 (all channels).")
         return lambda keep: equal_widths(analysis.groups, share, keep, whole=first_map(analysis))
-    if init == "random":
-        # Random weights look as redundant as they are random: take what a trained network spares.
-        return lambda keep: equal_widths(
-            analysis.groups, UNTRAINED_SHARE, keep, whole=first_map(analysis)
-        )
     loss = WIDTH_LOSS.get(preset, WIDTH_LOSS["balanced"])
     return lambda keep: _by_loss(analysis, loss, keep, seed, progress)
 
