@@ -52,11 +52,16 @@ class ArrayInputs:
                 f"all rows of {self.path} are held out, so none is left to fit to; give a smaller "
                 "--held-out (held_out= in Python)."
             )
-        chosen: list[int] = []
-        while len(chosen) < n:
-            chosen += torch.randperm(len(self.rows), generator=generator).tolist()
-        picked = self.rows[torch.tensor(chosen[:n])]
+        picked = self.rows[torch.tensor(shuffled(len(self.rows), n, generator))]
         return tuple(a[picked] for a in self.arrays)
+
+
+def shuffled(count: int, n: int, generator: torch.Generator) -> list[int]:
+    """Return ``n`` indices below ``count`` at random: each once before any comes again."""
+    chosen: list[int] = []
+    while len(chosen) < n:
+        chosen += torch.randperm(count, generator=generator).tolist()
+    return chosen[:n]
 
 
 def array_inputs(

@@ -25,6 +25,7 @@ from torch import Tensor
 from dsconvert.config.choices import Values
 from dsconvert.config.pictures import Pictures
 from dsconvert.data.archive import DataFiles
+from dsconvert.data.array_inputs import shuffled
 from dsconvert.data.images import CACHE_BYTES, decode_whole
 from dsconvert.errors import DataError, UsageError
 from dsconvert.records.pictures import DEFAULT_CROP
@@ -88,10 +89,8 @@ class PictureInputs:
                 f"all pictures of {self.path} are held out, so none is left to fit to; give a "
                 "smaller --held-out (held_out= in Python)."
             )
-        chosen: list[int] = []
-        while len(chosen) < n:
-            chosen += torch.randperm(len(self.names), generator=generator).tolist()
-        crops = [self._crop(self._picture(self.names[i]), generator) for i in chosen[:n]]
+        chosen = shuffled(len(self.names), n, generator)
+        crops = [self._crop(self._picture(self.names[i]), generator) for i in chosen]
         scaled = torch.stack(crops).float() / 255
         return (scaled if self.values == "unit" else scaled * 2 - 1,)
 
