@@ -65,15 +65,22 @@ def batch_norm_gate(
     """Return the same with batch normalisation (Ioffe and Szegedy 2015) by the batch's statistics.
 
     Args:
-        x: see :func:`noise_gate`, as are ``weight``, ``bias``, ``noise``, ``plane`` and ``gate``.
+        x: see :func:`noise_gate`.
         gain: (C,), or (N, C) where it depends on the sample.
         shift: of the same shape.
+        weight: see :func:`noise_gate`.
+        bias: (C,).
+        noise: one number or C.
+        plane: see :func:`noise_gate`.
         eps: added to the variance.
+        gate: whether there is a gate.
 
     Returns:
         the output, and mean and biased variance (C,) in float32, without gradient.
     """
-    return torch.ops.dsconvert.batch_norm_gate(x, weight, bias, noise, plane, gain, shift, eps, gate)
+    return torch.ops.dsconvert.batch_norm_gate(
+        x, weight, bias, noise, plane, gain, shift, eps, gate
+    )
 
 
 def _parts(source: Source, *more: Any) -> str:

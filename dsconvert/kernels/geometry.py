@@ -58,11 +58,11 @@ class Tile:
         numbers: of the map that one program makes (times four with a filter that doubles it).
         channels: the most channels of them, in ``channels_last``.
         warps: groups of 32 threads of a program.
-        aligned: whether Triton may load several numbers at a time where a row's length allows it,
-            which makes the shifted loads of a filter slower.
+        aligned: whether a filter's programs are told that rows begin at multiples of 16 numbers:
+            several are then stored at a time, but shifted loads touch more lines of the cache.
     """
 
-    numbers: int = 1024
+    numbers: int = 512
     channels: int = 64
     warps: int = 4
     aligned: bool = False
@@ -78,12 +78,10 @@ class Tile:
         return pixels, min(wide, 8 if geometry.kind else pixels, pixels), together
 
 
-CONTIGUOUS = (Tile(), Tile(aligned=True), Tile(numbers=512))
-CHANNELS_LAST = (
-    Tile(numbers=1024, channels=64),
-    Tile(numbers=2048, channels=128),
-    Tile(numbers=2048, channels=32),
-)
+CONTIGUOUS = (Tile(), Tile(aligned=True), Tile(numbers=1024))
+CHANNELS_LAST = (Tile(numbers=256, warps=2), Tile(), Tile(numbers=1024))
+"""Tiles to try. Compiled for an H100 (Triton 3.8) all but the last of each pair of lists keep every
+program's numbers in registers; more numbers a thread hide more latency where they fit."""
 
 
 def tiles_of(geometry: Geometry) -> tuple[Tile, ...]:

@@ -16,7 +16,7 @@ This module, like all that import it, imports Triton and is imported at the firs
 # pyright: basic, reportGeneralTypeIssues=false, reportPossiblyUnbound=false
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 # pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportMissingImports=false
-# ruff: noqa: SIM102, N803, N806, ANN001, RET505
+# ruff: noqa: N803, SIM108 (Triton compiles no conditional expression of pointers)
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ import triton.language as tl
 
 
 @triton.jit
-def place(H, W, C, tiles, BP: tl.constexpr, BX: tl.constexpr, BC: tl.constexpr, LAST: tl.constexpr):
-    """Return the sample, the tile, its first row and column, the channels, the rows, the columns."""
+def place(W, C, tiles, BP: tl.constexpr, BX: tl.constexpr, BC: tl.constexpr, LAST: tl.constexpr):
+    """Return sample, tile, the tile's first row and column, channels, rows and columns."""
     pid = tl.program_id(0)
     if LAST:
         # The channels of a pixel lie together: programs of one tile run at the same time.

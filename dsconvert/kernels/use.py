@@ -102,6 +102,15 @@ def wanted_tile() -> Tile | None:
     return _state.tile
 
 
+def takes(device: torch.device) -> bool:
+    """Return whether operators are to be preferred to other code for maps on a device.
+
+    They are on CUDA, and where :func:`using` names a backend; elsewhere, other code is made for the
+    device.
+    """
+    return _state.backend != "auto" or device.type == "cuda"
+
+
 @functools.cache
 def has_triton() -> bool:
     """Return whether Triton can be imported; it is not imported yet."""
