@@ -7,10 +7,10 @@ times the means of gain d and of gain d n (Ioffe and Szegedy 2015, after equatio
 pixels are written tile by tile and added afterwards, so that they do not depend on the order in
 which the programs run.
 """
-# pyright: basic, reportGeneralTypeIssues=false, reportPossiblyUnbound=false
+# pyright: basic, reportGeneralTypeIssues=false, reportMissingImports=false
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
-# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportMissingImports=false
-# ruff: noqa: N803, SIM108
+# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
+# ruff: noqa: N803
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@ u = filter(x) + bias + noise * plane;  z = scale * u + shift;  out = z, or, gate
 the channels of z times the sigmoid of the second. See :mod:`dsconvert.kernels.tile_programs` for
 the constants. A pointer is None where its part is missing.
 """
-# pyright: basic, reportGeneralTypeIssues=false, reportPossiblyUnbound=false
+# pyright: basic, reportGeneralTypeIssues=false, reportMissingImports=false
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
-# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportMissingImports=false
-# ruff: noqa: N803, SIM108
+# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
+# ruff: noqa: N803
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from dsconvert.kernels import choice, eager, launch
 from dsconvert.kernels.depthwise import backward as filter_backward
 from dsconvert.kernels.geometry import channels_of, laid_out, size_of
 from dsconvert.kernels.launch import Normal, Source
+from dsconvert.kernels.operators import differentiable_once, fake, gradients, operator
 
 _FRONT = "Tensor x, Tensor? weight, Tensor? bias, Tensor? noise, Tensor? plane"
 
@@ -94,11 +95,7 @@ def _empty_output(x: Tensor, weight: Tensor | None, gate: bool) -> Tensor:
     return launch.laid_out_like(x, shape)
 
 
-@torch.library.custom_op(
-    "dsconvert::noise_gate",
-    mutates_args=(),
-    schema=f"({_FRONT}, Tensor? scale, Tensor? shift, bool gate) -> Tensor",
-)
+@operator(f"noise_gate({_FRONT}, Tensor? scale, Tensor? shift, bool gate) -> Tensor")
 def _noise_gate(
     x: Tensor,
     weight: Tensor | None,
@@ -121,7 +118,7 @@ def _noise_gate(
     )  # fmt: skip
 
 
-@_noise_gate.register_fake
+@fake("noise_gate")
 def _(
     x: Tensor,
     weight: Tensor | None,
@@ -135,11 +132,9 @@ def _(
     return _empty_output(x, weight, gate)
 
 
-@torch.library.custom_op(
-    "dsconvert::batch_norm_gate",
-    mutates_args=(),
-    schema=f"({_FRONT}, Tensor gain, Tensor shift, float eps, bool gate)"
-    " -> (Tensor, Tensor, Tensor)",
+@operator(
+    f"batch_norm_gate({_FRONT}, Tensor gain, Tensor shift, float eps, bool gate)"
+    " -> (Tensor, Tensor, Tensor)"
 )
 def _batch_norm_gate(
     x: Tensor,
@@ -173,7 +168,7 @@ def _batch_norm_gate(
     )
 
 
-@_batch_norm_gate.register_fake
+@fake("batch_norm_gate")
 def _(
     x: Tensor,
     weight: Tensor | None,
@@ -194,11 +189,9 @@ def _(
     )
 
 
-@torch.library.custom_op(
-    "dsconvert::noise_gate_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, {_FRONT}, Tensor? mean, Tensor? rstd, Tensor? gain, Tensor? shift,"
-    " bool gate, bool batch) -> (Tensor, Tensor, Tensor, Tensor)",
+@operator(
+    f"noise_gate_backward(Tensor grad, {_FRONT}, Tensor? mean, Tensor? rstd, Tensor? gain,"
+    " Tensor? shift, bool gate, bool batch) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def _backward(
     grad: Tensor,
@@ -236,7 +229,7 @@ def _backward(
     return laid_out(of_u, x), along.contiguous(), sums.contiguous(), nothing
 
 
-@_backward.register_fake
+@fake("noise_gate_backward")
 def _(
     grad: Tensor,  # noqa: ARG001
     x: Tensor,
@@ -303,7 +296,7 @@ def _setup_fixed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # 
 
 
 def _fixed_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    *_, scale, shift = ctx.saved_tensors
+    scale, shift = ctx.saved_tensors[5:]
     normal = Normal(gain=scale, shift=shift)
     return (*_front_gradients(ctx, grad, normal, batch=False), None)
 
@@ -316,10 +309,11 @@ def _setup_batch(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 
 def _batch_gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    *_, gain, shift, mean, rstd = ctx.saved_tensors
+    gain, shift, mean, rstd = ctx.saved_tensors[5:]
     normal = Normal(mean=mean, rstd=rstd, gain=gain, shift=shift)
     return (*_front_gradients(ctx, grad, normal, batch=True), None, None)
 
 
-_noise_gate.register_autograd(_fixed_gradients, setup_context=_setup_fixed)
-_batch_norm_gate.register_autograd(_batch_gradients, setup_context=_setup_batch)
+gradients("noise_gate", _fixed_gradients, _setup_fixed)
+gradients("batch_norm_gate", _batch_gradients, _setup_batch)
+differentiable_once("noise_gate_backward")

@@ -13,9 +13,9 @@ Triton's interpreter, which the tests use, takes longest for calls: helpers are 
 
 This module, like all that import it, imports Triton and is imported at the first launch.
 """
-# pyright: basic, reportGeneralTypeIssues=false, reportPossiblyUnbound=false
+# pyright: basic, reportGeneralTypeIssues=false, reportMissingImports=false
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
-# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportMissingImports=false
+# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
 # ruff: noqa: N803, SIM108 (Triton compiles no conditional expression of pointers)
 
 from __future__ import annotations
