@@ -50,6 +50,10 @@ class Geometry:
         return max(self.inputs * pixels, behind)
 
 
+COLUMNS = 32
+"""Of a tile of a filter's map: a line of the cache in float32. Wider ones read more rows anew."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tile:
     """How a program divides a map.
@@ -72,16 +76,16 @@ class Tile:
         wide = power_of_two(geometry.width)
         if not geometry.last:
             pixels = self.numbers
-            return pixels, min(wide, 128 if geometry.kind else pixels, pixels), 1
+            return pixels, min(wide, COLUMNS if geometry.kind else pixels, pixels), 1
         together = min(power_of_two(channels), self.channels, self.numbers)
         pixels = self.numbers // together
-        return pixels, min(wide, 8 if geometry.kind else pixels, pixels), together
+        return pixels, min(wide, COLUMNS // 4 if geometry.kind else pixels, pixels), together
 
 
-CONTIGUOUS = (Tile(), Tile(aligned=True), Tile(numbers=1024))
-CHANNELS_LAST = (Tile(numbers=256, warps=2), Tile(), Tile(numbers=1024))
-"""Tiles to try. Compiled for an H100 (Triton 3.8) all but the last of each pair of lists keep every
-program's numbers in registers; more numbers a thread hide more latency where they fit."""
+CONTIGUOUS = (Tile(), Tile(aligned=True))
+CHANNELS_LAST = (Tile(numbers=256, warps=2), Tile(numbers=1024))
+"""Tiles to try: few, since each is compiled for each program. For an H100 (Triton 3.8) the first of
+each pair keeps every program's numbers in registers (``tests/kernels/compile_programs.py``)."""
 
 
 def tiles_of(geometry: Geometry) -> tuple[Tile, ...]:
