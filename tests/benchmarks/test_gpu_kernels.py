@@ -42,6 +42,7 @@ def test_the_numbers_that_a_kernel_must_move() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_small_rows_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = ("--rows", "kernel*512 ch, 16 px", "--modes", "BF16")
     rows = run(monkeypatch, tmp_path / "gpu", 600, *chosen)["rows"]

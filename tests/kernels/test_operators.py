@@ -50,7 +50,8 @@ def test_gradcheck_of_the_fallback(operation: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("last", [False, pytest.param(True, marks=pytest.mark.extended)])
+@pytest.mark.extended
+@pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("name", ["depthwise", "noise_gate", "batch_norm_gate"])
 def test_torch_accepts_the_operator(name: str, last: bool) -> None:
     case = Case(operation=name, side=4, last=last, dtype=torch.float32)
