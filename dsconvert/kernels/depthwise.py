@@ -11,6 +11,8 @@ from dsconvert.kernels import choice, eager, launch
 from dsconvert.kernels.geometry import channels_of, geometry_of, laid_out, size_of
 from dsconvert.kernels.operators import differentiable_once, fake, gradients, operator
 
+_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)  # no union: torch 2.6 can't compile a test for one
+
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return a depthwise convolution of x (N, I, H, W), or of several sums of such.
@@ -33,7 +35,7 @@ def filters_of(conv: nn.Module) -> Tensor | None:
 
     It is a view: gradients reach the weight.
     """
-    if not isinstance(conv, nn.Conv2d | nn.ConvTranspose2d):
+    if not isinstance(conv, _CONVOLUTIONS):
         return None
     inputs, outputs, groups = conv.in_channels, conv.out_channels, conv.groups
     if groups not in (inputs, outputs) or max(inputs, outputs) % groups:
