@@ -75,7 +75,9 @@ class Tile:
         """Return pixels, columns and channels of a tile of a map with so many channels."""
         wide = power_of_two(geometry.width)
         if not geometry.last:
-            pixels = self.numbers
+            # A small map takes a pixel a thread.
+            least = power_of_two(geometry.height) * min(wide, COLUMNS if geometry.kind else wide)
+            pixels = min(self.numbers, max(32 * self.warps, least))
             return pixels, min(wide, COLUMNS if geometry.kind else pixels, pixels), 1
         together = min(power_of_two(channels), self.channels, self.numbers)
         pixels = self.numbers // together

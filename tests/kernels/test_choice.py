@@ -150,7 +150,9 @@ def test_tiles_have_powers_of_two_and_fit_the_map() -> None:
             assert tiles_of(geometry) == (CHANNELS_LAST if geometry.last else CONTIGUOUS)
             for tile in tiles_of(geometry):
                 pixels, columns, channels = tile.shape(geometry, shape[1])
-                assert pixels * channels == tile.numbers
+                assert 128 <= pixels * channels <= tile.numbers
+                # Only what is smaller than a program's threads leaves some of them idle.
+                assert pixels * channels == tile.numbers or not geometry.last
                 assert pixels % columns == 0
                 assert all(v & (v - 1) == 0 for v in (pixels, columns, channels))
                 assert channels < 2 * shape[1]
