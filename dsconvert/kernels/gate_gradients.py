@@ -139,7 +139,6 @@ def setup_fixed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # n
 
 def fixed_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients of ``noise_gate``."""
-    """Keep what :func:`fixed_gradients` needs."""
     scale, shift = ctx.saved_tensors[5:]
     normal = Normal(gain=scale, shift=shift)
     return (*_front_gradients(ctx, grad, normal, batch=False), None)
