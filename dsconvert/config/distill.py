@@ -73,6 +73,7 @@ class DistillConfig(BaseSettings):
         resumable=True,
     )
     batch: int = setting(8, help="latents a step", at_least=1, group=HOW)
+    share: int = setting(1, help="steps in a row that use the same latents", at_least=1, group=HOW)
     lr: float = setting(
         1.5e-3,
         help="relative to the root mean square of each tensor",

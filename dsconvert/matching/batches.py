@@ -11,7 +11,7 @@ from torch import Tensor
 from dsconvert.config.distill import DistillConfig
 from dsconvert.errors import UsageError
 from dsconvert.matching.loss import Objective, Scales, TeacherOutput
-from dsconvert.model.inputs import Inputs, held_out_inputs
+from dsconvert.model.inputs import Inputs, held_out_inputs, tensors_of
 
 HELD_OUT, SCALES, TRAINING = 0, 100_000, 1_000_000
 """The first number of each purpose."""
@@ -19,6 +19,8 @@ _NUMBERS = 4_000_037
 """Batch numbers of one seed; those of the next seed begin there."""
 _FOR_SCALES = 48
 """Latents from which the scales are measured."""
+_KEPT_BYTES = 512 * 2**20
+"""Held-out batches are kept up to this size, all together; the others are made again."""
 
 
 class TeacherBatches:
@@ -37,6 +39,9 @@ class TeacherBatches:
     def __init__(self, objective: Objective, inputs: Inputs, config: DistillConfig) -> None:
         self.objective, self.inputs, self.config = objective, inputs, config
         self.device = next(objective.student.parameters()).device
+        self._judges: dict[int, TeacherOutput] = {}
+        self._room = _KEPT_BYTES
+        self._shared: tuple[tuple[int, bool], TeacherOutput] | None = None
         self._check_student()
 
     def target(self, number: int, *, maps: bool = True) -> TeacherOutput:
@@ -51,6 +56,32 @@ class TeacherBatches:
             for a in args
         )
         return self.objective.run_teacher(placed, seed, maps=maps)
+
+    def held_out(self, index: int) -> TeacherOutput:
+        """Return one of the batches that judge the student."""
+        if index in self._judges:
+            return self._judges[index]
+        target = self.target(HELD_OUT + index)
+        size = _bytes_of(target)
+        if size <= self._room:
+            self._room -= size
+            self._judges[index] = target
+        return target
+
+    def training(self, step: int, *, maps: bool = True) -> TeacherOutput:
+        """Return the batch of a training step; ``config.share`` steps in a row share one.
+
+        The teacher takes about half the time of a step. With shared batches a step learns as much
+        (emoji-64-ngf32: SHARED).
+        """
+        key = step // self.config.share, maps
+        if self._shared is not None and self._shared[0] == key:
+            return self._shared[1]
+        self._shared = None  # its memory is needed for the next one
+        target = self.target(TRAINING + key[0], maps=maps)
+        if self.config.share > 1:
+            self._shared = key, target
+        return target
 
     def _check_student(self) -> None:
         """Find the blocks that teacher and student share; refuse a student that does not fit."""
@@ -82,3 +113,11 @@ class TeacherBatches:
         targets = [self.target(SCALES + i) for i in range(count)]
         self.objective.begin_readouts(targets)
         return self.objective.scales(targets)
+
+
+def _bytes_of(target: TeacherOutput) -> int:
+    """Return the memory of a batch; the input of a block is the output of the one before."""
+    tensors = [target.image, *target.maps, *target.blocks.values()]
+    tensors += [t for args in target.inputs.values() for t in tensors_of(args)]
+    stored = {t.data_ptr(): t.numel() * t.element_size() for t in tensors}
+    return sum(stored.values())
