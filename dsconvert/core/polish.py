@@ -35,8 +35,6 @@ USEFUL_STEPS = 200
 """A shorter polish leaves much of the possible gain."""
 RATE = 1.5e-3
 """Learning rate, relative to the root mean square of each tensor: that of a distillation."""
-_SHARE = 2
-"""Steps that use the same latents: the teacher takes half the time of a step of its own."""
 _EXACT = 1e-6
 """Below this distance nothing is left to improve."""
 _ENDS: dict[str, PolishEnd] = {
@@ -152,7 +150,7 @@ class _Polisher:
             steps=self._options.steps,
             seed=self._seed,
             lr=RATE,
-            share=_SHARE,
+            reuse=True,
         )
         if not self._picture:
             config = replace(config, features=0.0)

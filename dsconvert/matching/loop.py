@@ -229,7 +229,7 @@ class Loop:
             weighted_loss(terms, self.config).backward()
             self.optimiser.zero_grad()
             once = self._clock() - began
-            took = min(took, once - teacher + teacher / self.config.share)
+            took = min(took, once - (teacher / 2 if self.config.reuse else 0))
             if once > _SHORT:
                 break
         return took

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dsconvert.config.distill import DistillConfig
 from dsconvert.matching import batches as module
-from dsconvert.matching.batches import TeacherBatches
+from dsconvert.matching.batches import LAG, TeacherBatches
 from dsconvert.matching.loss import Objective, TeacherOutput
 
 
@@ -25,8 +25,8 @@ class _Counting(nn.Module):
         return self.body(z).reshape(-1, 1, 4, 4)
 
 
-def _batches(share: int = 1) -> tuple[TeacherBatches, _Counting]:
-    teacher, config = _Counting(), DistillConfig(steps=8, batch=4, share=share)
+def _batches(*, reuse: bool = False) -> tuple[TeacherBatches, _Counting]:
+    teacher, config = _Counting(), DistillConfig(steps=8, batch=4, reuse=reuse)
     objective = Objective(teacher, _Counting(), blocks=(), features=None)
     made = TeacherBatches(objective, lambda n, g: (torch.randn(n, 2, generator=g),), config)
     teacher.calls = 0
@@ -37,28 +37,40 @@ def _same(a: TeacherOutput, b: TeacherOutput) -> bool:
     return torch.equal(a.image, b.image) and a.seed == b.seed
 
 
-@pytest.mark.parametrize(("share", "calls"), [(1, 6), (2, 3), (4, 2)])
-def test_steps_in_a_row_share_latents(share: int, calls: int) -> None:
-    batches, teacher = _batches(share)
-    found = [batches.training(step) for step in range(6)]
-    assert teacher.calls == calls
-    for step in range(1, 6):
-        assert _same(found[step], found[step - 1]) == bool(step % share)
+def test_every_second_step_uses_an_earlier_batch() -> None:
+    batches, teacher = _batches(reuse=True)
+    found = [batches.training(step) for step in range(20)]
+    fresh = [step for step in range(20) if step % 2 == 0 or step < LAG]
+    assert teacher.calls == len(fresh)
+    assert all(_same(found[s], found[s - LAG]) for s in range(20) if s not in fresh)
+    assert len({found[s].seed for s in fresh}) == len(fresh)
 
 
-def test_a_resumed_run_continues_in_the_middle_of_a_shared_batch() -> None:
-    first, _ = _batches(2)
-    again, other = _batches(2)
+def test_every_batch_is_new_without_reuse_or_without_memory_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batches, teacher = _batches()
+    monkeypatch.setattr(module, "_KEPT_BYTES", 100)
+    little, other = _batches(reuse=True)
+    for step in range(20):
+        assert batches.training(step).seed == little.training(step).seed
+    assert teacher.calls == other.calls == 20
+
+
+def test_a_resumed_run_uses_the_same_batches() -> None:
+    first, _ = _batches(reuse=True)
+    again, other = _batches(reuse=True)
     other.load_state_dict(first.objective.teacher.state_dict())
-    made = [first.training(step) for step in range(4)]
-    assert _same(again.training(3), made[3])
+    made = [first.training(step) for step in range(20)]
+    assert all(_same(again.training(step), made[step]) for step in range(13, 20))
 
 
 def test_a_batch_with_maps_is_not_taken_for_one_without() -> None:
-    batches, teacher = _batches(2)
-    batches.training(0, maps=False)
-    batches.training(1, maps=True)
-    assert teacher.calls == 2
+    batches, teacher = _batches(reuse=True)
+    for step in range(LAG):
+        batches.training(step, maps=False)
+    batches.training(LAG, maps=True)
+    assert teacher.calls == LAG + 1
 
 
 def test_held_out_batches_are_run_once_while_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
