@@ -161,11 +161,8 @@ class ConvertJob(Device, OptionalOutput, Verbose, Messages, Source, Calibrated):
             idle = [o for o in _OF_TARGETS if o in typed]
             if idle:
                 raise UsageError(f"{', '.join(idle)}: only together with --target.")
-        elif any(o in typed for o in ("--plan", "--preset", "--rank", "--width")):
-            raise UsageError(
-                "--target chooses rules and ranks, and every map keeps its channels; drop --plan, "
-                "--preset, --rank and --width."
-            )
+        elif any(o in typed for o in ("--plan", "--preset", "--rank")):
+            raise UsageError("--target chooses rules and ranks; drop --plan, --preset and --rank.")
         for option in ("--batch", "--train-batch"):
             if typed.get(option) == 0:
                 raise UsageError(f"{option} 0 runs nothing; give 1 or more.")

@@ -150,6 +150,7 @@ class _Polisher:
             steps=self._options.steps,
             seed=self._seed,
             lr=RATE,
+            reuse=True,
         )
         if not self._picture:
             config = replace(config, features=0.0)
