@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dsconvert.records.pictures import PictureSpec
+    from dsconvert.records.sounds import MelSpec
 
     Sampler = Callable[[int, torch.Generator], tuple[Any, ...]]
     """``sampler(n, generator)`` returns the positional arguments of one forward call, batch n."""
@@ -76,6 +77,14 @@ class Adapter(ABC):
 
         Enables ``--calibration``. The :meth:`sampler` then returns pictures of random pixels, which
         serve shapes and times; nothing is fitted to them.
+        """
+        return None
+
+    def sounds(self, model: nn.Module) -> MelSpec | None:
+        """Return the mel spectrograms that ``model`` reads; None (the default): it reads none.
+
+        Enables ``--calibration`` with ``.wav`` files. The :meth:`sampler` then returns random
+        spectrograms, which serve shapes and times; :meth:`picture` returns the sound (N, 1, 1, T).
         """
         return None
 

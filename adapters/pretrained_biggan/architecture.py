@@ -196,10 +196,7 @@ class Generator(nn.Module):
         """Make images at a truncation between 0 and 1."""
         h = self.gen_z(condition).unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2).contiguous()
         for layer in self.layers:
-            if isinstance(layer, GenBlock):
-                h = layer(h, condition, truncation)
-            else:
-                h = layer(h)
+            h = layer(h, condition, truncation) if isinstance(layer, GenBlock) else layer(h)
         h = self.conv_to_rgb(F.relu(self.bn(h, truncation)))
         return torch.tanh(h[:, :3])
 

@@ -57,7 +57,7 @@ def run(call: Call) -> None:
             "--input 256."
         )
     if isinstance(inputs, RandomPixels):
-        raise UsageError(f"{needs_pictures(f'the generator of {options.snapshot}')}.")
+        raise UsageError(f"{needs_pictures(f'the generator of {options.snapshot}', inputs)}.")
     inputs = held_out_inputs(inputs)
     teacher: nn.Module | None = None
     if options.against:

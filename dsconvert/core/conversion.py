@@ -49,7 +49,7 @@ def check_inputs(analysis: Analysis, init: str, calibrate: int | None) -> None:
     """
     fitted = init != "random" and calibrate != 0
     if fitted and isinstance(analysis.sampler, RandomPixels):
-        raise UsageError(needs_pictures_to_fit(analysis.model))
+        raise UsageError(needs_pictures_to_fit(analysis.model, analysis.sampler))
 
 
 def apply_to(

@@ -16,6 +16,7 @@ from dsconvert.fit.activation_stream import ActivationStream, LayerCall
 from dsconvert.fit.overflow import extreme, fit_or_restore, peak, representable
 from dsconvert.fit.statistics import buffers_of, correct_statistics
 from dsconvert.model.graph import TracedGraph
+from dsconvert.model.one_dimensional import as_2d, map_as_2d, write_back
 from dsconvert.records import Fit, Plan, Site, Sites, within
 from dsconvert.rules import rule_named
 from dsconvert.util.progress import Progress
@@ -120,9 +121,10 @@ class _LayerFitter:
             return
         if call.name in self._rewrites:
             decision, site = self._rewrites[call.name], self._sites[call.name]
-            kernel = weight.transpose(0, 1) if site.kind == "transposed" else weight
+            flat = map_as_2d(weight)
+            kernel = flat.transpose(0, 1) if site.kind == "transposed" else flat
             built = rule_named(decision.rule or "").build(site, kernel, bias, decision.rank or 1)
-            call.student.load_state_dict(built.module.state_dict())
+            as_2d(call.student).load_state_dict(built.module.state_dict())
             self._residuals[call.name] = built.residual
             return
         call.student.get_parameter("weight").copy_(weight)
@@ -134,10 +136,10 @@ class _LayerFitter:
         if len(inputs) != len(call.wanted) or len(inputs) < 2:
             return None
         return Sample(
-            inputs=inputs[1:],
-            wanted=call.wanted[1:],
-            held_input=inputs[0],
-            held_wanted=call.wanted[0],
+            inputs=[map_as_2d(x) for x in inputs[1:]],
+            wanted=[map_as_2d(y) for y in call.wanted[1:]],
+            held_input=map_as_2d(inputs[0]),
+            held_wanted=map_as_2d(call.wanted[0]),
             centred=site.batchnorm is not None and not site.bias,
         )
 
@@ -158,7 +160,7 @@ class _LayerFitter:
         if sample is None:
             self.outcome.unsolved.append(call.name)
         else:
-            svd = sample.error(call.student)
+            svd = sample.error(as_2d(call.student))
             if self._factors and svd > _EXACT:
                 method, after = self._fitted(call, sample, decision.rule or "", svd)
         self.outcome.fits.append(
@@ -181,7 +183,7 @@ class _LayerFitter:
         Returns:
             the method, and the held-out error afterwards; the layer is restored where that rises.
         """
-        module, method = call.student, rule_named(rule).fit
+        module, method = as_2d(call.student), rule_named(rule).fit
         if method is None:
             return _SVD, None
         start = [p.detach().clone() for p in module.parameters()]
@@ -190,6 +192,7 @@ class _LayerFitter:
             return _SVD, None
         error = sample.error(module)
         if error <= svd:
+            write_back(module, call.student)
             return method.name, error
         for parameter, value in zip(module.parameters(), start, strict=True):
             parameter.copy_(value)
@@ -200,11 +203,12 @@ class _LayerFitter:
         sample = self._sample(call, site)
         if not self._factors or sample is None or call.call or site.calls != 1:
             return
-        conv, given = call.student, representable(sample)
+        conv, given = as_2d(call.student), representable(sample)
         if isinstance(conv, nn.Conv2d) and given is not None:
             before = given.error(conv)
             if before < _EXACT or not fit_or_restore(lambda: fit_dense(conv, given), conv, given):
                 return
+            write_back(conv, call.student)
             if given.error(conv) < before:
                 self.outcome.refitted.append(call.name)
 
