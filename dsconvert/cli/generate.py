@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from dsconvert.cli.files import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.parser import Call
+from dsconvert.cli.sounds import check_medium, check_sounds, names_sound, write_rows
 from dsconvert.config.files import Drawing, GenerateJob
 from dsconvert.data.pictures import check_picture, grid, save_picture
 from dsconvert.formats.base import GeneratorFile
@@ -24,17 +26,25 @@ Progress = Callable[[int], None]
 def run(call: Call) -> None:
     """Write one image a seed into one picture."""
     options: GenerateJob = call.options
-    check_picture(options.out, overwrite=options.overwrite)
+    if names_sound(options.out):
+        check_sounds(options.out, overwrite=options.overwrite)
+    else:
+        check_picture(options.out, overwrite=options.overwrite)
     device = for_work(options.device)
     file = opened(options.snapshot, options)
+    spec = check_medium(file, options.out)
     with Bars(hidden=options.quiet) as bars:
         progress = stage(bars, "images", len(options.seeds))
         images = images_of(file, options.seeds, options, progress, device=device)
-    save_picture(grid(images), options.out, overwrite=options.overwrite)
+    if spec is None:
+        save_picture(grid(images), options.out, overwrite=options.overwrite)
+    else:
+        write_rows({Path(options.out): images}, spec, overwrite=options.overwrite)
     if options.json:
         emit({"snapshot": options.snapshot, "out": options.out, "seeds": options.seeds})
     else:
-        say(f"wrote {counted(len(images), 'image')} to {options.out}")
+        made = counted(len(images), "image" if spec is None else "sound")
+        say(f"wrote {made} to {options.out}")
 
 
 def images_of(

@@ -16,7 +16,7 @@ from dsconvert.fit.activation_stream import ActivationStream, LayerCall
 from dsconvert.fit.overflow import extreme, fit_or_restore, peak, representable
 from dsconvert.fit.statistics import buffers_of, correct_statistics
 from dsconvert.model.graph import TracedGraph
-from dsconvert.model.one_dimensional import as_2d, map_as_2d, write_back
+from dsconvert.model.one_dimensional import as_2d, map_as_2d, outputs_first, write_back
 from dsconvert.records import Fit, Plan, Site, Sites, within
 from dsconvert.rules import rule_named
 from dsconvert.util.progress import Progress
@@ -121,8 +121,7 @@ class _LayerFitter:
             return
         if call.name in self._rewrites:
             decision, site = self._rewrites[call.name], self._sites[call.name]
-            flat = map_as_2d(weight)
-            kernel = flat.transpose(0, 1) if site.kind == "transposed" else flat
+            kernel = outputs_first(weight, transposed=site.kind == "transposed")
             built = rule_named(decision.rule or "").build(site, kernel, bias, decision.rank or 1)
             as_2d(call.student).load_state_dict(built.module.state_dict())
             self._residuals[call.name] = built.residual
@@ -132,14 +131,15 @@ class _LayerFitter:
             call.student.get_parameter("bias").copy_(bias)
 
     def _sample(self, call: LayerCall, site: Site) -> Sample | None:
-        inputs = [a[0] for a in call.student_args if a and isinstance(a[0], Tensor)]
+        inputs = [map_as_2d(a[0]) for a in call.student_args if a and isinstance(a[0], Tensor)]
         if len(inputs) != len(call.wanted) or len(inputs) < 2:
             return None
+        wanted = [map_as_2d(y) for y in call.wanted]
         return Sample(
-            inputs=[map_as_2d(x) for x in inputs[1:]],
-            wanted=[map_as_2d(y) for y in call.wanted[1:]],
-            held_input=map_as_2d(inputs[0]),
-            held_wanted=map_as_2d(call.wanted[0]),
+            inputs=inputs[1:],
+            wanted=wanted[1:],
+            held_input=inputs[0],
+            held_wanted=wanted[0],
             centred=site.batchnorm is not None and not site.bias,
         )
 
@@ -147,10 +147,7 @@ class _LayerFitter:
         decision, site = self._rewrites[call.name], self._sites[call.name]
         sample = self._sample(call, site)
         rank = int(decision.rank or 1)
-        residual = self._residuals.get(call.name)
-        if sample is None:
-            return
-        if call.name in self._seen:
+        if sample is None or call.name in self._seen:
             # A shared module is fitted at its first call.
             return
         self._seen.add(call.name)
@@ -167,7 +164,7 @@ class _LayerFitter:
             Fit(
                 site=call.name,
                 rank=rank,
-                residual=residual,
+                residual=self._residuals.get(call.name),
                 svd=svd,
                 fitted=after,
                 method=method if svd is not None and after is not None and after < svd else _SVD,
@@ -190,13 +187,12 @@ class _LayerFitter:
         if not fit_or_restore(lambda: method.run(module, sample), module, sample):
             self.outcome.unsolved.append(call.name)
             return _SVD, None
-        error = sample.error(module)
-        if error <= svd:
-            write_back(module, call.student)
-            return method.name, error
+        better = (error := sample.error(module)) <= svd
         for parameter, value in zip(module.parameters(), start, strict=True):
-            parameter.copy_(value)
-        return _SVD, svd
+            if not better:
+                parameter.copy_(value)
+        write_back(module, call.student)
+        return (method.name, error) if better else (_SVD, svd)
 
     def _refit(self, call: LayerCall) -> None:
         site = self._sites[call.name]

@@ -16,7 +16,7 @@ from dsconvert.errors import PlanError, UsageError
 from dsconvert.model.editing import carry_hooks, copied, replace
 from dsconvert.model.graph import ConvTypes
 from dsconvert.model.norms import effective_weight, fold, norm_kind, trainable
-from dsconvert.model.one_dimensional import Convolution, TransposedTypes, as_1d, map_as_2d
+from dsconvert.model.one_dimensional import Convolution, TransposedTypes, as_1d, outputs_first
 from dsconvert.records import Decision, Plan, Site, Sites, within
 from dsconvert.rules import Rule, rule_named
 
@@ -31,8 +31,7 @@ class Rewritten:
 
 def kernel_of(conv: Convolution) -> Tensor:
     """Return the kernel as applied, in ``(O, I, kh, kw)`` order for all kinds (ungrouped)."""
-    weight = map_as_2d(effective_weight(conv))
-    return weight.transpose(0, 1) if isinstance(conv, TransposedTypes) else weight
+    return outputs_first(effective_weight(conv), transposed=isinstance(conv, TransposedTypes))
 
 
 Matched = list[tuple[Site, Decision, Rule]]

@@ -107,4 +107,4 @@ class SpectrumMaps(nn.Module):
 
 def is_sound(value: Tensor) -> bool:
     """Return whether an output (N, C, H, W) is a sound: (N, 1, 1, T)."""
-    return value.shape[1] == 1 and value.shape[2] == 1 and value.shape[3] > RESOLUTIONS[-1][0]
+    return value.shape[1] == 1 and value.shape[2] == 1 and value.shape[3] > RESOLUTIONS[-1][0] // 2

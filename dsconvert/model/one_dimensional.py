@@ -41,6 +41,16 @@ def map_as_2d(value: Tensor) -> Tensor:
     return value.unsqueeze(2) if value.ndim == 3 else value
 
 
+def shape_as_2d(shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Return the shape of a map as (N, C, H, W)."""
+    return (*shape[:2], 1, shape[2]) if shape is not None and len(shape) == 3 else shape
+
+
+def outputs_first(weight: Tensor, *, transposed: bool) -> Tensor:
+    """Return an ungrouped kernel as ``(O, I, kh, kw)``."""
+    return map_as_2d(weight).transpose(0, 1) if transposed else map_as_2d(weight)
+
+
 def as_2d(module: nn.Module) -> nn.Module:
     """Return ``module`` with two-dimensional convolutions, on the same memory.
 

@@ -13,12 +13,12 @@ from typing import Any
 from torch import fx, nn
 
 from dsconvert.errors import TraceError
+from dsconvert.model import one_dimensional as row
 from dsconvert.model.graph import ConvTypes, TracedGraph, trace_graph
 from dsconvert.model.norms import norm_kind
 from dsconvert.model.observe import Observation, observe
-from dsconvert.model.one_dimensional import Conv1dTypes, Convolution, TransposedTypes, pair
 from dsconvert.model.upsampling import interpolates_x2, nearest_x2
-from dsconvert.records import Shape, Site, Sites
+from dsconvert.records import Site, Sites
 from dsconvert.util.module_protocols import NormalisesWeight
 
 
@@ -115,7 +115,7 @@ class _Surroundings:
 _COMPUTING = ("forward", "_conv_forward", "__call__")
 
 
-def _custom(conv: Convolution) -> str | None:
+def _custom(conv: row.Convolution) -> str | None:
     """Return the class name of a convolution with its own ``forward`` (timm's same-padding)."""
     if isinstance(conv, NormalisesWeight):
         return None
@@ -172,14 +172,9 @@ def _locked(
     return locked
 
 
-def _shape(shape: Shape | None) -> Shape | None:
-    """Return the shape of a map as (N, C, H, W)."""
-    return (*shape[:2], 1, shape[2]) if shape is not None and len(shape) == 3 else shape
-
-
 def _site(
     name: str,
-    conv: Convolution,
+    conv: row.Convolution,
     observed: Observation | None,
     around: Any,
     locked: str | None,
@@ -188,10 +183,10 @@ def _site(
 ) -> Site:
     upsample, noise, batchnorm, absorbs = around
     calls = observed.calls.get(name, 0) if observed else None
-    out = _shape(observed.outputs.get(name)) if observed else None
-    inp = _shape(observed.inputs.get(name)) if observed else None
-    transposed = isinstance(conv, TransposedTypes)
-    kh, kw = pair(conv.kernel_size, fill=1)
+    out = row.shape_as_2d(observed.outputs.get(name)) if observed else None
+    inp = row.shape_as_2d(observed.inputs.get(name)) if observed else None
+    transposed = isinstance(conv, row.TransposedTypes)
+    kh, kw = row.pair(conv.kernel_size, fill=1)
     macs = None
     if calls is not None:
         spot = conv.in_channels * conv.out_channels // conv.groups * kh * kw
@@ -200,14 +195,14 @@ def _site(
     return Site(
         name=name,
         kind="transposed" if transposed else "conv",
-        dims=1 if isinstance(conv, Conv1dTypes) else 2,
+        dims=1 if isinstance(conv, row.Conv1dTypes) else 2,
         in_channels=conv.in_channels,
         out_channels=conv.out_channels,
         kernel_size=(kh, kw),
-        stride=pair(conv.stride, fill=1),
-        padding=(conv.padding if isinstance(conv.padding, str) else pair(conv.padding, fill=0)),
-        dilation=pair(conv.dilation, fill=1),
-        output_padding=pair(conv.output_padding, fill=0),
+        stride=row.pair(conv.stride, fill=1),
+        padding=(conv.padding if isinstance(conv.padding, str) else row.pair(conv.padding, fill=0)),
+        dilation=row.pair(conv.dilation, fill=1),
+        output_padding=row.pair(conv.output_padding, fill=0),
         groups=conv.groups,
         padding_mode=conv.padding_mode,
         bias=conv.bias is not None,
