@@ -139,6 +139,17 @@ class _Nested(nn.Module):
     def __init__(self, channels: int, *, mine: bool) -> None:
         super().__init__()
         self.bn = MyBN(channels) if mine else nn.BatchNorm2d(channels, affine=False)
+        self.eps = EPS
+
+    @property
+    def stored_mean(self) -> Tensor:
+        """The child's mean (C,)."""
+        return self.bn.get_buffer("stored_mean" if isinstance(self.bn, MyBN) else "running_mean")
+
+    @property
+    def stored_var(self) -> Tensor:
+        """The child's variance (C,)."""
+        return self.bn.get_buffer("stored_var" if isinstance(self.bn, MyBN) else "running_var")
 
     def scaled(self, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
         """Normalise (N, C, H, W) and apply gain and bias (N or 1, C)."""
