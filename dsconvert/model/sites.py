@@ -115,7 +115,7 @@ class _Surroundings:
 _COMPUTING = ("forward", "_conv_forward", "__call__")
 
 
-def _custom(conv: row.Convolution) -> str | None:
+def _custom(conv: nn.Module) -> str | None:
     """Return the class name of a convolution with its own ``forward`` (timm's same-padding)."""
     if isinstance(conv, NormalisesWeight):
         return None
