@@ -50,6 +50,11 @@ def run(call: Call) -> None:
     device = for_work(options.device)
     nets = extractors(options.metrics, device=device)
     file = opened(options.snapshot, options)
+    if file.sounds() is not None:
+        raise UsageError(
+            f"the generator of {options.snapshot} makes sounds, and eval measures pictures; "
+            "compare measures the STFT distance of two vocoders."
+        )
     student, inputs = file.picture().to(device), file.inputs()
     if inputs is None:
         raise UsageError(
@@ -57,7 +62,7 @@ def run(call: Call) -> None:
             "--input 256."
         )
     if isinstance(inputs, RandomPixels):
-        raise UsageError(f"{needs_pictures(f'the generator of {options.snapshot}')}.")
+        raise UsageError(f"{needs_pictures(f'the generator of {options.snapshot}', inputs)}.")
     inputs = held_out_inputs(inputs)
     teacher: nn.Module | None = None
     if options.against:

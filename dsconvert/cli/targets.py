@@ -37,7 +37,7 @@ def planned(
             "like; add --input SHAPE (say, --input 256)."
         )
     if isinstance(inputs, RandomPixels) and fitting.calibrate != 0:
-        raise UsageError(needs_pictures_to_fit(file.generator))
+        raise UsageError(needs_pictures_to_fit(file.generator, inputs))
     try:
         return plan_measured(
             file.generator,

@@ -112,6 +112,9 @@ class Conversion:
     """Mean PSNR, dB, of the converted model's images to the original's on latents that were held
     out of the fit (of the polish, if there was one); None where nothing was fitted, or the output
     is no image."""
+    stft: float | None = None
+    """Mean multi-resolution STFT distance to the original's sounds on inputs that were held out of
+    the fit; None where nothing was fitted, the output is no sound, or a polish followed."""
     polish: Polish | None = None
     """The training after the fit; None: there was none."""
 

@@ -135,6 +135,9 @@ def conversion_report(conversion: Conversion, title: str = "", *, verbose: bool 
     if conversion.psnr is not None:
         text = f"{conversion.psnr:.1f} dB"
         rows.append(["PSNR", text, "to the original's images, on held-out latents"])
+    if conversion.stft is not None:
+        about = "to the original's sounds, on held-out inputs (0: equal)"
+        rows.append(["STFT distance", f"{conversion.stft:.3f}", about])
     if conversion.polish is not None:
         rows.append(["polish", *_polish_cells(conversion.polish)])
     if conversion.seconds:
