@@ -37,7 +37,7 @@ def write_coreml(core: Core, args: tuple[Tensor, ...], folder: Path, output: str
     Raises:
         ExportError: the package, loaded again, has other inputs or another output.
     """
-    with _quiet():
+    with quiet():
         tools: Any = import_module("coremltools")
         with torch.no_grad():
             program = torch.export.export(core.module, args, strict=False)
@@ -67,7 +67,7 @@ def write_coreml(core: Core, args: tuple[Tensor, ...], folder: Path, output: str
 
 
 @contextmanager
-def _quiet() -> Generator[None, None, None]:
+def quiet() -> Generator[None, None, None]:
     """Silence coremltools: its bars, and its notes that Apple's frameworks are not here."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)

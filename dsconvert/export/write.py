@@ -15,7 +15,7 @@ from dsconvert.errors import (
     ForeignFileError,
     UsageError,
 )
-from dsconvert.export.coreml import MARK, write_coreml
+from dsconvert.export.coreml import MARK, quiet, write_coreml
 from dsconvert.export.diagnose import blame
 from dsconvert.export.graphs import GRAPHS, OUTPUT, GraphFormat, Run, need
 from dsconvert.export.reduced import Sampled, reduce_onnx
@@ -48,10 +48,12 @@ def check_graph(path: str | os.PathLike[str], name: str, *, overwrite: bool) -> 
     """
     if name == "tensorrt":
         check_card()
-    need(name, *(("coremltools",) if name == COREML else GRAPHS[name].needs))
     if name == COREML:
+        with quiet():
+            need(name, "coremltools")
         check_new_folder(path, mark=MARK, overwrite=overwrite)
         return
+    need(name, *GRAPHS[name].needs)
     check_target(path, overwrite=overwrite)
     if name == "openvino":
         check_target(Path(path).with_suffix(".bin"), overwrite=overwrite)
