@@ -50,7 +50,17 @@ def folder(original: Path, fast: Path, tmp_path_factory: pytest.TempPathFactory)
     return base / "tiny"
 
 
+@pytest.fixture(scope="module")
+def light(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the weights alone."""
+    folder = tmp_path_factory.mktemp("light")
+    file, path = open_file(original), folder / "model.safetensors"
+    file.save_safetensors(file.generator, path, noise="random", overwrite=False)
+    return folder
+
+
 @pytest.mark.slow
+@pytest.mark.extended
 def test_the_folder_holds_all_and_loads(folder: Path, fast: Path, capsys) -> None:
     names = ["README.md", "config.json", "model.safetensors", "plan.json", "samples.png"]
     assert sorted(p.name for p in folder.iterdir()) == names
@@ -82,6 +92,7 @@ def test_the_folder_holds_all_and_loads(folder: Path, fast: Path, capsys) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_an_existing_folder(folder: Path, fast: Path, tmp_path: Path, capsys) -> None:
     words = ["export", str(fast), "--format", "hub", "--out"]
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
@@ -94,25 +105,27 @@ def test_an_existing_folder(folder: Path, fast: Path, tmp_path: Path, capsys) ->
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
-def test_an_original_that_does_not_fit_leaves_no_folder(fast: Path, tmp_path: Path, capsys) -> None:
+@pytest.mark.slow
+def test_an_original_that_does_not_fit_leaves_no_folder(
+    original: Path, tmp_path: Path, capsys
+) -> None:
     other = saved(tmp_path / "other.pkl", z_dim=8)
     with pytest.raises(UsageError, match="can't be compared"):
-        save_pretrained(open_file(fast), tmp_path / "hub", original=open_file(other))
+        save_pretrained(open_file(original), tmp_path / "hub", original=open_file(other))
     assert [p.name for p in tmp_path.iterdir()] == ["other.pkl"]
 
 
-def test_a_hub_is_asked_for_its_file_alone(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_hub_is_asked_for_its_file_alone(light: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str, str | None]] = []
 
     def download(name: str, file: str, *, revision: str | None) -> str:
         asked.append((name, file, revision))
         if name == "no/where":
             raise OSError("404 Client Error.\nmore lines")
-        return str(folder / file)
+        return str(light / file)
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=download))
+    assert isinstance(from_pretrained(light), torch.nn.Module)
     assert isinstance(from_pretrained("me/tiny", revision="v1"), torch.nn.Module)
     assert asked == [("me/tiny", "model.safetensors", "v1")]
     with pytest.raises(
