@@ -46,7 +46,7 @@ class Outcome:
     """
 
     def __init__(self, command: str, options: Job) -> None:
-        self._command, self._runs = command, options.makes_runs
+        self.command, self._runs = command, options.makes_runs
         self._keeps = options.goes_on
         self._out = None if options.output is None else Path(options.output)
         self._resumed = options.resumed
@@ -71,7 +71,7 @@ class Outcome:
 
     def __str__(self) -> str:
         """The end of a sentence that begins with "interrupted"."""
-        if self._command == "official-train":
+        if self.command == "official-train":
             return "what the official trainer saved is in its own run folder"
         if self._resumed is not None:
             return (

@@ -42,7 +42,7 @@ Policy = Literal["color", "translation", "cutout"]
 """Augmentations of DiffAugment."""
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 Spectral = Literal["keep", "fold"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Recompute = Literal["none", "blocks", "lean"]
 Clock = Literal["wall", "cpu"]
 Statistics = Literal["frozen", "batch"]

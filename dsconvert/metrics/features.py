@@ -6,7 +6,6 @@ Unlike Inception's weights, these come with pip. They are the weights of the Pro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from dsconvert.errors import UsageError
 from dsconvert.projected.lite0 import lite0, three_channels
+from dsconvert.util.full_memory import halving
 
 _SIZE = 224
 
@@ -49,18 +49,17 @@ class LiteFeatures:
             raise UsageError(
                 f"images are (N, C, H, W) with 1, 3 or 4 channels, not {list(images.shape)}."
             )
-        parts: Sequence[Tensor] = [
-            self._net.forward_features(
-                F.interpolate(
-                    three_channels(chunk.to(self._device).float().clamp(-1, 1)),
-                    size=(_SIZE, _SIZE),
-                    mode="bilinear",
-                    align_corners=False,
-                    antialias=True,
-                )
-            )
-            .mean((2, 3))
-            .cpu()
-            for chunk in images.split(batch)
-        ]
-        return torch.cat(list(parts))
+        parts: list[Tensor] = []
+        for chunk in images.split(batch):
+            parts += halving(lambda a, b, chunk=chunk: self._part(chunk[a:b]), len(chunk))
+        return torch.cat(parts)
+
+    def _part(self, images: Tensor) -> Tensor:
+        resized = F.interpolate(
+            three_channels(images.to(self._device).float().clamp(-1, 1)),
+            size=(_SIZE, _SIZE),
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
+        )
+        return self._net.forward_features(resized).mean((2, 3)).cpu()
