@@ -1,6 +1,6 @@
 """Build the wheel and the sdist from the committed files, and check both.
 
-    python tools/check_dist.py FOLDER [--tests "not slow and not extended"]
+    python tools/check_dist.py FOLDER [--tests "not slow and not extended"] [--paths tests/cli ...]
 
 twine checks the metadata; the wheel is unpacked alone and its command is run; the tests of the
 sdist are run from the unpacked sdist. The packages that dsconvert needs must be installed.
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, help="gets the wheel and the sdist")
     parser.add_argument("--tests", default="not slow and not extended", help="of the sdist")
+    parser.add_argument("--paths", nargs="+", default=["tests"], help="of these tests")
     options = parser.parse_args(argv)
     out = options.folder.resolve()
     shutil.rmtree(out, ignore_errors=True)
@@ -59,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         with tarfile.open(sdist) as archive:
             archive.extractall(scratch, filter="data")
         unpacked = scratch / sdist.name.removesuffix(".tar.gz")
-        run(python, "-m", "pytest", "-q", "-m", options.tests, cwd=unpacked, path=unpacked)
+        words = ("-q", "-m", options.tests, *options.paths)
+        run(python, "-m", "pytest", *words, cwd=unpacked, path=unpacked)
     print(f"checked: {', '.join(f.name for f in files)} in {out}")
     return 0
 

@@ -11,7 +11,7 @@ from dsconvert.util.version import VERSION
 _HEAD = """\
 ---
 library_name: dsconvert
-pipeline_tag: unconditional-image-generation
+pipeline_tag: {task}
 tags:
 - gan
 - dsconvert
@@ -28,6 +28,7 @@ def card(
     measured: Measured,
     names: dict[str, str],
     size: int,
+    reads_pictures: bool,
     made_by: str | None,
     plan: bool,
 ) -> str:
@@ -40,11 +41,13 @@ def card(
         measured: its cost and quality.
         names: the file that each role of ``measured`` was read from.
         size: bytes of ``model.safetensors``.
+        reads_pictures: whether the inputs are pictures, not latents.
         made_by: the command that made the converted file; None: unknown.
         plan: whether the folder holds ``plan.json``.
     """
+    task = "image-to-image" if reads_pictures else "unconditional-image-generation"
     parts = [
-        f"{_HEAD}\n# {_line(title)}",
+        f"{_HEAD.format(task=task)}\n# {_line(title)}",
         f"![Images of seeds 0 to {SHOWN - 1}](samples.png)",
         f"A generator of the codebase `{_line(adapter)}`, made small and fast by dsconvert "
         f"{VERSION}. `model.safetensors` ({size / 1e6:.1f} MB) holds its weights, and in its "

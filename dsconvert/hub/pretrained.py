@@ -81,7 +81,8 @@ def save_pretrained(
 
     Raises:
         MissingExtraError: safetensors is not installed.
-        UsageError: fixed noise; or the original has other inputs or images.
+        UsageError: fixed noise; no adapter knows the generator; or the original has other inputs
+            or images.
         AdapterError, ExportError, OutputError: as for a safetensors export.
     """
     check_hub(path, overwrite=overwrite)
@@ -89,6 +90,11 @@ def save_pretrained(
         raise UsageError(
             "safetensors holds the generator itself, which draws its own noise: --noise is random "
             "or zero there, not fixed."
+        )
+    if file.adapter is None:
+        raise UsageError(
+            f"nothing but your own code builds the generator of {file.path}, so that "
+            "from_pretrained could not load it: export it to .safetensors or .onnx."
         )
     name = title or Path(file.path or "generator").name
     with whole_folder(path, mark=MARK, overwrite=overwrite) as folder:
@@ -100,7 +106,7 @@ def save_pretrained(
         save_picture(sheet, folder / "samples.png")
         if plan is not None:
             (folder / "plan.json").write_text(plan.to_json() + "\n", encoding="utf-8")
-        adapter = "" if file.adapter is None else file.adapter.name
+        adapter = file.adapter.name
         config = {
             "library": "dsconvert",
             "dsconvert": VERSION,
@@ -121,6 +127,7 @@ def save_pretrained(
                 "original": "" if original is None else Path(original.path or "original").name,
             },
             size=made.bytes,
+            reads_pictures=file.pictures() is not None,
             made_by=made_by,
             plan=plan is not None,
         )

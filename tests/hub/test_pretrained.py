@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dsconvert import from_pretrained, open_file, save_pretrained
+from dsconvert import ModuleSource, from_pretrained, open_file, save_pretrained
 from dsconvert.cli import main
 from dsconvert.errors import DsconvertError, ForeignFileError, MissingExtraError, UsageError
 from dsconvert.formats.official import new_snapshot, save_snapshot
 from dsconvert.hub.card import _fenced, _line
 from tests.made_models import moved_generator
+from tests.upscalers import state_file
 
 pytest.importorskip("safetensors")
 
@@ -135,6 +136,15 @@ def test_a_hub_is_asked_for_its_file_alone(light: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingExtraError, match="huggingface_hub"):
         from_pretrained("me/tiny")
+
+
+def test_a_generator_of_the_users_own_code_is_refused(tmp_path: Path) -> None:
+    file = open_file(
+        state_file(tmp_path / "u.pth"), module=ModuleSource(factory="tests.upscalers:Upscaler")
+    )
+    with pytest.raises(UsageError, match="nothing but your own code builds"):
+        save_pretrained(file, tmp_path / "hub")
+    assert [p.name for p in tmp_path.iterdir()] == ["u.pth"]
 
 
 def test_what_is_neither_a_folder_nor_a_name(tmp_path: Path) -> None:
