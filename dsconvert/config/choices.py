@@ -20,9 +20,12 @@ NOISES: tuple[Noise, ...] = get_args(Noise)
 NoiseSource = Literal["device", "official"]
 """Where freshly drawn noise comes from; see :mod:`dsconvert.model.noise_source`."""
 NOISE_SOURCES: tuple[NoiseSource, ...] = get_args(NoiseSource)
-Format = Literal["onnx", "torch", "safetensors", "openvino"]
+Format = Literal["onnx", "torch", "safetensors", "openvino", "coreml", "tensorrt", "page", "hub"]
 """Formats that a generator can be exported to."""
 FORMATS: tuple[Format, ...] = get_args(Format)
+ExportDtype = Literal["fp32", "fp16", "int8"]
+"""Weights of an export; see :mod:`dsconvert.export.reduced`."""
+EXPORT_DTYPES: tuple[ExportDtype, ...] = get_args(ExportDtype)
 ImageFormat = Literal["png", "jpeg", "webp"]
 """Files of single images."""
 IMAGE_FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)

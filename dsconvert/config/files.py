@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dsconvert.config.base import BaseSettings, Job
-from dsconvert.config.choices import Format, Noise, NoiseSource
+from dsconvert.config.choices import NoiseSource
 from dsconvert.config.pictures import Calibrated
 from dsconvert.config.setting import Group, part, setting
-from dsconvert.config.values import ranks, seed, seeds, shape
+from dsconvert.config.values import ranks, seeds, shape
 
 CODE = Group(
     "A state dict of any other code",
@@ -188,17 +188,3 @@ class CompareJob(Drawing, Output, Messages, Source, Calibrated):
     distance: int | None = setting(
         None, help="also FD-lite0 over N images, 2 or more (needs timm)", at_least=2
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportJob(Output, Messages, Source, Job):
-    """Write a generator as ONNX, torch.export, OpenVINO or safetensors."""
-
-    snapshot: str = generator_path(ANY_FILE)
-    format: Format | None = setting(
-        None, help="the file format", default_text="the one that the suffix of --out names"
-    )
-    noise: Noise = setting(
-        "random", help="random: an input of its own, 'noise'; fixed: built in; zero: none"
-    )
-    seed: int = setting(0, help="of the fixed noise", read=seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from dsconvert.config.choices import Noise
+from dsconvert.config.choices import ExportDtype, Noise
 from dsconvert.records.plan import Plan
 
 if TYPE_CHECKING:
@@ -133,10 +133,15 @@ class Export:
     planes: tuple[tuple[str, int, int], ...]
     """Noise injections in execution order: module, height, width. Their planes, row by row, make up
     the input ``noise``."""
-    error: float
-    """Largest difference of a pixel to the model's image, over all the batches compared."""
+    error: float | None
+    """Largest difference of a pixel to the model's image, over all the batches compared; None
+    where the format does not run on this system (Core ML)."""
     range: float
     """Largest magnitude of a pixel of the model's images."""
     batches: tuple[int, ...]
     """The compared batch sizes."""
     seconds: float
+    dtype: ExportDtype = "fp32"
+    psnr: float | None = None
+    """Mean PSNR in dB to the model's images, where ``dtype`` is not ``fp32``."""
+    activation_bits: int = 32
