@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dsconvert.cli import targets
+from dsconvert.cli import measuring, targets
 from dsconvert.cli.files import opened, read_plan
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.parser import Call
@@ -53,6 +53,7 @@ def run(call: Call, *, clock: Clock | None = None) -> None:
     file = opened(options.snapshot, options, drop=options.drop)
     if not options.plan_only:
         check_output(file, out, overwrite=options.overwrite)
+        measuring.prepared(file, options, device)
     measured = None
     if options.targets.target:
         with Bars(hidden=options.quiet) as bars:
@@ -163,6 +164,8 @@ def _convert(
             measured = targets.checked(measured, file, result.models, clock=clock)
         targets.require_met(measured, options)
     made = save_file(file, result.models, out, overwrite=options.overwrite)
+    with Bars(hidden=options.quiet) as bars:
+        result = measuring.measured(file, result, options, device, bars)
     if options.json:
         entries = {k: conversion_dict(c) for k, c in result.conversions.items()}
         files = {"input": options.snapshot, "output": out}

@@ -135,6 +135,14 @@ class ConvertJob(Device, OptionalOutput, Verbose, Messages, Source, Calibrated):
         (), help="omit an entry (D, for example)", metavar="KEY", repeat=True
     )
     targets: Targets = part()
+    measure: int | None = setting(
+        None,
+        help="measure the result's quality on so many images a side, 2 or more (FD-lite0 beside "
+        "its noise floor, PSNR), on latents that no fit saw; 0: not at all",
+        metavar="N",
+        at_least=0,
+        default_text="400 where that takes at most a fifth of the conversion's time",
+    )
 
     @classmethod
     def check_typed(cls, typed: Mapping[str, Any]) -> None:
@@ -166,6 +174,10 @@ class ConvertJob(Device, OptionalOutput, Verbose, Messages, Source, Calibrated):
                 "--target chooses rules and ranks, and every map keeps its channels; drop --plan, "
                 "--preset, --rank and --width."
             )
+        if typed.get("--measure") == 1:
+            raise UsageError("--measure 1: a distance needs 2 images or more.")
+        if typed.get("--measure") and "--plan-only" in typed:
+            raise UsageError("--plan-only makes nothing that --measure could measure; drop one.")
         for option in ("--batch", "--train-batch"):
             if typed.get(option) == 0:
                 raise UsageError(f"{option} 0 runs nothing; give 1 or more.")

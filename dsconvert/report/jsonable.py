@@ -76,6 +76,7 @@ def conversion_dict(conversion: Conversion) -> dict[str, Any]:
             "seconds": conversion.seconds,
             "psnr_db": conversion.psnr,
             "polish": None if conversion.polish is None else asdict(conversion.polish),
+            "quality": None if conversion.quality is None else asdict(conversion.quality),
         }
     )
     return result
