@@ -92,6 +92,15 @@ class Targets(BaseSettings):
         repeat=True,
         group=TARGETS,
     )
+    quality: tuple[str, ...] = setting(
+        (),
+        help="instead of a preset: the fastest form that holds fd=1.05x (FD-lite0, of its noise "
+        "floor) or psnr=30dB after fit and polish, alone or within --target; found by tries, which "
+        "are kept",
+        metavar="METRIC=BOUND",
+        repeat=True,
+        group=TARGETS,
+    )
     batch: int = setting(1, help="of latency", at_least=0, group=TARGETS)
     train_batch: int = setting(4, help="of train-time and memory", at_least=0, group=TARGETS)
     measuring: Settings = part(only=("dtype", "threads"), group=TARGETS)
@@ -99,7 +108,9 @@ class Targets(BaseSettings):
         False, help="try that memory layout too, for a model that will be run in it", group=TARGETS
     )
     remeasure: bool = setting(
-        False, help="use no time from an earlier run's profile", group=TARGETS
+        False,
+        help="use no time (and no try of --quality) from an earlier run",
+        group=TARGETS,
     )
     best_effort: bool = setting(
         False,
@@ -165,15 +176,21 @@ class ConvertJob(Device, OptionalOutput, Verbose, Messages, Source, Calibrated):
                 "--init random is for a training from scratch, and a polish improves a fit; drop "
                 "one of the two."
             )
-        if "--target" not in typed:
+        chosen = [o for o in ("--target", "--quality") if o in typed]
+        if not chosen:
             idle = [o for o in _OF_TARGETS if o in typed]
             if idle:
-                raise UsageError(f"{', '.join(idle)}: only together with --target.")
+                raise UsageError(f"{', '.join(idle)}: only together with --target or --quality.")
         elif any(o in typed for o in ("--plan", "--preset", "--rank", "--width")):
+            rest = "rules, ranks and widths" if "--quality" in typed else "rules and ranks"
+            widths = "" if "--quality" in typed else ", and every map keeps its channels"
             raise UsageError(
-                "--target chooses rules and ranks, and every map keeps its channels; drop --plan, "
-                "--preset, --rank and --width."
+                f"{chosen[-1]} chooses {rest}{widths}; drop --plan, --preset, --rank and --width."
             )
+        if "--quality" in typed and typed.get("--init", "fit") != "fit":
+            raise UsageError("--quality is promised after a fit; drop --init.")
+        if "--quality" in typed and typed.get("--calibrate") == 0:
+            raise UsageError("--quality is promised after a fit; drop --calibrate 0.")
         if typed.get("--measure") == 1:
             raise UsageError("--measure 1: a distance needs 2 images or more.")
         if typed.get("--measure") and "--plan-only" in typed:
