@@ -27,8 +27,8 @@ from dsconvert.search.trial_rig import Features, LayerTrials, Rig, Sensitivity, 
 from dsconvert.util.progress import Progress
 from dsconvert.width.groups import folded_copy
 
-RANKS = (1, 2, 3, 4, 6)
-"""Ranks that are tried, where they save anything."""
+RANKS = (1, 2, 4)
+"""Ranks that are tried, where they save anything; a fit of each layer is most of the work."""
 LATENTS = 8
 """Latents of the trials; fewer for a model with many multiply-accumulates."""
 _FITTED = 32
