@@ -52,6 +52,7 @@ FIGURES = {
 
 
 def macs_of(plan: Plan) -> float:
+    """Return the MACs of the plan's convolutions."""
     return float(sum(d.macs_after or 0 for d in plan.decisions))
 
 
@@ -129,6 +130,7 @@ def interval(a: list[float], b: list[float], draws: int = 500) -> tuple[float, f
 
 
 def restored(data: dict[str, Any]) -> Sensitivity:
+    """Return the trials from their JSON."""
     layers = tuple(
         LayerTrials(**{**row, "trials": tuple(Trial(**t) for t in row["trials"])})
         for row in data["layers"]
@@ -139,6 +141,7 @@ def restored(data: dict[str, Any]) -> Sensitivity:
 def row(
     analysis: Analysis, plan: Plan, known: Sensitivity, judge: Judge, options: Any, shown: Any
 ) -> dict[str, Any]:
+    """Fit one plan and measure it."""
     began = time.process_time()
     made = apply_to(analysis, plan, calibrate=options.calibrate)
     seconds = time.process_time() - began
