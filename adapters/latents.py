@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 
 def normal_latents(size: int) -> Callable[[int, torch.Generator], tuple[torch.Tensor]]:
@@ -34,3 +36,32 @@ def latents_and_classes(
         return z, c
 
     return sample
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassConditional:
+    """A sampler of ``(z, condition)``: latents, and a condition made from classes.
+
+    Attributes:
+        latents: ``latents(n, generator)`` draws (n, z_dim).
+        condition: makes the second argument from classes (n,).
+        classes: number of classes.
+        only: the one class to draw; None: all of them, uniformly.
+    """
+
+    latents: Callable[[int, torch.Generator], Tensor]
+    condition: Callable[[Tensor], Tensor]
+    classes: int
+    only: int | None = None
+
+    def __call__(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw the arguments of one call."""
+        z = self.latents(n, generator)
+        c = torch.randint(self.classes, (n,), generator=generator, device=generator.device)
+        if self.only is not None:
+            c = torch.full_like(c, self.only)
+        return z, self.condition(c)
+
+    def of_class(self, label: int) -> ClassConditional:
+        """Return the sampler of one class."""
+        return replace(self, only=label)

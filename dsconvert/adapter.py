@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsconvert.errors import AdapterError
 from dsconvert.util.image_output import image_path, image_tensor
-from dsconvert.util.module_protocols import Follows, Narrows
+from dsconvert.util.module_protocols import Follows, Narrows, NormalisesWeight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     """A state dict."""
 
 __all__ = [
-    "GROUP", "PERSISTENCE", "Adapter", "Follows", "Narrows", "adapter_for", "adapters",
-    "as_adapter", "image_path", "image_tensor",
+    "GROUP", "PERSISTENCE", "Adapter", "Follows", "Narrows", "NormalisesWeight",
+    "adapter_for", "adapters", "as_adapter", "image_path", "image_tensor",
 ]  # fmt: skip
 
 GROUP = "dsconvert.adapters"
@@ -217,6 +217,23 @@ class Adapter(ABC):
     def make(self, config: Mapping[str, Any]) -> nn.Module:
         """Return the original architecture, any weights; also runs on torch's meta device."""
         raise AdapterError(f"the adapter {self.name!r} reads no checkpoints.")
+
+    settings_file: str | None = None
+    """Name of a JSON file beside a checkpoint with facts that no tensor tells; default: none."""
+
+    def completed(
+        self, config: Mapping[str, Any], settings: Mapping[str, Any] | None
+    ) -> Mapping[str, Any]:
+        """Return ``config`` of :meth:`read_config` with the facts of :attr:`settings_file`.
+
+        Args:
+            config: of an original state dict.
+            settings: the content of that file, unchecked; None: there is no such file.
+
+        Raises:
+            AdapterError: it does not fit the tensors, or is needed and missing.
+        """
+        return config
 
     def replaced(
         self, checkpoint: Mapping[str, Any], states: Mapping[str, State]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from dsconvert.cli import streams
-from dsconvert.cli.codes import DONE, INTERRUPTED, code_of
+from dsconvert.cli.codes import DONE, INTERRUPTED, USAGE, code_of, memory_sentence
 from dsconvert.cli.parser import parse
 from dsconvert.cli.stopping import Outcome, Stopped, terminable
 from dsconvert.errors import DsconvertError
@@ -52,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except streams.ReaderGone:
         # The reader (head, for example) stopped; Python must not complain when it ends.
         streams.silence()
+    except Exception as error:
+        said = memory_sentence(error, outcome[0].command if outcome else None)
+        if said is None:
+            raise
+        streams.complain(said)
+        return USAGE
     return DONE
 
 

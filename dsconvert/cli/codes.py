@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dsconvert.errors import DsconvertError, MissedTargetError
+from dsconvert.util.full_memory import is_memory_full
 
 DONE = 0
 USAGE = 2
@@ -21,3 +22,27 @@ HELP = "exit codes: " + "; ".join(f"{code}: {text}" for code, text in MEANINGS.i
 def code_of(error: DsconvertError) -> int:
     """The exit code of a command that ends in ``error``."""
     return MISSED if isinstance(error, MissedTargetError) else USAGE
+
+
+_SMALLER = {
+    "convert": "give --device cpu, or --polish 0 (the polish needs most)",
+    "train": "resume with --recompute lean, or begin with a smaller --micro-batch",
+    "finetune": "resume with --recompute lean, or begin with a smaller --micro-batch",
+    "distill": "give a smaller --batch, or --device cpu",
+    "bench": "give a smaller --batch, or --device cpu",
+}
+"""What needs less memory, by command."""
+
+
+def memory_sentence(error: Exception, command: str | None) -> str | None:
+    """Return the message for an error of full memory; None for any other error.
+
+    Args:
+        error: that a command ended in.
+        command: its name; None: it did not begin.
+    """
+    if not is_memory_full(error):
+        return None
+    first = (str(error).strip().splitlines() or ["no memory left"])[0][:200].rstrip(".")
+    remedy = _SMALLER.get(command or "", "give --device cpu, or close other programs")
+    return f"the memory is full ({first}): {remedy}."

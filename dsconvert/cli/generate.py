@@ -1,40 +1,173 @@
-"""``generate``: a grid of images of given seeds, as the official ``gen_images.py`` makes them."""
+"""``generate``: images of given seeds, as the official ``gen_images.py`` makes them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dsconvert.cli.files import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.parser import Call
-from dsconvert.config.files import Drawing, GenerateJob
-from dsconvert.data.pictures import check_picture, grid, save_picture
+from dsconvert.config.files import Drawing, Sampling
+from dsconvert.config.generate import GenerateJob
+from dsconvert.data.image_files import ImageFolder, Key, write_zip
+from dsconvert.data.pictures import check_picture, grid, opaque, save_picture, to_images
+from dsconvert.data.video_file import check_video, write_video
+from dsconvert.errors import UsageError
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.model.inputs import map_tensors
+from dsconvert.model.latent_walk import walk, walk_length
 from dsconvert.model.noise_source import noise_from
 from dsconvert.util.devices import for_work
+from dsconvert.util.files import check_target
+from dsconvert.util.folders import sha256
 from dsconvert.util.numbers import counted
 
 Progress = Callable[[int], None]
+Paint = Callable[[tuple[Any, ...], int], Tensor]
+"""``paint(arguments, seed)`` returns images (1, C, H, W) in [-1, 1]; the seed is of the noise."""
+_LARGEST_GRID = 10_000
 
 
 def run(call: Call) -> None:
-    """Write one image a seed into one picture."""
+    """Write the images as the kind of output that the job's path names."""
     options: GenerateJob = call.options
-    check_picture(options.out, overwrite=options.overwrite)
+    keys: list[Key] = [(s, c) for c in options.classes or (None,) for s in options.seeds]
+    folder = _check(options, keys)
     device = for_work(options.device)
     file = opened(options.snapshot, options)
+    images = _Images(file, options, device)
+    wanted = keys if folder is None else folder.missing(keys)
+    total = len(wanted)
+    if options.kind == "video":
+        total = walk_length(len(keys), frames=options.frames, loop=options.loop)
     with Bars(hidden=options.quiet) as bars:
-        progress = stage(bars, "images", len(options.seeds))
-        images = images_of(file, options.seeds, options, progress, device=device)
-    save_picture(grid(images), options.out, overwrite=options.overwrite)
+        progress = stage(bars, "frames" if options.kind == "video" else "images", total)
+        if folder is not None:
+            folder.write(wanted, images.picture, progress)
+        elif options.kind == "zip":
+            write_zip(
+                options.out,
+                keys,
+                images.picture,
+                progress,
+                format=options.format,
+                overwrite=options.overwrite,
+            )
+        elif options.kind == "video":
+            frames = images.walk(keys, progress)
+            write_video(options.out, frames, fps=options.fps, overwrite=options.overwrite)
+        else:
+            made = images.batch(keys, progress)
+            save_picture(
+                grid(made, columns=options.columns), options.out, overwrite=options.overwrite
+            )
+    _report(options, len(keys), written=total)
+
+
+def _check(options: GenerateJob, keys: list[Key]) -> ImageFolder | None:
+    """Check everything that can be checked before the file is read; return the output folder."""
+    if options.kind == "folder":
+        return ImageFolder(
+            options.out,
+            format=options.format,
+            made_by={
+                # Only a file that can be read has images; its own reader reports any other.
+                "generator": sha256(options.snapshot),
+                "trunc": options.trunc,
+                "noise": options.noise_source,
+                "format": options.format,
+                "pictures": asdict(options.pictures),
+                "module": asdict(options.source),
+            },
+            overwrite=options.overwrite,
+        )
+    if options.kind == "picture":
+        check_picture(options.out, overwrite=options.overwrite)
+        if len(keys) > _LARGEST_GRID:
+            raise UsageError(
+                f"a grid of {len(keys)} images is too large (at most {_LARGEST_GRID}); name a "
+                "FOLDER/ or a .zip."
+            )
+        return None
+    check_target(options.out, overwrite=options.overwrite)
+    if options.kind == "video":
+        check_video()
+        if len(keys) < 2:
+            raise UsageError(
+                "a video walks from seed to seed: give --seeds two or more, for example 0-3."
+            )
+    return None
+
+
+def _report(options: GenerateJob, images: int, *, written: int) -> None:
     if options.json:
-        emit({"snapshot": options.snapshot, "out": options.out, "seeds": options.seeds})
+        facts = {"snapshot": options.snapshot, "out": options.out, "seeds": options.seeds}
+        emit({**facts, "classes": options.classes, "written": written})
+    elif options.kind == "video":
+        seconds = written / options.fps
+        say(f"wrote {counted(written, 'frame')} ({seconds:.1f} s) to {options.out}")
+    elif written < images:
+        say(f"wrote {counted(written, 'image')} to {options.out}; {images - written} were there")
     else:
-        say(f"wrote {counted(len(images), 'image')} to {options.out}")
+        say(f"wrote {counted(images, 'image')} to {options.out}")
+
+
+class _Images:
+    """The images of one file by seed and class."""
+
+    def __init__(self, file: GeneratorFile, options: GenerateJob, device: torch.device) -> None:
+        self._file, self._options = file, options
+        self._draws = {c: file.draws(c) for c in options.classes or (None,)}
+        self._paint = painter(file, options, device=device)
+
+    def tensor(self, key: Key) -> Tensor:
+        """Return an image (1, C, H, W) in [-1, 1]."""
+        seed, label = key
+        return self._paint(self._draws[label](seed), seed)
+
+    def picture(self, key: Key) -> Image.Image:
+        """Return an image as a picture."""
+        return to_images(self.tensor(key))[0]
+
+    def batch(self, keys: list[Key], progress: Progress) -> Tensor:
+        """Return all images (N, C, H, W)."""
+        made: list[Tensor] = []
+        for key in keys:
+            made.append(self.tensor(key))
+            progress(len(made))
+        return torch.cat(made)
+
+    def walk(self, keys: list[Key], progress: Progress) -> Any:
+        """Yield the frames of a walk; the noise is that of the first seed in all of them."""
+        stops = [self._draws[label](seed) for seed, label in keys]
+        frames, loop = self._options.frames, self._options.loop
+        for done, arguments in enumerate(walk(stops, frames=frames, loop=loop), 1):
+            yield opaque(to_images(self._paint(arguments, keys[0][0]))[0])
+            progress(done)
+
+
+def painter(file: GeneratorFile, sampling: Sampling, *, device: torch.device) -> Paint:
+    """Return a function that makes images; the generator is moved to ``device``.
+
+    Raises:
+        UsageError: truncation of a generator that can't.
+    """
+    file.generator.eval().to(device)
+    more, picture = file.truncation(sampling.trunc), file.picture()
+
+    def paint(arguments: tuple[Any, ...], seed: int) -> Tensor:
+        with torch.no_grad(), torch.random.fork_rng(), noise_from(picture, sampling.noise_source):
+            there = map_tensors(lambda t: t.to(device), arguments)
+            torch.manual_seed(seed)
+            return picture(*there, **more).float().cpu()
+
+    return paint
 
 
 def images_of(
@@ -56,15 +189,11 @@ def images_of(
             that can't; unknown inputs.
     """
     draw = file.draws(drawing.label)
-    file.generator.eval().to(device)
-    more, picture = file.truncation(drawing.trunc), file.picture()
+    paint = painter(file, drawing, device=device)
     images: list[Tensor] = []
-    with torch.no_grad(), torch.random.fork_rng(), noise_from(picture, drawing.noise_source):
-        for seed in seeds:
-            arguments = map_tensors(lambda t: t.to(device), draw(seed))
-            torch.manual_seed(seed)
-            images.append(picture(*arguments, **more).float().cpu())
-            progress(len(images))
+    for seed in seeds:
+        images.append(paint(draw(seed), seed))
+        progress(len(images))
     return torch.cat(images)
 
 

@@ -46,7 +46,8 @@ class Outcome:
     """
 
     def __init__(self, command: str, options: Job) -> None:
-        self._command, self._runs = command, options.makes_runs
+        self.command, self._runs = command, options.makes_runs
+        self._keeps = options.goes_on
         self._out = None if options.output is None else Path(options.output)
         self._resumed = options.resumed
         self._before = self._state()
@@ -70,7 +71,7 @@ class Outcome:
 
     def __str__(self) -> str:
         """The end of a sentence that begins with "interrupted"."""
-        if self._command == "official-train":
+        if self.command == "official-train":
             return "what the official trainer saved is in its own run folder"
         if self._resumed is not None:
             return (
@@ -80,6 +81,8 @@ class Outcome:
         new = self._state() - self._before
         if self._runs and self._out is not None and new:
             return "; ".join(_of_run(self._out / str(name)) for (name,) in sorted(new, key=str))
+        if self._keeps and self._out is not None and self._out.is_dir():
+            return f"the images so far are in {self._out}; the same command goes on"
         if new:
             return f"{self._out} is written whole"
         if self._out is not None and self._before and not self._runs:

@@ -100,6 +100,11 @@ class Job(BaseSettings):
         return None
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the job adds to a folder, and continues there where it was interrupted."""
+        return False
+
+    @property
     def resumed(self) -> str | None:
         """The run that the job continues."""
         return None

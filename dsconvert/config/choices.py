@@ -23,6 +23,11 @@ NOISE_SOURCES: tuple[NoiseSource, ...] = get_args(NoiseSource)
 Format = Literal["onnx", "torch", "safetensors", "openvino"]
 """Formats that a generator can be exported to."""
 FORMATS: tuple[Format, ...] = get_args(Format)
+ImageFormat = Literal["png", "jpeg", "webp"]
+"""Files of single images."""
+IMAGE_FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
+ImageOutput = Literal["picture", "folder", "zip", "video"]
+"""Outputs of ``generate``: one grid, a file an image, a data set, or a walk through latents."""
 Values = Literal["unit", "signed"]
 """The range of a picture's values: 0 to 1, or -1 to 1."""
 Metric = Literal["fid", "kid", "fd-lite0", "pr-lite0", "pd-lite0", "fd-backbone", "pr-backbone"]
@@ -36,7 +41,7 @@ Policy = Literal["color", "translation", "cutout"]
 """Augmentations of DiffAugment."""
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 Spectral = Literal["keep", "fold"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Recompute = Literal["none", "blocks", "lean"]
 Clock = Literal["wall", "cpu"]
 Statistics = Literal["frozen", "batch"]

@@ -126,12 +126,9 @@ class Verbose(BaseSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing(Device):
-    """How the images of given seeds are made."""
+class Sampling(Device):
+    """How the images of given seeds are made, of whichever class."""
 
-    label: int | None = setting(
-        None, option="--class", help="class of a conditional generator", at_least=0
-    )
     trunc: float = setting(1.0, help="truncation psi of a StyleGAN2 generator", metavar="PSI")
     noise_source: NoiseSource = setting(
         "official",
@@ -140,25 +137,35 @@ class Drawing(Device):
     )
 
 
-def _snapshot(help_: str) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class Drawing(Sampling):
+    """How the images of given seeds are made."""
+
+    label: int | None = setting(
+        None, option="--class", help="class of a conditional generator", at_least=0
+    )
+
+
+def generator_path(help_: str) -> Any:
+    """Return the setting of a file that is named without an option."""
     return setting(help=help_, positional=True, completes="file")
 
 
-_ANY = "a file with a generator, converted or not, of any kind that the other commands open"
+ANY_FILE = "a file with a generator, converted or not, of any kind that the other commands open"
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectJob(Verbose, Json, Source, Job):
     """List the contents of a file without running anything in it."""
 
-    snapshot: str = _snapshot("the file")
+    snapshot: str = generator_path("the file")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportJob(Verbose, OptionalOutput, Messages, Source, Calibrated):
     """Count parameters and MACs, layer by layer."""
 
-    snapshot: str = _snapshot(_ANY)
+    snapshot: str = generator_path(ANY_FILE)
     other: str | None = setting(
         None, help="a converted file, to compare", positional=True, completes="file"
     )
@@ -186,22 +193,11 @@ class ReportJob(Verbose, OptionalOutput, Messages, Source, Calibrated):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateJob(Drawing, Output, Messages, Source, Calibrated):
-    """Write a grid of images."""
-
-    keeps_memory: ClassVar[bool] = True
-    snapshot: str = _snapshot(_ANY)
-    seeds: tuple[int, ...] = setting(
-        tuple(range(16)), help="one image a seed", metavar="0-15", default_text="0-15", read=seeds
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class CompareJob(Drawing, Output, Messages, Source, Calibrated):
     """Show the images of two files side by side, from the same latents."""
 
     keeps_memory: ClassVar[bool] = True
-    snapshot: str = _snapshot("the original")
+    snapshot: str = generator_path("the original")
     other: str = setting(help="the other file", positional=True, completes="file")
     seeds: tuple[int, ...] = setting(
         tuple(range(8)), help="one pair a seed", metavar="0-7", default_text="0-7", read=seeds
@@ -215,7 +211,7 @@ class CompareJob(Drawing, Output, Messages, Source, Calibrated):
 class ExportJob(Output, Messages, Source, Job):
     """Write a generator as ONNX, torch.export, OpenVINO or safetensors."""
 
-    snapshot: str = _snapshot(_ANY)
+    snapshot: str = generator_path(ANY_FILE)
     format: Format | None = setting(
         None, help="the file format", default_text="the one that the suffix of --out names"
     )

@@ -162,7 +162,11 @@ class TrainConfig(BaseSettings):
         group=WATCHING,
         resumable=True,
     )
-    precision: Precision = setting("fp32", help="of the passes", group=SPEED)
+    precision: Precision = setting(
+        "fp32",
+        help="of the passes; tf32: float32 whose products a GPU rounds to ten bits",
+        group=SPEED,
+    )
     channels_last: bool = setting(
         False, help="the memory layout that suits convolutions", group=SPEED
     )

@@ -10,7 +10,7 @@ from typing import Literal
 
 SEED_LIMIT = 2**32
 """The legacy generator of NumPy, which draws the official latents, takes seeds below this."""
-_LARGEST_RANGE = 10_000
+_LARGEST_RANGE = 1_000_000
 
 
 def whole(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dsconvert.config.choices import ImageFormat
 from dsconvert.errors import OutputError, UsageError
 from dsconvert.util.files import check_target, whole_file
 
@@ -53,7 +55,17 @@ def to_images(batch: Tensor) -> list[Image.Image]:
     return [Image.fromarray(a[..., 0] if channels == 1 else a, _MODES[channels]) for a in arrays]
 
 
-def _opaque(picture: Image.Image) -> Image.Image:
+def encoded(picture: Image.Image, format: ImageFormat) -> bytes:  # noqa: A002 - a choice's name
+    """Return ``picture`` as the content of a file; JPEG has no alpha channel, so it gets white."""
+    name, _, options = _PICTURES[f".{format}"]
+    if name == "JPEG" and picture.mode != "L":
+        picture = opaque(picture)
+    stream = BytesIO()
+    picture.save(stream, format=name, **options)
+    return stream.getvalue()
+
+
+def opaque(picture: Image.Image) -> Image.Image:
     """Composite a picture on white, as a viewer shows transparency; RGB."""
     if picture.mode != "RGBA":
         return picture.convert("RGB")
@@ -75,7 +87,7 @@ def grid(batch: Tensor, *, columns: int | None = None) -> Image.Image:
     width, height = pictures[0].size
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     for i, picture in enumerate(pictures):
-        sheet.paste(_opaque(picture), (i % columns * width, i // columns * height))
+        sheet.paste(opaque(picture), (i % columns * width, i // columns * height))
     return sheet
 
 
@@ -116,7 +128,7 @@ def side_by_side(
         top = r * (height + _LABEL)
         draw.text((4, top + 5), label, fill="black", font=font)
         for i, picture in enumerate(row):
-            sheet.paste(_opaque(picture), (i * width, top + _LABEL))
+            sheet.paste(opaque(picture), (i * width, top + _LABEL))
     return sheet
 
 
@@ -183,7 +195,7 @@ def save_picture(
             f"{largest} a side; write a .png, or fewer images."
         )
     if name == "JPEG" and image.mode != "L":
-        image = _opaque(image)
+        image = opaque(image)
     with whole_file(path, overwrite=overwrite) as beside:
         image.save(beside, format=name, **options)
 

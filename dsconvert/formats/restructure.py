@@ -157,7 +157,7 @@ def describe_changes(
         # The user's own class and ours with its names are one architecture.
         if _key(old, complete) != _key(new, complete) or type(old).__name__ != type(new).__name__:
             kind = _layer(new)
-            narrower = kind in _CHANNEL_LAYERS and kind == _layer(old)
+            narrower = kind in _CHANNEL_LAYERS and isinstance(old, getattr(nn, kind))
             words = allowed if complete or not narrower else (*allowed, kind)
             replaced[name] = _describe(new, name, words)
             continue

@@ -51,19 +51,24 @@ def sampled_draws(sampler: Sampler | None, label: int | None, path: Path | None)
 
     Args:
         sampler: of the generator's inputs; None where they are unknown.
-        label: must be None: such a sampler draws classes itself.
+        label: the class, where the sampler has ``classes`` and ``of_class``; None: it draws
+            classes itself, if there are any.
         path: the file, for messages.
 
     Raises:
-        UsageError: a class is given, or the inputs are unknown.
+        UsageError: a class where there is none or out of range, or the inputs are unknown.
     """
-    if label is not None:
+    classes = int(getattr(sampler, "classes", 0))
+    if label is not None and not classes:
         raise UsageError("--class was given, but this generator is unconditional.")
+    if label is not None and label >= classes:
+        raise UsageError(f"--class {label} is outside 0..{classes - 1}.")
     if sampler is None:
         raise UsageError(unknown_inputs(path))
     if isinstance(sampler, RandomPixels):
         raise UsageError(f"{needs_pictures(f'the generator of {path}')}.")
-    draw = held_out_inputs(sampler)
+    whole: Any = sampler
+    draw = held_out_inputs(sampler if label is None else whole.of_class(label))
     return lambda seed: draw(1, torch.Generator().manual_seed(seed))
 
 

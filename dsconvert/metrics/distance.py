@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsconvert.adapter import image_tensor
 from dsconvert.errors import UsageError
 from dsconvert.metrics.features import LiteFeatures
 from dsconvert.metrics.frechet import Interval, compare_sets, frechet_distance
 from dsconvert.model.inputs import Inputs
 from dsconvert.model.observe import evaluating
+from dsconvert.model.parts import images_in_parts, random_state, set_random_state
 from dsconvert.util.progress import reports_progress
 
 SampleProgress = Callable[[str, int, int], None]
@@ -104,32 +104,18 @@ def image_batches(
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model):
         torch.manual_seed(seed)
-        state = _noise_state(like.device)
+        state = random_state(like.device)
     for start in range(0, samples, batch):
         # The noise continues from the last batch, whatever the caller draws in between.
         with evaluating(model):
-            _set_noise_state(like.device, state)
-            args = inputs(min(batch, samples - start), generator)
-            made = image_tensor(model(*(_like(a, like) for a in args))).float().clamp(-1, 1).cpu()
-            state = _noise_state(like.device)
+            set_random_state(like.device, state)
+            count = min(batch, samples - start)
+            args = [_like(a, like) for a in inputs(count, generator)]
+            made = images_in_parts(model, args, batch=count).float().clamp(-1, 1).cpu()
+            state = random_state(like.device)
         if progress is not None:
             progress(start + len(made))
         yield made
-
-
-def _noise_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Return the states of the generators that noise may come from: the CPU's, the device's.
-
-    The official code draws on the CPU for a model on any device.
-    """
-    own = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), own
-
-
-def _set_noise_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)
 
 
 def _like(value: Any, like: Tensor) -> Any:

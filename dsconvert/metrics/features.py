@@ -6,7 +6,6 @@ Unlike Inception's weights, these come with pip. They are the weights of the Pro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from dsconvert.errors import UsageError
 from dsconvert.projected.lite0 import lite0, three_channels
+from dsconvert.util.full_memory import halving
 
 _SIZE = 224
 _STAGES = ((0, 2), (2, 3), (3, 5), (5, 9))
@@ -48,11 +48,13 @@ class LiteFeatures:
             UsageError: there are no images, or they do not have 1, 3 or 4 channels.
         """
         _check(images)
-        parts: Sequence[Tensor] = [
-            self._net.forward_features(_resized(chunk.to(self._device))).mean((2, 3)).cpu()
-            for chunk in images.split(batch)
-        ]
-        return torch.cat(list(parts))
+        parts: list[Tensor] = []
+        for chunk in images.split(batch):
+            parts += halving(lambda a, b, chunk=chunk: self._part(chunk[a:b]), len(chunk))
+        return torch.cat(parts)
+
+    def _part(self, images: Tensor) -> Tensor:
+        return self._net.forward_features(_resized(images.to(self._device))).mean((2, 3)).cpu()
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> list[Tensor]:

@@ -26,6 +26,7 @@ from dsconvert.projected.lite0 import three_channels
 from dsconvert.util.cache import cache_folder
 from dsconvert.util.downloads import download
 from dsconvert.util.extras import pip_install
+from dsconvert.util.full_memory import halving
 
 FILE = "inception-2015-12-05.pt"
 URL = (
@@ -122,7 +123,10 @@ class InceptionFeatures:
             raise UsageError(
                 f"images are (N, C, H, W) with 1, 3 or 4 channels, not {list(images.shape)}."
             )
-        return torch.cat([self._chunk(chunk) for chunk in images.split(batch)])
+        parts: list[Tensor] = []
+        for chunk in images.split(batch):
+            parts += halving(lambda a, b, chunk=chunk: self._chunk(chunk[a:b]), len(chunk))
+        return torch.cat(parts)
 
     def _chunk(self, images: Tensor) -> Tensor:
         levels = to_bytes(three_channels(images.float())).cpu().permute(0, 2, 3, 1).numpy()

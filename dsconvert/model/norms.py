@@ -1,5 +1,8 @@
 """Weight reparametrisations (spectral norm, weight norm; hooks and parametrizations alike).
 
+A layer of a codebase's own class may normalise its kernel itself
+(:class:`~dsconvert.util.module_protocols.NormalisesWeight`).
+
 ``effective_weight`` is the kernel *as applied* in eval mode; ``fold`` makes it the plain
 parameter; ``respectralise`` puts spectral norm on a factor and returns the scale that it removes.
 """
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, spectral_norm
 
 from dsconvert.records import NormKind
+from dsconvert.util.module_protocols import NormalisesWeight
 
 _HOOKS = ("SpectralNorm", "WeightNorm")
 _POWER_ITERATIONS = 50
@@ -20,6 +24,8 @@ _POWER_ITERATIONS = 50
 
 def norm_kind(module: nn.Module) -> NormKind:
     """Return the weight reparametrisation of ``module.weight``, or "none"."""
+    if isinstance(module, NormalisesWeight):
+        return "own"
     if parametrize.is_parametrized(module, "weight"):
         inner = module.parametrizations["weight"]  # type: ignore[index]
         spectral = any(type(p).__name__ == "_SpectralNorm" for p in inner)
@@ -42,6 +48,8 @@ def effective_weight(module: nn.Module) -> Tensor:
     module.eval()
     try:
         with torch.no_grad():
+            if isinstance(module, NormalisesWeight):
+                return module.applied_weight().detach()
             hooks: list[Any] = list(module._forward_pre_hooks.values())
             for hook in hooks:
                 if type(hook).__name__ == "SpectralNorm":
@@ -65,6 +73,9 @@ def fold(module: nn.Module) -> None:
     """Replace a reparametrised weight by an equal plain parameter (exact in eval mode)."""
     kind = norm_kind(module)
     if kind == "none":
+        return
+    if isinstance(module, NormalisesWeight):
+        module.fold()
         return
     needs_grad = trainable(module)
     weight = effective_weight(module).clone()

@@ -18,6 +18,7 @@ from dsconvert.model.norms import norm_kind
 from dsconvert.model.observe import Observation, observe
 from dsconvert.model.upsampling import interpolates_x2, nearest_x2
 from dsconvert.records import Site, Sites
+from dsconvert.util.module_protocols import NormalisesWeight
 
 
 def _dead(
@@ -119,6 +120,8 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def _custom(conv: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
     """Return the class name of a convolution with its own ``forward`` (timm's same-padding)."""
+    if isinstance(conv, NormalisesWeight):
+        return None
     plain = nn.ConvTranspose2d if isinstance(conv, nn.ConvTranspose2d) else nn.Conv2d
     # A parametrisation makes a class of its own too, but leaves these alone.
     kind: Any = type(conv)

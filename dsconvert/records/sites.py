@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Shape = tuple[int, ...]
-NormKind = Literal["none", "spectral-hook", "spectral-param", "weight-hook", "weight-param"]
+NormKind = Literal["none", "spectral-hook", "spectral-param", "weight-hook", "weight-param", "own"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,9 +111,10 @@ def train(
     parts_of(config, procs.world)
     if config.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
-    if procs.device.type == "cuda":  # as official
+    if procs.device.type == "cuda":  # as official, but for the precision tf32
         torch.backends.cudnn.benchmark = not config.deterministic
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        rounded = config.precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = rounded
     loop = _Loop(outputs=outputs, progress=progress)
     return loop.run(generator, discriminator, ema, resume=resume, report=report)
 

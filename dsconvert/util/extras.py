@@ -22,6 +22,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "openvino": ("openvino>=2024.4",),
     "safetensors": ("safetensors>=0.4.3",),
     "spandrel": ("spandrel>=0.4.2",),
+    "video": ("imageio-ffmpeg>=0.5",),
 }
 """The packages of each extra that a message may name, as in ``pyproject.toml``."""
 

@@ -112,7 +112,7 @@ def whole_file(path: str | os.PathLike[str], *, overwrite: bool) -> Generator[Pa
     """
     target = check_target(path, overwrite=overwrite)
     real = Path(os.path.realpath(target))
-    part = _part(real.parent)
+    part = new_part(real.parent)
     try:
         with _disk_errors(target, part):
             part.touch(0o666, exist_ok=False)  # not by tempfile, whose files only we could read
@@ -134,7 +134,7 @@ def whole_files(path: str | os.PathLike[str], *, overwrite: bool) -> Generator[P
         OutputError: see :func:`whole_file`. Without ``overwrite`` this leaves no file then.
     """
     target = check_target(path, overwrite=overwrite)
-    folder = _part(Path(os.path.realpath(target)).parent)
+    folder = new_part(Path(os.path.realpath(target)).parent)
     placed: list[Path] = []
     try:
         with _disk_errors(target, folder):
@@ -237,7 +237,8 @@ def _is_full(part: Path) -> bool:
         return False
 
 
-def _part(folder: Path) -> Path:
+def new_part(folder: Path) -> Path:
+    """Return a unique name in ``folder`` for a file or folder that is not finished."""
     # The target's name may be as long as the file system allows, so the part's is not made of it.
     return folder / f".dsconvert-{os.getpid()}-{secrets.token_hex(6)}.part"
 

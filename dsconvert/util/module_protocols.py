@@ -43,3 +43,19 @@ class Narrows(Protocol):
     def narrow(self, kept: torch.Tensor) -> None:
         """Keep the channels ``kept`` of that argument in the tensors of the module itself."""
         ...
+
+
+@runtime_checkable
+class NormalisesWeight(Protocol):
+    """A convolution or linear layer that normalises its own kernel before it applies it.
+
+    Apart from that it computes as the ``torch.nn`` layer does that it is a subclass of.
+    """
+
+    def applied_weight(self) -> torch.Tensor:
+        """Return the kernel as applied in eval mode; nothing in the module changes."""
+        ...
+
+    def fold(self) -> None:
+        """Become the plain ``torch.nn`` layer, in place, with the applied kernel as ``weight``."""
+        ...

@@ -377,3 +377,20 @@ def test_hostile_file(
     assert not (tmp_path / "fired").exists()
     pickle.loads(bad.read_bytes())
     assert (tmp_path / "fired").exists()
+
+
+def test_full_memory_is_one_sentence(
+    refused: Callable[..., str],
+    tmp_path: Path,
+    snapshot_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has ...")
+
+    monkeypatch.setattr("dsconvert.cli.convert.convert_file", full)
+    said = refused("convert", snapshot_file, "--out", tmp_path / "o.pkl", *SVD)
+    assert said == (
+        "dsconvert: the memory is full (CUDA out of memory. Tried to allocate 2 GiB): give "
+        "--device cpu, or --polish 0 (the polish needs most).\n"
+    )

@@ -13,6 +13,7 @@ from torch import nn
 
 from dsconvert.adapter import Adapter, adapters
 from dsconvert.errors import UnsupportedSnapshotError
+from dsconvert.formats.checkpoint.beside import settings
 from dsconvert.formats.checkpoint.places import ROOT, Place, State, alike, named, places
 from dsconvert.formats.restructure import restructure
 from dsconvert.model.blank import blank
@@ -57,6 +58,15 @@ class Codebase(ABC):
     @abstractmethod
     def blank(self, config: Mapping[str, Any]) -> nn.Module:
         """Build the original architecture, without memory for its weights where that works."""
+
+    def completed(self, config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return ``config`` with the facts of a settings file beside ``path``; default: as it is.
+
+        Raises:
+            AdapterError: that file does not fit, or is needed and missing.
+            CorruptSnapshotError: it is no JSON object.
+        """
+        return config
 
     @abstractmethod
     def replaced(
@@ -108,6 +118,11 @@ class AdapterCodebase(Codebase):
         """Build the architecture on the meta device."""
         with blank():
             return self._adapter.make(config)
+
+    def completed(self, config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+        """See :meth:`dsconvert.adapter.Adapter.completed`."""
+        name = self._adapter.settings_file
+        return config if name is None else self._adapter.completed(config, settings(path, name))
 
     def replaced(
         self, checkpoint: Mapping[str, Any], states: Mapping[str, State]

@@ -83,7 +83,9 @@ def load_checkpoint(
     main = next(iter(states))
     try:
         config = (
-            dict(mark["config"]) if mark is not None else dict(codebase.read_config(states[main]))
+            dict(mark["config"])
+            if mark is not None
+            else dict(codebase.completed(codebase.read_config(states[main]), where))
         )
     except UNEXPECTED as error:
         raise CorruptSnapshotError(

@@ -1,0 +1,141 @@
+"""Which of the two runs, Triton programs or torch's operators, and a record of what ran."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dsconvert.errors import UsageError
+from dsconvert.kernels.geometry import Geometry, Tile
+
+Backend = Literal["auto", "triton", "eager"]
+"""``auto``: programs on CUDA where they are not slower; the others always."""
+BACKENDS: tuple[Backend, ...] = ("auto", "triton", "eager")
+MOST_RANKS = 9
+"""Of a 3 x 3 filter more are never needed, and a program repeats its loads for each."""
+_NUMBERS = (1 << 31) - 1
+"""Of the largest map of a sample: a program counts them in 32 bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One operation that ran.
+
+    Attributes:
+        operation: its name.
+        by: ``triton`` or ``eager``.
+        reason: of torch's operators.
+        geometry: its shapes.
+        dtype: of its maps.
+    """
+
+    operation: str
+    by: str
+    reason: str | None
+    geometry: Geometry
+    dtype: torch.dtype
+
+
+@dataclass
+class _State:
+    backend: Backend = "auto"
+    tile: Tile | None = None
+    events: list[Event] | None = None
+
+
+# No context variable: autograd runs the backward pass of CUDA tensors in a thread of its own.
+_state = _State()
+
+
+@contextmanager
+def using(backend: Backend, *, tile: Tile | None = None) -> Generator[None, None, None]:
+    """Run operations by ``backend`` within this context, in all threads.
+
+    Args:
+        backend: ``triton`` also runs on a CPU, where Triton interprets (``TRITON_INTERPRET=1`` was
+            set before Triton was imported).
+        tile: of all programs; None: the measured, or else the first.
+
+    Raises:
+        UsageError: the backend is unknown.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"no backend is called {backend!r}; choose {', '.join(BACKENDS)}.")
+    before = _state.backend, _state.tile
+    _state.backend, _state.tile = backend, tile
+    try:
+        yield
+    finally:
+        _state.backend, _state.tile = before
+
+
+@contextmanager
+def recording() -> Generator[list[Event], None, None]:
+    """Yield a list to which every operation that runs is added."""
+    before, _state.events = _state.events, []
+    try:
+        yield _state.events
+    finally:
+        _state.events = before
+
+
+def ran(event: Event) -> None:
+    """Add what ran to the record."""
+    if _state.events is not None:
+        _state.events.append(event)
+
+
+def backend() -> Backend:
+    """Return the backend in use."""
+    return _state.backend
+
+
+def wanted_tile() -> Tile | None:
+    """Return the tile that :func:`using` names."""
+    return _state.tile
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Return whether Triton can be imported; it is not imported yet."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def interprets() -> bool:
+    """Return whether Triton runs its programs on a CPU, in Python."""
+    from dsconvert.kernels import tile_programs
+
+    return type(tile_programs.place).__name__ == "InterpretedFunction"
+
+
+@functools.cache
+def _has_bfloat16(index: int) -> bool:
+    return torch.cuda.get_device_capability(index)[0] >= 8
+
+
+def why_not(x: Tensor, geometry: Geometry) -> str | None:
+    """Return the reason why Triton programs can't do an operation on x, or None."""
+    if _state.backend == "eager":
+        return "torch's operators were asked for"
+    if not has_triton():
+        return "Triton is not installed"
+    if x.device.type != "cuda" and not (_state.backend == "triton" and interprets()):
+        return f"the tensors are on {x.device.type}"
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        return f"the type is {x.dtype}"
+    if x.device.type == "cuda" and x.dtype == torch.bfloat16 and not _has_bfloat16(x.get_device()):
+        return "the card has no bfloat16"
+    if x.numel() == 0:
+        return "the map is empty"
+    if geometry.rank > MOST_RANKS or geometry.multiplier > MOST_RANKS:
+        return f"a channel sums more than {MOST_RANKS} filtered ones"
+    if geometry.largest > _NUMBERS:
+        return "a sample's map has more than 2**31 numbers"
+    return None
