@@ -117,7 +117,9 @@ class BigganPytorch(Adapter):
             raise AdapterError("this describes no BigGAN: a size is out of range.")
         if lists["inner"] and len(lists["inner"]) != len(channels):
             raise AdapterError("this describes no BigGAN: blocks lack their inner channels.")
-        return Generator(channels=channels, hier=hier, statistics=statistics, **numbers, **lists)
+        return Generator(
+            channels=channels, hier=hier, statistics=statistics, **numbers, **lists
+        )
 
     def replaced(
         self, checkpoint: Mapping[str, Any], states: Mapping[str, State]

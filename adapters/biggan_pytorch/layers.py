@@ -78,7 +78,9 @@ class SNConv2d(_Spectral, nn.Conv2d):
 class SNLinear(_Spectral, nn.Linear):
     """A linear layer."""
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, vectors: int = 1) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool = True, vectors: int = 1
+    ) -> None:
         super().__init__(inputs, outputs, bias=bias)
         self._track(outputs, vectors)
 

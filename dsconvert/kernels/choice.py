@@ -149,7 +149,9 @@ def run(
     if reason is None:
         tile, reason = _tile(operation, x, geometry, by_triton, by_eager, parts)
     by = "eager" if tile is None else "triton"
-    use.ran(use.Event(operation=operation, by=by, reason=reason, geometry=geometry, dtype=x.dtype))
+    use.ran(
+        use.Event(operation=operation, by=by, reason=reason, geometry=geometry, dtype=x.dtype)
+    )
     return by_eager() if tile is None else by_triton(tile)
 
 

@@ -73,9 +73,7 @@ def batch_norm_gate(
     Returns:
         the output, and mean and biased variance (C,) in float32, without gradient.
     """
-    return torch.ops.dsconvert.batch_norm_gate(
-        x, weight, bias, noise, plane, gain, shift, eps, gate
-    )
+    return torch.ops.dsconvert.batch_norm_gate(x, weight, bias, noise, plane, gain, shift, eps, gate)
 
 
 def _parts(source: Source, *more: Any) -> str:

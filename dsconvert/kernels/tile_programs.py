@@ -16,7 +16,7 @@ This module, like all that import it, imports Triton and is imported at the firs
 # pyright: basic, reportGeneralTypeIssues=false, reportPossiblyUnbound=false
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 # pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportMissingImports=false
-# ruff: noqa: N803
+# ruff: noqa: SIM102, N803, N806, ANN001, RET505
 
 from __future__ import annotations
 
