@@ -166,8 +166,8 @@ def quality_cells(quality: Quality) -> list[str]:
     if quality.ratio is None or quality.ratio_interval is None:
         return ["quality", psnr, images]
     low, high = quality.ratio_interval
-    text = f"the floor ({low:.2f} to {high:.2f}), {psnr}, {images}"
-    return ["FD-lite0", f"{quality.ratio:.2f}x", text]
+    text = f"({low:.2f} to {high:.2f}), {images}; {psnr}"
+    return ["FD-lite0", f"{quality.ratio:.2f}x the floor", text]
 
 
 _ENDS: dict[PolishEnd, str] = {

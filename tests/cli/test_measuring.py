@@ -41,8 +41,8 @@ def test_a_judge_measures_several_models_on_the_same_latents() -> None:
     assert 1 < worse.ratio_interval[0] < worse.ratio < worse.ratio_interval[1]
     assert worse.psnr_interval[0] <= worse.psnr <= worse.psnr_interval[1] < 20
     name, value, text = quality_cells(worse)
-    assert (name, value) == ("FD-lite0", f"{worse.ratio:.2f}x")
-    assert "the floor (" in text
+    assert (name, value) == ("FD-lite0", f"{worse.ratio:.2f}x the floor")
+    assert text.startswith(f"({worse.ratio_interval[0]:.2f} to ")
     assert "60 images" in text
     alone = Judge(Painter(0.0), colours, features=None, samples=20).measure(Painter(0.6))
     assert alone.ratio is None
