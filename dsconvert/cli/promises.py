@@ -265,7 +265,5 @@ def show(result: Kept) -> None:
         shown = "" if t.quality is None else ", ".join(q.shown(t.quality) for q in result.qualities)
         tries.add_row(t.name, f"{share:.3g}x", f"{t.loss:.3g}", shown or "not tried")
     say(tries)
-    reused = (
-        f" ({counted(result.found.reused, 'look')} at earlier ones)" if result.found.reused else ""
-    )
+    reused = f"; {result.found.reused} of an earlier run were used" if result.found.reused else ""
     say(f"tries are kept in {result.folder}{reused}")

@@ -56,8 +56,13 @@ class PromiseSearch:
         self._work, self._store, self._tries = work, store, tries
         self._progress = progress
         self._live: dict[str, Conversion] = {}
-        self._count = 0
-        self.reused = 0
+        self._stored = {t.name for t in tries if t.quality is not None}
+        self._used: set[str] = set()
+
+    @property
+    def reused(self) -> int:
+        """The number of tries that an earlier run had made and this one used."""
+        return len(self._used & self._stored)
 
     def run(self) -> Found | None:
         """Return the result; None where no candidate is worth a try."""
@@ -109,15 +114,14 @@ class PromiseSearch:
 
     def _holds(self, one: Try) -> bool:
         """Return whether the promise holds on the latents of the search."""
+        self._used.add(one.name)
         if one.quality is None:
-            self._count += 1
+            self._stored.discard(one.name)
             model = self._conversion(one).model
             one.quality = self._work.search.measure(
                 self._work.picture(model), progress=self._tell(one)
             )
             self._store.save(self._tries)
-        else:
-            self.reused += 1
         return worst(self._work.qualities, one.quality) <= 1
 
     def _kept(self, one: Try) -> bool:
