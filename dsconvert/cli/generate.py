@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,24 +14,23 @@ from torch import Tensor
 from dsconvert.cli.files import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.parser import Call
-from dsconvert.config.files import Drawing, Sampling
+from dsconvert.cli.sounds import check_medium, names_sound, write_rows
 from dsconvert.config.generate import GenerateJob
 from dsconvert.data.image_files import ImageFolder, Key, write_zip
 from dsconvert.data.pictures import check_picture, grid, opaque, save_picture, to_images
 from dsconvert.data.video_file import check_video, write_video
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import GeneratorFile
-from dsconvert.model.inputs import map_tensors
+from dsconvert.formats.paint import images_of, painter
 from dsconvert.model.latent_walk import walk, walk_length
-from dsconvert.model.noise_source import noise_from
 from dsconvert.util.devices import for_work
 from dsconvert.util.files import check_target
 from dsconvert.util.folders import sha256
 from dsconvert.util.numbers import counted
 
+__all__ = ["images_of", "painter", "run", "stage"]
+
 Progress = Callable[[int], None]
-Paint = Callable[[tuple[Any, ...], int], Tensor]
-"""``paint(arguments, seed)`` returns images (1, C, H, W) in [-1, 1]; the seed is of the noise."""
 _LARGEST_GRID = 10_000
 
 
@@ -41,6 +41,7 @@ def run(call: Call) -> None:
     folder = _check(options, keys)
     device = for_work(options.device)
     file = opened(options.snapshot, options)
+    spec = check_medium(file, options.out)
     images = _Images(file, options, device)
     wanted = keys if folder is None else folder.missing(keys)
     total = len(wanted)
@@ -64,9 +65,11 @@ def run(call: Call) -> None:
             write_video(options.out, frames, fps=options.fps, overwrite=options.overwrite)
         else:
             made = images.batch(keys, progress)
-            save_picture(
-                grid(made, columns=options.columns), options.out, overwrite=options.overwrite
-            )
+            if spec is not None:
+                write_rows({Path(options.out): made}, spec, overwrite=options.overwrite)
+            else:
+                sheet = grid(made, columns=options.columns)
+                save_picture(sheet, options.out, overwrite=options.overwrite)
     _report(options, len(keys), written=total)
 
 
@@ -87,7 +90,7 @@ def _check(options: GenerateJob, keys: list[Key]) -> ImageFolder | None:
             },
             overwrite=options.overwrite,
         )
-    if options.kind == "picture":
+    if options.kind == "picture" and not names_sound(options.out):
         check_picture(options.out, overwrite=options.overwrite)
         if len(keys) > _LARGEST_GRID:
             raise UsageError(
@@ -115,7 +118,8 @@ def _report(options: GenerateJob, images: int, *, written: int) -> None:
     elif written < images:
         say(f"wrote {counted(written, 'image')} to {options.out}; {images - written} were there")
     else:
-        say(f"wrote {counted(images, 'image')} to {options.out}")
+        what = "sound" if names_sound(options.out) else "image"
+        say(f"wrote {counted(images, what)} to {options.out}")
 
 
 class _Images:
@@ -150,51 +154,6 @@ class _Images:
         for done, arguments in enumerate(walk(stops, frames=frames, loop=loop), 1):
             yield opaque(to_images(self._paint(arguments, keys[0][0]))[0])
             progress(done)
-
-
-def painter(file: GeneratorFile, sampling: Sampling, *, device: torch.device) -> Paint:
-    """Return a function that makes images; the generator is moved to ``device``.
-
-    Raises:
-        UsageError: truncation of a generator that can't.
-    """
-    file.generator.eval().to(device)
-    more, picture = file.truncation(sampling.trunc), file.picture()
-
-    def paint(arguments: tuple[Any, ...], seed: int) -> Tensor:
-        with torch.no_grad(), torch.random.fork_rng(), noise_from(picture, sampling.noise_source):
-            there = map_tensors(lambda t: t.to(device), arguments)
-            torch.manual_seed(seed)
-            return picture(*there, **more).float().cpu()
-
-    return paint
-
-
-def images_of(
-    file: GeneratorFile,
-    seeds: tuple[int, ...],
-    drawing: Drawing,
-    progress: Progress,
-    *,
-    device: torch.device,
-) -> Tensor:
-    """Return one image a seed, in [-1, 1], on the CPU; the generator is moved to ``device``.
-
-    Of an official snapshot, or its export, the latents are drawn as the official
-    ``gen_images.py`` draws them; of another file from a torch generator of that seed. The model's
-    own noise is seeded too, so that two models see the same draws.
-
-    Raises:
-        UsageError: a class where there is none, or the other way round; truncation of a generator
-            that can't; unknown inputs.
-    """
-    draw = file.draws(drawing.label)
-    paint = painter(file, drawing, device=device)
-    images: list[Tensor] = []
-    for seed in seeds:
-        images.append(paint(draw(seed), seed))
-        progress(len(images))
-    return torch.cat(images)
 
 
 def stage(bars: Bars, name: str, seeds: int) -> Progress:
