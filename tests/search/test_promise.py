@@ -181,7 +181,7 @@ def test_a_promise_is_kept_again_and_refused(
     ("more", "said"),
     [
         (["--quality", "fd=1.05"], "write fd=1.05x"),
-        (["--quality", "psnr=30dB", "--rank", "1"], "--quality chooses rules, ranks and widths"),
+        (["--quality", "psnr=30dB", "--rank", "1"], "--quality chooses rules and ranks"),
         (["--quality", "psnr=30dB", "--init", "svd"], "promised after a fit; drop --init"),
     ],
 )  # fmt: skip
