@@ -10,7 +10,7 @@ OUT ?= out
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check check-fast lint types tests test-all test-oldest docs clean
+.PHONY: demo test check check-fast lint types tests test-all test-oldest docs page release dist clean
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,22 @@ demo: $(VENV)/.user
 	$(BIN)/python examples/make_demo_snapshot.py $(OUT)/demo.pkl
 	$(BIN)/dsconvert $(OUT)/demo.pkl --out $(OUT)/demo-fast.pkl --polish 1.5 --overwrite
 	$(BIN)/dsconvert compare $(OUT)/demo.pkl $(OUT)/demo-fast.pkl --seeds 0-5 --out $(OUT)/side_by_side.png --overwrite
+
+# The demo's generator in a browser, with all its files: the only target that needs npm.
+# The version is the one of dsconvert/web/runtime.py, which refuses any other.
+ORT_WEB := onnxruntime-web-1.30.0.tgz
+
+$(VENV)/.page: $(VENV)/.user
+	$(PIP) --editable ".[safetensors,onnx]"
+	touch $@
+
+$(OUT)/$(ORT_WEB):
+	mkdir -p $(OUT)
+	cd $(OUT) && npm pack --silent onnxruntime-web@1.30.0
+
+page: $(VENV)/.page $(OUT)/$(ORT_WEB)
+	test -f $(OUT)/demo-fast.pkl || $(MAKE) demo
+	$(BIN)/dsconvert export $(OUT)/demo-fast.pkl --original $(OUT)/demo.pkl --out $(OUT)/page/ --runtime $(OUT)/$(ORT_WEB) --title "dsconvert demo" --overwrite
 
 test: $(VENV)/.dev
 	$(MAKE) check
@@ -68,6 +84,15 @@ test-oldest:
 	.venv-oldest/bin/pip install --quiet --requirement tests/oldest.txt
 	.venv-oldest/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses auto --dist worksteal -m "not extended"
+
+# make release VERSION=1.0.0: the version, the changelog's heading and the citation's date.
+release:
+	$(PYTHON) tools/release.py $(VERSION)
+
+# The wheel and the sdist of the committed files, into $(OUT)/dist, checked; the sdist's tests run.
+dist: $(VENV)/.dev
+	$(PIP) build twine "setuptools>=77" wheel
+	OMP_NUM_THREADS=1 $(BIN)/python tools/check_dist.py $(OUT)/dist
 
 # The site, into $(OUT)/site; any broken link or reference fails it.
 docs:

@@ -1,4 +1,7 @@
-"""Convert generators and networks that others wrote and PyPI ships; one row each.
+"""Convert generators and networks that others wrote; one row each.
+
+PyPI ships most of them. StyleGAN2 as in rosinality/stylegan2-pytorch, CycleGAN, CUT and pix2pix are
+the adapters' own classes, which equal the originals (``tests/adapters``).
 
 ``python benchmarks/zoo.py [--only GLOB] [--out benchmarks/results/zoo.json]``
 
@@ -86,6 +89,26 @@ def _mtcnn(name: str, size: int) -> Callable[[], Made]:
     return make
 
 
+def _rosinality() -> Made:
+    from dsconvert_adapters.rosinality import Generator
+
+    g = Generator([64, 64, 64, 32, 16], style_dim=64)
+    for name, parameter in g.named_parameters():
+        if name.endswith("noise.weight"):
+            nn.init.constant_(parameter, 0.1)  # at zero nothing would be seen of the noise
+    return g, (64,), False
+
+
+def _image_to_image(side: int, **options: Any) -> Callable[[], Made]:
+    def make() -> Made:
+        from dsconvert_adapters.cyclegan import ADAPTER
+
+        options["ngf"] = 16
+        return ADAPTER.make({"input_nc": 3, "output_nc": 3, **options}), (3, side, side), False
+
+    return make
+
+
 class _OneInput(nn.Module):
     """A class-conditional generator as a function of one tensor: latents and condition in a row."""
 
@@ -155,7 +178,12 @@ def _small_hifigan(resblock: str) -> Callable[[], Made]:
     return make
 
 
+_CUT = {"blur_down": True, "blur_up": True}
 ZOO: dict[str, Callable[[], Made]] = {
+    "rosinality Generator 64": _rosinality,
+    "CycleGAN resnet_9blocks": _image_to_image(64, kind="resnet", n_blocks=9),
+    "CUT resnet_6blocks": _image_to_image(64, kind="resnet", n_blocks=6, **_CUT),
+    "pix2pix unet_128": _image_to_image(128, kind="unet", num_downs=7, norm="batch"),
     "BigGAN 32, hierarchical, attention": _biggan(
         channels=[[32, 32], [32, 32], [32, 16]], dim_z=20, attention=[1]
     ),

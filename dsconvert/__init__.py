@@ -42,8 +42,10 @@ if TYPE_CHECKING:
     from dsconvert.formats.registry import inspect_file, open_file
     from dsconvert.formats.save_file import save_file
     from dsconvert.forms import deploy, lean
+    from dsconvert.hub import from_pretrained, save_pretrained
     from dsconvert.records import Conversion, Cost, Plan
     from dsconvert.util.allocator import keep_freed_memory
+    from dsconvert.web import write_page
 
 __version__ = VERSION
 install()
@@ -63,6 +65,8 @@ _HOMES = {
     "dsconvert.data.picture_inputs": ("picture_inputs",),
     "dsconvert.export": ("load_export",),
     "dsconvert.forms": ("deploy", "lean"),
+    "dsconvert.hub": ("from_pretrained", "save_pretrained"),
+    "dsconvert.web": ("write_page",),
     "dsconvert.formats.base": ("ModuleSource",),
     "dsconvert.formats.convert_file": (
         "convert_file",
@@ -101,6 +105,7 @@ __all__ = [
     "cost",
     "deploy",
     "export_model",
+    "from_pretrained",
     "inspect_file",
     "inspect_snapshot",
     "keep_freed_memory",
@@ -116,7 +121,9 @@ __all__ = [
     "plan_file",
     "plan_snapshot",
     "save_file",
+    "save_pretrained",
     "save_snapshot",
+    "write_page",
 ]
 
 

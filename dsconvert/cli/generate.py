@@ -15,24 +15,22 @@ from dsconvert.cli.files import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.parser import Call
 from dsconvert.cli.sounds import check_medium, names_sound, write_rows
-from dsconvert.config.files import Drawing, Sampling
 from dsconvert.config.generate import GenerateJob
 from dsconvert.data.image_files import ImageFolder, Key, write_zip
 from dsconvert.data.pictures import check_picture, grid, opaque, save_picture, to_images
 from dsconvert.data.video_file import check_video, write_video
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import GeneratorFile
-from dsconvert.model.inputs import map_tensors
+from dsconvert.formats.paint import images_of, painter
 from dsconvert.model.latent_walk import walk, walk_length
-from dsconvert.model.noise_source import noise_from
 from dsconvert.util.devices import for_work
 from dsconvert.util.files import check_target
 from dsconvert.util.folders import sha256
 from dsconvert.util.numbers import counted
 
+__all__ = ["images_of", "painter", "run", "stage"]
+
 Progress = Callable[[int], None]
-Paint = Callable[[tuple[Any, ...], int], Tensor]
-"""``paint(arguments, seed)`` returns images (1, C, H, W) in [-1, 1]; the seed is of the noise."""
 _LARGEST_GRID = 10_000
 
 
@@ -156,51 +154,6 @@ class _Images:
         for done, arguments in enumerate(walk(stops, frames=frames, loop=loop), 1):
             yield opaque(to_images(self._paint(arguments, keys[0][0]))[0])
             progress(done)
-
-
-def painter(file: GeneratorFile, sampling: Sampling, *, device: torch.device) -> Paint:
-    """Return a function that makes images; the generator is moved to ``device``.
-
-    Raises:
-        UsageError: truncation of a generator that can't.
-    """
-    file.generator.eval().to(device)
-    more, picture = file.truncation(sampling.trunc), file.picture()
-
-    def paint(arguments: tuple[Any, ...], seed: int) -> Tensor:
-        with torch.no_grad(), torch.random.fork_rng(), noise_from(picture, sampling.noise_source):
-            there = map_tensors(lambda t: t.to(device), arguments)
-            torch.manual_seed(seed)
-            return picture(*there, **more).float().cpu()
-
-    return paint
-
-
-def images_of(
-    file: GeneratorFile,
-    seeds: tuple[int, ...],
-    drawing: Drawing,
-    progress: Progress,
-    *,
-    device: torch.device,
-) -> Tensor:
-    """Return one image a seed, in [-1, 1], on the CPU; the generator is moved to ``device``.
-
-    Of an official snapshot, or its export, the latents are drawn as the official
-    ``gen_images.py`` draws them; of another file from a torch generator of that seed. The model's
-    own noise is seeded too, so that two models see the same draws.
-
-    Raises:
-        UsageError: a class where there is none, or the other way round; truncation of a generator
-            that can't; unknown inputs.
-    """
-    draw = file.draws(drawing.label)
-    paint = painter(file, drawing, device=device)
-    images: list[Tensor] = []
-    for seed in seeds:
-        images.append(paint(draw(seed), seed))
-        progress(len(images))
-    return torch.cat(images)
 
 
 def stage(bars: Bars, name: str, seeds: int) -> Progress:

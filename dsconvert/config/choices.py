@@ -20,9 +20,12 @@ NOISES: tuple[Noise, ...] = get_args(Noise)
 NoiseSource = Literal["device", "official"]
 """Where freshly drawn noise comes from; see :mod:`dsconvert.model.noise_source`."""
 NOISE_SOURCES: tuple[NoiseSource, ...] = get_args(NoiseSource)
-Format = Literal["onnx", "torch", "safetensors", "openvino"]
+Format = Literal["onnx", "torch", "safetensors", "openvino", "coreml", "tensorrt", "page", "hub"]
 """Formats that a generator can be exported to."""
 FORMATS: tuple[Format, ...] = get_args(Format)
+ExportDtype = Literal["fp32", "fp16", "int8"]
+"""Weights of an export; see :mod:`dsconvert.export.reduced`."""
+EXPORT_DTYPES: tuple[ExportDtype, ...] = get_args(ExportDtype)
 ImageFormat = Literal["png", "jpeg", "webp"]
 """Files of single images."""
 IMAGE_FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)
@@ -30,7 +33,9 @@ ImageOutput = Literal["picture", "folder", "zip", "video"]
 """Outputs of ``generate``: one grid, a file an image, a data set, or a walk through latents."""
 Values = Literal["unit", "signed"]
 """The range of a picture's values: 0 to 1, or -1 to 1."""
-Metric = Literal["fid", "kid", "fd-lite0"]
+Metric = Literal["fid", "kid", "fd-lite0", "pr-lite0", "pd-lite0", "fd-backbone", "pr-backbone"]
+"""``fd`` is a Frechet distance, ``pr`` precision and recall, ``pd`` a perceptual distance to the
+original, latent by latent; ``backbone`` is a second network that the user names."""
 METRICS: tuple[Metric, ...] = get_args(Metric)
 Weights = Literal["auto", "package", "hub", "random"]
 """Where the ImageNet weights of the discriminator's backbone come from."""

@@ -10,7 +10,8 @@ from dsconvert.config.base import Job
 from dsconvert.config.choices import Weights
 from dsconvert.config.convert import ConvertJob, Rewriting
 from dsconvert.config.distill import DistillJob
-from dsconvert.config.files import CompareJob, ExportJob, InspectJob, ReportJob
+from dsconvert.config.export import ExportJob
+from dsconvert.config.files import CompareJob, InspectJob, ReportJob
 from dsconvert.config.generate import GenerateJob
 from dsconvert.config.measure import BenchJob, EvalJob
 from dsconvert.config.setting import part, setting

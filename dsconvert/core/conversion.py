@@ -101,7 +101,7 @@ def apply_to(
     chosen = _channels(analysis, plan, kept, init, latents, seed, progress) if narrower else {}
     slim = None
     if chosen:
-        slim = _narrowed(analysis, chosen)
+        slim = narrow_analysis(analysis, chosen)
         seconds["width"] = time.perf_counter() - began
         began = time.perf_counter()
     consume = analysis.owned and not needed
@@ -194,7 +194,7 @@ def _channels(
     return choice(analysis.curves(seed, progress), plan.widths)
 
 
-def _narrowed(analysis: Analysis, kept: Kept) -> Analysis:
+def narrow_analysis(analysis: Analysis, kept: Kept) -> Analysis:
     """Return the analysis of a narrower copy.
 
     Raises:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dsconvert.errors import MissingExtraError
+from dsconvert.export.tensorrt import core_on_card, open_tensorrt, write_tensorrt
 from dsconvert.util.extras import pip_install
 from dsconvert.util.files import stream
 
@@ -175,6 +176,11 @@ def _open_openvino(path: Path, threads: int | None) -> Run:
     return run
 
 
+def _write_tensorrt(core: Core, args: tuple[Tensor, ...], path: Path) -> tuple[Path, ...]:
+    core_on_card(core)
+    return write_tensorrt(program(core, tuple(a.cuda() for a in args)), args, path)
+
+
 def _planes(core: Core) -> list[tuple[str, int, int]]:
     return [(p.module, p.height, p.width) for p in core.planes]
 
@@ -188,6 +194,13 @@ GRAPHS: dict[str, GraphFormat] = {
             needs=("onnx", "onnxscript", "onnxruntime"),
             write=_write_onnx,
             open=_open_onnx,
+        ),
+        GraphFormat(
+            name="tensorrt",
+            suffix=".ep",
+            needs=("torch_tensorrt",),
+            write=_write_tensorrt,
+            open=open_tensorrt,
         ),
         GraphFormat(name="torch", suffix=".pt2", needs=(), write=_write_torch, open=_open_torch),
         GraphFormat(

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from dsconvert.config.choices import FORMATS, NOISES, Noise
+from dsconvert.config.choices import EXPORT_DTYPES, NOISES, ExportDtype, Noise
 from dsconvert.errors import UsageError
 from dsconvert.export import GRAPHS, check_graph, export_graph
 from dsconvert.export.graphs import need
+from dsconvert.export.write import COREML
 from dsconvert.formats.official import load_snapshot
 from dsconvert.formats.safetensors import load_plain, save_plain
 from dsconvert.formats.seeds import unknown_inputs
-from dsconvert.model.inputs import Inputs
+from dsconvert.model.inputs import Inputs, RandomPixels, needs_pictures
 from dsconvert.model.observe import undisturbed
 from dsconvert.model.wrappers import unwrapped
 from dsconvert.records import Export
@@ -26,20 +27,24 @@ if TYPE_CHECKING:
     from dsconvert.formats.base import GeneratorFile
 
 PLAIN = "safetensors"
-SUFFIXES = {f.suffix: f.name for f in GRAPHS.values()} | {".safetensors": PLAIN}
+SUFFIXES = {
+    **{f.suffix: f.name for f in GRAPHS.values()},
+    ".mlpackage": COREML,
+    ".safetensors": PLAIN,
+}
 """Suffixes of export formats, and the names of the formats."""
 
 
 def _format_of(path: str | os.PathLike[str], name: str | None) -> str:
-    suffix = Path(path).suffix.lower()
+    suffix, known = Path(path).suffix.lower(), tuple(SUFFIXES.values())
     if name is None:
         if suffix not in SUFFIXES:
             raise UsageError(
-                f"{path} does not say which format is wanted; name one of {', '.join(FORMATS)}."
+                f"{path} does not say which format is wanted; name one of {', '.join(known)}."
             )
         return SUFFIXES[suffix]
-    if name not in FORMATS:
-        raise UsageError(f"no format is called {name!r}; choose {', '.join(FORMATS)}.")
+    if name not in known:
+        raise UsageError(f"no format is called {name!r}; choose {', '.join(known)}.")
     wanted = next(s for s, f in SUFFIXES.items() if f == name)
     if suffix != wanted:
         raise UsageError(f"a file of the format {name} is called *{wanted}, not {Path(path).name}.")
@@ -52,6 +57,7 @@ def check_export(
     *,
     noise: str,
     overwrite: bool,
+    dtype: str = "fp32",
 ) -> str:
     """Check everything about an export that can be checked before any work.
 
@@ -59,11 +65,18 @@ def check_export(
         the name of the format: the given one, or else that of the suffix of ``path``.
 
     Raises:
-        UsageError: an unknown format or noise.
+        UsageError: an unknown format, noise or dtype, or one that the format does not have.
         MissingExtraError: a library that the format needs is not installed.
         OutputError: the file may not be written.
     """
     name = _format_of(path, format)
+    if dtype not in EXPORT_DTYPES:
+        raise UsageError(f"no dtype is called {dtype!r}; choose {', '.join(EXPORT_DTYPES)}.")
+    if dtype != "fp32" and name != "onnx":
+        raise UsageError(
+            f"--dtype {dtype} is for ONNX, whose error onnxruntime measures here; the format "
+            f"{name} is written as fp32: leave --dtype out, or name a .onnx."
+        )
     if noise not in NOISES:
         raise UsageError(f"no noise is called {noise!r}; choose {', '.join(NOISES)}.")
     if name != PLAIN:
@@ -89,6 +102,8 @@ def export_model(
     overwrite: bool = False,
     inputs: Inputs | None = None,
     noise_types: tuple[type[nn.Module], ...] = (),
+    dtype: ExportDtype = "fp32",
+    least_psnr: float = 30.0,
 ) -> Export:
     """Write ``model`` to another format; load it again and compare the images.
 
@@ -99,7 +114,8 @@ def export_model(
 
     Args:
         model: a generator, converted or not; left as it was.
-        path: ends in ``.onnx``, ``.pt2``, ``.xml`` (a ``.bin`` goes beside it) or ``.safetensors``.
+        path: ends in ``.onnx``, ``.pt2``, ``.xml`` (a ``.bin`` goes beside it), ``.mlpackage``,
+            ``.ep`` (TensorRT; where a GPU is) or ``.safetensors``.
         format: by its name; None: the format of the suffix.
         noise: ``random``: an input ``noise`` (N, K) of normal numbers; ``fixed``: built in;
             ``zero``: none.
@@ -108,6 +124,9 @@ def export_model(
         inputs: ``inputs(n, generator)`` returns the arguments of one call with batch n; needed
             where no adapter knows the model.
         noise_types: classes that add freshly drawn noise, besides the adapter's.
+        dtype: of the weights of an ONNX file: ``fp32``, ``fp16`` or ``int8``, calibrated by inputs
+            as a fit uses them.
+        least_psnr: the limit in dB of such a file's images to the model's.
 
     Raises:
         UsageError: an unknown format or noise, or the inputs are unknown.
@@ -117,7 +136,7 @@ def export_model(
         ExportError: the format can't hold the model, or the export, loaded again, makes other
             images. Nothing is written then.
     """
-    name = check_export(path, format, noise=noise, overwrite=overwrite)
+    name = check_export(path, format, noise=noise, overwrite=overwrite, dtype=dtype)
     target, model = Path(path), unwrapped(model)
     with undisturbed():
         if name == PLAIN:
@@ -131,6 +150,8 @@ def export_model(
             overwrite=overwrite,
             inputs=inputs,
             noise_types=noise_types,
+            dtype=dtype,
+            least_psnr=least_psnr,
         )
 
 
@@ -143,6 +164,8 @@ def export_file(
     seed: int = 0,
     overwrite: bool = False,
     model: nn.Module | None = None,
+    dtype: ExportDtype = "fp32",
+    least_psnr: float = 30.0,
 ) -> Export:
     """Write the main generator of a file to another format; load it again and compare the images.
 
@@ -157,12 +180,14 @@ def export_file(
         seed: of the fixed noise.
         overwrite: whether ``path`` may exist.
         model: the model to write instead of the file's own generator (a converted one).
+        dtype: of the weights of an ONNX file.
+        least_psnr: the limit in dB of such a file's images to the model's.
 
     Raises:
         DsconvertError: as for :func:`dsconvert.export_model`; also where the inputs of the
             generator are unknown.
     """
-    name = check_export(path, format, noise=noise, overwrite=overwrite)
+    name = check_export(path, format, noise=noise, overwrite=overwrite, dtype=dtype)
     model = unwrapped(file.generator if model is None else model)
     inputs = file.inputs()
     if inputs is None:
@@ -170,8 +195,18 @@ def export_file(
     with undisturbed():
         if name == PLAIN:
             return file.save_safetensors(model, Path(path), noise=noise, overwrite=overwrite)
+        if dtype != "fp32" and isinstance(inputs, RandomPixels):
+            raise UsageError(f"{needs_pictures(f'the generator of {file.path}')}.")
         return export_graph(
-            model, Path(path), name, noise=noise, seed=seed, overwrite=overwrite, inputs=inputs
+            model,
+            Path(path),
+            name,
+            noise=noise,
+            seed=seed,
+            overwrite=overwrite,
+            inputs=inputs,
+            dtype=dtype,
+            least_psnr=least_psnr,
         )
 
 

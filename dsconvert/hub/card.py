@@ -1,0 +1,120 @@
+"""The model card (``README.md``) of a hub folder."""
+
+from __future__ import annotations
+
+import re
+
+from dsconvert.hub.measure import SHOWN, Measured
+from dsconvert.util.numbers import amount
+from dsconvert.util.version import VERSION
+
+_HEAD = """\
+---
+library_name: dsconvert
+pipeline_tag: {task}
+tags:
+- gan
+- dsconvert
+- depthwise-separable-convolution
+---
+"""
+
+
+def card(
+    *,
+    title: str,
+    folder: str,
+    adapter: str,
+    measured: Measured,
+    names: dict[str, str],
+    size: int,
+    reads_pictures: bool,
+    made_by: str | None,
+    plan: bool,
+) -> str:
+    """Return the text of a model card.
+
+    Args:
+        title: the heading.
+        folder: the folder's name, for the example.
+        adapter: the codebase of the generator.
+        measured: its cost and quality.
+        names: the file that each role of ``measured`` was read from.
+        size: bytes of ``model.safetensors``.
+        reads_pictures: whether the inputs are pictures, not latents.
+        made_by: the command that made the converted file; None: unknown.
+        plan: whether the folder holds ``plan.json``.
+    """
+    task = "image-to-image" if reads_pictures else "unconditional-image-generation"
+    parts = [
+        f"{_HEAD.format(task=task)}\n# {_line(title)}",
+        f"![Images of seeds 0 to {SHOWN - 1}](samples.png)",
+        f"A generator of the codebase `{_line(adapter)}`, made small and fast by dsconvert "
+        f"{VERSION}. `model.safetensors` ({size / 1e6:.1f} MB) holds its weights, and in its "
+        "header its architecture as plain data; nothing in a file is executed.",
+        "## Use",
+        f"```python\nimport torch\n\nfrom dsconvert import from_pretrained\n\n"
+        f"generator = from_pretrained({folder!r})  # or the id of a hub repository\n```",
+        "## Cost",
+        _costs(measured, names),
+        f"Seconds are medians of one image in plain PyTorch on {_line(measured.device)}, "
+        f"{measured.threads} thread(s), the models in turns. MACs are of one image, as fvcore "
+        "counts them.",
+        "## Quality against the original",
+        _quality(measured),
+        "## How it was made",
+        _fenced(made_by) if made_by else "The command was not recorded (`--made-by`).",
+        "`plan.json` holds the plan: each convolution, its rule and rank."
+        if plan
+        else "The plan was not recorded (`--plan`).",
+        "The licence of the weights is that of the original's weights.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _costs(measured: Measured, names: dict[str, str]) -> str:
+    rows = ["| | file | parameters | MACs | seconds an image |", "|---|---|---|---|---|"]
+    for role, each in measured.costs.items():
+        rows.append(
+            f"| {role} | {_line(names[role])} | {amount(each.parameters)} | {amount(each.macs)} | "
+            f"{each.seconds:.4g} |"
+        )
+    first, last = measured.costs.get("original"), measured.costs["converted"]
+    if first is not None:
+        macs = f"{first.macs / last.macs:.2f}x fewer" if first.macs and last.macs else "-"
+        rows.append(
+            f"| | | {first.parameters / last.parameters:.2f}x fewer | {macs} | "
+            f"{first.seconds / last.seconds:.2f}x faster |"
+        )
+    return "\n".join(rows)
+
+
+def _quality(measured: Measured) -> str:
+    found = measured.quality
+    if found is None:
+        return "Not measured: the original was not given (`--original`)."
+    text = (
+        f"PSNR {found.psnr_db:.1f} dB (mean of {found.seeds} seeds, equal latents and noise), "
+        f"{found.psnr_db_worst:.1f} dB (worst)."
+    )
+    if found.distance is None:
+        return text
+    fd = found.distance
+    verdict = "distinguishable" if fd["distinguishable"] else "not distinguishable"
+    return (
+        f"{text} FD-lite0 over {fd['samples']} images {fd['value']:.1f}; floor (the original "
+        f"against itself, other latents) {fd['floor']:.1f}; difference {fd['interval'][0]:.1f} to "
+        f"{fd['interval'][1]:.1f}: {verdict}."
+    )
+
+
+def _line(text: str) -> str:
+    """Return ``text`` on one line, without characters that end a cell or begin markup."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
+
+
+def _fenced(text: str) -> str:
+    """Return ``text`` as a block of code, whatever it holds."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}sh\n{text.strip()}\n{fence}"

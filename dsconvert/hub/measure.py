@@ -1,0 +1,156 @@
+"""Measure a generator for its model card: cost, time here, and quality against the original."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsconvert.bench.machine import device_name, seconds_of
+from dsconvert.config.files import Drawing
+from dsconvert.core.pipeline import cost
+from dsconvert.data.pictures import psnr
+from dsconvert.errors import UsageError
+from dsconvert.formats.alike import check_same_inputs
+from dsconvert.formats.base import GeneratorFile
+from dsconvert.formats.paint import images_of, painter
+from dsconvert.metrics import LiteFeatures, feature_distance
+from dsconvert.model.inputs import held_out_inputs
+
+SHOWN = 8
+"""Seeds in the picture."""
+_JUDGED = 32
+"""Seeds of the PSNR."""
+_RUNS = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """The cost of one generator."""
+
+    parameters: int
+    macs: int | None
+    """Of one image, as fvcore counts them."""
+    seconds: float
+    """Median of one image on this machine; the models take turns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """The images against the original's."""
+
+    seeds: int
+    psnr_db: float
+    """Mean over the seeds, at equal latents and noise."""
+    psnr_db_worst: float
+    distance: dict[str, Any] | None
+    """FD-lite0, its floor and the interval of their difference; None: not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The facts of a model card."""
+
+    device: str
+    threads: int
+    costs: dict[str, Cost]
+    """By role: ``converted``, and ``original`` where there is one."""
+    quality: Quality | None
+    rows: dict[str, Tensor]
+    """Images (N, C, H, W) for the picture, by role."""
+
+
+def label_of(file: GeneratorFile) -> int | None:
+    """Return class 0 of a conditional generator, else None."""
+    return 0 if int(getattr(file.generator, "c_dim", 0)) else None
+
+
+def measure(
+    file: GeneratorFile, original: GeneratorFile | None, *, distance: int | None
+) -> Measured:
+    """Measure the generator of ``file``, alone or against ``original``'s.
+
+    Args:
+        file: an opened file.
+        original: the file that it was made from; None: there is none at hand.
+        distance: images for FD-lite0; None: it is not measured.
+
+    Raises:
+        UsageError: the two have other inputs or images of other sizes.
+        MissingExtraError: FD-lite0 is asked for, and its network is not installed.
+    """
+    features = LiteFeatures(torch.device("cpu")) if distance else None
+    files = {"converted": file} if original is None else {"original": original, "converted": file}
+    if original is not None:
+        check_same_inputs(file, original, otherwise="their images can't be compared")
+    seeds = tuple(range(SHOWN if original is None else _JUDGED))
+    made = {
+        role: images_of(
+            each, seeds, Drawing(label=label_of(each)), lambda _: None, device=torch.device("cpu")
+        )
+        for role, each in files.items()
+    }
+    quality = None
+    if original is not None:
+        one, two = made["converted"], made["original"]
+        if one.shape != two.shape:
+            raise UsageError(
+                f"{file.path} makes {list(one.shape[1:])} images and {original.path} "
+                f"{list(two.shape[1:])}: they can't be compared."
+            )
+        values = psnr(one, two)
+        quality = Quality(
+            seeds=len(seeds),
+            psnr_db=float(values.mean()),
+            psnr_db_worst=float(values.min()),
+            distance=_distance(file, original, distance, features),
+        )
+    seconds = _seconds(files)
+    costs: dict[str, Cost] = {}
+    for role, each in files.items():
+        counted = cost(each.generator, inputs=each.inputs())
+        costs[role] = Cost(parameters=counted.params, macs=counted.macs, seconds=seconds[role])
+    return Measured(
+        device=device_name("cpu"),
+        threads=torch.get_num_threads(),
+        costs=costs,
+        quality=quality,
+        rows={role: images[:SHOWN] for role, images in made.items()},
+    )
+
+
+def _distance(
+    file: GeneratorFile,
+    original: GeneratorFile,
+    samples: int | None,
+    features: LiteFeatures | None,
+) -> dict[str, Any] | None:
+    inputs = original.inputs()
+    if samples is None or features is None or inputs is None:
+        return None
+    found = feature_distance(
+        file.picture(),
+        original.picture(),
+        held_out_inputs(inputs),
+        samples=samples,
+        features=features,
+    )
+    return {**vars(found), "distinguishable": found.distinguishable}
+
+
+def _seconds(files: dict[str, GeneratorFile]) -> dict[str, float]:
+    """Return the median seconds of one image of each file, run in turns after one run each."""
+    times: dict[str, list[float]] = {role: [] for role in files}
+    calls: dict[str, Any] = {}
+    for role, each in files.items():
+        paint = painter(each, Drawing(), device=torch.device("cpu"))
+        arguments = each.draws(label_of(each))(0)
+        calls[role] = lambda paint=paint, arguments=arguments: paint(arguments, 0)
+        calls[role]()
+    for _ in range(_RUNS):
+        for role, call in calls.items():
+            times[role].append(seconds_of(call, "cpu"))
+    return {role: statistics.median(found) for role, found in times.items()}

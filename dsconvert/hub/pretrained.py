@@ -1,0 +1,199 @@
+"""Save a generator as a folder for a hub, and load one from a folder or a hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsconvert.config.choices import Noise
+from dsconvert.data.pictures import grid, save_picture, side_by_side
+from dsconvert.errors import ForeignFileError, UsageError
+from dsconvert.export.graphs import need
+from dsconvert.formats.base import GeneratorFile
+from dsconvert.formats.safetensors import load_plain
+from dsconvert.hub.card import card
+from dsconvert.hub.measure import Measured, measure
+from dsconvert.records import Plan
+from dsconvert.util.folders import check_new_folder, whole_folder
+from dsconvert.util.version import VERSION
+
+if TYPE_CHECKING:
+    import os
+
+    from torch import nn
+
+    from dsconvert.adapter import Adapter
+
+WEIGHTS = "model.safetensors"
+MARK = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubFolder:
+    """A folder that was written."""
+
+    path: str
+    files: tuple[str, ...]
+    bytes: int
+    measured: dict[str, Any]
+    """Cost and quality, as in ``config.json``."""
+
+
+def check_hub(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Check that a hub folder can be written to ``path``.
+
+    Raises:
+        MissingExtraError: safetensors is not installed.
+        OutputError: the folder may not be written.
+    """
+    need("safetensors", "safetensors")
+    check_new_folder(path, mark=MARK, overwrite=overwrite)
+
+
+def save_pretrained(
+    file: GeneratorFile,
+    path: str | os.PathLike[str],
+    *,
+    original: GeneratorFile | None = None,
+    title: str | None = None,
+    plan: Plan | None = None,
+    made_by: str | None = None,
+    distance: int | None = None,
+    noise: Noise = "random",
+    overwrite: bool = False,
+) -> HubFolder:
+    """Write the generator of ``file`` with a model card, for a hub or for anybody.
+
+    Args:
+        file: an opened file: :func:`dsconvert.open_file`.
+        path: the folder.
+        original: the file that it was made from, for the card's comparison.
+        title: of the card; None: the file's name.
+        plan: of the conversion.
+        made_by: the command that made the file.
+        distance: images for FD-lite0 to the original; None: it is not measured.
+        noise: ``random`` keeps the generator's noise, ``zero`` leaves it out.
+        overwrite: whether a folder that this function wrote may be replaced.
+
+    Raises:
+        MissingExtraError: safetensors is not installed.
+        UsageError: fixed noise; no adapter knows the generator; or the original has other inputs
+            or images.
+        AdapterError, ExportError, OutputError: as for a safetensors export.
+    """
+    check_hub(path, overwrite=overwrite)
+    if noise == "fixed":
+        raise UsageError(
+            "safetensors holds the generator itself, which draws its own noise: --noise is random "
+            "or zero there, not fixed."
+        )
+    if file.adapter is None:
+        raise UsageError(
+            f"nothing but your own code builds the generator of {file.path}, so that "
+            "from_pretrained could not load it: export it to .safetensors or .onnx."
+        )
+    name = title or Path(file.path or "generator").name
+    with whole_folder(path, mark=MARK, overwrite=overwrite) as folder:
+        made = file.save_safetensors(file.generator, folder / WEIGHTS, noise=noise, overwrite=False)
+        measured = measure(file, original, distance=distance)
+        facts = _facts(measured)
+        rows = measured.rows
+        sheet = grid(rows["converted"], columns=4) if original is None else side_by_side(rows)
+        save_picture(sheet, folder / "samples.png")
+        if plan is not None:
+            (folder / "plan.json").write_text(plan.to_json() + "\n", encoding="utf-8")
+        adapter = file.adapter.name
+        config = {
+            "library": "dsconvert",
+            "dsconvert": VERSION,
+            "adapter": adapter,
+            "generator": dict(file.config),
+            "bytes": made.bytes,
+            **facts,
+            "made_by": made_by,
+        }
+        (folder / MARK).write_text(json.dumps(config, indent=1, default=str), encoding="utf-8")
+        text = card(
+            title=name,
+            folder=Path(path).name,
+            adapter=adapter,
+            measured=measured,
+            names={
+                "converted": Path(file.path or WEIGHTS).name,
+                "original": "" if original is None else Path(original.path or "original").name,
+            },
+            size=made.bytes,
+            reads_pictures=file.pictures() is not None,
+            made_by=made_by,
+            plan=plan is not None,
+        )
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        files = sorted(folder.iterdir())
+        names, size = tuple(f.name for f in files), sum(f.stat().st_size for f in files)
+    return HubFolder(path=str(path), files=names, bytes=size, measured=facts)
+
+
+def _facts(measured: Measured) -> dict[str, Any]:
+    return {
+        "device": measured.device,
+        "threads": measured.threads,
+        "costs": {role: asdict(each) for role, each in measured.costs.items()},
+        "quality": None if measured.quality is None else asdict(measured.quality),
+    }
+
+
+def from_pretrained(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    adapters: Sequence[Adapter] = (),
+) -> nn.Module:
+    """Load the generator of a folder, or of a repository of the Hugging Face hub.
+
+    Nothing in the files is executed. A folder needs no network.
+
+    Args:
+        name: a folder that :func:`save_pretrained` wrote; or ``owner/name`` on the hub.
+        revision: a branch, tag or commit on the hub.
+        adapters: further adapters, which need not be installed.
+
+    Returns:
+        the generator in eval mode, without gradients.
+
+    Raises:
+        MissingExtraError: safetensors, or for the hub huggingface_hub, is not installed.
+        ForeignFileError: there is no such folder or repository, or the hub can't be reached.
+        SnapshotError: the file can't be read.
+    """
+    need("safetensors", "safetensors")
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / WEIGHTS).is_file():
+            raise ForeignFileError(
+                f"the folder {folder} holds no {WEIGHTS}; name one that save_pretrained wrote."
+            )
+        return load_plain(folder / WEIGHTS, adapters=adapters)
+    if isinstance(name, Path) or not _is_hub_id(str(name)):
+        raise ForeignFileError(
+            f"there is no folder {name}, and it is no owner/name of a repository; mend the name."
+        )
+    need("hub", "huggingface_hub")
+    hub: Any = import_module("huggingface_hub")
+    try:
+        path = hub.hf_hub_download(str(name), WEIGHTS, revision=revision)
+    except Exception as error:  # its network libraries have errors of their own
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ForeignFileError(
+            f"{name} can't be loaded from the hub: {lines[0].rstrip('.')}. Check the name and the "
+            "network, or name a folder."
+        ) from error
+    return load_plain(path, adapters=adapters)
+
+
+def _is_hub_id(name: str) -> bool:
+    owner, slash, repository = name.partition("/")
+    return bool(owner and slash and repository) and "/" not in repository and "." not in owner

@@ -1,0 +1,160 @@
+"""The inputs of an exported graph as a page fills them, and the range of its images.
+
+A page draws normal numbers as NumPy's ``RandomState`` does, input after input: of an official
+snapshot a seed makes the latents that ``dsconvert generate`` and the official code draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsconvert.adapter import image_tensor
+from dsconvert.config.choices import Values
+from dsconvert.errors import ExportError, UsageError
+from dsconvert.formats.base import GeneratorFile
+from dsconvert.forms.call import call_of
+from dsconvert.model.inputs import like
+from dsconvert.model.observe import evaluating
+
+_SAMPLES = 64
+_LARGEST_CONSTANT = 4096
+_NOISE = 0x9E3779B9
+"""Exclusive-or of an image's seed, for the seed of its noise."""
+_UNFIT = (
+    "a page can't fill the input {name} of {path}: it is neither latents nor a one-hot class. "
+    "Export it to another format."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageInput:
+    """One input of a graph: normal latents, a class, noise, or constant numbers."""
+
+    name: str
+    kind: Literal["latent", "class", "noise", "constant"]
+    shape: tuple[int, ...]
+    """Of one image."""
+    values: tuple[float, ...] = ()
+    """Of a constant."""
+
+
+def inputs_of(file: GeneratorFile, names: Mapping[str, tuple[int | str, ...]]) -> list[PageInput]:
+    """Return how a page fills the inputs of the exported generator of ``file``.
+
+    Args:
+        file: an opened file.
+        names: the graph's inputs in their order, with their shapes.
+
+    Raises:
+        UsageError: the generator reads pictures, or its latents are not normal.
+        ExportError: an input is neither latents, nor a class, nor a small constant.
+    """
+    if file.given is not None or file.pictures() is not None:
+        raise UsageError(
+            f"the generator of {file.path} reads pictures, and a page draws latents: export it to "
+            "another format."
+        )
+    classes = classes_of(file)
+    draw = file.draws(0 if classes else None)
+    model = file.generator
+    call = call_of(model, like(draw(0), model), None)
+    given = tuple(n for n in names if n in call.tensors)
+    drawn = [call.select(call.given(*like(draw(s), model)), given) for s in range(_SAMPLES)]
+    second = file.draws(1)(0) if classes > 1 else draw(0)
+    other = call.select(call.given(*like(second, model)), given)
+    found: list[PageInput] = []
+    for name, shape in names.items():
+        if name not in given:
+            found.append(PageInput(name=name, kind="noise", shape=_sizes(shape)))
+            continue
+        if shape[0] != "batch":
+            raise ExportError(_UNFIT.format(name=name, path=file.path))
+        i = given.index(name)
+        samples = torch.stack([d[i] for d in drawn])
+        found.append(_input(file, name, samples, labelled=not torch.equal(other[i], samples[0])))
+    return found
+
+
+def classes_of(file: GeneratorFile) -> int:
+    """Return the number of classes of the generator; 0 where it has none."""
+    return int(getattr(file.generator, "c_dim", 0))
+
+
+def _sizes(shape: tuple[int | str, ...]) -> tuple[int, ...]:
+    return tuple(int(size) for size in shape[1:])
+
+
+def _input(file: GeneratorFile, name: str, samples: Tensor, *, labelled: bool) -> PageInput:
+    shape = tuple(samples.shape[2:])
+    if not torch.equal(samples[0], samples[1]):
+        if not samples.is_floating_point() or not _is_normal(samples):
+            raise UsageError(
+                f"the latents {name} of {file.path} are not standard normal numbers, which are all "
+                "that a page draws: export it to another format."
+            )
+        return PageInput(name=name, kind="latent", shape=shape)
+    if labelled and len(shape) == 1 and float(samples[0].sum()) == 1 == float(samples[0].max()):
+        return PageInput(name=name, kind="class", shape=shape)
+    if labelled or not samples.is_floating_point() or samples[0].numel() > _LARGEST_CONSTANT:
+        raise ExportError(_UNFIT.format(name=name, path=file.path))
+    values = tuple(float(v) for v in samples[0].flatten())
+    return PageInput(name=name, kind="constant", shape=shape, values=values)
+
+
+def _is_normal(samples: Tensor) -> bool:
+    """Whether the moments of many numbers are those of a standard normal distribution."""
+    flat = samples.double().flatten()
+    margin = 5 / flat.numel() ** 0.5
+    return (
+        abs(float(flat.mean())) < margin
+        and abs(float(flat.square().mean()) - 1) < 2 * margin
+        and abs(float(flat.pow(4).mean()) - 3) < 10 * margin
+    )
+
+
+def range_of(file: GeneratorFile) -> Values:
+    """Return the range of the image that the generator itself returns.
+
+    Raises:
+        ExportError: it is no image of 1, 3 or 4 channels in [-1, 1] or [0, 1].
+    """
+    args = file.draws(0 if classes_of(file) else None)(0)
+    images: list[Tensor] = []
+    for module in (file.generator, file.picture()):
+        with evaluating(module), torch.random.fork_rng():
+            torch.manual_seed(0)
+            images.append(image_tensor(module(*like(args, file.generator))).float())
+    raw, shown = images[0], images[1].clamp(-1, 1)
+    if raw.shape[1] in (1, 3, 4):
+        if torch.allclose(raw.clamp(-1, 1), shown, atol=1e-4):
+            return "signed"
+        if torch.allclose((raw * 2 - 1).clamp(-1, 1), shown, atol=1e-4):
+            return "unit"
+    raise ExportError(
+        f"a page can't show the output of {file.path}, which is no image of 1, 3 or 4 channels in "
+        "[-1, 1] or [0, 1]. Export it to another format."
+    )
+
+
+def page_arguments(inputs: list[PageInput], seed: int, label: int = 0) -> list[Tensor]:
+    """Return the tensors of one image, exactly as the page fills them."""
+    numbers = np.random.RandomState(seed)
+    tensors: list[Tensor] = []
+    for each in inputs:
+        size = int(np.prod(each.shape))
+        if each.kind == "latent":
+            values: Any = numbers.randn(size)
+        elif each.kind == "noise":
+            values = np.random.RandomState(seed ^ _NOISE).randn(size)
+        elif each.kind == "class":
+            values = np.eye(size)[label]
+        else:
+            values = np.asarray(each.values)
+        tensors.append(torch.from_numpy(values.reshape(1, *each.shape)).float())
+    return tensors
