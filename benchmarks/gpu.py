@@ -30,9 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_kernels import KERNELS, WORKS, FellBackError, refuse
 from gpu_measure import Counted, measure, rates, release
-from gpu_report import markdown, order_of
-from gpu_rows import MODES, ORDER, Bench, Work, works
+from gpu_report import EVERYTHING, markdown, order_of
+from gpu_rows import MODES, Bench, Work, works
 from peer_rows import Options, SkippedError
 from results_file import Results
 
@@ -56,7 +57,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ngf", type=int, help="default 128, and 2 with --small")
     parser.add_argument("--rows", default="*", help="globs, separated by ;")
     parser.add_argument("--modes", default="*", help="globs, separated by ;")
-    parser.add_argument("--operations", default="FfBT", help="of F, f (forward), B, T (train)")
+    known = "of F, f (forward), B, T (train), K, k (kernels: forward, with backward)"
+    parser.add_argument("--operations", default="FfBTKk", help=known)
     parser.add_argument("--again", default="", help="rows to measure anew: globs, separated by ;")
     # Of a run that goes on in another process.
     parser.add_argument("--left", type=float, help=argparse.SUPPRESS)
@@ -130,7 +132,7 @@ class Clock:
         ]
         guess = work.seconds + (work.compiling if compiled else 0.0)
         seconds = 1.2 * max(like) if like else guess
-        if self._bench.has(row):
+        if row in KERNELS or self._bench.has(row):
             return seconds
         return seconds + max([*self._bench.seconds.values()], default=BUILD)
 
@@ -176,10 +178,10 @@ def wanted(args: argparse.Namespace) -> list[tuple[str, str, Work]]:
     def chosen(name: str, globs: str) -> bool:
         return any(fnmatch.fnmatchcase(name, g.strip()) for g in globs.split(";"))
 
-    kinds = works(small=args.small)
+    kinds = works(small=args.small) | WORKS
     return [
         (row, mode, kinds[letter])
-        for row, mode, letters in ORDER
+        for row, mode, letters in EVERYTHING
         for letter in letters
         if chosen(row, args.rows) and chosen(mode, args.modes) and letter in args.operations
     ]  # fmt: skip
@@ -200,7 +202,8 @@ def one(
     """Measure one row; an error is part of the result."""
     row, mode, work = todo
     try:
-        bench.model(row)
+        if row not in KERNELS:
+            bench.model(row)
         began = time.perf_counter()
         rate = meta["rates"][MODES[mode].rate]
         found = measure(
@@ -257,7 +260,7 @@ def run(args: argparse.Namespace, results: Results, watchdog: Watchdog, end: flo
         found = about | one(bench, counted, todo, meta, device)
         watchdog.row = None
         found |= {"session": args.began, "commit": commit()}
-        for source in {bench.source(row), row} & bench.notes.keys():
+        for source in bench.notes.keys() & ({row} if row in KERNELS else {bench.source(row), row}):
             found["note"] = bench.notes[source]
         left.remove(todo)
         meta["missing"] = [name_of(*other) for other in left]
@@ -288,6 +291,10 @@ def main() -> None:
     with warnings.catch_warnings(), Watchdog(end, results) as watchdog:
         warnings.simplefilter("ignore")  # of peers, in pages
         run(args, results, watchdog, end)
+    try:
+        refuse(results.data["rows"])
+    except FellBackError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
+from gpu_kernels import KERNELS, KernelRun, fallen_back
 from gpu_rows import MODES, ROWS, Bench, Mode, Work
 from peer_rows import traffic
 from torch import nn
@@ -24,6 +25,7 @@ from dsconvert.bench.subject import arguments
 from dsconvert.config.train import DiscriminatorFacts, TrainConfig
 from dsconvert.data.images import ImageSet
 from dsconvert.errors import UsageError
+from dsconvert.kernels import recording
 from dsconvert.model.editing import copied
 from dsconvert.model.inputs import examples_of
 from dsconvert.model.noise_source import set_noise_source
@@ -35,7 +37,7 @@ from dsconvert.util.processes import SingleProcess
 
 WARM = 3
 """Runs before the timed ones, beside the first."""
-KERNELS = 12
+LONGEST = 12
 """The longest kernels of a run that are written down."""
 ADAM_AND_EMA = 10
 """Float32 values an optimiser's step moves for each parameter: Adam reads weight, gradient and two
@@ -263,7 +265,7 @@ def kernels(call: Callable[[], Any], device: str) -> dict[str, Any]:
         if spent > 0 and not e.key.startswith("ProfilerStep"):
             found.append((spent / 1e6, e.count, e.key))
     total = sum(spent for spent, _, _ in found)
-    longest = sorted(found, reverse=True)[:KERNELS]
+    longest = sorted(found, reverse=True)[:LONGEST]
     return {
         "busy_s": total,
         "launched": sum(count for _, count, _ in found),
@@ -372,16 +374,23 @@ def measure(
     mode = MODES[mode_name]
     base = release(device)
     kind: Callable[..., Any] = TrainRun if work.kind == "train" else GeneratorRun
+    alone = row in KERNELS
     if mode.compile:
         torch._dynamo.reset()  # a class that is compiled too often runs eagerly, silently
     with running(mode):
-        run: Any = kind(bench, row, mode, work, device)
+        run: Any = (
+            KernelRun(row, mode, work, device, small=small)
+            if alone
+            else kind(bench, row, mode, work, device)
+        )
         first = run.first()
+        with recording() as events:
+            run.first()
         warm = run.each(1 if small else WARM)
         times = Timing.of(run.each(repeats(statistics.median(warm), small=small)))
         peak = run.peak()
         reference = None
-        if ROWS[row].form == "deployed" and work.kind == "forward":
+        if not alone and ROWS[row].form == "deployed" and work.kind == "forward":
             dtype = torch.bfloat16 if mode.dtype == "bfloat16" else torch.float32
             reference = copied(bench.model(row)).to(device).to(dtype)
             set_noise_source(reference, mode.noise)
@@ -390,10 +399,14 @@ def measure(
             profile = kernels(run.first, device)
         except Exception as error:  # the times are worth more than their profile
             profile = {"error": f"{type(error).__name__}: {error}"[:200]}
-    side = cast("Any", bench.original).img_resolution
-    d = run.discriminator if work.kind == "train" else None
-    below = floor(counted, row, mode, work, rate, d, side)
+    if alone:
+        below = {"floor_s": run.bytes / rate["bytes_per_s"], "floor_of": "bytes"}
+    else:
+        side = cast("Any", bench.original).img_resolution
+        d = run.discriminator if work.kind == "train" else None
+        below = floor(counted, row, mode, work, rate, d, side)
     del run, reference
+    fell = fallen_back(events, device)
     low, high = times.quartiles
     return {
         "batch": work.batch,
@@ -407,6 +420,7 @@ def measure(
         **below,
         "times_floor": times.median / below["floor_s"],
         **checked,
+        **({"fell_back": fell} if fell else {}),
         "profile": profile,
         "load_average": round(os.getloadavg()[0], 2),
         "measured_at": time.strftime("%Y-%m-%d %H:%M:%S %z"),

@@ -7,13 +7,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gpu_kernels import FIRST, KERNELS, REST
 from gpu_rows import MODES, ORDER, PLAIN, ROWS, SHIPPED
 
 KINDS = {
     "forward": "forward",
     "backward": "G forward + backward",
     "train": "whole training step",
+    "kernel": "kernel",
+    "kernel step": "kernel, forward + backward",
 }
+_GRAPH = ("official", "FP32, graph")
+_FIRST, _REST = (ORDER.index(at) for at in (("official", "BF16", "FTB"), (*_GRAPH, "f")))
+EVERYTHING = (*ORDER[:_FIRST], *FIRST, *ORDER[_FIRST:_REST], *REST, *ORDER[_REST:])
+"""Generators and kernels, the most telling first."""
 PROFILED = {("official", SHIPPED), ("official", "BF16")} | {
     (row, PLAIN) for row in ("fast", "paper", "half width, balanced", "fast, lean")
 }
@@ -47,6 +54,8 @@ def _cell(row: dict[str, Any] | None, shipped: dict[str, Any] | None, best: floa
         parts.append(f"{row['images_per_s']:.0f}/s")
     if row.get("finite") is False:
         parts.append("NOT FINITE")
+    if "fell_back" in row:
+        parts.append("FELL BACK")
     if "difference" in row:
         parts.append(f"differs by {row['difference']:.1g}")
     return ", ".join(parts)
@@ -81,7 +90,7 @@ def markdown(data: dict[str, Any]) -> str:
     meta, rows = data["meta"], data["rows"]
     at = {(r["row"], r["mode"], r["operation"]): r for r in rows}
     operations = list(dict.fromkeys(r["operation"] for r in rows))
-    names = [o for k in KINDS for o in sorted(operations) if o.startswith(k)]
+    names = [o for k in KINDS for o in sorted(operations) if o.rpartition("_")[0] == k]
     rates = "; ".join(
         f"{k} {v['macs_per_s'] / 1e12:.3g} TMAC/s, {v['bytes_per_s'] / 1e12:.3g} TB/s"
         for k, v in meta["rates"].items()
@@ -98,13 +107,14 @@ def markdown(data: dict[str, Any]) -> str:
         "the time that the bytes and MACs of its convolutions would take at those rates, the "
         "larger of the two. Medians of runs in a row between CUDA events; ~: unsteady (more than "
         f"±{100 * UNSTEADY:.0f} %). Bold: times faster than the official generator as shipped "
-        f"({SHIPPED}); *of its best*: as fast as the official one in its fastest mode here.",
+        f"({SHIPPED}); *of its best*: as fast as the official one in its fastest mode here. Of a "
+        "*kernel* the floor is a copy of the bytes that it must move.",
         "",
     ]
     if rows:
         lines.append("| row | mode | " + " | ".join(_heading(o) for o in names) + " |")
         lines.append("|" + "---|" * (2 + len(names)))
-    for row in ROWS:
+    for row in (*ROWS, *KERNELS):
         for mode in MODES:
             if not any((row, mode, o) in at for o in names):
                 continue
@@ -147,8 +157,8 @@ def _profiles(rows: list[dict[str, Any]]) -> list[str]:
 def order_of(key: tuple[Any, ...]) -> tuple[int, str]:
     """Return where a row stands: in the order in which rows are measured."""
     row, mode, operation = key
-    places = [i for i, (r, m, _) in enumerate(ORDER) if (r, m) == (row, mode)]
-    return (places[0] if places else len(ORDER)), operation
+    places = [i for i, (r, m, _) in enumerate(EVERYTHING) if (r, m) == (row, mode)]
+    return (places[0] if places else len(EVERYTHING)), operation
 
 
 def main() -> None:

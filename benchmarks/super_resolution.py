@@ -1,11 +1,13 @@
-"""Compare a converted super-resolution network with its original: PSNR on held-out crops, CPU time.
+"""Compare a converted network of pictures with its original: PSNR on held-out crops, CPU time.
 
     python benchmarks/super_resolution.py ORIGINAL CONVERTED... --pictures ZIP
 
 The crops are of the held-out pictures, so no fit has seen them. PSNR (dB) is to the original's
 images: the mean over crops, and that of the mean squared error of all crops. ``svd`` is the plan
-of preset balanced without a fit. Times are CPU seconds of one thread in one process, in which the
-networks take turns; each ratio is the median of the turns' ratios.
+of preset balanced without a fit; ``bicubic`` is the input, enlarged where the network enlarges.
+``--values signed`` is for networks of pictures in [-1, 1] (CycleGAN, pix2pix, CUT). Times are CPU
+seconds of one thread in one process, in which the networks take turns; each ratio is the median of
+the turns' ratios.
 """
 
 from __future__ import annotations
@@ -36,19 +38,23 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=48)
     parser.add_argument("--side", type=int, default=96, help="of the input that is timed")
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--values", choices=("unit", "signed"), default="unit")
     options = parser.parse_args()
     torch.set_num_threads(1)
     file = open_file(options.original)
     nets = {path: open_file(path).generator.eval() for path in options.converted}
-    inputs = picture_inputs(options.pictures, size=options.crop)
+    inputs = picture_inputs(options.pictures, size=options.crop, values=options.values)
     (crops,) = inputs.held_out(options.crops, torch.Generator().manual_seed(9))
     with torch.no_grad():
-        quality(file, nets, crops)
+        quality(file, nets, crops, signed=options.values == "signed")
         speed(file.generator.eval(), nets, options.side, options.turns)
 
 
-def quality(file: GeneratorFile, nets: dict[str, nn.Module], crops: Tensor) -> None:
+def quality(
+    file: GeneratorFile, nets: dict[str, nn.Module], crops: Tensor, *, signed: bool
+) -> None:
     """Print the PSNR of each network, of the kernels' SVD and of bicubic interpolation."""
+    gain, shift = (1, 0) if signed else (2, -1)
     original = file.generator.eval()
     svd = convert_file(file, preset="balanced", init="svd", calibrate=0).main[1].model.eval()
     scale = original(crops[:1]).shape[-1] / crops.shape[-1]
@@ -59,9 +65,9 @@ def quality(file: GeneratorFile, nets: dict[str, nn.Module], crops: Tensor) -> N
     }
     found: dict[str, list[Tensor]] = {name: [] for name in makers}
     for batch in crops.split(_BATCH):
-        wanted = original(batch) * 2 - 1
+        wanted = original(batch) * gain + shift
         for name, make in makers.items():
-            found[name].append(psnr(make(batch) * 2 - 1, wanted))
+            found[name].append(psnr(make(batch) * gain + shift, wanted))
     for name, values in found.items():
         each = torch.cat(values)
         whole = -10 * (10 ** (-each / 10)).mean().log10()

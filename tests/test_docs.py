@@ -36,6 +36,7 @@ from PIL import Image
 from dsconvert.cli import main
 from dsconvert.core import polish as polish_stage
 from dsconvert.formats.official import new_snapshot, save_snapshot
+from tests.adapters.original_code import SAVED
 from tests.made_models import moved_generator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,6 +104,8 @@ def example_files(tmp_path_factory: pytest.TempPathFactory, fastgan_file: Path) 
     made = moved_generator(resolution=64, ngf=4)
     save_snapshot(new_snapshot(made), made, folder / "generator.pkl")
     shutil.copy(fastgan_file, folder / "all_1000.pth")
+    shutil.copy(SAVED / "cyclegan.pth", folder / "latest_net_G.pth")
+    shutil.copy(SAVED / "rosinality.pt", folder / "550000.pt")
     quick = ["--init", "svd", "--calibrate", "0", "--quiet"]
     for source, result in (("generator.pkl", "fast.pkl"), ("all_1000.pth", "fast.pth")):
         assert main([str(folder / source), "--out", str(folder / result), *quick]) == 0

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from dsconvert import convert, plan
+from dsconvert.adapter import adapter_for
 
 SPEC = importlib.util.spec_from_file_location(
     "zoo", Path(__file__).parents[1] / "benchmarks" / "zoo.py"
@@ -25,6 +26,11 @@ zoo: Any = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(zoo)
 
 QUICK = (
+    pytest.param("BigGAN 32, hierarchical, attention", marks=pytest.mark.extended),
+    pytest.param("BigGAN-deep 16", marks=pytest.mark.extended),
+    pytest.param("pytorch-pretrained-biggan 32", marks=pytest.mark.extended),
+    "HiFi-GAN, resblock 1",
+    pytest.param("HiFi-GAN, resblock 2", marks=pytest.mark.extended),
     pytest.param("lightweight_gan.Generator 64, attention", marks=pytest.mark.extended),
     pytest.param("lightweight_gan.Generator 128, gates", marks=pytest.mark.extended),
     "facenet_pytorch RNet (trained)",
@@ -48,6 +54,32 @@ def test_it_converts_and_full_rank_is_the_original(name: str) -> None:
     assert "refused" not in result, result["refused"]
     assert result["rewritten"] > 0
     assert result["full_rank"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.extended
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["BigGAN 32, hierarchical, attention", "HiFi-GAN, resblock 1"])
+def test_full_width_is_the_original(name: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, shape, _ = zoo.ZOO[name]()
+    model.eval()
+    x: Any = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+
+    inputs: Any = lambda n, generator: (torch.randn(n, *shape, generator=generator),)  # noqa: E731
+    if isinstance(model, zoo._OneInput):  # its adapter knows the normalisations
+        model, inputs = model.model, None
+        x = adapter_for(model).sampler(model)(2, torch.Generator().manual_seed(0))
+    else:
+        x = (x,)
+    whole = convert(model, preset="none", width=1, inputs=inputs)
+    half = convert(model, preset="none", width=0.5, inputs=inputs, calibrate=8)
+    with torch.no_grad():
+        assert torch.allclose(whole(*x), model(*x), atol=1e-5)
+        assert half(*x).shape == model(*x).shape
+    count = [sum(p.numel() for p in m.parameters()) for m in (model, half)]
+    assert count[1] < 0.7 * count[0]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from dsconvert.errors import AdapterError
 
 from ..latents import ClassConditional, normal_latents
 from .architecture import Generator, config_of
-from .layers import BN, CCBN, MyBN
+from .layers import BN, CCBN, NestedBN, NestedCCBN
 
 State = Mapping[str, Tensor]
 _ENTRY = "state_dict"
@@ -70,16 +70,22 @@ class BigganPytorch(Adapter):
         )
 
     def leaves(self) -> tuple[type[nn.Module], ...]:
-        """The normalisation of the output, whose statistics are corrected as a whole."""
-        return (BN,)
+        """Normalisations whose statistics are corrected as a whole."""
+        return (BN, NestedBN, NestedCCBN)
 
     def norm_types(self) -> tuple[type[nn.Module], ...]:
         """The batch normalisations whose gain depends on the class."""
-        return (CCBN, MyBN)
+        return (CCBN,)
 
     def affine(self, norm: nn.Module, *condition: Any) -> tuple[Tensor, Tensor]:
-        """Gain and bias (N, C)."""
-        return norm.affine(*condition) if isinstance(norm, CCBN) else (condition[0], condition[1])
+        """Gain and bias (N, C).
+
+        Raises:
+            AdapterError: ``norm`` is none of :meth:`norm_types`.
+        """
+        if not isinstance(norm, CCBN):
+            raise AdapterError(f"a {type(norm).__name__} has no gain of its own.")
+        return norm.affine(*condition)
 
     def states(self, checkpoint: Mapping[str, Any]) -> Mapping[str, State]:
         """The bare state dict of the file.
@@ -118,7 +124,12 @@ class BigganPytorch(Adapter):
         if lists["inner"] and len(lists["inner"]) != len(channels):
             raise AdapterError("this describes no BigGAN: blocks lack their inner channels.")
         return Generator(
-            channels=channels, hier=hier, statistics=statistics, **numbers, **lists
+            channels=channels,
+            hier=hier,
+            statistics=statistics,
+            inner=lists["inner"],
+            attention=lists["attention"],
+            **numbers,
         )
 
     def replaced(

@@ -83,7 +83,8 @@ class Generator(nn.Module):
                 )
             else:
                 block = GBlock(inputs, outputs, norm, vectors=vectors)
-            found = [block]
+            found: list[nn.Module] = []
+            found.append(block)
             if i in attention:
                 found.append(Attention(outputs, vectors=vectors))
             self.blocks.append(nn.ModuleList(found))

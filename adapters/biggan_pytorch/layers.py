@@ -23,7 +23,6 @@ class _Spectral:
     are: the original computes them for its logs alone.
     """
 
-    weight: nn.Parameter
     training: bool
     u0: Tensor
     sv0: Tensor
@@ -35,7 +34,9 @@ class _Spectral:
             module.register_buffer(f"sv{i}", torch.ones(1))
 
     def _normalised(self, *, update: bool) -> Tensor:
-        matrix = self.weight.flatten(1)
+        layer: Any = self
+        weight: Tensor = layer.weight
+        matrix = weight.flatten(1)
         with torch.no_grad():
             v = F.normalize(self.u0 @ matrix, eps=1e-12)
             u = F.normalize(v @ matrix.t(), eps=1e-12)
@@ -44,7 +45,7 @@ class _Spectral:
         sigma = (v @ matrix.t() @ u.t()).squeeze()
         if update:
             self.sv0.copy_(sigma.detach())
-        return self.weight / sigma
+        return weight / sigma
 
     def applied_weight(self) -> Tensor:
         """Return the kernel as applied in eval mode."""
@@ -54,7 +55,7 @@ class _Spectral:
         """Become the plain layer with the applied kernel."""
         module: Any = self
         plain = nn.Conv2d if isinstance(self, nn.Conv2d) else nn.Linear
-        made = nn.Parameter(self.applied_weight().detach().clone(), self.weight.requires_grad)
+        made = nn.Parameter(self.applied_weight().detach().clone(), module.weight.requires_grad)
         for name in [n for n in module._buffers if n.strip("0123456789") in ("u", "sv")]:
             delattr(module, name)
         module.__class__ = plain
@@ -78,9 +79,7 @@ class SNConv2d(_Spectral, nn.Conv2d):
 class SNLinear(_Spectral, nn.Linear):
     """A linear layer."""
 
-    def __init__(
-        self, inputs: int, outputs: int, *, bias: bool = True, vectors: int = 1
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, vectors: int = 1) -> None:
         super().__init__(inputs, outputs, bias=bias)
         self._track(outputs, vectors)
 
@@ -141,6 +140,17 @@ class _Nested(nn.Module):
     def __init__(self, channels: int, *, mine: bool) -> None:
         super().__init__()
         self.bn = MyBN(channels) if mine else nn.BatchNorm2d(channels, affine=False)
+        self.eps = EPS
+
+    @property
+    def stored_mean(self) -> Tensor:
+        """The child's mean (C,)."""
+        return self.bn.get_buffer("stored_mean" if isinstance(self.bn, MyBN) else "running_mean")
+
+    @property
+    def stored_var(self) -> Tensor:
+        """The child's variance (C,)."""
+        return self.bn.get_buffer("stored_var" if isinstance(self.bn, MyBN) else "running_var")
 
     def scaled(self, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
         """Normalise (N, C, H, W) and apply gain and bias (N or 1, C)."""

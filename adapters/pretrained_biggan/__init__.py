@@ -1,4 +1,4 @@
-"""Generators of PyPI's ``pytorch-pretrained-biggan`` (``pytorch_model.bin`` and ``config.json``)."""
+"""Generators of PyPI's ``pytorch-pretrained-biggan`` (``pytorch_model.bin``, ``config.json``)."""
 
 from __future__ import annotations
 

@@ -113,7 +113,9 @@ class PretrainedBiggan(Adapter):
             return config
         try:
             width = int(settings["channel_width"])
-            given = [[int(bool(d)), width * int(a), width * int(b)] for d, a, b in settings["layers"]]
+            given = [
+                [int(bool(d)), width * int(a), width * int(b)] for d, a, b in settings["layers"]
+            ]
             eps = float(settings["eps"])
         except (KeyError, TypeError, ValueError) as error:
             raise AdapterError(

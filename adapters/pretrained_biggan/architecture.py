@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import remove_spectral_norm, spectral_norm
+from torch.nn.utils import skip_init, spectral_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 REDUCTION = 4
 """Channels of a block, relative to those inside it."""
@@ -84,13 +85,13 @@ class BigGANBatchNorm(nn.Module):
                 old = self.get_parameter(name)
                 setattr(self, name, nn.Parameter(old.detach()[kept], old.requires_grad))
             return
-        for layer in (self.scale, self.offset):
-            linear: Any = layer
-            if "weight_orig" in linear._parameters:
-                remove_spectral_norm(linear)
-            old = linear.weight
-            linear.weight = nn.Parameter(old.detach()[kept], old.requires_grad)
-            linear.out_features = len(kept)
+        for name in ("scale", "offset"):
+            layer: Any = self.get_submodule(name)
+            weight = _applied(layer)[kept]
+            made: Any = skip_init(nn.Linear, layer.in_features, len(kept), bias=False)
+            needs = any(p.requires_grad for p in layer.parameters())
+            made.weight = nn.Parameter(weight, requires_grad=needs)
+            self.add_module(name, made.train(layer.training))
 
     def follow(self, student: Any, teacher: Any, wanted: Any) -> None:  # noqa: ARG002
         """Move all rows as the statistics of the input have moved; see ``Follows``."""
@@ -101,6 +102,15 @@ class BigGANBatchNorm(nn.Module):
         if bool(means.isfinite().all()) and bool(variances.isfinite().all()):
             self.running_means.copy_(means)
             self.running_vars.copy_(variances)
+
+
+def _applied(layer: nn.Module) -> Tensor:
+    """Return the weight of a linear layer as applied in eval mode."""
+    with torch.no_grad():
+        for hook in layer._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                return hook.compute_weight(layer, do_power_iteration=False)
+        return layer.get_parameter("weight").detach()
 
 
 def _moments(calls: Any) -> tuple[Tensor, Tensor]:
@@ -196,10 +206,7 @@ class Generator(nn.Module):
         """Make images at a truncation between 0 and 1."""
         h = self.gen_z(condition).unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2).contiguous()
         for layer in self.layers:
-            if isinstance(layer, GenBlock):
-                h = layer(h, condition, truncation)
-            else:
-                h = layer(h)
+            h = layer(h, condition, truncation) if isinstance(layer, GenBlock) else layer(h)
         h = self.conv_to_rgb(F.relu(self.bn(h, truncation)))
         return torch.tanh(h[:, :3])
 

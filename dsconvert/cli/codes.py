@@ -13,7 +13,7 @@ INTERRUPTED = 130
 MEANINGS = {
     DONE: "done",
     USAGE: "bad input or a failure, said in one sentence; nothing was written",
-    MISSED: "a --target was missed; nothing was written, unless --best-effort was given",
+    MISSED: "a --target or --quality was missed; nothing was written, but with --best-effort",
     INTERRUPTED: "interrupted",
 }
 HELP = "exit codes: " + "; ".join(f"{code}: {text}" for code, text in MEANINGS.items()) + "."

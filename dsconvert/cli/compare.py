@@ -12,6 +12,14 @@ from dsconvert.cli.files import opened
 from dsconvert.cli.generate import images_of, stage
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.parser import Call
+from dsconvert.cli.sounds import (
+    check_medium,
+    check_sounds,
+    compared,
+    names_sound,
+    recordings_of,
+    write_rows,
+)
 from dsconvert.config.files import CompareJob
 from dsconvert.data.picture_inputs import PictureInputs, as_shown
 from dsconvert.data.pictures import check_picture, psnr, save_picture, side_by_side
@@ -20,6 +28,7 @@ from dsconvert.formats.alike import check_same_inputs
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.metrics import LiteFeatures, feature_distance
 from dsconvert.model.inputs import held_out_inputs
+from dsconvert.records.sounds import MelSpec
 from dsconvert.util.devices import for_work
 
 
@@ -39,16 +48,39 @@ def _read(file: GeneratorFile, options: CompareJob, made: Tensor) -> dict[str, T
     return {"input": functional.interpolate(crops, made.shape[-2:], mode="nearest")}
 
 
+def _sounds(
+    options: CompareJob, original: tuple[GeneratorFile, Tensor], made: Tensor, spec: MelSpec
+) -> None:
+    """Write the sounds, the original's and the recordings, and say how far apart they are."""
+    file, wanted = original
+    heard = recordings_of(file, options.seeds)
+    parts = ("", "-original") if heard is None else ("", "-original", "-recording")
+    paths = check_sounds(options.out, overwrite=options.overwrite, parts=parts)
+    data, text = compared(wanted, made, heard)
+    sets = [made, wanted] if heard is None else [made, wanted, heard[:, None, None]]
+    write_rows(dict(zip(paths, sets, strict=True)), spec, overwrite=options.overwrite)
+    names = [str(p) for p in paths]
+    if options.json:
+        emit({"snapshot": options.snapshot, "other": options.other, "out": names, **data})
+    else:
+        say(text, f"wrote {', '.join(names)}", quiet=options.quiet)
+
+
 def run(call: Call) -> None:
     """Show them side by side, with the PSNR of each pair."""
     options: CompareJob = call.options
-    check_picture(options.out, overwrite=options.overwrite)
+    if not names_sound(options.out):
+        check_picture(options.out, overwrite=options.overwrite)
     device = for_work(options.device)
+    if options.distance and names_sound(options.out):
+        raise UsageError("--distance: FD-lite0 is of pictures; leave it out for sounds.")
     # A missing extra fails here, not after minutes of work.
     features = LiteFeatures(device) if options.distance else None
     first, second = opened(options.snapshot, options), opened(options.other, options)
     if options.distance:
         check_same_inputs(first, second, otherwise="their distance can't be measured")
+    spec = check_medium(first, options.out)
+    check_medium(second, options.out)
     one, two = _labels(options.snapshot, options.other)
     with Bars(hidden=options.quiet) as bars:
         a, b = (
@@ -63,6 +95,9 @@ def run(call: Call) -> None:
             f"{options.snapshot} makes {list(a.shape[1:])} images and {options.other} "
             f"{list(b.shape[1:])}: they can't be compared."
         )
+    if spec is not None:
+        _sounds(options, (first, a), b, spec)
+        return
     values = psnr(b, a)
     data: dict[str, Any] = {
         "snapshot": options.snapshot,

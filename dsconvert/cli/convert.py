@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from dsconvert.cli import targets
+from dsconvert.cli import measuring, promises, targets
 from dsconvert.cli.files import opened, read_plan
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.parser import Call
 from dsconvert.cli.stopping import Stopped
 from dsconvert.config.convert import ConvertJob, Polishing
 from dsconvert.data.picture_inputs import PictureInputs
-from dsconvert.errors import PolishError, UsageError
+from dsconvert.errors import MissedTargetError, PolishError, UsageError
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.formats.convert_file import FileConversion, convert_file, plan_file
 from dsconvert.formats.save_file import check_output, generators_in, save_file
@@ -49,11 +49,16 @@ def run(call: Call, *, clock: Clock | None = None) -> None:
     if out and options.plan_only and Path(out).suffix.lower() not in (".json", ""):
         raise UsageError(f"--plan-only writes a plan, which is JSON: end {out} in .json.")
     chosen = read_plan(options.plan) if options.plan else None
+    promises.check(options)
     device = for_work(options.device)
     file = opened(options.snapshot, options, drop=options.drop)
     if not options.plan_only:
         check_output(file, out, overwrite=options.overwrite)
+        measuring.prepared(file, options, device)
     measured = None
+    if options.targets.quality:
+        _promised(call, file, out, clock, device=device)
+        return
     if options.targets.target:
         with Bars(hidden=options.quiet) as bars:
             measured = targets.planned(file, options, bars, clock=clock)
@@ -65,6 +70,43 @@ def run(call: Call, *, clock: Clock | None = None) -> None:
         targets.report_missed(measured, options)
     else:
         _convert(file, chosen, out, options, polishing, measured, clock, device=device, asked=asked)
+
+
+def _promised(
+    call: Call, file: GeneratorFile, out: str, clock: Clock | None, *, device: torch.device
+) -> None:
+    """Search for the plan of a promised quality; write its result, or the plan alone."""
+    options: ConvertJob = call.options
+    asked = "--polish" in call.typed or "--polish-steps" in call.typed
+    polishing = options.polishing if asked else _usual(options, device)
+    with Bars(hidden=options.quiet) as bars:
+        result = promises.kept(file, options, polishing, bars, device=device, clock=clock)
+        conversion = result.found.conversion
+        if options.plan_only:
+            made = FileConversion(conversions={file.generators[0]: conversion})
+        else:
+            made = convert_file(
+                file, plan=conversion.plan, **options.fitting.keywords(), progress=bars,
+                generators=generators_in(file, out), device=device,
+                made={file.generators[0]: conversion},
+            )  # fmt: skip
+    if options.plan_only and out:
+        with whole_file(out, overwrite=options.overwrite) as beside:
+            beside.write_text(conversion.plan.to_json() + "\n", encoding="utf-8")
+    elif not options.plan_only:
+        save_file(file, made.models, out, overwrite=options.overwrite)
+    if options.json:
+        entries = {k: conversion_dict(c) for k, c in made.conversions.items()}
+        emit({"input": options.snapshot, "output": out, "converted": entries,
+              **promises.as_dict(result)})  # fmt: skip
+    else:
+        if not options.quiet:
+            title = f"{file.generators[0]} of {options.snapshot}, {result.found.chosen.name}"
+            say(*conversion_report(conversion, title, verbose=options.verbose))
+            promises.show(result)
+        say(f"wrote {out}" if out else "nothing was written (--plan-only)")
+    if result.missed is not None:
+        raise MissedTargetError(f"{result.missed} The nearest is written (--best-effort).")
 
 
 def _usual(options: ConvertJob, device: torch.device) -> Polishing:
@@ -163,6 +205,8 @@ def _convert(
             measured = targets.checked(measured, file, result.models, clock=clock)
         targets.require_met(measured, options)
     made = save_file(file, result.models, out, overwrite=options.overwrite)
+    with Bars(hidden=options.quiet) as bars:
+        result = measuring.measured(file, result, options, device, bars)
     if options.json:
         entries = {k: conversion_dict(c) for k, c in result.conversions.items()}
         files = {"input": options.snapshot, "output": out}

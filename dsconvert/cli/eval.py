@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
+from dsconvert.cli.eval_report import Measured, as_data, report
 from dsconvert.cli.files import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.parser import Call
 from dsconvert.config.measure import EvalJob
-from dsconvert.data.classes import classes_of, open_labelled, with_classes_of
+from dsconvert.data.classes import classes_of, open_labelled, with_class, with_classes_of
 from dsconvert.data.images import ImageSet
 from dsconvert.data.stream import to_range
 from dsconvert.errors import UsageError
 from dsconvert.formats.alike import check_same_inputs
+from dsconvert.formats.base import GeneratorFile
 from dsconvert.metrics.distance import Inputs, sample_images
-from dsconvert.metrics.evaluate import FEW, NAMES, Contest, Evaluation, Score, evaluate, extractors
-from dsconvert.metrics.frechet import Comparison
+from dsconvert.metrics.evaluate import FEW, Evaluation, Extractor, evaluate, extractors
 from dsconvert.model.inputs import RandomPixels, held_out_inputs, needs_pictures
-from dsconvert.report.layout import compact
 from dsconvert.util.devices import for_work
 from dsconvert.util.numbers import counted
 
 _BATCH = 25
 _DEFAULT = 1000
+
+
+class _Truncated(nn.Module):
+    """A generator that is called with further keywords."""
+
+    def __init__(self, model: nn.Module, keywords: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model, self.keywords = model, keywords
+
+    def forward(self, *args: Any) -> Any:
+        return self.model(*args, **self.keywords)
 
 
 def _halves(images: ImageSet, samples: int, seed: int) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
@@ -46,24 +55,29 @@ def _halves(images: ImageSet, samples: int, seed: int) -> tuple[Iterator[Tensor]
 def run(call: Call) -> None:
     """Measure, and give the verdict."""
     options: EvalJob = call.options
-    # If Inception cannot be downloaded, the command fails here, not after minutes of sampling.
+    # If a network can't be loaded, the command fails here, not after minutes of sampling.
     device = for_work(options.device)
-    nets = extractors(options.metrics, device=device)
+    nets = extractors(options.measured, backbone=options.backbone, device=device)
     file = opened(options.snapshot, options)
-    student, inputs = file.picture().to(device), file.inputs()
+    if file.sounds() is not None:
+        raise UsageError(
+            f"the generator of {options.snapshot} makes sounds, and eval measures pictures; "
+            "compare measures the STFT distance of two vocoders."
+        )
+    student, inputs = _picture(file, options, device), file.inputs()
     if inputs is None:
         raise UsageError(
             f"{options.snapshot} can't be run: nothing says what its inputs look like; give "
             "--input 256."
         )
     if isinstance(inputs, RandomPixels):
-        raise UsageError(f"{needs_pictures(f'the generator of {options.snapshot}')}.")
+        raise UsageError(f"{needs_pictures(f'the generator of {options.snapshot}', inputs)}.")
     inputs = held_out_inputs(inputs)
     teacher: nn.Module | None = None
     if options.against:
         original = opened(options.against, options)
         check_same_inputs(file, original, otherwise="they can't be compared")
-        teacher = original.picture().to(device)
+        teacher = _picture(original, options, device)
     channels, side = _image(student, inputs)
     if teacher is not None and (channels, side) != _image(teacher, inputs):
         raise UsageError(
@@ -74,6 +88,7 @@ def run(call: Call) -> None:
     samples = options.samples or _DEFAULT
     images: ImageSet | None = None
     classes, why = classes_of(inputs), "no data set was given that says how often each occurs"
+    chosen = _chosen(options, classes)
     with Bars(hidden=options.quiet) as bars:
         if options.data:
             images, why = open_labelled(
@@ -84,33 +99,89 @@ def run(call: Call) -> None:
                 progress=bars,
             )
             samples, notes = _count(images, options.samples, notes)
+        mixed = inputs
         if classes and images is not None and why is None:
-            inputs = with_classes_of(inputs, images)
+            mixed = with_classes_of(inputs, images)
             notes.append(f"classes are drawn as often as {options.data} has them (dataset.json)")
         elif classes:
             notes.append(f"classes are drawn uniformly: {why}")
-        found = evaluate(
-            student,
-            inputs,
-            nets=nets,
-            metrics=options.metrics,
-            teacher=teacher,
-            real=None if images is None else _halves(images, samples, options.seed),
-            samples=samples,
-            seed=options.seed,
-            bootstrap=options.bootstrap,
-            progress=bars,
-        )
-    notes += found.warnings
+        draws = [
+            _evaluated(
+                student, teacher, mixed, nets, options, bars,
+                images=images, samples=samples, draw=draw,
+            )
+            for draw in range(options.draws)
+        ]  # fmt: skip
+        each = {
+            label: _evaluated(
+                student, teacher, with_class(inputs, label), nets, options, bars,
+                samples=samples, stage=f"class {label}: ",
+            )
+            for label in chosen
+        }  # fmt: skip
+    warnings = draws[0].warnings
+    found = Measured(
+        draws=tuple(draws),
+        classes=each,
+        samples=samples,
+        notes=(*notes, *warnings),
+    )
     if options.json:
-        emit(_data(options, found, notes))
-        return
-    verdicts = _verdicts(found)
-    if options.quiet:
-        say(*verdicts)
-        return
-    title = f"{options.snapshot}, {found.scores[0].samples} images a side"
-    say(title, *verdicts, "", _table(found), "", *(f"note: {n}." for n in notes))
+        emit(as_data(options, found))
+    else:
+        say(*report(options, found))
+
+
+def _picture(file: GeneratorFile, options: EvalJob, device: torch.device) -> nn.Module:
+    model, more = file.picture().to(device), file.truncation(options.trunc)
+    return _Truncated(model, more) if more else model
+
+
+def _chosen(options: EvalJob, classes: int) -> tuple[int, ...]:
+    """Return the classes to measure one by one.
+
+    Raises:
+        UsageError: there are none, or one is out of range.
+    """
+    if options.per_class is None:
+        return ()
+    if not classes:
+        raise UsageError(f"--per-class: the generator of {options.snapshot} is unconditional.")
+    beyond = [label for label in options.per_class if label >= classes]
+    if beyond:
+        raise UsageError(f"--per-class {beyond[0]} is outside 0..{classes - 1}.")
+    return tuple(dict.fromkeys(options.per_class)) or tuple(range(classes))
+
+
+def _evaluated(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    inputs: Inputs,
+    nets: Mapping[str, Extractor],
+    options: EvalJob,
+    bars: Bars,
+    *,
+    samples: int,
+    images: ImageSet | None = None,
+    draw: int = 0,
+    stage: str = "",
+) -> Evaluation:
+    """Evaluate on the latents of one draw; draws share none."""
+    seed = (options.seed + 2 * draw) % 2**32
+    if options.draws > 1 and not stage:
+        stage = f"draw {draw + 1}: "
+    return evaluate(
+        student,
+        inputs,
+        nets=nets,
+        metrics=options.measured,
+        teacher=teacher,
+        real=None if images is None else _halves(images, samples, seed),
+        samples=samples,
+        seed=seed,
+        bootstrap=options.bootstrap,
+        progress=lambda name, done, total: bars(f"{stage}{name}", done, total),
+    )
 
 
 def _image(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
@@ -141,70 +212,3 @@ def _count(images: ImageSet, wanted: int | None, notes: list[str]) -> tuple[int,
     if images.skipped:
         notes = [*notes, f"{counted(len(images.skipped), 'image')} left out, because unreadable"]
     return samples, notes
-
-
-def _interval(pair: tuple[float, float], metric: str) -> str:
-    return f"{_value(pair[0], metric)} to {_value(pair[1], metric)}"
-
-
-def _value(value: float, metric: str) -> str:
-    return f"{value:.5f}" if metric == "kid" else f"{value:.2f}"
-
-
-_WHAT = {
-    "student": "file to real images",
-    "teacher": "original to real images",
-    "to teacher": "file to the original",
-}
-
-
-def _table(found: Evaluation) -> Table:
-    """Three lines a score: the distance, its noise floor, and their difference."""
-    table = compact("", [], ["distance", "95 % interval"])
-    for s in found.scores:
-        c: Comparison = s.comparison
-        rows = (
-            (f"{NAMES[s.metric]}, {_WHAT[s.what]}", _value(c.value, s.metric), c.value_interval),
-            ("  noise floor", _value(c.floor, s.metric), c.floor_interval),
-            ("  above the floor", _value(c.value - c.floor, s.metric), c.interval),
-        )
-        for what, value, interval in rows:
-            table.add_row(what, value, _interval(interval, s.metric))
-    return table
-
-
-def _verdicts(found: Evaluation) -> list[str]:
-    lines: list[str] = []
-    for s in found.scores:
-        verdict = "distinguishable" if s.distinguishable else "not distinguishable"
-        whom = "the original" if s.what == "to teacher" else "real images"
-        lines.append(f"{NAMES[s.metric]}, {_WHAT[s.what]}: {verdict} from {whom}")
-    lines += [_contest(c) for c in found.contests]
-    return lines
-
-
-def _contest(contest: Contest) -> str:
-    low, high = contest.comparison.interval
-    between = _interval((low, high), contest.metric)
-    if not contest.distinguishable:
-        verdict = "not distinguishable from the original"
-    else:
-        verdict = "farther than the original" if low > 0 else "nearer than the original"
-    return (
-        f"{NAMES[contest.metric]} to real images, file minus original: {between} (95 %): {verdict}"
-    )
-
-
-def _data(options: EvalJob, found: Evaluation, notes: list[str]) -> dict[str, Any]:
-    def row(entry: Score | Contest) -> dict[str, Any]:
-        facts: dict[str, Any] = asdict(entry)
-        return {**facts, "distinguishable": entry.distinguishable}
-
-    return {
-        "snapshot": options.snapshot,
-        "against": options.against,
-        "data": options.data,
-        "scores": [row(s) for s in found.scores],
-        "student_minus_teacher": [row(c) for c in found.contests],
-        "notes": notes,
-    }

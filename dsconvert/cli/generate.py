@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from dsconvert.cli.files import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.parser import Call
+from dsconvert.cli.sounds import check_medium, names_sound, write_rows
 from dsconvert.config.generate import GenerateJob
 from dsconvert.data.image_files import ImageFolder, Key, write_zip
 from dsconvert.data.pictures import check_picture, grid, opaque, save_picture, to_images
@@ -39,6 +41,7 @@ def run(call: Call) -> None:
     folder = _check(options, keys)
     device = for_work(options.device)
     file = opened(options.snapshot, options)
+    spec = check_medium(file, options.out)
     images = _Images(file, options, device)
     wanted = keys if folder is None else folder.missing(keys)
     total = len(wanted)
@@ -62,9 +65,11 @@ def run(call: Call) -> None:
             write_video(options.out, frames, fps=options.fps, overwrite=options.overwrite)
         else:
             made = images.batch(keys, progress)
-            save_picture(
-                grid(made, columns=options.columns), options.out, overwrite=options.overwrite
-            )
+            if spec is not None:
+                write_rows({Path(options.out): made}, spec, overwrite=options.overwrite)
+            else:
+                sheet = grid(made, columns=options.columns)
+                save_picture(sheet, options.out, overwrite=options.overwrite)
     _report(options, len(keys), written=total)
 
 
@@ -85,7 +90,7 @@ def _check(options: GenerateJob, keys: list[Key]) -> ImageFolder | None:
             },
             overwrite=options.overwrite,
         )
-    if options.kind == "picture":
+    if options.kind == "picture" and not names_sound(options.out):
         check_picture(options.out, overwrite=options.overwrite)
         if len(keys) > _LARGEST_GRID:
             raise UsageError(
@@ -113,7 +118,8 @@ def _report(options: GenerateJob, images: int, *, written: int) -> None:
     elif written < images:
         say(f"wrote {counted(written, 'image')} to {options.out}; {images - written} were there")
     else:
-        say(f"wrote {counted(images, 'image')} to {options.out}")
+        what = "sound" if names_sound(options.out) else "image"
+        say(f"wrote {counted(images, what)} to {options.out}")
 
 
 class _Images:

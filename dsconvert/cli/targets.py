@@ -37,7 +37,7 @@ def planned(
             "like; add --input SHAPE (say, --input 256)."
         )
     if isinstance(inputs, RandomPixels) and fitting.calibrate != 0:
-        raise UsageError(needs_pictures_to_fit(file.generator))
+        raise UsageError(needs_pictures_to_fit(file.generator, inputs))
     try:
         return plan_measured(
             file.generator,
@@ -46,6 +46,7 @@ def planned(
             train_batch=targets.train_batch,
             settings=dataclasses.replace(targets.measuring, device=str(for_work(options.device))),
             layouts=(False, True) if targets.channels_last else (False,),
+            width=1 if options.rewriting.width is None else options.rewriting.width,
             keep=options.rewriting.keep,
             refit=options.rewriting.refit,
             remove=options.rewriting.remove,

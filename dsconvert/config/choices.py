@@ -33,7 +33,9 @@ ImageOutput = Literal["picture", "folder", "zip", "video"]
 """Outputs of ``generate``: one grid, a file an image, a data set, or a walk through latents."""
 Values = Literal["unit", "signed"]
 """The range of a picture's values: 0 to 1, or -1 to 1."""
-Metric = Literal["fid", "kid", "fd-lite0"]
+Metric = Literal["fid", "kid", "fd-lite0", "pr-lite0", "pd-lite0", "fd-backbone", "pr-backbone"]
+"""``fd`` is a Frechet distance, ``pr`` precision and recall, ``pd`` a perceptual distance to the
+original, latent by latent; ``backbone`` is a second network that the user names."""
 METRICS: tuple[Metric, ...] = get_args(Metric)
 Weights = Literal["auto", "package", "hub", "random"]
 """Where the ImageNet weights of the discriminator's backbone come from."""

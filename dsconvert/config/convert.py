@@ -92,6 +92,15 @@ class Targets(BaseSettings):
         repeat=True,
         group=TARGETS,
     )
+    quality: tuple[str, ...] = setting(
+        (),
+        help="instead of a preset: the fastest form that holds fd=1.05x (FD-lite0, of its noise "
+        "floor) or psnr=30dB after fit and polish, alone or within --target; found by tries, which "
+        "are kept",
+        metavar="METRIC=BOUND",
+        repeat=True,
+        group=TARGETS,
+    )
     batch: int = setting(1, help="of latency", at_least=0, group=TARGETS)
     train_batch: int = setting(4, help="of train-time and memory", at_least=0, group=TARGETS)
     measuring: Settings = part(only=("dtype", "threads"), group=TARGETS)
@@ -99,7 +108,9 @@ class Targets(BaseSettings):
         False, help="try that memory layout too, for a model that will be run in it", group=TARGETS
     )
     remeasure: bool = setting(
-        False, help="use no time from an earlier run's profile", group=TARGETS
+        False,
+        help="use no time (and no try of --quality) from an earlier run",
+        group=TARGETS,
     )
     best_effort: bool = setting(
         False,
@@ -135,6 +146,14 @@ class ConvertJob(Device, OptionalOutput, Verbose, Messages, Source, Calibrated):
         (), help="omit an entry (D, for example)", metavar="KEY", repeat=True
     )
     targets: Targets = part()
+    measure: int | None = setting(
+        None,
+        help="measure the result's quality on so many images a side, 2 or more (FD-lite0 beside "
+        "its noise floor, PSNR), on latents that no fit saw; 0: not at all",
+        metavar="N",
+        at_least=0,
+        default_text="400 where that takes at most a fifth of the conversion's time",
+    )
 
     @classmethod
     def check_typed(cls, typed: Mapping[str, Any]) -> None:
@@ -157,15 +176,25 @@ class ConvertJob(Device, OptionalOutput, Verbose, Messages, Source, Calibrated):
                 "--init random is for a training from scratch, and a polish improves a fit; drop "
                 "one of the two."
             )
-        if "--target" not in typed:
+        chosen = [o for o in ("--target", "--quality") if o in typed]
+        if not chosen:
             idle = [o for o in _OF_TARGETS if o in typed]
             if idle:
-                raise UsageError(f"{', '.join(idle)}: only together with --target.")
-        elif any(o in typed for o in ("--plan", "--preset", "--rank", "--width")):
+                raise UsageError(f"{', '.join(idle)}: only together with --target or --quality.")
+        elif any(o in typed for o in ("--plan", "--preset", "--rank")):
             raise UsageError(
-                "--target chooses rules and ranks, and every map keeps its channels; drop --plan, "
-                "--preset, --rank and --width."
+                f"{chosen[-1]} chooses rules and ranks; drop --plan, --preset and --rank."
             )
+        if "--quality" in typed and "--width" in typed:
+            raise UsageError("--quality chooses widths; drop --width.")
+        if "--quality" in typed and typed.get("--init", "fit") != "fit":
+            raise UsageError("--quality is promised after a fit; drop --init.")
+        if "--quality" in typed and typed.get("--calibrate") == 0:
+            raise UsageError("--quality is promised after a fit; drop --calibrate 0.")
+        if typed.get("--measure") == 1:
+            raise UsageError("--measure 1: a distance needs 2 images or more.")
+        if typed.get("--measure") and "--plan-only" in typed:
+            raise UsageError("--plan-only makes nothing that --measure could measure; drop one.")
         for option in ("--batch", "--train-batch"):
             if typed.get(option) == 0:
                 raise UsageError(f"{option} 0 runs nothing; give 1 or more.")

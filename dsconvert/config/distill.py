@@ -73,6 +73,12 @@ class DistillConfig(BaseSettings):
         resumable=True,
     )
     batch: int = setting(8, help="latents a step", at_least=1, group=HOW)
+    reuse: bool = setting(
+        False,
+        help="every second step uses the latents of a few steps before, without running the "
+        "teacher again",
+        group=HOW,
+    )
     lr: float = setting(
         1.5e-3,
         help="relative to the root mean square of each tensor",

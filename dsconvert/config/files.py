@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,7 +10,8 @@ from dsconvert.config.base import BaseSettings, Job
 from dsconvert.config.choices import NoiseSource
 from dsconvert.config.pictures import Calibrated
 from dsconvert.config.setting import Group, part, setting
-from dsconvert.config.values import ranks, seeds, shape
+from dsconvert.config.values import ranks, seed, seeds, shape
+from dsconvert.errors import UsageError
 
 CODE = Group(
     "A state dict of any other code",
@@ -160,7 +162,7 @@ class InspectJob(Verbose, Json, Source, Job):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportJob(Verbose, Messages, Source, Job):
+class ReportJob(Verbose, OptionalOutput, Messages, Source, Calibrated):
     """Count parameters and MACs, layer by layer."""
 
     snapshot: str = generator_path(ANY_FILE)
@@ -173,6 +175,21 @@ class ReportJob(Verbose, Messages, Source, Job):
         metavar="1-9",
         read=ranks,
     )
+    sensitivity: bool = setting(
+        False,
+        help="also the loss of each layer by itself, at several ranks and widths, against its "
+        "MACs (takes minutes); with --out FILE.svg as a picture, too",
+    )
+
+    @classmethod
+    def check_typed(cls, typed: Mapping[str, Any]) -> None:
+        """Refuse a picture of nothing."""
+        super().check_typed(typed)
+        out = typed.get("--out")
+        if out and "--sensitivity" not in typed:
+            raise UsageError("--out is the picture of --sensitivity; add that, or drop it.")
+        if out and not str(out).lower().endswith(".svg"):
+            raise UsageError(f"--out {out}: the curves are written as SVG; end it in .svg.")
 
 
 @dataclass(frozen=True, kw_only=True)

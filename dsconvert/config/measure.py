@@ -11,7 +11,7 @@ from dsconvert.config.choices import METRICS, Dtype, Metric
 from dsconvert.config.files import Device, Messages, Source
 from dsconvert.config.pictures import Calibrated
 from dsconvert.config.setting import part, setting
-from dsconvert.config.values import seed
+from dsconvert.config.values import seed, seeds
 from dsconvert.errors import UsageError
 
 
@@ -83,6 +83,15 @@ def metrics(text: str) -> tuple[Metric, ...]:
     return tuple(m for m in names if m in METRICS)
 
 
+def classes(text: str) -> tuple[int, ...]:
+    """Read ``"0-9"``, or ``all`` as no class in particular.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return () if text.strip().lower() == "all" else seeds(text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalJob(Device, Messages, Source, Calibrated):
     """Measure distances to real images, to the original, or both, with their noise floors."""
@@ -93,9 +102,31 @@ class EvalJob(Device, Messages, Source, Calibrated):
     against: str | None = setting(None, help="the original", metavar="FILE", completes="file")
     metrics: tuple[Metric, ...] = setting(
         ("fd-lite0",),
-        help="of fid, kid (both download Inception once) and fd-lite0",
+        help="of fid, kid (both download Inception once), fd-lite0; pr-lite0: precision and "
+        "recall; pd-lite0: perceptual distance to the original, latent by latent; fd-backbone, "
+        "pr-backbone",
         metavar="LIST",
         read=metrics,
+    )
+    backbone: str | None = setting(
+        None,
+        help="a second network of timm, in whose features fd-backbone (added by itself) and "
+        "pr-backbone are measured; a file holds its weights",
+        metavar="NAME[=FILE]",
+    )
+    per_class: tuple[int, ...] | None = setting(
+        None,
+        help="also each of these classes of a conditional generator, beside the original's",
+        metavar="0-9|all",
+        read=classes,
+    )
+    trunc: float = setting(
+        1.0, help="truncation psi of a StyleGAN2 generator, as in generate", metavar="PSI"
+    )
+    draws: int = setting(
+        1,
+        help="repeat with so many independent draws of latents, for intervals over draws",
+        at_least=1,
     )
     samples: int | None = setting(
         None,
@@ -114,3 +145,20 @@ class EvalJob(Device, Messages, Source, Calibrated):
         super().check_typed(typed)
         if not typed.get("--data") and not typed.get("--against"):
             raise UsageError("eval needs something to measure against: --data, --against, or both.")
+        asked: tuple[Metric, ...] = typed.get("--metrics", ())
+        second = [m for m in asked if m.endswith("-backbone")]
+        if second and "--backbone" not in typed:
+            raise UsageError(f"{', '.join(second)}: name the network, with --backbone NAME[=FILE].")
+        if typed.get("--against"):
+            return
+        idle = [o for o in ("--per-class",) if o in typed]
+        idle += [m for m in asked if m == "pd-lite0"]
+        if idle:
+            raise UsageError(f"{', '.join(idle)}: only with the original, --against FILE.")
+
+    @property
+    def measured(self) -> tuple[Metric, ...]:
+        """The metrics, with ``fd-backbone`` where a second network is named."""
+        if self.backbone is None or any(m.endswith("-backbone") for m in self.metrics):
+            return self.metrics
+        return (*self.metrics, "fd-backbone")

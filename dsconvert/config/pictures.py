@@ -25,15 +25,15 @@ class Pictures(BaseSettings):
 
     calibration: str | None = setting(
         None,
-        help="images to crop at random, 20 or more; or a .npz with an array for each argument of "
-        "a call",
+        help="images to crop at random, 20 or more (.wav files for a vocoder); or a .npz with an "
+        "array for each argument of a call",
         metavar="DIR|ZIP|NPZ",
         completes="file",
         group=PICTURES,
     )
     crop: int | None = setting(
         None,
-        help="side of the crops",
+        help="side of the crops; of sounds, in frames",
         metavar="PX",
         at_least=1,
         default_text="as the model asks, else 64",

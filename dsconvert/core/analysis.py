@@ -81,7 +81,7 @@ class Analysis:
                 "look like: pass inputs=callable, or keep the width."
             )
         if isinstance(self.sampler, RandomPixels):
-            raise UsageError(needs_pictures_to_fit(self.model))
+            raise UsageError(needs_pictures_to_fit(self.model, self.sampler))
         if seed not in self._curves:
             self._curves[seed] = measure_curves(
                 self.model,

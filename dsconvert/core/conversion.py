@@ -14,7 +14,7 @@ from dsconvert.config.convert import Fitting
 from dsconvert.core.analysis import Analysis, analyse
 from dsconvert.core.fit_layers import DEFAULT_LATENTS, FitOutcome
 from dsconvert.core.fit_model import Narrower, fit_to_original
-from dsconvert.core.held_out_psnr import held_out_psnr
+from dsconvert.core.held_out_psnr import held_out_psnr, held_out_stft
 from dsconvert.core.initialise import randomise, restore_spectral_norm
 from dsconvert.core.rewrite import check, check_finite, costed, rewrite
 from dsconvert.errors import ConversionError, TraceError, UsageError
@@ -49,7 +49,7 @@ def check_inputs(analysis: Analysis, init: str, calibrate: int | None) -> None:
     """
     fitted = init != "random" and calibrate != 0
     if fitted and isinstance(analysis.sampler, RandomPixels):
-        raise UsageError(needs_pictures_to_fit(analysis.model))
+        raise UsageError(needs_pictures_to_fit(analysis.model, analysis.sampler))
 
 
 def apply_to(
@@ -101,7 +101,7 @@ def apply_to(
     chosen = _channels(analysis, plan, kept, init, latents, seed, progress) if narrower else {}
     slim = None
     if chosen:
-        slim = _narrowed(analysis, chosen)
+        slim = narrow_analysis(analysis, chosen)
         seconds["width"] = time.perf_counter() - began
         began = time.perf_counter()
     consume = analysis.owned and not needed
@@ -122,6 +122,7 @@ def apply_to(
     fits = _unfitted(plan, rewritten.residuals, "random" if init == "random" else "SVD")
     notes: tuple[str, ...] = ()
     quality: float | None = None
+    heard: float | None = None
     if init == "random":
         narrowed = analysis.groups.changed(chosen) if chosen else ()
         randomise(student, plan, seed=seed, narrowed=narrowed)
@@ -142,6 +143,7 @@ def apply_to(
         fits = tuple(fitted.get(f.site, f) for f in fits)
         notes = _notes(outcome)
         quality = held_out_psnr(outcome.held_out, analysis.adapter, values_of(sampler))
+        heard = held_out_stft(outcome.held_out, analysis.adapter)
         seconds["fit" if init == "fit" else "statistics"] = time.perf_counter() - began
     restore_spectral_norm(student, sites, plan, untrained=init == "random")
 
@@ -162,6 +164,7 @@ def apply_to(
         seconds=seconds,
         kept=chosen,
         psnr=quality,
+        stft=heard,
     )
 
 
@@ -191,7 +194,7 @@ def _channels(
     return choice(analysis.curves(seed, progress), plan.widths)
 
 
-def _narrowed(analysis: Analysis, kept: Kept) -> Analysis:
+def narrow_analysis(analysis: Analysis, kept: Kept) -> Analysis:
     """Return the analysis of a narrower copy.
 
     Raises:

@@ -16,6 +16,7 @@ from dsconvert.fit.activation_stream import ActivationStream, LayerCall
 from dsconvert.fit.overflow import extreme, fit_or_restore, peak, representable
 from dsconvert.fit.statistics import buffers_of, correct_statistics
 from dsconvert.model.graph import TracedGraph
+from dsconvert.model.one_dimensional import as_2d, map_as_2d, outputs_first, write_back
 from dsconvert.records import Fit, Plan, Site, Sites, within
 from dsconvert.rules import rule_named
 from dsconvert.util.progress import Progress
@@ -120,9 +121,9 @@ class _LayerFitter:
             return
         if call.name in self._rewrites:
             decision, site = self._rewrites[call.name], self._sites[call.name]
-            kernel = weight.transpose(0, 1) if site.kind == "transposed" else weight
+            kernel = outputs_first(weight, transposed=site.kind == "transposed")
             built = rule_named(decision.rule or "").build(site, kernel, bias, decision.rank or 1)
-            call.student.load_state_dict(built.module.state_dict())
+            as_2d(call.student).load_state_dict(built.module.state_dict())
             self._residuals[call.name] = built.residual
             return
         call.student.get_parameter("weight").copy_(weight)
@@ -130,14 +131,15 @@ class _LayerFitter:
             call.student.get_parameter("bias").copy_(bias)
 
     def _sample(self, call: LayerCall, site: Site) -> Sample | None:
-        inputs = [a[0] for a in call.student_args if a and isinstance(a[0], Tensor)]
+        inputs = [map_as_2d(a[0]) for a in call.student_args if a and isinstance(a[0], Tensor)]
         if len(inputs) != len(call.wanted) or len(inputs) < 2:
             return None
+        wanted = [map_as_2d(y) for y in call.wanted]
         return Sample(
             inputs=inputs[1:],
-            wanted=call.wanted[1:],
+            wanted=wanted[1:],
             held_input=inputs[0],
-            held_wanted=call.wanted[0],
+            held_wanted=wanted[0],
             centred=site.batchnorm is not None and not site.bias,
         )
 
@@ -145,10 +147,7 @@ class _LayerFitter:
         decision, site = self._rewrites[call.name], self._sites[call.name]
         sample = self._sample(call, site)
         rank = int(decision.rank or 1)
-        residual = self._residuals.get(call.name)
-        if sample is None:
-            return
-        if call.name in self._seen:
+        if sample is None or call.name in self._seen:
             # A shared module is fitted at its first call.
             return
         self._seen.add(call.name)
@@ -158,14 +157,14 @@ class _LayerFitter:
         if sample is None:
             self.outcome.unsolved.append(call.name)
         else:
-            svd = sample.error(call.student)
+            svd = sample.error(as_2d(call.student))
             if self._factors and svd > _EXACT:
                 method, after = self._fitted(call, sample, decision.rule or "", svd)
         self.outcome.fits.append(
             Fit(
                 site=call.name,
                 rank=rank,
-                residual=residual,
+                residual=self._residuals.get(call.name),
                 svd=svd,
                 fitted=after,
                 method=method if svd is not None and after is not None and after < svd else _SVD,
@@ -181,30 +180,31 @@ class _LayerFitter:
         Returns:
             the method, and the held-out error afterwards; the layer is restored where that rises.
         """
-        module, method = call.student, rule_named(rule).fit
+        module, method = as_2d(call.student), rule_named(rule).fit
         if method is None:
             return _SVD, None
         start = [p.detach().clone() for p in module.parameters()]
         if not fit_or_restore(lambda: method.run(module, sample), module, sample):
             self.outcome.unsolved.append(call.name)
             return _SVD, None
-        error = sample.error(module)
-        if error <= svd:
-            return method.name, error
+        better = (error := sample.error(module)) <= svd
         for parameter, value in zip(module.parameters(), start, strict=True):
-            parameter.copy_(value)
-        return _SVD, svd
+            if not better:
+                parameter.copy_(value)
+        write_back(module, call.student)
+        return (method.name, error) if better else (_SVD, svd)
 
     def _refit(self, call: LayerCall) -> None:
         site = self._sites[call.name]
         sample = self._sample(call, site)
         if not self._factors or sample is None or call.call or site.calls != 1:
             return
-        conv, given = call.student, representable(sample)
+        conv, given = as_2d(call.student), representable(sample)
         if isinstance(conv, nn.Conv2d) and given is not None:
             before = given.error(conv)
             if before < _EXACT or not fit_or_restore(lambda: fit_dense(conv, given), conv, given):
                 return
+            write_back(conv, call.student)
             if given.error(conv) < before:
                 self.outcome.refitted.append(call.name)
 

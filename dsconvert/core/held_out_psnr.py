@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dsconvert.adapter import Adapter, image_tensor
 from dsconvert.config.choices import Values
 from dsconvert.data.pictures import psnr
+from dsconvert.data.spectrograms import is_sound, stft_distance
 from dsconvert.errors import AdapterError
 
 _BEYOND = 2.0
@@ -60,6 +61,28 @@ def held_out_psnr(
     if scale == "0 to 1":
         made, wanted = made * 2 - 1, wanted * 2 - 1
     value = float(psnr(made, wanted).mean())
+    return value if math.isfinite(value) else None
+
+
+def held_out_stft(outputs: tuple[Any, Any] | None, adapter: Adapter | None) -> float | None:
+    """Return the mean multi-resolution STFT distance of a fitted vocoder to its original.
+
+    Args:
+        outputs: of the fitted model and of the original for the held-out batch.
+        adapter: the model's; it converts an output to a sound (N, 1, 1, T).
+
+    Returns:
+        None where the output is no sound.
+    """
+    if outputs is None or adapter is None:
+        return None
+    try:
+        made, wanted = (_image(output, adapter) for output in outputs)
+    except AdapterError:
+        return None
+    if made.shape != wanted.shape or not is_sound(wanted):
+        return None
+    value = float(stft_distance(made.flatten(1), wanted.flatten(1)).mean())
     return value if math.isfinite(value) else None
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from dsconvert.fit.statistics import buffers_of
 from dsconvert.model.norms import norm_kind, respectralise
+from dsconvert.model.one_dimensional import ConvTypes
 from dsconvert.records import Plan, Site, Sites
 
 
@@ -24,7 +25,7 @@ def randomise(model: nn.Module, plan: Plan, *, seed: int, narrowed: Collection[s
             if decision.action != "rewrite" and decision.site not in narrowed:
                 continue
             for module in model.get_submodule(decision.site).modules():
-                if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                if isinstance(module, ConvTypes):
                     needs_grad = module.weight.requires_grad
                     module.reset_parameters()
                     module.requires_grad_(needs_grad)
@@ -58,7 +59,7 @@ def restore_spectral_norm(
                 continue
             scale = 1.0
             for module in model.get_submodule(decision.site).modules():
-                if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                if isinstance(module, ConvTypes):
                     if norm_kind(module) != "none":
                         continue
                     scale *= respectralise(module)

@@ -7,6 +7,7 @@ from torch import nn
 
 from dsconvert.model.copying import owned_copy
 from dsconvert.model.editing import carry_hooks, replace
+from dsconvert.model.one_dimensional import as_1d, as_2d
 from dsconvert.model.wrappers import unwrapped
 from dsconvert.rules import rules
 
@@ -16,8 +17,10 @@ def merged_module(module: nn.Module) -> nn.Module | None:
 
     None where no registered rule recognises ``module``.
     """
-    found = (rule.merge(module) for rule in rules())
-    return next((dense for dense in found if dense is not None), None)
+    flat = as_2d(module)
+    found = (rule.merge(flat) for rule in rules())
+    dense = next((dense for dense in found if dense is not None), None)
+    return dense if dense is None or flat is module else as_1d(dense)
 
 
 def merge(model: nn.Module) -> nn.Module:

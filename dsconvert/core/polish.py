@@ -22,6 +22,7 @@ from dsconvert.core.fast_teacher import fast_form
 from dsconvert.core.held_out_psnr import picture_range
 from dsconvert.core.polish_options import PolishOptions, as_pictures, check_polishable
 from dsconvert.core.polish_schedule import PolishSchedule
+from dsconvert.data.spectrograms import is_sound
 from dsconvert.errors import MissingExtraError, PolishError, TrainingError
 from dsconvert.matching.batches import TeacherBatches
 from dsconvert.matching.loop import Loop, LoopResult
@@ -141,7 +142,7 @@ class _Polisher:
         teacher = self._whole(fast_form(self._analysis)).float()
         teacher = as_pictures(self._analysis, teacher)
         student = as_pictures(self._analysis, trained)
-        scale = self._range(teacher)
+        scale, sounds = self._range(teacher)
         if scale == "0 to 1":
             teacher, student = FromUnit(teacher), FromUnit(student)
         self._picture = scale is not None
@@ -150,14 +151,15 @@ class _Polisher:
             steps=self._options.steps,
             seed=self._seed,
             lr=RATE,
+            reuse=True,
         )
-        if not self._picture:
+        if not self._picture and not sounds:
             config = replace(config, features=0.0)
             self._notes.append(
                 "polish: the output is no image in [-1, 1] or [0, 1], so it is compared value by "
                 "value, without the backbone's features"
             )
-        batches = self._batches(teacher, student, config)
+        batches = self._batches(teacher, student, config, sounds=sounds)
         loop = Loop(
             batches,
             batches.config,
@@ -172,14 +174,17 @@ class _Polisher:
         return loop
 
     @torch.no_grad()
-    def _range(self, teacher: nn.Module) -> str | None:
+    def _range(self, teacher: nn.Module) -> tuple[str | None, bool]:
+        """Return the range of the images, if they are any, and whether they are sounds."""
         args = like(self._inputs(8, torch.Generator().manual_seed(self._seed)), teacher)
         teacher.eval()
-        return picture_range(
-            image_tensor(teacher(*args)),
+        made = image_tensor(teacher(*args))
+        found = picture_range(
+            made,
             known=self._analysis.adapter is not None,
             values=values_of(self._inputs),
         )
+        return found, found is None and is_sound(made)
 
     @property
     def _inputs(self) -> Inputs:
@@ -188,11 +193,13 @@ class _Polisher:
         return self._analysis.sampler
 
     def _batches(
-        self, teacher: nn.Module, student: nn.Module, config: DistillConfig
+        self, teacher: nn.Module, student: nn.Module, config: DistillConfig, *, sounds: bool
     ) -> TeacherBatches:
         def made(config: DistillConfig) -> TeacherBatches:
             place = device_of(self._analysis.model)
-            return teacher_batches(teacher, student, self._inputs, config=config, device=place)
+            return teacher_batches(
+                teacher, student, self._inputs, config=config, sounds=sounds, device=place
+            )
 
         try:
             return made(config)
@@ -274,6 +281,7 @@ class _Polisher:
             given,
             model=model,
             psnr=given.psnr if psnr is None else psnr,
+            stft=given.stft if model is given.model else None,
             notes=(*given.notes, *self._notes),
             seconds={**given.seconds, "polish": record.seconds},
             polish=record,

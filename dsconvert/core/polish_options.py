@@ -75,7 +75,7 @@ def check_polishable(analysis: Analysis) -> None:
             "inputs=callable (in a command --input SHAPE), or do without polish."
         )
     if isinstance(analysis.sampler, RandomPixels):
-        raise PolishError(needs_pictures_to_fit(analysis.model))
+        raise PolishError(needs_pictures_to_fit(analysis.model, analysis.sampler))
     try:
         image = image_tensor(_dry_run(analysis))
     except AdapterError as error:

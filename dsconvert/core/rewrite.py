@@ -16,6 +16,7 @@ from dsconvert.errors import PlanError, UsageError
 from dsconvert.model.editing import carry_hooks, copied, replace
 from dsconvert.model.graph import ConvTypes
 from dsconvert.model.norms import effective_weight, fold, norm_kind, trainable
+from dsconvert.model.one_dimensional import Convolution, TransposedTypes, as_1d, outputs_first
 from dsconvert.records import Decision, Plan, Site, Sites, within
 from dsconvert.rules import Rule, rule_named
 
@@ -28,10 +29,9 @@ class Rewritten:
     residuals: dict[str, float] = field(default_factory=dict)
 
 
-def kernel_of(conv: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
-    """Return the kernel as applied, in ``(O, I, kh, kw)`` order for both kinds (ungrouped)."""
-    weight = effective_weight(conv)
-    return weight.transpose(0, 1) if isinstance(conv, nn.ConvTranspose2d) else weight
+def kernel_of(conv: Convolution) -> Tensor:
+    """Return the kernel as applied, in ``(O, I, kh, kw)`` order for all kinds (ungrouped)."""
+    return outputs_first(effective_weight(conv), transposed=isinstance(conv, TransposedTypes))
 
 
 Matched = list[tuple[Site, Decision, Rule]]
@@ -183,7 +183,8 @@ def rewrite(
             # Half precision has no eigen-decomposition and little range: factor in float32.
             exact = kernel if kernel.dtype in (torch.float32, torch.float64) else kernel.float()
             built = rule.build(site, exact, conv.bias, int(decision.rank or 1))
-            new = built.module.to(dtype=kernel.dtype).train(conv.training)
+            made = as_1d(built.module) if site.dims == 1 else built.module
+            new = made.to(dtype=kernel.dtype).train(conv.training)
             new.requires_grad_(trainable(conv))
             carry_hooks(conv, new)
             replace(result, conv, new)

@@ -91,3 +91,20 @@ def with_classes_of(inputs: Inputs, images: ImageSet) -> Inputs:
         return latents, images.label(torch.randint(len(images), (n,), generator=random))
 
     return draw
+
+
+def with_class(inputs: Inputs, label: int) -> Inputs:
+    """Return a sampler with the latents of ``inputs``, of a conditional generator, and one class.
+
+    Args:
+        inputs: its second argument is a one-hot class (:func:`classes_of` is above ``label``).
+        label: the class.
+    """
+
+    def draw(n: int, random: torch.Generator) -> tuple[Any, ...]:
+        latents, given = inputs(n, random)
+        condition = torch.zeros_like(given)
+        condition[:, label] = 1
+        return latents, condition
+
+    return draw

@@ -147,15 +147,15 @@ def picture_inputs(
     files = DataFiles(path)
     Image.init()
     known = [n for n in files.names if PurePosixPath(n).suffix.lower() in Image.EXTENSION]
-    order = sorted(known, key=_order)[:_MOST]
+    order = sorted(known, key=fixed_order)[:_MOST]
     # Before any is left out: a smaller crop must not move a picture to the other part.
-    judging = set(order[: _judging(len(order), held_out)])
+    chosen = set(order[: judging(len(order), held_out)])
     skipped: list[str] = []
     parts: tuple[list[str], list[str]] = ([], [])
     for name in order:
         why = _problem(files, name, size)
         if why is None:
-            parts[name in judging].append(name)
+            parts[name in chosen].append(name)
         else:
             skipped.append(f"{name} ({why})")
     fitted, judged = parts
@@ -178,7 +178,7 @@ def picture_inputs(
     )
 
 
-def _judging(count: int, held_out: float) -> int:
+def judging(count: int, held_out: float) -> int:
     """Return the number of pictures that only judge: one or more, and not all unless asked."""
     found = max(1, math.ceil(held_out * count))
     return count if held_out == 1 else min(found, max(1, count - 1))
@@ -195,7 +195,7 @@ def _check(size: int, channels: int, values: str, held_out: float) -> None:
         raise UsageError(f"held_out is {held_out!r}; give a share above 0, up to 1.")
 
 
-def _order(name: str) -> bytes:
+def fixed_order(name: str) -> bytes:
     """Return a key that orders names as a fixed shuffle does."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
 

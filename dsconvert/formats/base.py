@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dsconvert.model.inputs import Inputs
     from dsconvert.records import Export
     from dsconvert.records.pictures import PictureSpec
+    from dsconvert.records.sounds import MelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,10 @@ class GeneratorFile(ABC):
     def pictures(self) -> PictureSpec | None:
         """Return the pictures that the main generator reads; None where it reads none."""
         return None if self.adapter is None else self.adapter.pictures(self.generator)
+
+    def sounds(self) -> MelSpec | None:
+        """Return the spectrograms that the main generator reads; None where it makes no sound."""
+        return None if self.adapter is None else self.adapter.sounds(self.generator)
 
     def picture(self, model: nn.Module | None = None) -> nn.Module:
         """Return ``model`` (None: the main generator) as a module that returns images.

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -107,6 +107,7 @@ def convert_file(
     progress: Progress | bool | None = None,
     generators: Sequence[str] | None = None,
     device: torch.device | str | None = None,
+    made: Mapping[str, Conversion] | None = None,
 ) -> FileConversion:
     """Convert every generator of a file by one plan, each with its own weights.
 
@@ -131,14 +132,15 @@ def convert_file(
         generators: keys of the generators to convert; None: all of them.
         device: where to fit and polish; the results are on the CPU. None: where the file's
             generators are, which is the CPU.
+        made: conversions of some generators by ``plan``, which are not made again.
     """
     options = polish_options(polish, polish_steps, init=init, forecast=forecast)
     decided = plan
-    conversions: dict[str, Conversion] = {}
+    conversions: dict[str, Conversion] = dict(made or {})
     digests: dict[bytes, str] = {}
     known: Analysis | None = None
     wanted = file.generators if generators is None else tuple(generators)
-    for key in wanted:
+    for key in (k for k in wanted if k not in conversions):
         # Not ``file.generator``, which is kept: of a large file one original at a time is enough.
         model = _placed(file.module(key), device)
         # A fit takes minutes, its digest a second.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dsconvert.config.choices import Values
 from dsconvert.config.pictures import Pictures
 from dsconvert.data.array_inputs import array_inputs
+from dsconvert.data.mel_inputs import mel_inputs
 from dsconvert.data.picture_inputs import picture_inputs
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import GeneratorFile
@@ -17,6 +18,7 @@ from dsconvert.formats.base import GeneratorFile
 if TYPE_CHECKING:
     from dsconvert.model.inputs import Inputs
     from dsconvert.records.pictures import PictureSpec
+    from dsconvert.records.sounds import MelSpec
 
 
 def with_inputs(file: GeneratorFile, inputs: Inputs) -> GeneratorFile:
@@ -32,12 +34,13 @@ def with_calibration(
     values: Values | None = None,
     held_out: float = Pictures.held_out,
 ) -> GeneratorFile:
-    """Return ``file`` with pictures, or the rows of a ``.npz``, as the inputs of its generators.
+    """Return ``file`` with pictures, sounds or the rows of a ``.npz`` as its generators' inputs.
 
     Args:
         file: the opened file.
-        path: a folder or zip of images; or a ``.npz`` with one array for each argument of a call.
-        crop: side of the crops in pixels; None: the model's usual one.
+        path: a folder or zip of images (``.wav`` files for a vocoder); or a ``.npz`` with one array
+            for each argument of a call.
+        crop: side of the crops in pixels, or frames of a spectrogram; None: the model's usual.
         values: the range that the model reads and writes; None: as its adapter says.
         held_out: share of the pictures or rows that only judge.
 
@@ -51,6 +54,15 @@ def with_calibration(
                 f"--crop {crop}: {path} holds arrays, which are used as they are; leave it out."
             )
         return with_inputs(file, array_inputs(path, held_out=held_out))
+    if (mels := file.sounds()) is not None:
+        if values is not None:
+            raise UsageError(
+                f"--values {values}: the generator of {file.path} reads spectrograms; leave the "
+                "option out."
+            )
+        mels = mels if crop is None else replace(mels, frames=crop)
+        _check_frames(crop, mels)
+        return with_inputs(file, mel_inputs(path, mels, held_out=held_out))
     spec = file.pictures()
     if spec is None:
         raise UsageError(
@@ -72,6 +84,12 @@ def with_calibration(
     _check_size(file, size, spec)
     made = picture_inputs(path, size=size, channels=spec.channels, values=known, held_out=held_out)
     return with_inputs(file, made)
+
+
+def _check_frames(crop: int | None, spec: MelSpec) -> None:
+    least = -(-spec.n_fft // spec.hop)
+    if crop is not None and crop < least:
+        raise UsageError(f"--crop {crop}: a spectrogram has {least} frames or more.")
 
 
 def _check_size(file: GeneratorFile, size: int, spec: PictureSpec) -> None:

@@ -34,12 +34,16 @@ _CONTAINERS: dict[str, type[nn.Module]] = {
 _CONVOLUTIONS: dict[str, type[nn.Module]] = {
     "Conv2d": nn.Conv2d,
     "ConvTranspose2d": nn.ConvTranspose2d,
+    "Conv1d": nn.Conv1d,
+    "ConvTranspose1d": nn.ConvTranspose1d,
 }
 _CONV = ("in_channels", "out_channels", "kernel_size", "groups", "padding_mode", "bias",
          "stride", "padding", "dilation")  # fmt: skip
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "Conv2d": _CONV,
     "ConvTranspose2d": (*_CONV, "output_padding"),
+    "Conv1d": _CONV,
+    "ConvTranspose1d": (*_CONV, "output_padding"),
     "Identity": (),
     "BatchNorm2d": ("num_features", "eps", "momentum", "affine", "track_running_stats"),
     "GroupNorm": ("num_groups", "num_channels", "eps", "affine"),
@@ -341,7 +345,7 @@ def _build(spec: Mapping[str, Any], depth: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             layer: Any = getattr(nn, kind)(**options)
             if norm == "SpectralNorm" and kind in _CONVOLUTIONS:
-                return spectral_norm(layer, dim=1 if kind == "ConvTranspose2d" else 0)
+                return spectral_norm(layer, dim=1 if kind.startswith("ConvTranspose") else 0)
     except (TypeError, RuntimeError, ArithmeticError) as error:
         raise ValueError(f"a {kind} of the recipe can't be built ({error})") from error
     if norm is not None:

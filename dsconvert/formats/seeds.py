@@ -66,7 +66,7 @@ def sampled_draws(sampler: Sampler | None, label: int | None, path: Path | None)
     if sampler is None:
         raise UsageError(unknown_inputs(path))
     if isinstance(sampler, RandomPixels):
-        raise UsageError(f"{needs_pictures(f'the generator of {path}')}.")
+        raise UsageError(f"{needs_pictures(f'the generator of {path}', sampler)}.")
     whole: Any = sampler
     draw = held_out_inputs(sampler if label is None else whole.of_class(label))
     return lambda seed: draw(1, torch.Generator().manual_seed(seed))

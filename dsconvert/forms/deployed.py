@@ -14,8 +14,11 @@ from dsconvert.errors import ExportError
 from dsconvert.forms.call import Call
 from dsconvert.forms.flat_graph import Core, draw, flatten, largest_map
 from dsconvert.forms.fusion import fuse
+from dsconvert.forms.gpu_fusion import fuse_for_gpu
+from dsconvert.forms.replay import Replayed
 from dsconvert.forms.stages import Stages, stages_of
 from dsconvert.forms.verify import compare
+from dsconvert.kernels import takes
 from dsconvert.model.inputs import Inputs, examples_of
 from dsconvert.model.model_types import Types
 from dsconvert.model.noise_source import device_of_draws
@@ -41,6 +44,11 @@ class Deployed(nn.Module):
 
     noise_source: NoiseSource = "device"
     """Where the noise is drawn; see :func:`dsconvert.model.noise_source.set_noise_source`."""
+
+    dtype: torch.dtype | None = None
+    """The type that the graph computes in; None: that of the arguments."""
+    replayed: Replayed | None = None
+    """CUDA graphs of small batches."""
 
     def __init__(self, core: Core, *, chunk: int | None, stages: Stages | None = None) -> None:
         super().__init__()
@@ -77,6 +85,22 @@ class Deployed(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Images (N, C, H, W), from the arguments that the original takes."""
         tensors = self._call.select(self._call.given(*args, **kwargs), self._given)
+        if self.dtype is None:
+            return self._images(*tensors)
+        given = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+        tensors = [t.to(self.dtype) if t.is_floating_point() else t for t in tensors]
+        return self._images(*tensors).to(given)
+
+    def _images(self, *given: Tensor) -> Tensor:
+        """Return the images, by a CUDA graph where there is one."""
+        # Noise that is drawn on the CPU can't be a part of it.
+        if self.replayed is None or self.noise_source == "official":
+            return self._drawn(*given)
+        return self.replayed(self._drawn, *given)
+
+    def _drawn(self, *given: Tensor) -> Tensor:
+        """Draw the noise and run the graph."""
+        tensors = list(given)
         batched = [name in self._call.batched for name in self._given]
         first = tensors[batched.index(True)]
         n = len(first)
@@ -174,6 +198,8 @@ def deploy(
     seed: int = 0,
     fused: bool = True,
     compile: bool = False,  # noqa: A002 - torch's own word
+    dtype: torch.dtype | None = None,
+    graph: int = 0,
     inputs: Inputs | None = None,
     noise_types: tuple[type[nn.Module], ...] = (),
     adapter: Adapter | None = None,
@@ -182,16 +208,21 @@ def deploy(
 
     Norms are folded, batch normalisation goes into the convolutions, and (``fused``) depthwise
     upsampling, pointwise convolutions, noise and gates run as the parts of
-    :mod:`dsconvert.forms.layers`, in ``channels_last``.
+    :mod:`dsconvert.forms.layers`, in ``channels_last``. For a model on CUDA they are the operators
+    of :mod:`dsconvert.kernels`: move the model there first.
 
     Args:
         model: a generator, converted or not; it does not change.
         noise: ``random`` (drawn as the original does, from torch's random state), ``fixed`` (the
             same planes for every image) or ``zero``.
         seed: of the fixed planes.
-        fused: use the parts made for CPUs; off: plain ``torch.nn`` operators only.
+        fused: use the parts made for the device; off: plain ``torch.nn`` operators only.
         compile: fuse the plain operators by ``torch.compile`` instead (needs a C++ compiler, and
             minutes at the first call of each shape).
+        dtype: ``torch.float16`` or ``torch.bfloat16``: folded in double precision and then
+            rounded; arguments and images keep their type. On a CPU it runs by plain operators.
+        graph: the largest batch that runs as one CUDA graph, captured at the first call of each
+            shape (on CUDA only; with noise that is drawn there).
         inputs: ``inputs(n, generator)`` returns the arguments of one call with batch n; needed
             where no adapter knows the model.
         noise_types: classes that add freshly drawn noise, besides the adapter's.
@@ -212,18 +243,30 @@ def deploy(
             noise_types=noise_types,
             adapter=known,
         )
-        if fused and not compile:
+        there = next((t.device for t in core.module.parameters()), torch.device("cpu"))
+        half = dtype in (torch.float16, torch.bfloat16)
+        on_gpu = fused and not compile and takes(there)
+        fused = fused and not compile and not on_gpu and not half
+        if on_gpu:
+            fuse_for_gpu(core)
+        elif fused:
             fuse(core)
-        in_channels_last(core.module)
+        if dtype is not None:
+            core.module.to(dtype)
+        # Tensor cores read the channels of a pixel; cuDNN's float32 kernels want contiguous maps.
+        if half or not on_gpu:
+            in_channels_last(core.module)
         size = largest_map(core)
         chunk = max(1, _CHUNK // size) if size else None
-        stages = _stages(core, model, inputs, known) if fused and not compile else None
+        stages = _stages(core, model, inputs, known) if fused else None
         made = Deployed(core, chunk=chunk, stages=stages)
         for name, value in vars(model).items():
             plain = isinstance(value, int | float | str) and not name.startswith("_")
             if plain and not hasattr(made, name):
                 setattr(made, name, value)
         made.eval().requires_grad_(False)
+        made.dtype = dtype
+        made.replayed = Replayed(most=graph) if graph else None
         if _more_than_forward(model):
             _check_forward_alone(model, core, inputs, noise_types, known)
     if compile:

@@ -23,7 +23,7 @@ _OWN = (BandedConvolution, GatedPointwise, GatedUpsample)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Tail:
+class Tail:
     """The noise and the gate behind a convolution."""
 
     last: fx.Node
@@ -36,30 +36,31 @@ def fuse(core: Core) -> None:
     """Put the parts of :mod:`dsconvert.forms.bands` and ``layers`` into ``core``, in place."""
     module, graph = core.module, core.module.graph
     for count, node in enumerate(list(graph.nodes)):
-        if node not in graph.nodes or not _large(module, node):
+        if node not in graph.nodes or not is_large(module, node):
             continue
         conv: Any = module_of(module, node)
         if FewChannels.fits(conv):
             module.set_submodule(str(node.target), FewChannels(conv))
         elif GatedUpsample.fits(conv):
-            tail = _tail(module, node)
+            tail = tail_of(module, node)
             made: nn.Module = GatedUpsample(conv, tail.weight, gate=tail.gate)
-            _put(module, f"fused_{count}", made, node.args[0], tail)
+            put(module, f"fused_{count}", made, node.args[0], tail)
         elif (spatial := filter_of(conv)) is not None:
             _band(module, node, spatial, f"fused_{count}")
     for count, node in enumerate(list(graph.nodes)):
         conv = module_of(module, node)
         if conv is not None and GatedPointwise.fits(conv) and len(sized(node) or ()) == 4:
-            tail = _tail(module, node)
+            tail = tail_of(module, node)
             made = GatedPointwise(conv, tail.weight, gate=tail.gate)
-            _put(module, f"mixed_{count}", made, node.args[0], tail)
+            put(module, f"mixed_{count}", made, node.args[0], tail)
     _multiply_in_place(core)
     drop_dead(graph)
     module.delete_all_unused_submodules()
     module.recompile()
 
 
-def _large(module: fx.GraphModule, node: fx.Node) -> bool:
+def is_large(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Return whether a module's output has enough pixels for the parts made for CPUs."""
     shape = sized(node)
     if module_of(module, node) is None or shape is None or len(shape) != 4:
         return False
@@ -84,13 +85,13 @@ def _band(module: fx.GraphModule, node: fx.Node, spatial: SpatialFilter, name: s
         back, last = behind, after
     elif spatial.needs_back:
         return
-    tail = _tail(module, last)
+    tail = tail_of(module, last)
     if front is None and back is None and not spatial.worth_alone:
         return
     if spatial.is_depthwise and not spatial.upsamples:
         return  # at rank 1 the parts of ``layers`` are faster: 71 to 97 ms for ``fast``, ngf 64
     made = mixed(spatial, front=front, back=back, noise=tail.weight, gate=tail.gate)  # type: ignore[arg-type]
-    _put(module, name, made, source, tail)
+    put(module, name, made, source, tail)
 
 
 def is_doubling(module: fx.GraphModule, node: Any) -> bool:
@@ -107,7 +108,7 @@ def is_doubling(module: fx.GraphModule, node: Any) -> bool:
     return node.target is F.interpolate and str(node.kwargs.get("mode", "nearest")) == "nearest"
 
 
-def _tail(module: fx.GraphModule, node: fx.Node) -> _Tail:
+def tail_of(module: fx.GraphModule, node: fx.Node) -> Tail:
     """Return the noise and the gate behind ``node`` that no other node reads in between."""
     last, plane, weight = node, None, None
     after = only_user(last)
@@ -120,10 +121,10 @@ def _tail(module: fx.GraphModule, node: fx.Node) -> _Tail:
         last = after
     if weight is not None and weight.numel() == 1:
         weight = weight.reshape(1)
-    return _Tail(last=last, plane=plane, weight=weight, gate=gate)
+    return Tail(last=last, plane=plane, weight=weight, gate=gate)
 
 
-def _put(module: fx.GraphModule, name: str, made: nn.Module, source: Any, tail: _Tail) -> None:
+def put(module: fx.GraphModule, name: str, made: nn.Module, source: Any, tail: Tail) -> None:
     """Replace the nodes from ``source`` to the last of ``tail`` by ``made``."""
     module.add_submodule(name, made)
     with module.graph.inserting_after(tail.last):

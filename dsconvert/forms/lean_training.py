@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from dsconvert.adapter import Adapter, adapter_for, as_adapter
 from dsconvert.config.choices import NoiseSource
 from dsconvert.forms.gates import is_gate
+from dsconvert.forms.lean_operators import by_operators
 from dsconvert.forms.norm_chains import find_chains, spatial_of
 from dsconvert.forms.recompute import NormGate
+from dsconvert.kernels import filters_of, takes
 from dsconvert.model.copying import owned_copy
 from dsconvert.model.editing import replace
 from dsconvert.model.graph import trace_graph
@@ -94,6 +96,10 @@ class _Before:
             where = device_of_draws(self.noise.noise_source, x.device)
             plane = torch.randn(x.shape[0], 1, *size, device=where, dtype=torch.float32)
             plane = plane.to(x.device, weight.dtype)
+        filters = None if conv is None else filters_of(conv)
+        if takes(x.device) and (conv is None or filters is not None):
+            own = None if conv is None else conv.bias
+            return by_operators(norm, x, filters, own, weight, plane, gain, bias, mean, var)
         step: Any = NormGate.apply
         return step(
             x,

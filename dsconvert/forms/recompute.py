@@ -21,15 +21,22 @@ from torch.autograd.function import once_differentiable
 Spatial = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 """``spatial(x, kernel, bias)``: a depthwise convolution with everything else fixed."""
 TILE = 2 << 20
-"""Bytes of a map that are processed at a time."""
+"""Bytes of a map that are processed at a time on a CPU, where they stay in the cache."""
+LARGE_TILE = 256 << 20
+"""The same elsewhere: many samples a call, since each call takes time, and limited memory."""
 Part = tuple[slice, slice, slice, slice]
 
 
 def _parts(y: Tensor) -> Iterator[Part]:
-    """Yield slices of ``y`` (N, C, H, W): one sample, some rows."""
+    """Yield slices of ``y`` (N, C, H, W): one sample, some rows; on a GPU: some samples."""
     n, c, h, w = y.shape
-    rows = h if y.device.type != "cpu" else max(1, TILE // max(1, c * w * y.element_size()))
     every = slice(None)
+    if y.device.type != "cpu":
+        many = max(1, LARGE_TILE // max(1, c * h * w * y.element_size()))
+        for first in range(0, n, many):
+            yield slice(first, first + many), every, every, every
+        return
+    rows = max(1, TILE // max(1, c * w * y.element_size()))
     for i in range(n):
         for top in range(0, h, rows):
             yield slice(i, i + 1), every, slice(top, top + rows), every
@@ -168,8 +175,8 @@ def _norm_gate_backward(
         torch.mul(to_value, value.mul_(1 - gate), out=to_gate)
         row = part[0] if gain.dim() == 2 else slice(None)
         add_gain, add_bias = normal.mul_(g).sum((2, 3)), g.sum((2, 3))
-        grad_gain[row] += add_gain if gain.dim() == 2 else add_gain[0]
-        grad_bias[row] += add_bias if gain.dim() == 2 else add_bias[0]
+        grad_gain[row] += add_gain if gain.dim() == 2 else add_gain.sum(0)
+        grad_bias[row] += add_bias if gain.dim() == 2 else add_bias.sum(0)
     a = gain * scale
     if not training:
         for part in _parts(y):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dsconvert.kernels.depthwise import depthwise, filters_of
 from dsconvert.kernels.gated import batch_norm_gate, noise_gate
 from dsconvert.kernels.geometry import Tile
-from dsconvert.kernels.use import Event, recording, using
+from dsconvert.kernels.use import Event, recording, takes, using
 
 __all__ = [
     "Event",
@@ -19,5 +19,6 @@ __all__ = [
     "filters_of",
     "noise_gate",
     "recording",
+    "takes",
     "using",
 ]

@@ -7,9 +7,9 @@ times the means of gain d and of gain d n (Ioffe and Szegedy 2015, after equatio
 pixels are written tile by tile and added afterwards, so that they do not depend on the order in
 which the programs run.
 """
-# pyright: basic, reportGeneralTypeIssues=false, reportPossiblyUnbound=false
+# pyright: basic, reportGeneralTypeIssues=false, reportMissingImports=false
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
-# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportMissingImports=false
+# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
 # ruff: noqa: N803
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def sums(
 ):  # fmt: skip
     """Write the sums of d and of d n over the pixels of a tile: ``found`` (N tiles, 2, C)."""
     if ALIGNED:
-        W = tl.multiple_of(W, 16)  # noqa: N806
-    n, tile, _top, _left, c, y, x = place(H, W, outs, tiles, BP, BX, BC, LAST)
+        W = W // 16 * 16  # noqa: N806
+    n, tile, _top, _left, c, y, x = place(W, outs, tiles, BP, BX, BC, LAST)
     x_ptr += n * cin * H * W
     step: tl.constexpr = 2 if KIND == 2 else 1
     high = H * step
@@ -135,10 +135,10 @@ def gradient(
     M: tl.constexpr, KIND: tl.constexpr, LAST: tl.constexpr, ACC: tl.constexpr, BP: tl.constexpr,
     BX: tl.constexpr, BC: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of u (N, C, ...), and its sums with the plane, ``of_noise`` (N tiles, C)."""
+    """Write the gradient of u (N, C, ...), and its sums with the plane: (N tiles, C)."""
     if ALIGNED:
-        W = tl.multiple_of(W, 16)  # noqa: N806
-    n, tile, top, left, c, y, x = place(H, W, outs, tiles, BP, BX, BC, LAST)
+        W = W // 16 * 16  # noqa: N806
+    n, tile, top, left, c, y, x = place(W, outs, tiles, BP, BX, BC, LAST)
     x_ptr += n * cin * H * W
     step: tl.constexpr = 2 if KIND == 2 else 1
     high = H * step
@@ -229,8 +229,8 @@ def filter_gradients(
     ``found`` or ``grad_x`` may be None.
     """
     if ALIGNED:
-        W = tl.multiple_of(W, 16)  # noqa: N806
-    n, tile, top, left, i, y, x = place(H, W, cin, tiles, BP, BX, BC, LAST)
+        W = W // 16 * 16  # noqa: N806
+    n, tile, top, left, i, y, x = place(W, cin, tiles, BP, BX, BC, LAST)
     step: tl.constexpr = 2 if KIND == 2 else 1
     side: tl.constexpr = 4 if KIND == 2 else 3
     taps: tl.constexpr = side * side

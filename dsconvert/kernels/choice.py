@@ -7,6 +7,7 @@ again adds its sums in the same order.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import warnings
 from collections.abc import Callable
@@ -84,6 +85,7 @@ def milliseconds(call: Callable[[], object]) -> float:
     return best
 
 
+@functools.lru_cache(maxsize=4096)
 def key_of(operation: str, geometry: Geometry, dtype: torch.dtype, parts: str) -> str:
     """Return the name of a measurement: batches between two powers of two share one."""
     sizes = asdict(geometry) | {"samples": power_of_two(geometry.samples)}
@@ -148,10 +150,7 @@ def run(
     reason, tile = use.why_not(x, geometry), None
     if reason is None:
         tile, reason = _tile(operation, x, geometry, by_triton, by_eager, parts)
-    by = "eager" if tile is None else "triton"
-    use.ran(
-        use.Event(operation=operation, by=by, reason=reason, geometry=geometry, dtype=x.dtype)
-    )
+    use.ran(operation, tile, reason, geometry, x.dtype)
     return by_eager() if tile is None else by_triton(tile)
 
 

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from dsconvert.kernels import choice, eager, launch
 from dsconvert.kernels.geometry import channels_of, geometry_of, laid_out, size_of
+from dsconvert.kernels.operators import differentiable_once, fake, gradients, operator
+
+_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)  # no union: torch 2.6 can't compile a test for one
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -32,7 +35,7 @@ def filters_of(conv: nn.Module) -> Tensor | None:
 
     It is a view: gradients reach the weight.
     """
-    if not isinstance(conv, nn.Conv2d | nn.ConvTranspose2d):
+    if not isinstance(conv, _CONVOLUTIONS):
         return None
     inputs, outputs, groups = conv.in_channels, conv.out_channels, conv.groups
     if groups not in (inputs, outputs) or max(inputs, outputs) % groups:
@@ -49,11 +52,7 @@ def filters_of(conv: nn.Module) -> Tensor | None:
     return conv.weight.reshape(outputs, inputs // groups, 4, 4)
 
 
-@torch.library.custom_op(
-    "dsconvert::depthwise",
-    mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-)
+@operator("depthwise(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     source = launch.Source(x=x, weight=weight, bias=bias)
 
@@ -66,16 +65,15 @@ def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     )  # fmt: skip
 
 
-@_depthwise.register_fake
+@fake("depthwise")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ARG001
     shape = (x.shape[0], channels_of(x, weight), *size_of(x, weight))
     return launch.laid_out_like(x, shape)
 
 
-@torch.library.custom_op(
-    "dsconvert::depthwise_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor x, Tensor weight, bool of_x, bool of_weight) -> (Tensor, Tensor)",
+@operator(
+    "depthwise_backward(Tensor grad, Tensor x, Tensor weight, bool of_x, bool of_weight)"
+    " -> (Tensor, Tensor)"
 )
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, of_x: bool, of_weight: bool
@@ -98,7 +96,7 @@ def _backward(
     )
 
 
-@_backward.register_fake
+@fake("depthwise_backward")
 def _(
     grad: Tensor, x: Tensor, weight: Tensor, of_x: bool, of_weight: bool  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -133,4 +131,5 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Te
     )
 
 
-_depthwise.register_autograd(_gradients, setup_context=_setup)
+gradients("depthwise", _gradients, _setup)
+differentiable_once("depthwise_backward")

@@ -4,9 +4,9 @@ u = filter(x) + bias + noise * plane;  z = scale * u + shift;  out = z, or, gate
 the channels of z times the sigmoid of the second. See :mod:`dsconvert.kernels.tile_programs` for
 the constants. A pointer is None where its part is missing.
 """
-# pyright: basic, reportGeneralTypeIssues=false, reportPossiblyUnbound=false
+# pyright: basic, reportGeneralTypeIssues=false, reportMissingImports=false
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
-# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportMissingImports=false
+# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
 # ruff: noqa: N803
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def forward(
     the distances of two samples' planes, and scales and shifts, 0 where they share one.
     """
     if ALIGNED:
-        W = tl.multiple_of(W, 16)  # noqa: N806
-    n, _tile, top, left, c, y, x = place(H, W, outs, tiles, BP, BX, BC, LAST)
+        W = W // 16 * 16  # noqa: N806
+    n, _tile, top, left, c, y, x = place(W, outs, tiles, BP, BX, BC, LAST)
     x_ptr += n * cin * H * W
     step: tl.constexpr = 2 if KIND == 2 else 1
     high = H * step
@@ -98,8 +98,8 @@ def statistics(
     They are merged after Chan, Golub and LeVeque (1983), which is stable where the mean is large.
     """
     if ALIGNED:
-        W = tl.multiple_of(W, 16)  # noqa: N806
-    n, tile, _top, _left, c, y, x = place(H, W, C, tiles, BP, BX, BC, LAST)
+        W = W // 16 * 16  # noqa: N806
+    n, tile, _top, _left, c, y, x = place(W, C, tiles, BP, BX, BC, LAST)
     x_ptr += n * cin * H * W
     step: tl.constexpr = 2 if KIND == 2 else 1
     high = H * step

@@ -50,6 +50,10 @@ class Geometry:
         return max(self.inputs * pixels, behind)
 
 
+COLUMNS = 32
+"""Of a tile of a filter's map: a line of the cache in float32. Wider ones read more rows anew."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tile:
     """How a program divides a map.
@@ -58,11 +62,11 @@ class Tile:
         numbers: of the map that one program makes (times four with a filter that doubles it).
         channels: the most channels of them, in ``channels_last``.
         warps: groups of 32 threads of a program.
-        aligned: whether Triton may load several numbers at a time where a row's length allows it,
-            which makes the shifted loads of a filter slower.
+        aligned: whether a filter's programs are told that rows begin at multiples of 16 numbers:
+            several are then stored at a time, but shifted loads touch more lines of the cache.
     """
 
-    numbers: int = 1024
+    numbers: int = 512
     channels: int = 64
     warps: int = 4
     aligned: bool = False
@@ -71,19 +75,19 @@ class Tile:
         """Return pixels, columns and channels of a tile of a map with so many channels."""
         wide = power_of_two(geometry.width)
         if not geometry.last:
-            pixels = self.numbers
-            return pixels, min(wide, 128 if geometry.kind else pixels, pixels), 1
+            # A small map takes a pixel a thread.
+            least = power_of_two(geometry.height) * min(wide, COLUMNS if geometry.kind else wide)
+            pixels = min(self.numbers, max(32 * self.warps, least))
+            return pixels, min(wide, COLUMNS if geometry.kind else pixels, pixels), 1
         together = min(power_of_two(channels), self.channels, self.numbers)
         pixels = self.numbers // together
-        return pixels, min(wide, 8 if geometry.kind else pixels, pixels), together
+        return pixels, min(wide, COLUMNS // 4 if geometry.kind else pixels, pixels), together
 
 
-CONTIGUOUS = (Tile(), Tile(aligned=True), Tile(numbers=512))
-CHANNELS_LAST = (
-    Tile(numbers=1024, channels=64),
-    Tile(numbers=2048, channels=128),
-    Tile(numbers=2048, channels=32),
-)
+CONTIGUOUS = (Tile(), Tile(aligned=True))
+CHANNELS_LAST = (Tile(numbers=256, warps=2), Tile(numbers=1024))
+"""Tiles to try: few, since each is compiled for each program. For an H100 (Triton 3.8) the first of
+each pair keeps every program's numbers in registers (``tests/kernels/compile_programs.py``)."""
 
 
 def tiles_of(geometry: Geometry) -> tuple[Tile, ...]:

@@ -73,7 +73,8 @@ class _Launch:
             "R": g.rank, "M": g.multiplier, "KIND": g.kind, "LAST": g.last,
             "ACC": language.float64 if self.x.dtype == torch.float64 else language.float32,
             "BP": pixels, "BX": columns, "BC": together,
-            "ALIGNED": tile.aligned and g.width % 16 == 0, "num_warps": tile.warps,
+            # Without a filter no load is shifted.
+            "ALIGNED": (tile.aligned or g.kind == 0) and g.width % 16 == 0, "num_warps": tile.warps,
         }  # fmt: skip
         self.filter = (whole(source.weight), whole(source.bias))
         noise, plane = whole(source.noise), whole(source.plane)

@@ -13,10 +13,10 @@ Triton's interpreter, which the tests use, takes longest for calls: helpers are 
 
 This module, like all that import it, imports Triton and is imported at the first launch.
 """
-# pyright: basic, reportGeneralTypeIssues=false, reportPossiblyUnbound=false
+# pyright: basic, reportGeneralTypeIssues=false, reportMissingImports=false
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
-# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportMissingImports=false
-# ruff: noqa: SIM102, N803, N806, ANN001, RET505
+# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
+# ruff: noqa: N803, SIM108 (Triton compiles no conditional expression of pointers)
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ import triton.language as tl
 
 
 @triton.jit
-def place(H, W, C, tiles, BP: tl.constexpr, BX: tl.constexpr, BC: tl.constexpr, LAST: tl.constexpr):
-    """Return the sample, the tile, its first row and column, the channels, the rows, the columns."""
+def place(W, C, tiles, BP: tl.constexpr, BX: tl.constexpr, BC: tl.constexpr, LAST: tl.constexpr):
+    """Return sample, tile, the tile's first row and column, channels, rows and columns."""
     pid = tl.program_id(0)
     if LAST:
         # The channels of a pixel lie together: programs of one tile run at the same time.

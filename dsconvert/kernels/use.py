@@ -86,10 +86,16 @@ def recording() -> Generator[list[Event], None, None]:
         _state.events = before
 
 
-def ran(event: Event) -> None:
-    """Add what ran to the record."""
-    if _state.events is not None:
-        _state.events.append(event)
+def ran(
+    operation: str, tile: Tile | None, reason: str | None, geometry: Geometry, dtype: torch.dtype
+) -> None:
+    """Add an operation that ran, by a tile or (None) by torch's operators, to the record."""
+    if _state.events is None:
+        return
+    by = "eager" if tile is None else "triton"
+    _state.events.append(
+        Event(operation=operation, by=by, reason=reason, geometry=geometry, dtype=dtype)
+    )
 
 
 def backend() -> Backend:
@@ -100,6 +106,15 @@ def backend() -> Backend:
 def wanted_tile() -> Tile | None:
     """Return the tile that :func:`using` names."""
     return _state.tile
+
+
+def takes(device: torch.device) -> bool:
+    """Return whether operators are to be preferred to other code for maps on a device.
+
+    They are on CUDA, and where :func:`using` names a backend; elsewhere, other code is made for the
+    device.
+    """
+    return _state.backend != "auto" or device.type == "cuda"
 
 
 @functools.cache

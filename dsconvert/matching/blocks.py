@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dsconvert.model.graph import convolutional
+from dsconvert.model.one_dimensional import is_1d, map_as_2d
 
 Args = tuple[Any, ...]
 
@@ -22,11 +23,22 @@ def trunk_blocks(model: nn.Module) -> tuple[str, ...]:
     """
     prefix, here = "", model
     while True:
-        inside = [(n, c) for n, c in here.named_children() if convolutional(c)]
+        inside = [(n, c) for n, c in _called_children(here) if convolutional(c)]
         if len(inside) != 1:
             return tuple(prefix + n for n, _ in inside)
         name, here = inside[0]
         prefix += f"{name}."
+
+
+def _called_children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the children by name; of a list, which is never called itself, its members."""
+    found: list[tuple[str, nn.Module]] = []
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList):
+            found += [(f"{name}.{n}", c) for n, c in _called_children(child)]
+        else:
+            found.append((name, child))
+    return found
 
 
 @dataclass
@@ -66,9 +78,10 @@ class BlockRecorder:
         return hook
 
     def _after(self, name: str) -> Callable[[nn.Module, Args, Any], None]:
-        def hook(_module: nn.Module, _args: Args, output: Any) -> None:
+        def hook(module: nn.Module, _args: Args, output: Any) -> None:
             self.calls[name] = self.calls.get(name, 0) + 1
             if isinstance(output, Tensor):
-                self.outputs[name] = output
+                # Maps of one dimension are compared as maps of height 1.
+                self.outputs[name] = map_as_2d(output) if is_1d(module) else output
 
         return hook

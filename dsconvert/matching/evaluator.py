@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dsconvert.data.pictures import psnr
-from dsconvert.matching.batches import HELD_OUT, TeacherBatches
+from dsconvert.matching.batches import TeacherBatches
 from dsconvert.matching.loss import Scales, weighted_sum
 
 _SHOWN = 8
@@ -53,7 +53,7 @@ def evaluate_student(batches: TeacherBatches, scales: Scales) -> HeldOutEvaluati
     wanted: list[Tensor] = []
     made: list[Tensor] = []
     for i in range(count):
-        target = batches.target(HELD_OUT + i)
+        target = batches.held_out(i)
         image, blocks = objective.run_student(target)
         for name, moments in through.items():
             moments.add(blocks[name], target.blocks[name])

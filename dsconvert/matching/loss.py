@@ -107,7 +107,8 @@ class Objective:
         teacher: in eval mode, without gradients.
         student: any module that takes the teacher's arguments and makes images of its size.
         blocks: names of modules to compare; :meth:`keep_shared_blocks` drops some.
-        features: the backbone; None: no features are compared.
+        features: makes maps of an image (the backbone, or spectra of a sound); None: none are
+            compared.
 
     Attributes:
         blocks: the compared blocks.
@@ -121,7 +122,7 @@ class Objective:
         student: nn.Module,
         *,
         blocks: Sequence[str],
-        features: ProjectedMaps | None,
+        features: nn.Module | None,
     ) -> None:
         self.teacher, self.student, self.features = teacher, student, features
         self._teacher_blocks = BlockRecorder(teacher, tuple(blocks))

@@ -116,7 +116,7 @@ def _pointwise(model: nn.Module) -> list[nn.Parameter]:
     """
     found: dict[int, nn.Parameter] = {}
     for module in model.modules():
-        if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1):
+        if not isinstance(module, nn.Conv2d | nn.Conv1d) or max(module.kernel_size) != 1:
             continue
         weight = module._parameters.get("weight")
         if weight is None or not weight.requires_grad:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dsconvert.config.distill import DistillConfig
+from dsconvert.data.spectrograms import SpectrumMaps
 from dsconvert.errors import UsageError
 from dsconvert.matching.batches import TeacherBatches
 from dsconvert.matching.blocks import trunk_blocks
@@ -37,6 +38,7 @@ def teacher_batches(
     config: DistillConfig,
     blocks: Sequence[str] | None = None,
     weights: Weights = "auto",
+    sounds: bool = False,
     device: torch.device,
 ) -> TeacherBatches:
     """Put teacher and student on ``device``, in the fastest layout, and pair them.
@@ -48,6 +50,7 @@ def teacher_batches(
         config: of the run.
         blocks: names of the modules whose outputs are compared; None: those that make the picture.
         weights: of the backbone.
+        sounds: the outputs are sounds (N, 1, 1, T), whose features are their spectra.
         device: where to work.
 
     Raises:
@@ -58,9 +61,13 @@ def teacher_batches(
         teacher.to(device).float().eval().requires_grad_(False),
         student.to(device),
     ]
-    features = None
+    features: nn.Module | None = None
     if config.features:
-        features = ProjectedMaps(size=config.feature_size, weights=weights).to(device)
+        features = (
+            SpectrumMaps()
+            if sounds
+            else ProjectedMaps(size=config.feature_size, weights=weights).to(device)
+        )
         nets.append(features)
     if device.type == "cpu":
         # In this layout oneDNN takes two thirds of the time for these small, wide maps.

@@ -9,34 +9,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from dsconvert.config.choices import METRICS, Metric
-from dsconvert.data.pictures import to_bytes
+from dsconvert.config.choices import Metric
 from dsconvert.errors import UsageError
 from dsconvert.metrics.distance import SampleProgress, image_batches
-from dsconvert.metrics.features import LiteFeatures
 from dsconvert.metrics.frechet import Comparison, compare_sets, frechet
-from dsconvert.metrics.inception import InceptionFeatures
 from dsconvert.metrics.kernel import kernel
+from dsconvert.metrics.networks import (
+    NAMES,
+    Extractor,
+    extractors,
+    features_of,
+    is_distance,
+    is_overlap,
+    network,
+)
+from dsconvert.metrics.overlap import Overlap, overlap
+from dsconvert.metrics.pairs import PairedSets, Pairs
 from dsconvert.model.inputs import Inputs
 from dsconvert.util.progress import reports_progress
 
-NAMES: dict[Metric, str] = {"fid": "FID", "kid": "KID", "fd-lite0": "FD-lite0"}
-"""Names in reports."""
+__all__ = [
+    "FEW", "NAMES", "Contest", "Evaluation", "Extractor", "OverlapScore", "Score", "evaluate",
+    "extractors", "features_of",
+]  # fmt: skip
+
 FEW = 2000
 """With fewer real images, a FID depends more on their number than on the generator."""
-
-
-class Extractor(Protocol):
-    """Images ``(N, C, H, W)`` in [-1, 1] to features ``(N, F)``."""
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the features."""
-        ...
+What = Literal["student", "teacher", "to teacher"]
+"""``student`` or ``teacher`` (to real images), or the student's images to the teacher's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ class Score:
     """
 
     metric: Metric
-    what: Literal["student", "teacher", "to teacher"]
+    what: What
     samples: int
     comparison: Comparison
 
@@ -56,6 +60,23 @@ class Score:
     def distinguishable(self) -> bool:
         """Whether the 95 % interval of the excess over the floor lies above zero."""
         return self.comparison.interval[0] > 0
+
+    @property
+    def ratio(self) -> float:
+        """The distance as a multiple of its floor."""
+        c = self.comparison
+        return c.value / c.floor if c.floor > 0 else float("inf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlapScore:
+    """Precision and recall (``found``), and those of the noise floor (``floor``)."""
+
+    metric: Metric
+    what: What
+    samples: int
+    found: Overlap
+    floor: Overlap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,45 +105,9 @@ class Evaluation:
     scores: tuple[Score, ...]
     contests: tuple[Contest, ...]
     warnings: tuple[str, ...]
-
-
-def extractors(
-    metrics: Sequence[Metric], *, device: torch.device | str = "cpu"
-) -> dict[str, Extractor]:
-    """Load the networks that the metrics need; fail early if one is missing.
-
-    Raises:
-        UsageError: a metric is unknown, or there is none.
-        MissingExtraError: a package or weights are missing.
-    """
-    unknown = [m for m in metrics if m not in METRICS]
-    if unknown or not metrics:
-        raise UsageError(
-            f"there is no metric {', '.join(unknown) or ''}; choose from {', '.join(METRICS)}."
-        )
-    found: dict[str, Extractor] = {}
-    if "fid" in metrics or "kid" in metrics:
-        found["inception"] = InceptionFeatures(device)
-    if "fd-lite0" in metrics:
-        found["lite0"] = LiteFeatures(device)
-    return found
-
-
-def _network(metric: Metric) -> str:
-    return "lite0" if metric == "fd-lite0" else "inception"
-
-
-def features_of(batches: Iterable[Tensor], nets: Mapping[str, Extractor]) -> dict[str, Tensor]:
-    """Compute the features of batches of images with each network, after rounding to 8 bit.
-
-    Real images have 256 levels, so generated ones must have no more.
-    """
-    parts: dict[str, list[Tensor]] = {name: [] for name in nets}
-    for images in batches:
-        levels = to_bytes(images).float() / 127.5 - 1
-        for name, net in nets.items():
-            parts[name].append(net(levels).cpu())
-    return {name: torch.cat(rows) for name, rows in parts.items()}
+    overlaps: tuple[OverlapScore, ...] = ()
+    pairs: tuple[Pairs, ...] = ()
+    """To the original, latent by latent; none without an original."""
 
 
 @reports_progress
@@ -159,6 +144,8 @@ def evaluate(
     Raises:
         UsageError: there is neither ``teacher`` nor ``real``, or the sets do not fit each other.
     """
+    if teacher is None and "pd-lite0" in metrics:
+        raise UsageError("pd-lite0 is a distance to the original; name one (--against).")
     if teacher is None and real is None:
         raise UsageError(
             "nothing to measure against: give real images (--data), an original (--against), or "
@@ -174,9 +161,23 @@ def evaluate(
         )
         return features_of(found, nets)
 
-    mine = made(student, "student", seed)
-    ours = None if teacher is None else made(teacher, "teacher", seed)
+    pairs: tuple[Pairs, ...] = ()
+    ours: dict[str, Tensor] | None = None
+    if teacher is None:
+        mine = made(student, "student", seed)
+    else:
+        both = (
+            image_batches(model, inputs, samples=samples, seed=seed, batch=batch, progress=done)
+            for model, done in (
+                (student, tell("student", samples)), (teacher, tell("teacher", samples))
+            )
+        )  # fmt: skip
+        drawn = PairedSets(nets, perceptual="pd-lite0" in metrics)
+        drawn.take(zip(*both, strict=True))
+        mine, ours = drawn.features
+        pairs = drawn.summaries(bootstrap=bootstrap, seed=seed)
     scores: list[Score] = []
+    overlaps: list[OverlapScore] = []
     contests: list[Contest] = []
     notes: list[str] = []
 
@@ -187,46 +188,44 @@ def evaluate(
             progress=tell(f"bootstrap of {NAMES[metric]}", bootstrap),
         )  # fmt: skip
 
+    def score(what: What, a: Tensor, b: Tensor, o: Tensor, metric: Metric) -> None:
+        if is_overlap(metric):
+            found, floor = (overlap(x, o, bootstrap=bootstrap, seed=seed) for x in (a, b))
+            overlaps.append(
+                OverlapScore(metric=metric, what=what, samples=samples, found=found, floor=floor)
+            )
+        elif is_distance(metric):
+            found = compare(metric, a, b, o, paired=what == "to teacher")
+            scores.append(Score(metric=metric, what=what, samples=samples, comparison=found))
+
     if real is not None:
         reference, other = (_counted(features_of(r, nets), samples) for r in real)
         for metric in metrics:
-            n = _network(metric)
-            scores.append(
-                Score(
-                    metric=metric, what="student", samples=samples,
-                    comparison=compare(metric, mine[n], other[n], reference[n], paired=False),
-                )
-            )  # fmt: skip
+            n = network(metric)
+            score("student", mine[n], other[n], reference[n], metric)
             if ours is None:
                 continue
-            scores.append(
-                Score(
-                    metric=metric, what="teacher", samples=samples,
-                    comparison=compare(metric, ours[n], other[n], reference[n], paired=False),
-                )
-            )  # fmt: skip
-            contests.append(
-                Contest(
-                    metric=metric, samples=samples,
-                    comparison=compare(metric, mine[n], ours[n], reference[n], paired=True),
-                )
-            )  # fmt: skip
-    if teacher is not None and ours is not None:
+            score("teacher", ours[n], other[n], reference[n], metric)
+            if is_distance(metric):
+                found = compare(metric, mine[n], ours[n], reference[n], paired=True)
+                contests.append(Contest(metric=metric, samples=samples, comparison=found))
+    if teacher is not None and ours is not None and any(m != "pd-lite0" for m in metrics):
         again = made(teacher, "teacher, other latents", seed + 1)
         for metric in metrics:
-            n = _network(metric)
-            scores.append(
-                Score(
-                    metric=metric, what="to teacher", samples=samples,
-                    comparison=compare(metric, mine[n], ours[n], again[n], paired=True),
-                )
-            )  # fmt: skip
-    if any(m != "kid" for m in metrics) and samples < FEW:
+            n = network(metric)
+            score("to teacher", mine[n], ours[n], again[n], metric)
+    if any(is_distance(m) and m != "kid" for m in metrics) and samples < FEW:
         notes.append(
             f"{samples} images a side: Frechet distances grow as sets shrink (Chong & Forsyth "
             "2020); they compare with others of this count only, and never with published figures"
         )
-    return Evaluation(scores=tuple(scores), contests=tuple(contests), warnings=tuple(notes))
+    return Evaluation(
+        scores=tuple(scores),
+        contests=tuple(contests),
+        warnings=tuple(notes),
+        overlaps=tuple(overlaps),
+        pairs=pairs,
+    )
 
 
 def _counted(features: dict[str, Tensor], samples: int) -> dict[str, Tensor]:

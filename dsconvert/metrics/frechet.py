@@ -23,7 +23,7 @@ Weighted = Callable[[_Array, _Array], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two Frechet distances to one set of features, their difference, and 95 % intervals.
+    """Two Frechet distances to one set of features, their difference and ratio, and 95 % intervals.
 
     The intervals are the spread of a bootstrap around the full-sample estimate: see
     :func:`compare_sets`.
@@ -34,6 +34,9 @@ class Comparison:
     value_interval: Interval
     floor_interval: Interval
     interval: Interval
+    """Of the difference."""
+    ratio_interval: Interval
+    """Of ``value / floor``; not finite where the floor may be 0."""
 
 
 def _array(features: Tensor) -> _Array:
@@ -151,7 +154,14 @@ def compare_sets(
         value_interval=_centred(value, values),
         floor_interval=_centred(floor, floors),
         interval=_centred(value - floor, values - floors),
+        ratio_interval=_ratio(value, floor, values, floors),
     )
+
+
+def _ratio(value: float, floor: float, values: _Array, floors: _Array) -> Interval:
+    if floor <= 0 or (len(floors) and floors.min() <= 0):
+        return (float("nan"), float("nan"))
+    return _centred(value / floor, values / floors)
 
 
 def _times(rng: np.random.Generator, count: int) -> _Array:

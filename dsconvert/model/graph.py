@@ -17,13 +17,14 @@ from dsconvert.errors import TraceError
 from dsconvert.model import copying, shadow
 from dsconvert.model import tracer as tracer_module
 from dsconvert.model.copying import isolated_copy
-from dsconvert.model.tracer import ConvTypes, Tracer
+from dsconvert.model.one_dimensional import ConvTypes
+from dsconvert.model.tracer import Tracer
 
 __all__ = ["ConvTypes", "TracedGraph", "convolutional", "trace_graph"]
 
 
 def convolutional(module: nn.Module) -> bool:
-    """Return whether the module is or holds a 2-D convolution."""
+    """Return whether the module is or holds a convolution."""
     return any(isinstance(m, ConvTypes) for m in module.modules())
 
 

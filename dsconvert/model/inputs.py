@@ -59,9 +59,14 @@ def like(args: tuple[Any, ...], model: nn.Module) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class RandomPixels:
-    """Random pixels in place of pictures: for shapes and times, not for a fit or a comparison."""
+    """Random values in place of pictures or sounds: for shapes and times alone.
+
+    Nothing is fitted to them, and nothing is compared by them.
+    """
 
     sampler: Inputs
+    sounds: bool = False
+    """Whether they stand for spectrograms."""
 
     def __call__(self, n: int, generator: torch.Generator) -> tuple[Any, ...]:
         """Return the arguments of one forward call, batch n."""
@@ -71,21 +76,32 @@ class RandomPixels:
 def adapter_inputs(adapter: Adapter, model: nn.Module) -> Inputs:
     """Return the adapter's sampler for ``model``, marked where it has to stand in for pictures."""
     found = adapter.sampler(model)
+    if adapter.sounds(model) is not None:
+        return RandomPixels(found, sounds=True)
     return found if adapter.pictures(model) is None else RandomPixels(found)
 
 
-def needs_pictures(subject: str) -> str:
-    """Return the message for a generator (``subject``) that reads pictures, if none are given."""
+def needs_pictures(subject: str, sampler: Inputs | None = None) -> str:
+    """Return the message for a generator (``subject``) that reads pictures, if none are given.
+
+    ``sampler`` is its own, which tells sounds from pictures.
+    """
+    if isinstance(sampler, RandomPixels) and sampler.sounds:
+        return (
+            f"{subject} reads mel spectrograms, and none are given: add --calibration DIR|ZIP, of "
+            "20 .wav files or more (in Python inputs=dsconvert.data.mel_inputs.mel_inputs(...))"
+        )
     return (
         f"{subject} reads pictures, and none are given: add --calibration DIR|ZIP, of 20 pictures "
         "or more (in Python inputs=dsconvert.picture_inputs(FOLDER))"
     )
 
 
-def needs_pictures_to_fit(model: nn.Module) -> str:
-    """Return the message for a conversion of ``model``, which reads pictures, if none are given."""
+def needs_pictures_to_fit(model: nn.Module, sampler: Inputs | None = None) -> str:
+    """Return the message for a conversion of ``model``, which needs pictures that are not given."""
+    needed = needs_pictures(f"this {type(model).__name__}", sampler)
     return (
-        f"{needs_pictures(f'this {type(model).__name__}')}; or convert by its kernels alone, with "
+        f"{needed}; or convert by its kernels alone, with "
         "--init svd --calibrate 0 (in Python init='svd', calibrate=0)."
     )
 

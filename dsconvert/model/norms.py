@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, spectral_norm
 
+from dsconvert.model.one_dimensional import Convolution, TransposedTypes
 from dsconvert.records import NormKind
 from dsconvert.util.module_protocols import NormalisesWeight
 
@@ -105,7 +106,7 @@ def _remove_hooks(module: nn.Module) -> None:
     module.__dict__.pop("weight", None)
 
 
-def respectralise(module: nn.Conv2d | nn.ConvTranspose2d) -> float:
+def respectralise(module: Convolution) -> float:
     """Put (hook-style) spectral norm on a plain convolution, with a converged u and v.
 
     Returns:
@@ -113,7 +114,7 @@ def respectralise(module: nn.Conv2d | nn.ConvTranspose2d) -> float:
     """
     weight = module.weight.detach().clone()
     needs_grad = module.weight.requires_grad
-    dim = 1 if isinstance(module, nn.ConvTranspose2d) else 0
+    dim = 1 if isinstance(module, TransposedTypes) else 0
     with torch.random.fork_rng():
         torch.manual_seed(0)
         spectral_norm(module, dim=dim)

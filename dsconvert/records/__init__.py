@@ -12,6 +12,7 @@ from dsconvert.records.results import (
     Polish,
     PolishEnd,
     PolishForecast,
+    Quality,
 )
 from dsconvert.records.sites import NormKind, Shape, Site, Sites, within
 from dsconvert.records.widths import Group, Width
@@ -30,6 +31,7 @@ __all__ = [
     "Polish",
     "PolishEnd",
     "PolishForecast",
+    "Quality",
     "Shape",
     "Site",
     "Sites",

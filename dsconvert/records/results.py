@@ -95,6 +95,26 @@ class Polish:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quality:
+    """The measured quality of a converted model, on latents that no fit and no polish saw.
+
+    ``fd`` is FD-lite0 of its images to the original's of other latents, ``floor`` that of the
+    original's own images, ``ratio`` their quotient, each with ``samples`` images a side; None where
+    the weights of the features are not installed. ``psnr`` is in dB, to the original's images of
+    the same latents and noise, the mean over latents. Intervals are 95 %, by a bootstrap.
+    """
+
+    samples: int
+    psnr: float
+    psnr_interval: tuple[float, float]
+    fd: float | None
+    floor: float | None
+    ratio: float | None
+    ratio_interval: tuple[float, float] | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Conversion:
     """A converted model, its plan, its errors and its costs."""
 
@@ -112,8 +132,13 @@ class Conversion:
     """Mean PSNR, dB, of the converted model's images to the original's on latents that were held
     out of the fit (of the polish, if there was one); None where nothing was fitted, or the output
     is no image."""
+    stft: float | None = None
+    """Mean multi-resolution STFT distance to the original's sounds on inputs that were held out of
+    the fit; None where nothing was fitted, the output is no sound, or a polish followed."""
     polish: Polish | None = None
     """The training after the fit; None: there was none."""
+    quality: Quality | None = None
+    """Measured after all else; None: it was not."""
 
 
 @dataclass(frozen=True, kw_only=True)

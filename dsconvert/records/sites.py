@@ -16,7 +16,8 @@ NormKind = Literal["none", "spectral-hook", "spectral-param", "weight-hook", "we
 class Site:
     """One convolution of a model.
 
-    Shapes are ``(N, C, H, W)`` of the first call, None where the convolution never ran.
+    Shapes are ``(N, C, H, W)`` of the first call, None where the convolution never ran. Those of a
+    one-dimensional convolution have height 1, and so has its kernel.
     ``macs`` are multiply-accumulates of all its calls for one sample, without the bias.
     """
 
@@ -53,6 +54,8 @@ class Site:
     """The reason why it must keep its kernel (other code uses it), or None."""
     params: int
     macs: int | None
+    dims: Literal[1, 2] = 2
+    """Dimensions of the maps without batch and channels."""
 
 
 @dataclass(frozen=True, kw_only=True)

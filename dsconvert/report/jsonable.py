@@ -75,7 +75,9 @@ def conversion_dict(conversion: Conversion) -> dict[str, Any]:
             "notes": list(conversion.notes),
             "seconds": conversion.seconds,
             "psnr_db": conversion.psnr,
+            **({} if conversion.stft is None else {"stft_distance": conversion.stft}),
             "polish": None if conversion.polish is None else asdict(conversion.polish),
+            "quality": None if conversion.quality is None else asdict(conversion.quality),
         }
     )
     return result

@@ -16,6 +16,7 @@ from dsconvert.records import (
     Plan,
     Polish,
     PolishEnd,
+    Quality,
     Width,
 )
 from dsconvert.report.layout import Name, compact, listed, pairs, shortened
@@ -135,8 +136,13 @@ def conversion_report(conversion: Conversion, title: str = "", *, verbose: bool 
     if conversion.psnr is not None:
         text = f"{conversion.psnr:.1f} dB"
         rows.append(["PSNR", text, "to the original's images, on held-out latents"])
+    if conversion.stft is not None:
+        about = "to the original's sounds, on held-out inputs (0: equal)"
+        rows.append(["STFT distance", f"{conversion.stft:.3f}", about])
     if conversion.polish is not None:
         rows.append(["polish", *_polish_cells(conversion.polish)])
+    if conversion.quality is not None:
+        rows.append(quality_cells(conversion.quality))
     if conversion.seconds:
         stages = ", ".join(f"{k} {v:.1f}" for k, v in conversion.seconds.items())
         rows.append(["time", f"{sum(conversion.seconds.values()):.1f} s", f"({stages})"])
@@ -153,6 +159,18 @@ def conversion_report(conversion: Conversion, title: str = "", *, verbose: bool 
     seen = dataclasses.replace(before, uncalled=idle) if plan.remove else before
     notes = [*conversion.notes, *uncounted(seen, after, verbose=verbose)]
     return [*report, *dict.fromkeys(notes)]
+
+
+def quality_cells(quality: Quality) -> list[str]:
+    """Return a row of :func:`pairs`: the measure, its value, and a text about it."""
+    low, high = quality.psnr_interval
+    psnr = f"PSNR {quality.psnr:.1f} dB ({low:.1f} to {high:.1f})"
+    images = f"{quality.samples} images, measured in {quality.seconds:.0f} s"
+    if quality.ratio is None or quality.ratio_interval is None:
+        return ["quality", psnr, images]
+    low, high = quality.ratio_interval
+    text = f"({low:.2f} to {high:.2f}), {images}; {psnr}"
+    return ["FD-lite0", f"{quality.ratio:.2f}x the floor", text]
 
 
 _ENDS: dict[PolishEnd, str] = {

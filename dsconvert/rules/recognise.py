@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from dsconvert.model.one_dimensional import ConvTypes, as_2d
 from dsconvert.rules.registry import rules
-
-Convolution = nn.Conv2d | nn.ConvTranspose2d
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ def structure_of(model: nn.Module) -> Structure:
                 count += 1
                 covered.update(child.modules())
             before = child
-    count += sum(isinstance(m, Convolution) and m not in covered for m in model.modules())
+    count += sum(isinstance(m, ConvTypes) and m not in covered for m in model.modules())
     return Structure(
         parameters=sum(p.numel() for p in model.parameters()),
         convolutions=count,
@@ -57,6 +56,7 @@ def structure_of(model: nn.Module) -> Structure:
 
 def _label(module: nn.Module, *, behind_identity: bool) -> str | None:
     """Return the rule and the rank that ``module`` was built by, or None."""
+    module = as_2d(module)
     # Behind an identity, the rules that absorb an upsample are asked first.
     asked = sorted(rules(), key=lambda rule: not rule.absorbs_upsample)
     for rule in asked if behind_identity else (r for r in asked if not r.absorbs_upsample):

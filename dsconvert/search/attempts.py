@@ -19,10 +19,12 @@ from dsconvert.search.verify import Figures
 class Task:
     """The input of a search, the same for all layouts and rounds."""
 
+    original: Analysis
     analysis: Analysis
+    """Of a copy with the plan's widths; of the original if there are none."""
     inputs: Inputs
     base: Plan
-    """The decisions for convolutions that are not free (dead, kept on request)."""
+    """The widths, and the decisions for convolutions that are not free (dead, kept on request)."""
     free: tuple[Site, ...]
     targets: tuple[Target, ...]
     clock: Clock
@@ -72,7 +74,7 @@ class Solution:
 
 def unchanged(task: Task, before: Figures, reason: str) -> Attempt:
     """Return the attempt that leaves the original as it is."""
-    plan = as_it_is(task.base, task.analysis.sites, reason)
+    plan = as_it_is(task.base, task.original.sites, reason)
     return Attempt(plan=plan, loss=0.0, before=before, got=before)
 
 

@@ -15,6 +15,7 @@ from dsconvert.model.editing import copied
 from dsconvert.model.graph import ConvTypes
 from dsconvert.model.norms import fold, norm_kind
 from dsconvert.model.observe import evaluating
+from dsconvert.model.one_dimensional import Conv1dTypes, Convolution, as_2d, map_as_2d
 from dsconvert.records import Site
 from dsconvert.rules import Rule, rule_named, rules
 from dsconvert.search.consistency import implausible
@@ -40,7 +41,7 @@ class Candidates:
 
     def __init__(
         self,
-        conv: nn.Conv2d | nn.ConvTranspose2d,
+        conv: Convolution,
         site: Site,
         timer: Timer,
         *,
@@ -116,7 +117,7 @@ class Candidates:
         return self.again(made)
 
     def _original_module(self) -> nn.Module:
-        return _with_upsample(self.site, copied(self._conv))
+        return _with_upsample(self.site, _flat(copied(self._conv)))
 
     def _dense(self, *, again: bool = False) -> Candidate:
         module = _with_upsample(self.site, _folded(self._conv))
@@ -163,7 +164,14 @@ def _folded(conv: nn.Module) -> nn.Module:
     dense = copied(conv)
     if norm_kind(dense) != "none":
         fold(dense)
-    return dense
+    return _flat(dense)
+
+
+def _flat(conv: nn.Module) -> nn.Module:
+    """Return a one-dimensional convolution in two dimensions, without its norm."""
+    if isinstance(conv, Conv1dTypes) and norm_kind(conv) != "none":
+        fold(conv)
+    return as_2d(conv)
 
 
 @torch.no_grad()
@@ -184,7 +192,7 @@ def samples(
     def take(name: str, side: int, step: int) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
             if args and isinstance(args[0], Tensor) and len(inputs[name]) < len(batches):
-                x = args[0]
+                x = map_as_2d(args[0])
                 top, left = ((n - min(n, side)) // (2 * step) * step for n in x.shape[-2:])
                 inputs[name].append(
                     x[..., top : top + side, left : left + side].detach().float().clone()

@@ -25,13 +25,17 @@ def as_it_is(base: Plan, whole: Sites, reason: str) -> Plan:
         )
         for d in base.decisions
     )  # fmt: skip
-    plan = dataclasses.replace(base, preset="measured", decisions=decisions, remove=())
+    plan = dataclasses.replace(base, preset="measured", decisions=decisions, remove=(), widths=())
     return costed(whole, plan)
 
 
 def changes_nothing(plan: Plan) -> bool:
     """Return whether a plan leaves the model as it is."""
-    return not plan.remove and all(d.action == "keep" and d.norm == "keep" for d in plan.decisions)
+    return (
+        not plan.remove
+        and not plan.widths
+        and all(d.action == "keep" and d.norm == "keep" for d in plan.decisions)
+    )
 
 
 def macs_of(plan: Plan) -> tuple[float, float] | None:
@@ -59,6 +63,7 @@ def _reason(
 
 def decided(
     base: Plan,
+    unnarrowed: Sites,
     whole: Sites,
     sites: Sequence[Site],
     options: Sequence[Sequence[Candidate]],
@@ -66,7 +71,18 @@ def decided(
     originals: Sequence[Candidate],
     probe: Probe,
 ) -> Plan:
-    """Return ``base`` with the chosen candidates as the decisions of ``sites``."""
+    """Return ``base`` with the chosen candidates as the decisions of ``sites``.
+
+    Args:
+        base: the plan to complete.
+        unnarrowed: the convolutions of the original.
+        whole: those at the widths of the plan.
+        sites: those that are decided.
+        options: the forms of each.
+        chosen: their indices.
+        originals: each convolution as it is.
+        probe: of the measurement.
+    """
     metric = _metric(probe)
     new: dict[str, Decision] = {d.site: d for d in base.decisions}
     for site, forms, index, original in zip(sites, options, chosen, originals, strict=True):
@@ -80,4 +96,5 @@ def decided(
             reason=_reason(site, forms, form, original, metric),
         )
     decisions = tuple(new[d.site] for d in base.decisions)
-    return costed(whole, dataclasses.replace(base, preset="measured", decisions=decisions))
+    plan = dataclasses.replace(base, preset="measured", decisions=decisions)
+    return costed(whole, plan, original=unnarrowed)

@@ -17,9 +17,12 @@ from torch import nn
 
 from dsconvert.adapter import Adapter
 from dsconvert.bench import Settings, settle
+from dsconvert.config.choices import Width
 from dsconvert.core.analysis import analyse
+from dsconvert.core.conversion import narrow_analysis
 from dsconvert.core.planner import make_plan
 from dsconvert.core.presets import structural
+from dsconvert.core.widths import width_chooser
 from dsconvert.errors import MissedTargetError, UsageError
 from dsconvert.model.graph import ConvTypes
 from dsconvert.model.inputs import Inputs
@@ -39,6 +42,7 @@ from dsconvert.search.timer import Timer
 from dsconvert.search.units import figure
 from dsconvert.search.verify import Figures, whole_costs
 from dsconvert.util.progress import Progress, reports_progress
+from dsconvert.width import choice
 
 _LAYOUT = "measured in channels_last: run it after .to(memory_format=torch.channels_last)"
 _MET = "left as it is: the original meets every target"
@@ -91,6 +95,7 @@ def plan_measured(
     train_batch: int = 4,
     settings: Settings | None = None,
     layouts: Sequence[bool] = (False,),
+    width: Width = 1,
     keep: Sequence[str] = (),
     refit: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -125,6 +130,8 @@ def plan_measured(
         settings: device, type, threads; default: the device at hand, float32.
         layouts: memory layouts to try; True is channels_last. The plan with less loss is
             returned; its note names the layout that the model needs (a file does not store it).
+        width: share of its channels that every map keeps, or ``auto`` (that of ``balanced``); the
+            forms of the convolutions are then measured at these widths.
         keep: as for :func:`dsconvert.plan`.
         refit: as for :func:`dsconvert.plan`.
         remove: as for :func:`dsconvert.plan`.
@@ -156,14 +163,26 @@ def plan_measured(
             f"a plan for {type(model).__name__} can't be measured: nothing says what its "
             "inputs look like; pass inputs=lambda n, generator: (...)."
         )
-    model, found = analysis.model, analysis.sites
-    base = make_plan(found, preset="exact", keep=keep, refit=refit, remove=remove)
+    widths = width_chooser(analysis, preset="balanced", width=width, seed=seed, progress=progress)
+    base = make_plan(
+        analysis.sites,
+        preset="exact",
+        keep=keep,
+        refit=refit,
+        remove=remove,
+        widths=widths,
+        groups=None if widths is None else analysis.groups,
+    )
+    narrow = analysis
+    if base.widths:
+        narrow = narrow_analysis(analysis, choice(analysis.curves(seed, progress), base.widths))
+    found = narrow.sites
     held = {d.site for d in base.decisions if d.requested}
     free = tuple(
         s for s in found.convolutions if s.calls and s.name not in held and s.locked is None
     )
     task = Task(
-        analysis=analysis, inputs=sampler, base=base, free=free, targets=wanted,
+        original=analysis, analysis=narrow, inputs=sampler, base=base, free=free, targets=wanted,
         clock=clock or MachineClock(),
     )  # fmt: skip
     profile = Profile(settings, folder=cache, remeasure=remeasure)
@@ -182,7 +201,7 @@ def plan_measured(
         for layout in tried
     ]
     plain = dataclasses.replace(probes[0], channels_last=False)
-    before = whole_costs(model, {}, sampler, plain, clock=task.clock)[ORIGINAL]
+    before = whole_costs(analysis.model, {}, sampler, plain, clock=task.clock)[ORIGINAL]
     if all(_met(t, before) for t in wanted):
         best = solution(task, plain, unchanged(task, before, _MET))
     else:

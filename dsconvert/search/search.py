@@ -120,11 +120,18 @@ def _attempt(
     task: Task, probe: Probe, parts: Parts, options: Options, choice: Sequence[int]
 ) -> Attempt:
     plan = decided(
-        task.base, task.analysis.sites, task.free, options, choice, parts.originals, probe
+        task.base,
+        task.original.sites,
+        task.analysis.sites,
+        task.free,
+        options,
+        choice,
+        parts.originals,
+        probe,
     )
     model = rewrite(task.analysis.model, task.analysis.sites, plan).model
     found = whole_costs(
-        task.analysis.model,
+        task.original.model,
         {"plan": model},
         task.inputs,
         probe,

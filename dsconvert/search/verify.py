@@ -146,17 +146,62 @@ def verify(
     """
     if changes_nothing(measured.plan):
         return tuple(dataclasses.replace(p, measured=p.promised) for p in measured.promises)
+    return _checked(
+        measured.promises, original, converted, inputs=inputs or sampler_of(original),
+        probe=measured.probe, clock=clock or MachineClock(),
+    )  # fmt: skip
+
+
+def promises_of(
+    targets: Sequence[Target],
+    original: nn.Module,
+    converted: nn.Module,
+    *,
+    inputs: Inputs,
+    probe: Probe,
+    clock: Clock,
+    before: Figures,
+    promised: Figures,
+) -> tuple[Promise, ...]:
+    """Run the original and a converted model in turn; return a promise for each target.
+
+    Args:
+        targets: of metrics that ``probe`` measures.
+        original: the model that was planned for.
+        converted: the model that is to keep the promises.
+        inputs: sampler of inputs.
+        probe: what is measured, and how.
+        clock: measures times.
+        before: the original's figures in an earlier measurement.
+        promised: the plan's figures in that measurement.
+    """
+    rows = [
+        Promise(target=t, before=before[t.metric].value, promised=promised[t.metric].value)
+        for t in targets
+    ]
+    return _checked(rows, original, converted, inputs=inputs, probe=probe, clock=clock)
+
+
+def _checked(
+    promises: Sequence[Promise],
+    original: nn.Module,
+    converted: nn.Module,
+    *,
+    inputs: Inputs,
+    probe: Probe,
+    clock: Clock,
+) -> tuple[Promise, ...]:
     seen = whole_costs(
         original,
         {"converted": converted},
-        inputs or sampler_of(original),
-        measured.probe,
-        clock=clock or MachineClock(),
-        targets=[p.target for p in measured.promises],
+        inputs,
+        probe,
+        clock=clock,
+        targets=[p.target for p in promises],
         patient=True,
     )
     checked: list[Promise] = []
-    for p in measured.promises:
+    for p in promises:
         before, after = seen[ORIGINAL][p.metric], seen["converted"][p.metric]
         # A ratio target is the same share of this run's original.
         share = before.value / p.before if p.target.ratio is not None else 1.0

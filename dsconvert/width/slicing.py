@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dsconvert.adapter import Narrows
 from dsconvert.model.norms import fold, norm_kind
+from dsconvert.model.one_dimensional import Convolution, TransposedTypes
 
 _COUNTS = (
     "num_features", "num_channels", "num_groups", "num_parameters", "output_size", "out_features",
@@ -77,12 +78,12 @@ def slice_columns(layer: nn.Module, kept: Tensor) -> None:
     setattr(layer, "in_features" if isinstance(layer, nn.Linear) else "in_channels", len(kept))
 
 
-def slice_depthwise(conv: nn.Conv2d | nn.ConvTranspose2d, kept: Tensor) -> None:
+def slice_depthwise(conv: Convolution, kept: Tensor) -> None:
     """Keep the inputs ``kept`` of a depthwise convolution, each with all of its outputs."""
     fold(conv)
     times = conv.out_channels // conv.in_channels
     rows = (kept[:, None] * times + torch.arange(times, device=kept.device)).flatten()
-    transposed = isinstance(conv, nn.ConvTranspose2d)
+    transposed = isinstance(conv, TransposedTypes)
     conv.weight = _taken(conv.weight, 0, kept if transposed else rows)
     if conv.bias is not None:
         conv.bias = _taken(conv.bias, 0, rows)
@@ -103,7 +104,7 @@ def _weight(layer: nn.Module) -> nn.Parameter:
 
 
 def _row_dim(layer: nn.Module) -> int:
-    return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+    return 1 if isinstance(layer, TransposedTypes) else 0
 
 
 def _taken(tensor: Tensor, dim: int, kept: Tensor) -> Any:

@@ -339,10 +339,17 @@ def test_a_download_is_kept_only_if_its_hash_fits(
         ([], "something to measure against"),
         (["--against", "FILE", "--metrics", "fid,lpips"], "lpips is not among"),
         (["--data", "/nowhere"], "/nowhere"),
+        (["--data", "DIR", "--metrics", "pd-lite0"], "pd-lite0: only with the original"),
+        (["--against", "FILE", "--metrics", "pr-backbone"], "pr-backbone: name the network"),
+        (["--against", "FILE", "--backbone", "tf_efficientnet_lite0"], "the network of FD-lite0"),
+        (["--against", "FILE", "--backbone", "resnet5O"], "no network of that name; near it: "),
+        (["--against", "FILE", "--backbone", "test_resnet=FILE"], "can't be read as a state dict"),
     ],
 )
 def test_bad_usage(snapshot_file: Path, capsys, words: list[str], said: str) -> None:
-    words = [str(snapshot_file) if w == "FILE" else w for w in words]
+    if any("--backbone" in w for w in words):
+        pytest.importorskip("timm")
+    words = [w.replace("FILE", str(snapshot_file)) for w in words]
     assert main(["eval", str(snapshot_file), *words]) == 2
     assert said in capsys.readouterr().err
 

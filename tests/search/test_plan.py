@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from dsconvert import apply
+from dsconvert import apply, plan
 from dsconvert.bench import Settings
 from dsconvert.cli import convert, main
 from dsconvert.cli.codes import MEANINGS, code_of
@@ -184,6 +185,33 @@ def test_the_layout_with_less_time_is_taken_and_named(tmp_path: Path) -> None:
 def test_keep_is_obeyed(tmp_path: Path) -> None:
     found = planned(tmp_path, "latency=0.9x", keep=["block1"])
     assert actions(found)["block1.1"] == actions(found)["block1.5"] == "keep"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [0.5, pytest.param("auto", marks=pytest.mark.extended)])
+def test_forms_are_measured_at_the_widths_asked_for(tmp_path: Path, width: Any) -> None:
+    model = decoder()
+    found = planned(tmp_path, "latency=0.3x", width=width)
+    assert found.plan.widths
+    (promise,) = found.promises
+    assert promise.before == pytest.approx(whole(model))  # the original's, at full width
+    result = apply(model, found.plan, inputs=latents, calibrate=8)
+    assert {w.group for w in found.plan.widths} == set(result.kept)
+    (checked,) = verify(found, model, result.model, inputs=latents, clock=ByWeight())
+    assert checked.met
+    assert checked.measured == pytest.approx(checked.promised)
+    before = {d.site: d.macs_before for d in plan(model, preset="exact", inputs=latents).decisions}
+    assert {d.site: d.macs_before for d in found.plan.decisions} == before
+
+
+@pytest.mark.slow
+def test_widths_alone_may_meet_a_target(tmp_path: Path) -> None:
+    found = planned(tmp_path, "params=0.9x", width=0.5)
+    assert found.plan.widths
+    assert not found.unchanged
+    met = planned(tmp_path, "params=1x", width=0.5)
+    assert met.unchanged
+    assert not met.plan.widths
 
 
 @pytest.mark.slow

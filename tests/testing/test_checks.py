@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from dsconvert_adapters import fastgan_pytorch, lightweight_gan, projected_gan, stylegan2
+from dsconvert_adapters import (
+    cyclegan,
+    fastgan_pytorch,
+    lightweight_gan,
+    projected_gan,
+    rosinality,
+    stylegan2,
+)
 from torch import nn
 
 from dsconvert.adapter import Adapter, as_adapter
@@ -44,6 +51,15 @@ def lightweight() -> nn.Module:
     )  # fmt: skip
 
 
+def image_to_image() -> nn.Module:
+    return moved(cyclegan.ResnetGenerator(ngf=4, n_blocks=1, blur_down=True))
+
+
+def styled() -> nn.Module:
+    g = moved(rosinality.Generator([12, 8], 8, 2))
+    return g.requires_grad_(False)
+
+
 MODELS: dict[str, tuple[Adapter, Callable[[], nn.Module]]] = {
     "projected": (projected_gan.ADAPTER, lambda: moved_generator().eval()),
     "projected, conditional": (
@@ -53,6 +69,8 @@ MODELS: dict[str, tuple[Adapter, Callable[[], nn.Module]]] = {
     "fastgan": (fastgan_pytorch.ADAPTER, fastgan),
     "lightweight": (lightweight_gan.ADAPTER, lightweight),
     "style": (stylegan2.ADAPTER, lambda: made(c_dim=3)),
+    "rosinality": (rosinality.ADAPTER, styled),
+    "cyclegan": (cyclegan.ADAPTER, image_to_image),
 }
 
 
@@ -69,6 +87,10 @@ def test_the_built_in_adapters(name: str) -> None:
         checkpoint = fastgan_content(model, drifted(model))
     if name == "lightweight":
         checkpoint = {"GAN": {f"GE.{k}": v for k, v in model.state_dict().items()}}
+    if name == "rosinality":
+        checkpoint = {"g_ema": model.state_dict(), "latent_avg": torch.zeros(8)}
+    if name == "cyclegan":
+        checkpoint = model.state_dict()
     check_adapter(adapter, model, checkpoint=checkpoint)
 
 

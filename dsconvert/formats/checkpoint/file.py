@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from dsconvert.adapter import adapter_for
 from dsconvert.config.choices import Noise
@@ -191,6 +192,8 @@ class Checkpoint(GeneratorFile):
         widen(model)
         for module in model.modules():
             for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, WeightNorm):
+                    module.__dict__["weight"] = hook.compute_weight(module).detach()
                 if isinstance(hook, SpectralNorm):
                     # As torch leaves it when the norm is put on; computed anew in each call.
                     module.__dict__["weight"] = module.get_parameter("weight_orig").detach()

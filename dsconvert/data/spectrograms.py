@@ -1,0 +1,110 @@
+"""Spectra of sounds: mel spectrograms as vocoders read them, and a distance between sounds."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from dsconvert.records.sounds import MelSpec
+
+RESOLUTIONS = ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200))
+"""Transform, hop and window, in samples (Yamamoto et al. 2020, "Parallel WaveGAN", table 2)."""
+_FLOOR = 1e-5
+_KNEE, _STEP = 1000.0, 200.0 / 3
+"""Slaney's mel scale: linear below the knee (Hz), logarithmic above; Hz a mel below it."""
+_LOG_STEP = math.log(6.4) / 27
+
+
+def _to_mel(hertz: float) -> float:
+    if hertz < _KNEE:
+        return hertz / _STEP
+    return _KNEE / _STEP + math.log(hertz / _KNEE) / _LOG_STEP
+
+
+def _to_hertz(mels: Tensor) -> Tensor:
+    above = _KNEE * torch.exp(_LOG_STEP * (mels - _KNEE / _STEP))
+    return torch.where(mels < _KNEE / _STEP, mels * _STEP, above)
+
+
+@lru_cache(maxsize=8)
+def mel_filters(spec: MelSpec) -> Tensor:
+    """Return triangular filters (mels, n_fft / 2 + 1) of unit area, on Slaney's mel scale.
+
+    They are those of ``librosa.filters.mel`` with its defaults, which vocoders are trained with.
+    """
+    high = spec.rate / 2 if spec.high is None else spec.high
+    edges = torch.linspace(
+        _to_mel(spec.low), _to_mel(high), spec.mels + 2, dtype=torch.float64, device="cpu"
+    )
+    hertz = _to_hertz(edges)
+    bins = torch.arange(spec.n_fft // 2 + 1, dtype=torch.float64, device="cpu")
+    ramps = hertz[:, None] - bins * spec.rate / spec.n_fft
+    widths = hertz.diff()[:, None]
+    rising, falling = -ramps[:-2] / widths[:-1], ramps[2:] / widths[1:]
+    triangles = torch.minimum(rising, falling).clamp_min(0)
+    return (triangles * (2 / (hertz[2:] - hertz[:-2]))[:, None]).float()
+
+
+def mel_spectrogram(sound: Tensor, spec: MelSpec) -> Tensor:
+    """Return the logarithmic mel spectrogram (N, mels, T / hop) of sounds (N, T).
+
+    It is HiFi-GAN's (Kong et al. 2020, ``meldataset.py``): reflected at both ends so that a frame
+    belongs to each hop, magnitudes, filters, natural logarithm of at least 1e-5.
+    """
+    edge = (spec.n_fft - spec.hop) // 2
+    padded = nn.functional.pad(sound[:, None], (edge, edge), mode="reflect")[:, 0]
+    window = torch.hann_window(spec.window, device=sound.device)
+    spectrum = torch.stft(
+        padded,
+        spec.n_fft,
+        hop_length=spec.hop,
+        win_length=spec.window,
+        window=window,
+        center=False,
+        return_complex=True,
+    )
+    magnitudes = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
+    return (mel_filters(spec).to(sound.device) @ magnitudes).clamp_min(_FLOOR).log()
+
+
+def magnitudes(sound: Tensor, resolution: tuple[int, int, int]) -> Tensor:
+    """Return the magnitudes (N, F, frames) of sounds (N, T) at one of :data:`RESOLUTIONS`."""
+    n_fft, hop, length = resolution
+    window = torch.hann_window(length, device=sound.device)
+    spectrum = torch.stft(
+        sound, n_fft, hop_length=hop, win_length=length, window=window, return_complex=True
+    )
+    return (spectrum.real.square() + spectrum.imag.square()).clamp_min(1e-14).sqrt()
+
+
+def stft_distance(made: Tensor, wanted: Tensor) -> Tensor:
+    """Return the multi-resolution STFT distance of sounds (N, T) to wanted ones, (N,).
+
+    Mean over :data:`RESOLUTIONS` of the spectral convergence ``|A - B| / |B|`` (Frobenius norms of
+    magnitudes) and the mean absolute difference of their natural logarithms, added up (Yamamoto et
+    al. 2020, eq. 4 to 6). 0 for equal sounds.
+    """
+    found: list[Tensor] = []
+    for resolution in RESOLUTIONS:
+        a, b = magnitudes(made, resolution), magnitudes(wanted, resolution)
+        convergence = (a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1).clamp_min(1e-12)
+        logs = (a.clamp_min(_FLOOR).log() - b.clamp_min(_FLOOR).log()).abs().flatten(1).mean(1)
+        found.append(convergence + logs)
+    return torch.stack(found).mean(0)
+
+
+class SpectrumMaps(nn.Module):
+    """Maps sounds (N, 1, 1, T) to logarithmic magnitudes at each resolution; gradients flow."""
+
+    def forward(self, sounds: Tensor) -> list[Tensor]:
+        """Return maps (N, 1, F, frames)."""
+        flat = sounds.flatten(1)
+        return [magnitudes(flat, r).clamp_min(_FLOOR).log()[:, None] for r in RESOLUTIONS]
+
+
+def is_sound(value: Tensor) -> bool:
+    """Return whether an output (N, C, H, W) is a sound: (N, 1, 1, T)."""
+    return value.shape[1] == 1 and value.shape[2] == 1 and value.shape[3] > RESOLUTIONS[-1][0] // 2

@@ -1,0 +1,112 @@
+"""The loss of a whole generator where one group of maps alone is narrower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsconvert.core.analysis import Analysis
+from dsconvert.search.trial_rig import LayerTrials, Rig, Trial
+from dsconvert.util.progress import Progress
+from dsconvert.width.absorb import channel_rows, least_squares
+
+SHARES = (1 / 4, 1 / 2, 3 / 4)
+"""Shares of a group's channels that are tried."""
+_ROWS = 20_000
+"""Positions of a batch behind the second moments."""
+
+
+def moments(model: nn.Module, names: Sequence[str], batches: Sequence[Any]) -> dict[str, Tensor]:
+    """Return the second moments of the channels that each consumer reads."""
+    found: dict[str, Tensor] = {}
+
+    def record(name: str) -> Callable[[nn.Module, Any], None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            rows = channel_rows(args[0], isinstance(module, nn.Linear))
+            rows = rows[:: max(1, len(rows) // _ROWS)].double()
+            found[name] = found.get(name, 0) + rows.t() @ rows / len(rows)
+
+        return hook
+
+    handles = [model.get_submodule(n).register_forward_pre_hook(record(n)) for n in names]
+    try:
+        for batch in batches:
+            model(*batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def width_trials(
+    rig: Rig,
+    analysis: Analysis,
+    name: str,
+    second: dict[str, Tensor],
+    seed: int,
+    progress: Progress | None,
+) -> LayerTrials | None:
+    """Return the trials of the group ``name``; None where its channels have no order of choice.
+
+    Args:
+        rig: of the original.
+        analysis: of the original.
+        name: of the group.
+        second: from :func:`moments`.
+        seed: of the latents that the order of choice is measured on.
+        progress: called with ``(stage, done, total, detail)``.
+    """
+    group = next(g for g in analysis.groups.groups if g.name == name)
+    curve = analysis.curves(seed, progress).by_group.get(name)
+    if curve is None:
+        return None
+    own = [s.macs or 0 for s in analysis.sites.convolutions if s.name in group.consumers]
+    trials: list[Trial] = []
+    for share in SHARES:
+        count = max(1, round(group.channels * share))
+        removed = analysis.groups.removed({name: tuple(sorted(curve.order[:count]))})
+        handles: list[Any] = []
+        for consumer in group.consumers:
+            columns = analysis.groups.channels.columns.get(consumer)
+            staying = None if columns is None else analysis.groups.staying(columns, removed)
+            if staying is None or consumer not in second:
+                continue
+            rows = second[consumer][staying]
+            matrix = least_squares(rows[:, staying].clone(), rows)
+            layer = rig.model.get_submodule(consumer)
+            handles.append(
+                layer.register_forward_pre_hook(
+                    _predicting(matrix, staying, linear=isinstance(layer, nn.Linear))
+                )
+            )
+        try:
+            image, features = rig.loss()
+        finally:
+            for handle in handles:
+                handle.remove()
+        trials.append(
+            Trial(
+                step=count, macs=sum(own) * count / group.channels, error=None, image=image,
+                features=features,
+            )
+        )  # fmt: skip
+    return LayerTrials(
+        name=name, kind="width", rule=None, whole=group.channels, macs=float(sum(own)),
+        trials=tuple(trials),
+    )  # fmt: skip
+
+
+def _predicting(matrix: Tensor, staying: Tensor, *, linear: bool) -> Any:
+    """Return a hook that replaces the removed channels of an input by their prediction."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x: Tensor = args[0]
+        way, kept = matrix.to(x), staying.to(x.device)
+        if linear:
+            return (x[..., kept] @ way, *args[1:])
+        return (torch.einsum("nkhw,kc->nchw", x[:, kept], way), *args[1:])
+
+    return hook

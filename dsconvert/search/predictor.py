@@ -1,0 +1,79 @@
+"""Predict the loss of a whole plan: the sum of the losses of its layers and groups by themselves.
+
+Losses between the tried steps are interpolated (their logarithm is linear in the step); a step
+without loss has 0. Errors of different layers are taken as independent. After the fit of a whole
+plan later layers undo a part of earlier errors, so a prediction ranks plans and is no PSNR.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+from dsconvert.records import Plan
+from dsconvert.search.trial_rig import LayerTrials, Sensitivity
+
+_LEAST = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """The predicted losses of a plan before any polish.
+
+    Attributes:
+        image: squared error of the image, as a share of the images' variance.
+        features: the same of the pooled features; that of the image where they were not measured.
+        psnr: in dB, of the image's loss.
+    """
+
+    image: float
+    features: float
+    psnr: float
+
+
+def predict_loss(plan: Plan, known: Sensitivity) -> Predicted:
+    """Return the predicted losses of ``plan``; layers that were not tried count as without loss."""
+    ranks = {t.name: t for t in known.layers if t.kind == "rank"}
+    widths = {t.name: t for t in known.layers if t.kind == "width"}
+    steps = [
+        (ranks[d.site], d.rank)
+        for d in plan.decisions
+        if d.action == "rewrite" and d.rank is not None and d.site in ranks
+        and not _exact(d.rule)
+    ]  # fmt: skip
+    steps += [(widths[w.group], w.kept) for w in plan.widths if w.group in widths]
+    image = sum(loss_at(t, step, of_features=False) for t, step in steps)
+    features = sum(loss_at(t, step, of_features=True) for t, step in steps)
+    error = max(image * known.power, 1e-12)
+    return Predicted(image=image, features=features, psnr=10 * math.log10(4 / error))
+
+
+def loss_at(trials: LayerTrials, step: int, *, of_features: bool) -> float:
+    """Return the loss of one layer or group at a rank or number of channels."""
+    if step >= trials.whole or not trials.trials:
+        return 0.0
+    points = [
+        (t.step, t.features if of_features and t.features is not None else t.image)
+        for t in trials.trials
+    ]
+    points = sorted((s, max(v, _LEAST)) for s, v in points)
+    # More is never worse; an accident of few latents must not say so.
+    least = points[-1][1]
+    falling: list[tuple[int, float]] = []
+    for s, v in reversed(points):
+        least = max(least, v)
+        falling.insert(0, (s, least))
+    if step <= falling[0][0]:
+        return falling[0][1] * (falling[0][0] / max(1, step)) ** 2
+    for (a, low), (b, high) in itertools.pairwise(falling):
+        if a <= step <= b:
+            share = (step - a) / (b - a)
+            return math.exp((1 - share) * math.log(low) + share * math.log(high))
+    # Beyond the largest tried step the loss falls to 0 at the step without loss.
+    last, value = falling[-1]
+    return value * (trials.whole - step) / (trials.whole - last)
+
+
+def _exact(rule: str | None) -> bool:
+    return rule == "up-merge"

@@ -1,0 +1,192 @@
+"""A promised quality: what is tried, checked on unseen latents, kept, and refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dsconvert.cli import main
+from dsconvert.core.analysis import analyse
+from dsconvert.errors import TargetError
+from dsconvert.records import Plan, Quality
+from dsconvert.search.layer_trials import layer_trials
+from dsconvert.search.predictor import loss_at, predict_loss
+from dsconvert.search.promise_candidates import CANDIDATES
+from dsconvert.search.quality_targets import parse_qualities, parse_quality, worst
+from dsconvert.search.trial_rig import LayerTrials, Trial
+from dsconvert.search.tries import TryStore, digest_of
+from tests.search.clocks import ByWeight
+
+
+class Small(nn.Module):
+    """Latents (N, 8) to images of 32 px."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 24 * 64)
+        self.up = nn.Upsample(scale_factor=2, mode="nearest")
+        self.wide = nn.Conv2d(24, 24, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(24)
+        self.up2 = nn.Upsample(scale_factor=2, mode="nearest")
+        self.narrow = nn.Conv2d(24, 16, 3, padding=1)
+        self.image = nn.Conv2d(16, 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.first(z).view(-1, 24, 8, 8)
+        x = torch.relu(self.norm(self.wide(self.up(x))))
+        x = torch.relu(self.narrow(self.up2(x)))
+        return torch.tanh(self.image(x))
+
+
+def small() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = Small().eval()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(2 if p.dim() > 1 else 1)
+    return model
+
+
+def latents(n: int, generator: torch.Generator) -> tuple[Tensor]:
+    return (torch.randn(n, 8, generator=generator),)
+
+
+def quality(*, ratio: float | None = None, psnr: float = 30.0) -> Quality:
+    interval = None if ratio is None else (ratio - 0.1, ratio + 0.1)
+    return Quality(
+        samples=4, psnr=psnr, psnr_interval=(psnr, psnr), fd=ratio, floor=1.0, ratio=ratio,
+        ratio_interval=interval, seconds=0.0,
+    )  # fmt: skip
+
+
+def test_promises_are_read_and_compared() -> None:
+    fd, psnr = parse_qualities(["fd=1.05x", "psnr = 30 dB"])
+    assert (fd.text, psnr.text) == ("fd=1.05x", "psnr=30dB")
+    assert worst([fd, psnr], quality(ratio=1.04, psnr=31)) < 1
+    assert worst([fd], quality(ratio=1.06)) > 1
+    assert worst([psnr], quality(psnr=24)) == pytest.approx(2)
+    assert worst([fd], quality()) == float("inf")
+    for text, said in (
+        ("fd=1.05", "write fd=1.05x"), ("psnr=30", "write psnr=30dB"), ("fid=3", "no promise"),
+        ("fd=0x", "above 0"),
+    ):  # fmt: skip
+        with pytest.raises(TargetError, match=said):
+            parse_quality(text)
+    with pytest.raises(TargetError, match="fd is promised twice"):
+        parse_qualities(["fd=1x", "fd=2x"])
+
+
+def test_losses_between_and_beyond_the_tried_steps() -> None:
+    rows = [(1, 0.4), (2, 0.1), (4, 0.11)]
+    trials = tuple(Trial(step=s, macs=s, error=None, image=v, features=None) for s, v in rows)
+    layer = LayerTrials(name="a", kind="rank", rule="dw-pw", whole=9, macs=20, trials=trials)
+    at = [loss_at(layer, r, of_features=True) for r in range(1, 10)]
+    assert at[0] == 0.4
+    assert at[1] == pytest.approx(0.11)  # more ranks are never worse
+    assert at[8] == 0
+    assert all(a >= b for a, b in itertools.pairwise(at))
+
+
+@pytest.fixture(scope="module")
+def known():
+    model = small()
+    analysis = analyse(model, inputs=latents)
+    return analysis, layer_trials(analysis, picture=lambda m: m, features=None, latents=4)
+
+
+@pytest.mark.slow
+def test_every_layer_and_group_is_tried_and_more_is_better(known) -> None:
+    analysis, found = known
+    by_name = {(t.kind, t.name): t for t in found.layers}
+    assert {"wide", "narrow"} <= {n for k, n in by_name if k == "rank"}
+    assert any(k == "width" for k, _ in by_name)
+    for layer in found.layers:
+        first, last = layer.trials[0], layer.trials[-1]
+        assert first.image > last.image > 0
+        assert first.step < last.step < layer.whole
+    # A trial is the original with that one layer replaced: the whole model agrees.
+    strong, weak = (
+        predict_loss(plan_of(analysis, rank), found).image for rank in (1, 4)
+    )  # fmt: skip
+    assert strong > weak > 0
+
+
+def plan_of(analysis, rank: int) -> Plan:
+    from dsconvert.core.pipeline import plan_for
+
+    return plan_for(analysis, preset="fast", rank=rank, width=1.0)
+
+
+def test_tries_survive_and_broken_ones_are_made_again(tmp_path: Path) -> None:
+    store = TryStore(digest_of(None, {"a": 1}), folder=tmp_path)
+    assert store.load() == []
+    assert digest_of(None, {"a": 1}) != digest_of(None, {"a": 2})
+    store.folder.mkdir()
+    (store.folder / "tries.json").write_text("{", encoding="utf-8")
+    assert store.load() == []
+
+
+def words(path: Path, out: Path, *more: str) -> list[str]:
+    return [
+        str(path), "--out", str(out), "--module", "tests.search.test_promise:small", "--input", "8",
+        "--calibrate", "24", "--polish", "0", "--measure", "6", "--json", "--overwrite", *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.extended
+@pytest.mark.slow
+def test_a_promise_is_kept_again_and_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DSCONVERT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("dsconvert.cli.promises.MachineClock", ByWeight)
+    monkeypatch.setattr("dsconvert.cli.promises.lite_features", lambda _: None)
+    path, out = tmp_path / "small.pt", tmp_path / "out.pt"
+    torch.save(small().state_dict(), path)
+    assert main(words(path, out, "--quality", "psnr=20dB")) == 0
+    data = json.loads(capsys.readouterr().out)
+    (promise,) = data["promises"]
+    assert promise["met"]
+    assert promise["measured"] >= 20
+    assert promise["measured"] != promise["search"]  # other latents
+    tried = [t for t in data["tries"] if t["quality"] is not None]
+    assert 1 <= len(tried) <= 5
+    assert len(data["tries"]) <= len(CANDIDATES)
+    assert out.is_file()
+    # Again: nothing is fitted.
+    out.unlink()
+    monkeypatch.setattr(
+        "dsconvert.search.promise.apply_and_polish", lambda *_, **__: pytest.fail("fitted")
+    )
+    assert main(words(path, out, "--quality", "psnr=20dB")) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["promises"] == data["promises"]
+    assert again["reused"] >= 1
+    assert out.is_file()
+    # Out of reach.
+    out.unlink()
+    more = ("--quality", "psnr=20dB", "--target", "macs=0.0001x")
+    assert main(words(path, out, *more)) == 3
+    assert "can't be promised" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--quality", "fd=1.05"], "write fd=1.05x"),
+        (["--quality", "psnr=30dB", "--rank", "1"], "--quality chooses rules, ranks and widths"),
+        (["--quality", "psnr=30dB", "--init", "svd"], "promised after a fit; drop --init"),
+    ],
+)  # fmt: skip
+def test_bad_promises(tmp_path: Path, capsys, more: list[str], said: str) -> None:
+    torch.save(small().state_dict(), tmp_path / "small.pt")
+    assert main(words(tmp_path / "small.pt", tmp_path / "out.pt", *more)) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out.pt").exists()
