@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsconvert import __version__
 from dsconvert.errors import DsconvertError, PlanError
 from dsconvert.records import Plan, Polish, Quality
 from dsconvert.report.jsonable import finite
 from dsconvert.search.verify import Figure, Figures
 from dsconvert.util.cache import cache_folder
 from dsconvert.util.files import whole_file
+from dsconvert.util.version import VERSION
 
 FORMAT = 1
 _BLOCK = 1 << 20
@@ -69,7 +69,7 @@ def digest_of(path: Path | None, settings: Mapping[str, Any]) -> str:
         with path.open("rb") as stream:
             while block := stream.read(_BLOCK):
                 digest.update(block)
-    facts = {"dsconvert": __version__, "torch": torch.__version__, **settings}
+    facts = {"dsconvert": VERSION, "torch": torch.__version__, **settings}
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:24]
 
