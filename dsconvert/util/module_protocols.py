@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -59,3 +59,13 @@ class NormalisesWeight(Protocol):
     def fold(self) -> None:
         """Become the plain ``torch.nn`` layer, in place, with the applied kernel as ``weight``."""
         ...
+
+
+def normalises_weight(module: object) -> TypeGuard[NormalisesWeight]:
+    """Return whether a module is a :class:`NormalisesWeight`.
+
+    ``isinstance`` with a protocol asks for the annotations of every class that it looks at, which
+    adds an attribute to classes of users and of torch.
+    """
+    kind = type(module)
+    return all(callable(getattr(kind, name, None)) for name in ("applied_weight", "fold"))
