@@ -223,13 +223,13 @@ class Loop:
             began = self._clock()
             self._train_mode()
             target = self.batches.target(TRAINING)
-            teacher = self._clock() - began
+            new = self._clock() - began
             image, blocks = self.objective.run_student(target)
             terms = self.objective.terms(target, image, blocks, self.scales)
             weighted_loss(terms, self.config).backward()
             self.optimiser.zero_grad()
             once = self._clock() - began
-            took = min(took, once - (teacher / 2 if self.config.reuse else 0))
+            took = min(took, once - (new / 2 if self.config.reuse else 0))
             if once > _SHORT:
                 break
         return took
@@ -259,11 +259,8 @@ class Loop:
         return self.schedule.end(self.steps, self.seconds, self.best.stale)
 
     def _evaluation_due(self) -> bool:
-        if self.best.evaluated_at == self.steps:
-            return False
-        return self.schedule.evaluation_due(self.steps, self.seconds)
-
-    # --- checkpoints ---
+        new = self.best.evaluated_at != self.steps
+        return new and self.schedule.evaluation_due(self.steps, self.seconds)
 
     def _save(self) -> None:
         if self.record is None:

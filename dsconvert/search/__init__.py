@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dsconvert.search.clock import Clock, MachineClock
-from dsconvert.search.plan import MeasuredPlan, plan_measured
+from dsconvert.search.measured_plan import MeasuredPlan
+from dsconvert.search.plan import plan_measured
 from dsconvert.search.records import Promise, Target
 from dsconvert.search.targets import parse_target
 from dsconvert.search.verify import missed, verify

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +25,19 @@ from dsconvert.core.widths import width_chooser
 from dsconvert.errors import MissedTargetError, UsageError
 from dsconvert.model.graph import ConvTypes
 from dsconvert.model.inputs import Inputs
-from dsconvert.records import Plan
 from dsconvert.search.attempts import Solution, Task, solution, unchanged
 from dsconvert.search.candidates import Candidates, samples
 from dsconvert.search.clock import ORIGINAL, Clock, MachineClock
 from dsconvert.search.consistency import much_slower
 from dsconvert.search.decide import changes_nothing
+from dsconvert.search.measured_plan import MeasuredPlan
 from dsconvert.search.parts import Parts
 from dsconvert.search.profile import Profile
-from dsconvert.search.records import TIMED, Probe, Promise, Target
+from dsconvert.search.records import TIMED, Probe, Target
 from dsconvert.search.search import search
 from dsconvert.search.solve import solver
 from dsconvert.search.targets import parse_targets
 from dsconvert.search.timer import Timer
-from dsconvert.search.units import figure
 from dsconvert.search.verify import Figures, whole_costs
 from dsconvert.util.progress import Progress, reports_progress
 from dsconvert.width import choice
@@ -49,41 +47,6 @@ _MET = "left as it is: the original meets every target"
 _REPEAT = "Times vary widely here: if something else runs on this machine, try again without it."
 _CHECKED = 2
 """Number of convolutions (the largest) whose earlier times are compared with new ones."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasuredPlan:
-    """A plan, the memory layout of its measurement, and its promise for each target."""
-
-    plan: Plan
-    channels_last: bool
-    """Whether the model is to run with ``.to(memory_format=torch.channels_last)``."""
-    promises: tuple[Promise, ...]
-    loss: float
-    """Sum of the relative errors of the convolutions, before any fit."""
-    probe: Probe
-    measured: int
-    """Number of times measured now; the others come from the profile."""
-    profile: str
-    """Path of the profile."""
-    missed: str | None = None
-    """The reason if the targets can't be reached (only with ``best_effort``)."""
-    notes: tuple[str, ...] = ()
-    """Remarks on the figures, for people."""
-
-    @property
-    def unchanged(self) -> bool:
-        """Whether the plan leaves the model as it is."""
-        return changes_nothing(self.plan)
-
-    def __str__(self) -> str:
-        lines = [str(self.plan)]
-        for p in self.promises:
-            lines.append(
-                f"{p.target.text}: {figure(p.metric, p.before)} before, "
-                f"{figure(p.metric, p.promised)} promised"
-            )
-        return "\n".join(lines)
 
 
 @reports_progress

@@ -21,7 +21,7 @@ from dsconvert.search.timer import width
 from dsconvert.search.units import figure
 
 if TYPE_CHECKING:
-    from dsconvert.search.plan import MeasuredPlan
+    from dsconvert.search.measured_plan import MeasuredPlan
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,9 @@ def read_runtime(path: str) -> dict[str, bytes]:
     try:
         found = _from_folder(Path(path)) if Path(path).is_dir() else _from_archive(Path(path))
     except (OSError, tarfile.TarError, KeyError) as error:
+        reason = str(error).splitlines()[0].rstrip(":- ")
         raise ForeignFileError(
-            f"{path} can't be read as the package {PACKAGE} ({error}); {wanted}."
+            f"{path} can't be read as the package {PACKAGE} ({reason}); {wanted}."
         ) from None
     other = [
         name

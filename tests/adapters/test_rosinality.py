@@ -197,7 +197,7 @@ def test_scaled_factors_equal_scaled_maps(rule: str, rank: int) -> None:
             assert torch.allclose(layer.demod(styles), (energy + 1e-8).rsqrt(), rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_styles_follow_the_maps_that_they_scale() -> None:
     g: Any = moved(Generator([16, 16, 16], 16, 2))
     groups = analyse(g, adapter=ADAPTER).groups
@@ -211,7 +211,7 @@ def test_styles_follow_the_maps_that_they_scale() -> None:
     assert run(slim, torch.randn(2, 16)).shape == (2, 3, 16, 16)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_half_precision_and_wrappers(tmp_path: Path) -> None:
     """Half precision stays; a decoder inside another model (pSp) is found by its names."""
     halves = {f"decoder.{k}": v.half() for k, v in content()["g_ema"].items()}

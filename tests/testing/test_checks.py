@@ -60,6 +60,7 @@ def styled() -> nn.Module:
     return g.requires_grad_(False)
 
 
+FURTHER = ("projected, conditional", "cyclegan")
 MODELS: dict[str, tuple[Adapter, Callable[[], nn.Module]]] = {
     "projected": (projected_gan.ADAPTER, lambda: moved_generator().eval()),
     "projected, conditional": (
@@ -77,7 +78,7 @@ MODELS: dict[str, tuple[Adapter, Callable[[], nn.Module]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.extended] * ("conditional" in n)) for n in MODELS],
+    [pytest.param(n, marks=[pytest.mark.extended] * (n in FURTHER)) for n in MODELS],
 )
 def test_the_built_in_adapters(name: str) -> None:
     adapter, make = MODELS[name]

@@ -115,6 +115,10 @@ def test_another_runtime_is_refused(tmp_path: Path) -> None:
         archive.add(package, "package")
     with pytest.raises(ForeignFileError, match="differ"):
         runtime.read_runtime(str(tmp_path / "o.tgz"))
+    (tmp_path / "empty").touch()
+    with pytest.raises(ForeignFileError) as caught:
+        runtime.read_runtime(str(tmp_path / "empty"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
