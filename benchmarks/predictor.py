@@ -235,7 +235,13 @@ def main() -> None:
         path.write_text(json.dumps(state, indent=1))
         (out / "predictor.md").write_text(table(state))
 
-    section.setdefault("meta", {"trials_seconds": 0.0}).update(
+    meta = section.setdefault("meta", {"trials_seconds": 0.0})
+    for name in ("fewer", "calibrate", "samples"):
+        if section["rows"] and meta[name] != getattr(options, name):
+            raise SystemExit(
+                f"{path} has plans made with --{name} {meta[name]}; give that, or another --out"
+            )
+    meta.update(
         fewer=options.fewer,
         calibrate=options.calibrate,
         samples=options.samples,
