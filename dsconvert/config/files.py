@@ -10,7 +10,7 @@ from dsconvert.config.base import BaseSettings, Job
 from dsconvert.config.choices import NoiseSource
 from dsconvert.config.pictures import Calibrated
 from dsconvert.config.setting import Group, part, setting
-from dsconvert.config.values import ranks, seed, seeds, shape
+from dsconvert.config.values import ranks, seeds, shape
 from dsconvert.errors import UsageError
 
 CODE = Group(

@@ -31,7 +31,11 @@ def fold_batch_norms(module: fx.GraphModule) -> None:
         else:
             injection, site = None, before
         conv = module_of(module, site)
-        if not isinstance(conv, Conv2dTypes) or len(site.users) != 1 or calls[str(site.target)] != 1:
+        if (
+            not isinstance(conv, Conv2dTypes)
+            or len(site.users) != 1
+            or calls[str(site.target)] != 1
+        ):
             continue
         scale, shift = affine_of(norm)
         absorb(conv, scale, shift)
