@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize, spectral_norm
 
 from dsconvert.model.one_dimensional import Convolution, TransposedTypes
 from dsconvert.records import NormKind
-from dsconvert.util.module_protocols import NormalisesWeight
+from dsconvert.util.module_protocols import normalises_weight
 
 _HOOKS = ("SpectralNorm", "WeightNorm")
 _POWER_ITERATIONS = 50
@@ -25,7 +25,7 @@ _POWER_ITERATIONS = 50
 
 def norm_kind(module: nn.Module) -> NormKind:
     """Return the weight reparametrisation of ``module.weight``, or "none"."""
-    if isinstance(module, NormalisesWeight):
+    if normalises_weight(module):
         return "own"
     if parametrize.is_parametrized(module, "weight"):
         inner = module.parametrizations["weight"]  # type: ignore[index]
@@ -49,7 +49,7 @@ def effective_weight(module: nn.Module) -> Tensor:
     module.eval()
     try:
         with torch.no_grad():
-            if isinstance(module, NormalisesWeight):
+            if normalises_weight(module):
                 return module.applied_weight().detach()
             hooks: list[Any] = list(module._forward_pre_hooks.values())
             for hook in hooks:
@@ -75,7 +75,7 @@ def fold(module: nn.Module) -> None:
     kind = norm_kind(module)
     if kind == "none":
         return
-    if isinstance(module, NormalisesWeight):
+    if normalises_weight(module):
         module.fold()
         return
     needs_grad = trainable(module)

@@ -19,7 +19,7 @@ from dsconvert.model.norms import norm_kind
 from dsconvert.model.observe import Observation, observe
 from dsconvert.model.upsampling import interpolates_x2, nearest_x2
 from dsconvert.records import Site, Sites
-from dsconvert.util.module_protocols import NormalisesWeight
+from dsconvert.util.module_protocols import normalises_weight
 
 
 def _dead(
@@ -117,7 +117,7 @@ _COMPUTING = ("forward", "_conv_forward", "__call__")
 
 def _custom(conv: nn.Module) -> str | None:
     """Return the class name of a convolution with its own ``forward`` (timm's same-padding)."""
-    if isinstance(conv, NormalisesWeight):
+    if normalises_weight(conv):
         return None
     plain = next(kind for kind in ConvTypes if isinstance(conv, kind))
     # A parametrisation makes a class of its own too, but leaves these alone.

@@ -24,7 +24,7 @@ from dsconvert.model.factories import RecordedDraws, recorded_factories
 from dsconvert.model.inputs import map_tensors, tensors_of
 from dsconvert.model.one_dimensional import ConvTypes
 from dsconvert.model.shadow import UNKNOWN, Shadow
-from dsconvert.util.module_protocols import NormalisesWeight
+from dsconvert.util.module_protocols import normalises_weight
 
 
 class _Concrete:
@@ -160,7 +160,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Convolutions, layers that normalise their own kernel, declared leaves, torch's own."""
-        if isinstance(m, (*ConvTypes, NormalisesWeight)):
+        if isinstance(m, ConvTypes) or normalises_weight(m):
             return True
         if isinstance(m, self._leaf_types) or module_qualified_name in self._leaf_names:
             self.opaque.setdefault(module_qualified_name, "declared a leaf")

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,6 @@ class Narrows(Protocol):
         ...
 
 
-@runtime_checkable
 class NormalisesWeight(Protocol):
     """A convolution or linear layer that normalises its own kernel before it applies it.
 
@@ -59,3 +58,11 @@ class NormalisesWeight(Protocol):
     def fold(self) -> None:
         """Become the plain ``torch.nn`` layer, in place, with the applied kernel as ``weight``."""
         ...
+
+
+def normalises_weight(module: object) -> TypeGuard[NormalisesWeight]:
+    """Return whether ``module`` has the methods of :class:`NormalisesWeight`.
+
+    By attributes: ``isinstance`` with a protocol adds annotations to the class of ``module``.
+    """
+    return all(callable(getattr(module, name, None)) for name in ("applied_weight", "fold"))
