@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from dsconvert.forms.layers import AddNoise
 from dsconvert.forms.nodes import module_of, replace_node
+from dsconvert.model.one_dimensional import Conv2dTypes
 
 
 def fold_batch_norms(module: fx.GraphModule) -> None:
@@ -30,9 +31,11 @@ def fold_batch_norms(module: fx.GraphModule) -> None:
         else:
             injection, site = None, before
         conv = module_of(module, site)
-        if not isinstance(conv, nn.Conv2d | nn.ConvTranspose2d):
-            continue
-        if len(site.users) != 1 or calls[str(site.target)] != 1:
+        if (
+            not isinstance(conv, Conv2dTypes)
+            or len(site.users) != 1
+            or calls[str(site.target)] != 1
+        ):
             continue
         scale, shift = affine_of(norm)
         absorb(conv, scale, shift)

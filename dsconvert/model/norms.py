@@ -45,13 +45,13 @@ def other_hooks(module: nn.Module) -> bool:
 
 def effective_weight(module: nn.Module) -> Tensor:
     """Return the weight as applied in eval mode, without a power iteration or other change."""
+    if normalises_weight(module):
+        with torch.no_grad():
+            return module.applied_weight().detach()
     was = module.training
     module.eval()
     try:
         with torch.no_grad():
-            layer: object = module
-            if normalises_weight(layer):
-                return layer.applied_weight().detach()
             hooks: list[Any] = list(module._forward_pre_hooks.values())
             for hook in hooks:
                 if type(hook).__name__ == "SpectralNorm":
