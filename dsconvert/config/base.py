@@ -72,17 +72,25 @@ class BaseSettings:
         """The settings that differ from a run's and that no resumed run may change.
 
         Args:
-            stored: :meth:`to_dict` of the run, perhaps read from JSON.
+            stored: :meth:`to_dict` of the run, perhaps read from JSON. A setting that the version
+                of the run did not have yet counts as its default.
 
         Returns:
             The value of the run and the present one, by name.
         """
         free = resumable(type(self))
+        before = {**_defaults(type(self)), **stored}
         return {
-            name: (stored.get(name), now)
+            name: (before.get(name), now)
             for name, now in self.to_dict().items()
-            if name not in free and _as_json(stored.get(name)) != _as_json(now)
+            if name not in free and _as_json(before.get(name)) != _as_json(now)
         }
+
+
+def _defaults(cls: type[Any]) -> dict[str, Any]:
+    """Return the plain defaults of a class of settings."""
+    known = {f.name: f.default for f in dataclasses.fields(cls)}
+    return {name: value for name, value in known.items() if value is not dataclasses.MISSING}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -237,3 +237,11 @@ def test_shell_completion() -> None:
 def test_completion_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert parse(["--show-completion", shell]) == 0
     assert "_DSCONVERT_COMPLETE" in capsys.readouterr().out
+
+
+def test_a_setting_that_an_older_run_lacks_counts_as_its_default() -> None:
+    stored = DistillConfig(steps=3).to_dict()
+    del stored["reuse"]
+    assert DistillConfig(steps=3).fixed_changes(stored) == {}
+    changed = DistillConfig(steps=3, reuse=True).fixed_changes(stored)
+    assert changed == {"reuse": (False, True)}
