@@ -333,13 +333,14 @@ def test_what_can_t_be_polished_is_refused_before_any_work(teacher) -> None:
 @pytest.mark.slow
 def test_a_single_convolution() -> None:
     def maps(n: int, generator: torch.Generator) -> tuple[torch.Tensor]:
-        return (torch.randn(n, 6, 9, 9, generator=generator),)
+        # Smooth maps, for which the kernel's SVD is far from the best.
+        return (nn.functional.avg_pool2d(torch.randn(n, 6, 11, 11, generator=generator), 3, 1),)
 
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 8, 3)
     decided = plan(conv, preset="paper", rank=1, inputs=maps)
     made = apply(conv, decided, init="svd", inputs=maps, calibrate=8, polish_steps=30)
-    assert made.polish.distance_after < made.polish.distance_before
+    assert made.polish.distance_after < 0.995 * made.polish.distance_before
     assert isinstance(made.model, nn.Sequential)
 
 
