@@ -151,7 +151,6 @@ class _Polisher:
             steps=self._options.steps,
             seed=self._seed,
             lr=RATE,
-            reuse=True,
         )
         if not self._picture and not sounds:
             config = replace(config, features=0.0)
