@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from dsconvert.hub.measure import SHOWN, Measured
+from dsconvert.hub.measure import SHOWN, CardFacts
 from dsconvert.util.numbers import amount
 from dsconvert.util.version import VERSION
 
@@ -25,7 +25,7 @@ def card(
     title: str,
     folder: str,
     adapter: str,
-    measured: Measured,
+    measured: CardFacts,
     names: dict[str, str],
     size: int,
     reads_pictures: bool,
@@ -72,7 +72,7 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
-def _costs(measured: Measured, names: dict[str, str]) -> str:
+def _costs(measured: CardFacts, names: dict[str, str]) -> str:
     rows = ["| | file | parameters | MACs | seconds an image |", "|---|---|---|---|---|"]
     for role, each in measured.costs.items():
         rows.append(
@@ -89,7 +89,7 @@ def _costs(measured: Measured, names: dict[str, str]) -> str:
     return "\n".join(rows)
 
 
-def _quality(measured: Measured) -> str:
+def _quality(measured: CardFacts) -> str:
     found = measured.quality
     if found is None:
         return "Not measured: the original was not given (`--original`)."

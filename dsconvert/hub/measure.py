@@ -28,7 +28,7 @@ _RUNS = 7
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class CardCost:
     """The cost of one generator."""
 
     parameters: int
@@ -39,7 +39,7 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quality:
+class CardQuality:
     """The images against the original's."""
 
     seeds: int
@@ -51,14 +51,14 @@ class Quality:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class CardFacts:
     """The facts of a model card."""
 
     device: str
     threads: int
-    costs: dict[str, Cost]
+    costs: dict[str, CardCost]
     """By role: ``converted``, and ``original`` where there is one."""
-    quality: Quality | None
+    quality: CardQuality | None
     rows: dict[str, Tensor]
     """Images (N, C, H, W) for the picture, by role."""
 
@@ -70,7 +70,7 @@ def label_of(file: GeneratorFile) -> int | None:
 
 def measure(
     file: GeneratorFile, original: GeneratorFile | None, *, distance: int | None
-) -> Measured:
+) -> CardFacts:
     """Measure the generator of ``file``, alone or against ``original``'s.
 
     Args:
@@ -102,18 +102,18 @@ def measure(
                 f"{list(two.shape[1:])}: they can't be compared."
             )
         values = psnr(one, two)
-        quality = Quality(
+        quality = CardQuality(
             seeds=len(seeds),
             psnr_db=float(values.mean()),
             psnr_db_worst=float(values.min()),
             distance=_distance(file, original, distance, features),
         )
     seconds = _seconds(files)
-    costs: dict[str, Cost] = {}
+    costs: dict[str, CardCost] = {}
     for role, each in files.items():
         counted = cost(each.generator, inputs=each.inputs())
-        costs[role] = Cost(parameters=counted.params, macs=counted.macs, seconds=seconds[role])
-    return Measured(
+        costs[role] = CardCost(parameters=counted.params, macs=counted.macs, seconds=seconds[role])
+    return CardFacts(
         device=device_name("cpu"),
         threads=torch.get_num_threads(),
         costs=costs,

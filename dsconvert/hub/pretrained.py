@@ -16,7 +16,7 @@ from dsconvert.export.graphs import need
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.formats.safetensors import load_plain
 from dsconvert.hub.card import card
-from dsconvert.hub.measure import Measured, measure
+from dsconvert.hub.measure import CardFacts, measure
 from dsconvert.records import Plan
 from dsconvert.util.folders import check_new_folder, whole_folder
 from dsconvert.util.version import VERSION
@@ -137,7 +137,7 @@ def save_pretrained(
     return HubFolder(path=str(path), files=names, bytes=size, measured=facts)
 
 
-def _facts(measured: Measured) -> dict[str, Any]:
+def _facts(measured: CardFacts) -> dict[str, Any]:
     return {
         "device": measured.device,
         "threads": measured.threads,
