@@ -2,9 +2,11 @@
 
     python benchmarks/make_official_file.py --repo ~/projected-gan --timm ~/timm04 --out big.pkl
     python benchmarks/full_size_fit.py big.pkl [--preset balanced ...] [--out FILE]
+    python benchmarks/full_size_fit.py new --device cuda --out FILE
 
-Every preset converts ``G_ema`` with the default latents in a process of its own, so that peaks
-don't mix. The weights of such a file are untrained: this is a measurement of cost, not of quality.
+``new`` stands for the official generator (256 px, ngf 128) made here, for machines that don't have
+the file. Every preset converts ``G_ema`` with the default latents in a process of its own, so that
+don't mix. The weights are untrained: this measures cost, not quality.
 Results are written after every preset.
 """
 
@@ -18,26 +20,50 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 DEFAULT = Path(__file__).parent / "results" / "full_size_fit.json"
 
 
-def one(path: Path, preset: str) -> dict[str, object]:
+def generator_of(file: str, ngf: int) -> Any:
+    """Return the generator of a file, or a new one; the same weights on every device."""
+    from peer_rows import Options, official
+
+    from dsconvert import load_snapshot
+
+    if file != "new":
+        return load_snapshot(Path(file)).generator
+    return official(
+        Options(
+            config="256", ngf=ngf, init="svd", calibrate=0, folder=Path(), threads=1, device="cpu"
+        )
+    )
+
+
+def one(file: str, preset: str, device: str, ngf: int) -> dict[str, object]:
     """Convert in this process."""
     import torch
 
-    from dsconvert import apply, load_snapshot, plan
+    from dsconvert import apply, plan
 
-    snap = load_snapshot(path)
-    model = snap.generator
+    model = generator_of(file, ngf).to(device)
+    if device != "cpu":
+        torch.zeros(1, device=device)  # the start of CUDA is no part of the fit
+        torch.cuda.synchronize()
     began = time.perf_counter()
     done = apply(model, plan(model, preset=preset))
+    if device != "cpu":
+        torch.cuda.synchronize()
     seconds = time.perf_counter() - began
+    on_card = torch.cuda.max_memory_allocated() if device != "cpu" else None
     return {
         "preset": preset,
+        "device": torch.cuda.get_device_name() if device != "cpu" else "cpu",
         "seconds": round(seconds, 1),
         "stages": {k: round(v, 1) for k, v in done.seconds.items()},
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        "peak_gb_on_card": None if on_card is None else round(on_card / 1e9, 2),
+        "held_out_errors": {f.site: f.fitted for f in done.fits},
         "params": [done.before.params, done.after.params],
         "macs": [done.before.macs, done.after.macs],
         "slowest_layers": {
@@ -51,19 +77,25 @@ def one(path: Path, preset: str) -> dict[str, object]:
 def main() -> None:
     """Parse the command line, run each preset, write JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", help="a snapshot, or: new")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--ngf", type=int, default=128, help="of a new generator")
     parser.add_argument("--preset", action="append", choices=("paper", "balanced", "fast"))
     parser.add_argument("--out", type=Path, default=DEFAULT)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(one(args.file, args.child)))
+        print(json.dumps(one(args.file, args.child, args.device, args.ngf)))
         return
     rows: list[dict[str, object]] = []
+    size = None if args.file == "new" else Path(args.file).stat().st_size
     for preset in args.preset or ["balanced"]:
         load = os.getloadavg()[0]
         done = subprocess.run(
-            [sys.executable, __file__, str(args.file), "--child", preset],
+            [
+                *(sys.executable, __file__, args.file, "--child", preset),
+                *("--device", args.device, "--ngf", str(args.ngf)),
+            ],
             check=True,
             capture_output=True,
             text=True,
@@ -73,7 +105,7 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
         args.out.write_text(
             json.dumps(
-                {"file_bytes": args.file.stat().st_size, "cores": os.cpu_count(), "rows": rows},
+                {"file_bytes": size, "cores": os.cpu_count(), "rows": rows},
                 indent=1,
             )
             + "\n"

@@ -25,7 +25,7 @@ from dsconvert.bench.subject import arguments
 from dsconvert.config.train import DiscriminatorFacts, TrainConfig
 from dsconvert.data.images import ImageSet
 from dsconvert.errors import UsageError
-from dsconvert.kernels import recording
+from dsconvert.kernels import recording, replayed
 from dsconvert.model.editing import copied
 from dsconvert.model.inputs import examples_of
 from dsconvert.model.noise_source import set_noise_source
@@ -102,20 +102,24 @@ class Replayed(nn.Module):
     def forward(self, *args: Any) -> Any:
         """Replay; the first call captures."""
         if self._graph is None:
-            self._args = tuple(a.clone() for a in args)
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM):
-                    self.model(*self._args)
-            torch.cuda.current_stream().wait_stream(stream)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._out = self.model(*self._args)
+            with replayed():
+                self._capture(args)
         for mine, theirs in zip(self._args, args, strict=True):
             mine.copy_(theirs)
         self._graph.replay()
         return self._out
+
+    def _capture(self, args: tuple[Any, ...]) -> None:
+        self._args = tuple(a.clone() for a in args)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM):
+                self.model(*self._args)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._out = self.model(*self._args)
 
 
 def formed(bench: Bench, row: str, mode: Mode, device: str, dtype: torch.dtype) -> nn.Module:

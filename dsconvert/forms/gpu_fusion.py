@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from dsconvert.forms.flat_graph import Core
 from dsconvert.forms.fusion import is_doubling, put, tail_of
+from dsconvert.forms.gpu_convolutions import use_operators
 from dsconvert.forms.nodes import drop_dead, module_of, sized
 from dsconvert.kernels import filters_of, noise_gate
 
@@ -92,6 +93,7 @@ def fuse_for_gpu(core: Core) -> None:
         _fuse(module, node, conv, f"gpu_{count}", alone=calls[str(node.target)] == 1)
     drop_dead(graph)
     module.delete_all_unused_submodules()
+    use_operators(module)
     module.recompile()
 
 

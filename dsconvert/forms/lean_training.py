@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dsconvert.adapter import Adapter, adapter_for, as_adapter
 from dsconvert.config.choices import NoiseSource
 from dsconvert.forms.gates import is_gate
+from dsconvert.forms.gpu_convolutions import use_operators
 from dsconvert.forms.lean_operators import by_operators
 from dsconvert.forms.norm_chains import find_chains, spatial_of
 from dsconvert.forms.recompute import NormGate
@@ -213,4 +214,5 @@ def _lean(model: nn.Module, inputs: Inputs | None, adapter: Adapter | None) -> n
         replace(made, norm, new)
         gate = made.get_submodule(chain.gate)
         replace(made, gate, nn.Identity().train(gate.training))
+    use_operators(made)
     return made

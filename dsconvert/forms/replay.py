@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsconvert.kernels import replayed
+
 WARM = 3
 """Runs before the capture, as torch's documentation asks for; kernels are tuned in the first."""
 
@@ -52,7 +54,7 @@ class Replayed:
     def _capture(
         self, run: Callable[..., Tensor], tensors: tuple[Tensor, ...]
     ) -> tuple[Any, list[Tensor], Tensor]:
-        with torch.cuda.device(tensors[0].device):
+        with torch.cuda.device(tensors[0].device), replayed():
             inputs = [t.clone() for t in tensors]
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())

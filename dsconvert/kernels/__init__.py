@@ -9,7 +9,8 @@ from __future__ import annotations
 from dsconvert.kernels.depthwise import depthwise, filters_of
 from dsconvert.kernels.gated import batch_norm_gate, noise_gate
 from dsconvert.kernels.geometry import Tile
-from dsconvert.kernels.use import Event, recording, takes, using
+from dsconvert.kernels.pointwise import is_pointwise, pointwise
+from dsconvert.kernels.use import Event, recording, replayed, takes, using
 
 __all__ = [
     "Event",
@@ -17,8 +18,11 @@ __all__ = [
     "batch_norm_gate",
     "depthwise",
     "filters_of",
+    "is_pointwise",
     "noise_gate",
+    "pointwise",
     "recording",
+    "replayed",
     "takes",
     "using",
 ]

@@ -55,7 +55,7 @@ def slopes(v, g, p, d, nv, mv, rv, av, bv, ng, mg, rg, ag, bg, GATE: tl.constexp
     return d, first, e, second
 
 
-@triton.jit(do_not_specialize=["W"])
+@triton.jit(do_not_specialize=["H", "W", "tiles"])
 def sums(
     x_ptr, w, bias, noise, plane, mean, rstd, gain, shift, grad, found, cin, C, outs, H, W, tiles,
     noise_c, plane_n, affine_n, GATE: tl.constexpr, R: tl.constexpr, M: tl.constexpr,
@@ -128,7 +128,7 @@ def sums(
         tl.store(found + C + outs, total(two_n, LAST), mask=c < outs)
 
 
-@triton.jit(do_not_specialize=["W"])
+@triton.jit(do_not_specialize=["H", "W", "tiles"])
 def gradient(
     x_ptr, w, bias, noise, plane, mean, rstd, gain, shift, k1, k2, grad, grad_u, of_noise, cin, C,
     outs, H, W, tiles, noise_c, plane_n, affine_n, GATE: tl.constexpr, R: tl.constexpr,
@@ -217,7 +217,7 @@ def gradient(
             tl.store(of_noise + outs, total(gate_with_plane, LAST), mask=c < outs)
 
 
-@triton.jit(do_not_specialize=["W"])
+@triton.jit(do_not_specialize=["H", "W", "tiles"])
 def filter_gradients(
     x_ptr, w, grad, grad_x, found, cin, C, H, W, tiles, R: tl.constexpr, M: tl.constexpr,
     KIND: tl.constexpr, LAST: tl.constexpr, ACC: tl.constexpr, BP: tl.constexpr, BX: tl.constexpr,

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +29,9 @@ from dsconvert.util.files import whole_file
 Value = TypeVar("Value")
 RUNS = 5
 """Timed runs of each candidate."""
-VERSION = 1
+SLEEP = 1 << 20
+"""Cycles in front of a timed run: half a millisecond, longer than most launches take."""
+VERSION = 2
 """Of the programs and their candidates: older choices are not read."""
 EAGER = -1
 """Stands for torch's operators among the candidates."""
@@ -72,17 +76,43 @@ def choices_of(x: Tensor) -> Choices:
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """Return the least time of a call on the current CUDA stream, after one that is not timed."""
+    """Return the least time of a call on the current CUDA stream, after one that is not timed.
+
+    The longer of the time of the card and the time in which Python launches; the card's alone for
+    what is :func:`replayed <dsconvert.kernels.use.replayed>` as a graph.
+    """
     call()
-    best = float("inf")
+    card = host = float("inf")
     for _ in range(RUNS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        # Work in front, so that the card does not wait for the launches in between.
+        torch.cuda._sleep(SLEEP)
         begin.record()
+        began = time.perf_counter()
         call()
+        host = min(host, 1000 * (time.perf_counter() - began))
         end.record()
         end.synchronize()
-        best = min(best, begin.elapsed_time(end))
-    return best
+        card = min(card, begin.elapsed_time(end))
+    return card if use.is_replayed() else max(card, host)
+
+
+def compile_together(x: Tensor, tiles: tuple[Tile, ...], call: Callable[[Tile], object]) -> None:
+    """Run every candidate once, each in its own thread: Triton compiles them side by side.
+
+    What fails here fails again where it is timed.
+    """
+    if len(tiles) < 2:
+        return
+    stream = torch.cuda.current_stream(x.device)
+
+    def one(tile: Tile) -> None:
+        # Modes and streams belong to a thread.
+        with contextlib.suppress(Exception), torch.no_grad(), torch.cuda.stream(stream):
+            call(tile)
+
+    with ThreadPoolExecutor(len(tiles)) as pool:
+        list(pool.map(one, tiles))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -91,6 +121,42 @@ def key_of(operation: str, geometry: Geometry, dtype: torch.dtype, parts: str) -
     sizes = asdict(geometry) | {"samples": power_of_two(geometry.samples)}
     said = "/".join(str(int(v)) for v in sizes.values())
     return f"{operation} {str(dtype).removeprefix('torch.')} {said} {parts}"
+
+
+def _measured(key: str, x: Tensor, measure: Callable[[str], int]) -> int | None:
+    """Return a choice for a CUDA tensor: a known one, or measured now; None: it can't be now."""
+    key += " replayed" if use.is_replayed() else ""
+    choices = choices_of(x)
+    chosen = choices.get(key)
+    if chosen is None:
+        if torch.cuda.is_current_stream_capturing():
+            return None
+        chosen = measure(key)
+        choices.put(key, chosen)
+    return chosen
+
+
+def fastest_way(
+    ways: tuple[Callable[[], object], ...], clock: Callable[[Callable[[], object]], float]
+) -> int:
+    """Time equivalent ways; return the index of the fastest. One that fails is out.
+
+    Raises:
+        Exception: of the first way, where all fail.
+    """
+    times: dict[int, float] = {}
+    for i, way in enumerate(ways):
+        with contextlib.suppress(Exception):
+            times[i] = clock(way)
+    return min(times, key=lambda i: times[i]) if times else 0
+
+
+def faster(key: str, x: Tensor, ways: tuple[Callable[[], Value], ...]) -> Value:
+    """Run the fastest of equivalent ways on CUDA, measured once for each key; else the first."""
+    if x.device.type != "cuda" or use.backend() == "eager":
+        return ways[0]()
+    chosen = _measured(key, x, lambda _: fastest_way(ways, milliseconds))
+    return ways[min(chosen or 0, len(ways) - 1)]()
 
 
 def fastest(
@@ -168,13 +234,14 @@ def _tile(
         return own, None
     if x.device.type != "cuda" or use.backend() == "triton":
         return tiles[0], None
-    choices, key = choices_of(x), key_of(operation, geometry, x.dtype, parts)
-    chosen = choices.get(key)
+
+    def measure(key: str) -> int:
+        compile_together(x, tiles, by_triton)
+        return fastest(key, tiles, by_triton, by_eager, milliseconds)
+
+    chosen = _measured(key_of(operation, geometry, x.dtype, parts), x, measure)
     if chosen is None:
-        if torch.cuda.is_current_stream_capturing():
-            return tiles[0], None
-        chosen = fastest(key, tiles, by_triton, by_eager, milliseconds)
-        choices.put(key, chosen)
+        return tiles[0], None
     if chosen == EAGER:
         return None, "torch's operators were faster, or the program failed"
     return tiles[min(chosen, len(tiles) - 1)], None

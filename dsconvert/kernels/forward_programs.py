@@ -27,7 +27,7 @@ def finished(v, g, p, noise, scale, shift, noise_g, scale_g, shift_g, GATE: tl.c
     return z
 
 
-@triton.jit(do_not_specialize=["W"])
+@triton.jit(do_not_specialize=["H", "W", "tiles"])
 def forward(
     x_ptr, w, bias, noise, plane, scale, shift, out, cin, C, outs, H, W, tiles, noise_c, plane_n,
     affine_n, GATE: tl.constexpr, R: tl.constexpr, M: tl.constexpr, KIND: tl.constexpr,
@@ -87,7 +87,7 @@ def forward(
         put(out, even, odd, 1, c, outs, y, x, top, left, outs, high, wide, BP, BX, KIND, LAST)
 
 
-@triton.jit(do_not_specialize=["W"])
+@triton.jit(do_not_specialize=["H", "W", "tiles"])
 def statistics(
     x_ptr, w, bias, noise, plane, found, cin, C, H, W, tiles, noise_c, plane_n,
     R: tl.constexpr, M: tl.constexpr, KIND: tl.constexpr, LAST: tl.constexpr, ACC: tl.constexpr,

@@ -48,6 +48,7 @@ class _State:
     backend: Backend = "auto"
     tile: Tile | None = None
     events: list[Event] | None = None
+    replayed: bool = False
 
 
 # No context variable: autograd runs the backward pass of CUDA tensors in a thread of its own.
@@ -84,6 +85,21 @@ def recording() -> Generator[list[Event], None, None]:
         yield _state.events
     finally:
         _state.events = before
+
+
+@contextmanager
+def replayed() -> Generator[None, None, None]:
+    """Choose by the time of the card alone: a graph that is replayed needs no launch by Python."""
+    before, _state.replayed = _state.replayed, True
+    try:
+        yield
+    finally:
+        _state.replayed = before
+
+
+def is_replayed() -> bool:
+    """Return whether :func:`replayed` is in force."""
+    return _state.replayed
 
 
 def ran(

@@ -78,3 +78,13 @@ def full_float32() -> Generator[None, None, None]:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def rounds_to_tf32() -> tuple[bool, bool]:
+    """Return whether factors of float32 convolutions, and of matrix products, become TF32."""
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    try:
+        return bool(cudnn.allow_tf32), bool(matmul.allow_tf32)
+    except RuntimeError:  # set through the newer names, which torch does not let us mix
+        return cudnn.conv.fp32_precision == "tf32", matmul.fp32_precision == "tf32"

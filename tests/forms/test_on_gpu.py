@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dsconvert import kernels
 from dsconvert.forms import Deployed, deploy, lean
+from dsconvert.forms.gpu_convolutions import OperatorConv2d, use_operators
 from dsconvert.forms.gpu_fusion import NoiseGate, doubled
 from dsconvert.forms.recompute import NormGate
 from dsconvert.forms.replay import Replayed
@@ -201,3 +202,41 @@ def test_off_the_cpu_a_step_takes_many_samples_at_a_time() -> None:
     assert [p[0] for p in _parts(maps)] == [slice(0, LARGE_TILE // (4 * 64 * 64 * 4))]
     large = torch.empty(5, 256, 512, 512, device="meta")
     assert [p[0] for p in _parts(large)] == [slice(i, i + 1) for i in range(5)]
+
+
+@pytest.mark.slow
+def test_convolutions_that_stand_alone_are_operators(fast: nn.Module, on_gpu: Deployed) -> None:
+    trained = lean(fast)
+    for model in (on_gpu, trained):
+        own = [m for m in model.modules() if isinstance(m, OperatorConv2d)]
+        assert any(kernels.is_pointwise(m) for m in own)
+    # In the deployed form depthwise ones are part of another operator.
+    assert any(kernels.filters_of(m) is not None for m in own)
+    with kernels.using("eager"), kernels.recording() as events:
+        made = image(trained, inputs_of(fast, 2))
+    assert any(e.operation == "depthwise" for e in events)
+    assert torch.allclose(made, image(fast, inputs_of(fast, 2)), atol=1e-5)
+    assert {k: v.shape for k, v in trained.state_dict().items()} == {
+        k: v.shape for k, v in fast.state_dict().items()
+    }
+
+
+def test_a_class_of_its_own_keeps_its_own_convolution() -> None:
+    class Own(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            return 2 * super().forward(input)
+
+    normed = nn.utils.spectral_norm(nn.Conv2d(4, 4, 1))
+    model = nn.Sequential(Own(4, 4, 1), normed, nn.Conv2d(4, 4, 3, padding=1), nn.ConvTranspose2d(
+        4, 4, 4, stride=2, padding=1, groups=4
+    ))  # fmt: skip
+    model.eval()
+    x = torch.randn(2, 4, 5, 6)
+    want = model(x)
+    use_operators(model)
+    kinds = [type(m).__name__ for m in model]
+    assert kinds == ["Own", "OperatorConv2d", "Conv2d", "OperatorConvTranspose2d"]
+    for backend in ("auto", "eager"):
+        with kernels.using(backend):  # type: ignore[arg-type]
+            assert torch.allclose(model(x), want, atol=1e-6)
+    assert torch.allclose(nn.Conv2d.forward(model[1], x), model[1](x), atol=1e-6)

@@ -17,6 +17,7 @@ EPS = 1e-5
 NAMES = ("x", "weight", "bias", "noise", "gain", "shift")
 SMALL = Tile(numbers=16, channels=2, warps=1)
 """Several programs even for a tiny map."""
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def quick() -> None:
@@ -63,7 +64,8 @@ class Case:
         random = torch.Generator().manual_seed(1)
 
         def draw(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=random, dtype=torch.float64).to(self.dtype)
+            drawn = torch.randn(*shape, generator=random, dtype=torch.float64)
+            return drawn.to(DEVICE, self.dtype)
 
         def kept(t: Tensor) -> Tensor:  # parameters in single precision, as with autocast
             return t.float() if self.dtype in (torch.float16, torch.bfloat16) else t
@@ -140,7 +142,7 @@ class Case:
 
 def _projected(y: Tensor) -> Tensor:
     weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    return (y * weights.to(y.dtype)).sum()
+    return (y * weights.to(y)).sum()
 
 
 TOLERANCE = {

@@ -123,7 +123,8 @@ def test_on_a_card_an_operation_is_measured_once(
     monkeypatch.setattr(choice, "choices_of", lambda _: choices)
     monkeypatch.setattr(choice, "fastest", slow)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    geometry = geometry_of(torch.empty(2, 4, 3, 5), None)
+    monkeypatch.setattr(choice, "compile_together", lambda *_: None)
+    geometry = geometry_of(torch.empty(2, 4, 3, 32), torch.empty(4, 1, 3, 3))
 
     def run() -> object:
         return choice.run("noise_gate", x, geometry, lambda tile: tile, lambda: "eager")
@@ -148,7 +149,8 @@ def test_tiles_have_powers_of_two_and_fit_the_map() -> None:
             x = torch.empty(shape)
             x = x.to(memory_format=torch.channels_last) if last else x
             geometry = geometry_of(x, torch.empty(shape[1], 1, 3, 3))
-            assert tiles_of(geometry) == (CHANNELS_LAST if geometry.last else CONTIGUOUS)
+            few = CONTIGUOUS if shape[-1] == 256 else CONTIGUOUS[:1]
+            assert tiles_of(geometry) == (CHANNELS_LAST if geometry.last else few)
             for tile in tiles_of(geometry):
                 pixels, columns, channels = tile.shape(geometry, shape[1])
                 assert 128 <= pixels * channels <= tile.numbers
