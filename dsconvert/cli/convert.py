@@ -218,6 +218,8 @@ def _convert(
             say(*conversion_report(main, title, verbose=options.verbose))
             say(*_others(result))
             targets.show(measured)
+        else:
+            say(*(f"warning: {w}" for w in main.warnings))
         alone = "" if made is None else f": {name} alone, as {made.format}"
         say(f"wrote {out if made is None else ' and '.join(made.files)}{alone}")
     targets.report_missed(measured, options)

@@ -64,6 +64,11 @@ class Analysis:
         """Parameters and MACs of the original, counted at the first use."""
         return self.count(self.model, own=self.owned)
 
+    @property
+    def sounds(self) -> bool:
+        """Whether the model is a vocoder, by its adapter."""
+        return self.adapter is not None and self.adapter.sounds(self.model) is not None
+
     @cached_property
     def groups(self) -> ChannelGroups:
         """The channel groups, found at the first use; none without example inputs."""

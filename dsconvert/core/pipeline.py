@@ -18,6 +18,7 @@ from dsconvert.core.merge import merge
 from dsconvert.core.planner import make_plan
 from dsconvert.core.polish import apply_and_polish
 from dsconvert.core.polish_options import polish_options
+from dsconvert.core.rank_losses import rank_losses
 from dsconvert.core.rewrite import costed
 from dsconvert.core.widths import width_chooser
 from dsconvert.model.inputs import Inputs, examples_for, sampler_of
@@ -120,11 +121,11 @@ def plan_for(
         calibrate: of the conversion that follows.
         polished: whether a polish follows; then ``width`` None is ``auto`` with ``balanced`` and
             ``fast``.
-        seed: of the samples that widths are chosen by.
+        seed: of the samples that widths (of a vocoder: ranks) are chosen by.
         progress: called with ``(stage, done, total, detail)``.
     """
-    # A count is one more forward pass: only `balanced` needs it.
-    total = analysis.cost.macs if preset == "balanced" and rank is None else None
+    budgeted = preset == "balanced" and rank is None
+    fitted = init == "fit" and calibrate != 0
     chooser = width_chooser(
         analysis,
         preset=preset,
@@ -142,9 +143,11 @@ def plan_for(
         keep=keep,
         refit=refit,
         remove=remove,
-        total_macs=total,
+        total_macs=analysis.cost.macs if budgeted else None,
         widths=chooser,
         groups=None if chooser is None else analysis.groups,
+        sounds=analysis.sounds,
+        losses=rank_losses(analysis, seed=seed, progress=progress) if budgeted and fitted else None,
     )
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from dsconvert.config.choices import PRESETS
 from dsconvert.config.convert import Rewriting
 from dsconvert.core.presets import (
+    BALANCED_RATIO,
     CHOOSERS,
     IMAGE_CHANNELS,
     PROMISED_RATIO,
+    SOUND_PROMISE,
+    SOUND_RATIO,
     Choice,
     Request,
     one_pixel,
@@ -38,6 +41,8 @@ def make_plan(
     total_macs: int | None = None,
     widths: Callable[[Sequence[str]], tuple[Width, ...]] | None = None,
     groups: ChannelGroups | None = None,
+    sounds: bool = False,
+    losses: Mapping[str, Mapping[int, float]] | None = None,
 ) -> Plan:
     """Decide for every convolution of ``sites``.
 
@@ -51,6 +56,9 @@ def make_plan(
         widths: returns the channel groups that get narrower, given the modules that are kept;
             None: none does.
         groups: the model's channel groups, for ``widths``.
+        sounds: the model is a vocoder, of which ``balanced`` asks less.
+        losses: by convolution, the measured loss at each rank, by which ``balanced`` chooses; None
+            or empty: none was measured.
         total_macs: of the whole model; the budget of ``balanced`` includes layers that are no
             convolutions (normalisations, resampling filters, linear layers). None: without them.
 
@@ -80,6 +88,8 @@ def make_plan(
         original=sum(original[s.name].macs or 0 for s in live) if narrower else None,
         first=sites.order[0] if sites.order else None,
         image=_image(sites),
+        ratio=SOUND_RATIO if sounds else BALANCED_RATIO,
+        losses=losses or {},
     )
     free = [s for s in live if s.name not in held and s.locked is None]
     choices = CHOOSERS[preset](free, request)
@@ -90,7 +100,8 @@ def make_plan(
     )
     notes = [sites.note] if sites.note else []
     if preset == "balanced" and rank is None and total_macs is not None:
-        notes += _missed(decisions, request.rest)
+        promise = SOUND_PROMISE if sounds else PROMISED_RATIO
+        notes += _missed(decisions, request.rest, promise)
     return Plan(
         model=sites.model,
         preset=preset,
@@ -115,11 +126,11 @@ def _image(sites: Sites) -> str | None:
     return found[-1] if found else None
 
 
-def _missed(decisions: Sequence[Decision], rest: int) -> list[str]:
+def _missed(decisions: Sequence[Decision], rest: int, promise: float) -> list[str]:
     """Return a note if ``balanced`` misses its promise, with the layers that cause it."""
     before = rest + sum(d.macs_before or 0 for d in decisions)
     after = rest + sum(d.macs_after or 0 for d in decisions)
-    if not after or before / after >= PROMISED_RATIO:
+    if not after or before / after >= promise:
         return []
     parts = {d.site: d.macs_after or 0 for d in decisions} | {_REST: rest}
     largest = sorted(parts, key=lambda name: -parts[name])[:3]
@@ -127,7 +138,7 @@ def _missed(decisions: Sequence[Decision], rest: int) -> list[str]:
     most = 2 * sum(parts[name] for name in largest) > after
     where = "most of the MACs that remain are" if most else "the largest shares that remain are"
     return [
-        f"balanced aims at {PROMISED_RATIO:g}x fewer MACs and reaches about "
+        f"balanced aims at {promise:g}x fewer MACs and reaches about "
         f"{before / after:.1f}x here: {where} in {shares}"
     ]
 

@@ -36,6 +36,8 @@ USEFUL_STEPS = 200
 """A shorter polish leaves much of the possible gain."""
 RATE = 1.5e-3
 """Learning rate, relative to the root mean square of each tensor: that of a distillation."""
+SOUND_BATCH, SOUND_HELD_OUT = 2, 12
+"""Of a vocoder: a piece of sound has thousands of positions, and takes as long as many images."""
 _EXACT = 1e-6
 """Below this distance nothing is left to improve."""
 _ENDS: dict[str, PolishEnd] = {
@@ -108,7 +110,7 @@ class _Polisher:
         self._analysis, self._conversion, self._options = analysis, conversion, options
         self._seed, self._progress = seed, progress
         self._notes: list[str] = []
-        self._picture = False
+        self._picture = self._sounds = False
         limit = None if options.steps is not None else 60 * options.minutes
         self._schedule = PolishSchedule(limit=limit, steps=options.steps)
 
@@ -142,7 +144,7 @@ class _Polisher:
         teacher = self._whole(fast_form(self._analysis)).float()
         teacher = as_pictures(self._analysis, teacher)
         student = as_pictures(self._analysis, trained)
-        scale, sounds = self._range(teacher)
+        scale, self._sounds = self._range(teacher)
         if scale == "0 to 1":
             teacher, student = FromUnit(teacher), FromUnit(student)
         self._picture = scale is not None
@@ -152,13 +154,15 @@ class _Polisher:
             seed=self._seed,
             lr=RATE,
         )
-        if not self._picture and not sounds:
+        if self._sounds:
+            config = replace(config, batch=SOUND_BATCH, held_out=SOUND_HELD_OUT)
+        elif not self._picture:
             config = replace(config, features=0.0)
             self._notes.append(
                 "polish: the output is no image in [-1, 1] or [0, 1], so it is compared value by "
                 "value, without the backbone's features"
             )
-        batches = self._batches(teacher, student, config, sounds=sounds)
+        batches = self._batches(teacher, student, config)
         loop = Loop(
             batches,
             batches.config,
@@ -192,12 +196,12 @@ class _Polisher:
         return self._analysis.sampler
 
     def _batches(
-        self, teacher: nn.Module, student: nn.Module, config: DistillConfig, *, sounds: bool
+        self, teacher: nn.Module, student: nn.Module, config: DistillConfig
     ) -> TeacherBatches:
         def made(config: DistillConfig) -> TeacherBatches:
             place = device_of(self._analysis.model)
             return teacher_batches(
-                teacher, student, self._inputs, config=config, sounds=sounds, device=place
+                teacher, student, self._inputs, config=config, sounds=self._sounds, device=place
             )
 
         try:
@@ -247,6 +251,7 @@ class _Polisher:
         elif trained is not None and not improved:
             self._notes.append("polish: no evaluation was better than the fit, which stays")
         after = result.after if improved else result.before
+        heard = after.terms.get("features") if self._sounds else None
         repeats = ended in ("settled", "minutes", "steps") and result.steps == self._schedule.total
         seconds = time.perf_counter() - self._began
         record = Polish(
@@ -261,7 +266,7 @@ class _Polisher:
             repeat=result.steps if repeats and result.steps else None,
         )
         made = self._conversion.model if model is None else self._analysis.result(model)
-        return self._with(record, model=made, psnr=record.psnr_after)
+        return self._with(record, model=made, psnr=record.psnr_after, stft=heard)
 
     def _unchanged(self, ended: PolishEnd) -> Conversion:
         record = Polish(
@@ -272,15 +277,22 @@ class _Polisher:
             distance_before=None,
             distance_after=None,
         )
-        return self._with(record, model=self._conversion.model, psnr=None)
+        return self._with(record, model=self._conversion.model)
 
-    def _with(self, record: Polish, *, model: nn.Module, psnr: float | None) -> Conversion:
+    def _with(
+        self,
+        record: Polish,
+        *,
+        model: nn.Module,
+        psnr: float | None = None,
+        stft: float | None = None,
+    ) -> Conversion:
         given = self._conversion
         return replace(
             given,
             model=model,
             psnr=given.psnr if psnr is None else psnr,
-            stft=given.stft if model is given.model else None,
+            stft=given.stft if stft is None else stft,
             notes=(*given.notes, *self._notes),
             seconds={**given.seconds, "polish": record.seconds},
             polish=record,

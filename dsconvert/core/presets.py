@@ -8,10 +8,11 @@ restore).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
+from dsconvert.core.rank_choice import Option, least_loss_ranks
 from dsconvert.errors import PlanError
 from dsconvert.records import Site
 from dsconvert.rules import Rule, rule_named
@@ -21,6 +22,9 @@ BALANCED_RATIO = 5.03
 beside the convolutions."""
 PROMISED_RATIO = 5.0
 """The reduction of MACs that ``balanced`` promises."""
+SOUND_RATIO, SOUND_PROMISE = 3.05, 3.0
+"""The same two for vocoders: compact chains of up to a hundred convolutions, which a trained one
+does not bear at 5x."""
 NARROW_RATIO = 20.2
 """The most that ``balanced`` asks of widths and ranks together."""
 IMAGE_CHANNELS = 4
@@ -52,6 +56,10 @@ class Request:
     """The convolution that runs first."""
     image: str | None = None
     """The convolution whose output is most likely the image."""
+    ratio: float = BALANCED_RATIO
+    """The budget of ``balanced`` is the MACs divided by this."""
+    losses: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """By convolution, the measured loss at each rank; empty: none was measured."""
 
 
 def keep(reason: str, norm: Literal["keep", "fold"] = "fold") -> Choice:
@@ -142,7 +150,8 @@ _LOW = ("up-pw-dw", "low-pw-dw")
 """Rules whose pointwise runs at the low resolution, in front of an upsample."""
 
 
-def _separable(site: Site) -> Rule:
+def separable(site: Site) -> Rule:
+    """Return the rule that ``balanced`` separates a convolution by."""
     for rule in map(rule_named, _LOW):
         if rule.why_not(site) is None:
             return rule
@@ -162,13 +171,20 @@ def _balanced(sites: Sequence[Site], request: Request) -> dict[str, Choice]:
         if (why := _block(s, request)) is not None:
             choices[s.name] = keep(why)
     for s in block:
-        rule = _separable(s)
+        rule = separable(s)
         start = 4 if rule.name in _LOW or _grows(s) else 2
         ranks[s.name] = _clip(rule, s, request.rank or start)
+    measured: dict[str, int | None] = {}
     if request.rank is None and all(s.macs is not None for s in sites):
-        _spend(sites, block, ranks, request)
+        if request.losses:
+            measured = _spend_by_loss(sites, block, request)
+        else:
+            _spend(sites, block, ranks, request)
     for s in block:
-        rule = _separable(s)
+        rule = separable(s)
+        if s.name in measured:
+            choices[s.name] = _by_loss(s, measured[s.name])
+            continue
         low = rule.name in _LOW or _grows(s)
         where = "pointwise at the low resolution" if low else "dw -> pw"
         gain = _cheaper(s, rule, ranks[s.name])
@@ -192,21 +208,15 @@ def _spend(
     sites: Sequence[Site], block: Sequence[Site], ranks: dict[str, int], request: Request
 ) -> None:
     """Fit the ranks to the budget: lower them from the input, then raise them from the image."""
-    whole = request.rest + sum(s.macs or 0 for s in sites)
-    fixed = whole - sum(s.macs or 0 for s in block)
-    total = whole / BALANCED_RATIO
-    if request.original is not None:
-        # Ranks need not take what widths have saved already.
-        total = max(total, (request.rest + request.original) / NARROW_RATIO)
-    budget = total - fixed
+    budget = _budget(sites, block, request)
 
     def spent() -> int:
-        return sum(_separable(s).macs(s, ranks[s.name]) or 0 for s in block)
+        return sum(separable(s).macs(s, ranks[s.name]) or 0 for s in block)
 
     if block:
         # A rank is worth more in the last convolution before the image than in the first ones.
         last = block[-1]
-        ranks[last.name] = _clip(_separable(last), last, ranks[last.name] + 1)
+        ranks[last.name] = _clip(separable(last), last, ranks[last.name] + 1)
     while spent() > budget and any(r > 1 for r in ranks.values()):
         for s in block:
             ranks[s.name] = max(1, ranks[s.name] - 1)
@@ -216,7 +226,7 @@ def _spend(
     while raised:
         raised = False
         for s in reversed(block):
-            rule = _separable(s)
+            rule = separable(s)
             if ranks[s.name] >= rule.max_rank(s):
                 continue
             ranks[s.name] += 1
@@ -224,6 +234,36 @@ def _spend(
                 ranks[s.name] -= 1
             else:
                 raised = True
+
+
+def _budget(sites: Sequence[Site], block: Sequence[Site], request: Request) -> float:
+    """Return the MACs that the convolutions ``block`` may cost."""
+    whole = request.rest + sum(s.macs or 0 for s in sites)
+    fixed = whole - sum(s.macs or 0 for s in block)
+    total = whole / request.ratio
+    if request.original is not None:
+        # Ranks need not take what widths have saved already.
+        total = max(total, (request.rest + request.original) / NARROW_RATIO)
+    return total - fixed
+
+
+def _spend_by_loss(
+    sites: Sequence[Site], block: Sequence[Site], request: Request
+) -> dict[str, int | None]:
+    """Return the rank of each convolution (None: dense), at the least loss within the budget."""
+    options: list[list[Option]] = []
+    for s in block:
+        rule, losses = separable(s), request.losses.get(s.name, {})
+        found = [(r, rule.macs(s, r) or 0, losses[r]) for r in losses]
+        options.append([*found, (None, s.macs or 0, 0.0)])
+    chosen = least_loss_ranks(options, _budget(sites, block, request))
+    return {s.name: rank for s, rank in zip(block, chosen, strict=True)}
+
+
+def _by_loss(site: Site, rank: int | None) -> Choice:
+    if rank is None:
+        return keep("dense by measured loss and cost: no rank is worth its loss")
+    return Choice(separable(site), rank, "rank chosen by measured loss and cost")
 
 
 def _fast(sites: Sequence[Site], request: Request) -> dict[str, Choice]:
@@ -234,7 +274,7 @@ def _fast(sites: Sequence[Site], request: Request) -> dict[str, Choice]:
             continue
         # The first layer and the excitation branches are parameters more than MACs: there the
         # fewer channels get the spatial filters, and a white latent is kept best by pw -> dw.
-        rule = rule_named("pw-dw") if one_pixel(s) else _separable(s)
+        rule = rule_named("pw-dw") if one_pixel(s) else separable(s)
         r = _clip(rule, s, request.rank or 1)
         smaller = one_pixel(s) and rule.params(s, r) < s.params
         gain = None if smaller else _cheaper(s, rule, r)

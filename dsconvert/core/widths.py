@@ -46,6 +46,8 @@ def width_chooser(
     """
     if width is None:
         possible = analysis.sampler is not None and calibrate != 0 and init != "random"
+        # The channels of a trained vocoder are all in use: ranks cost it less.
+        possible = possible and not analysis.sounds
         width = default_width(preset, polished=polished) if possible else 1
     if width == "auto" and init == "random":
         # Random weights look as redundant as they are random: take what a trained network spares.

@@ -83,26 +83,35 @@ def magnitudes(sound: Tensor, resolution: tuple[int, int, int]) -> Tensor:
 def stft_distance(made: Tensor, wanted: Tensor) -> Tensor:
     """Return the multi-resolution STFT distance of sounds (N, T) to wanted ones, (N,).
 
-    Mean over :data:`RESOLUTIONS` of the spectral convergence ``|A - B| / |B|`` (Frobenius norms of
-    magnitudes) and the mean absolute difference of their natural logarithms, added up (Yamamoto et
-    al. 2020, eq. 4 to 6). 0 for equal sounds.
+    Mean over :data:`RESOLUTIONS` of :func:`spectral_distance`. 0 for equal sounds.
     """
-    found: list[Tensor] = []
-    for resolution in RESOLUTIONS:
-        a, b = magnitudes(made, resolution), magnitudes(wanted, resolution)
-        convergence = (a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1).clamp_min(1e-12)
-        logs = (a.clamp_min(_FLOOR).log() - b.clamp_min(_FLOOR).log()).abs().flatten(1).mean(1)
-        found.append(convergence + logs)
-    return torch.stack(found).mean(0)
+    pairs = ((magnitudes(made, r), magnitudes(wanted, r)) for r in RESOLUTIONS)
+    return torch.stack([spectral_distance(a, b) for a, b in pairs]).mean(0)
+
+
+def spectral_distance(made: Tensor, wanted: Tensor) -> Tensor:
+    """Return the distance of magnitudes (N, ..., F, frames) to wanted ones, (N,).
+
+    It is the spectral convergence ``|A - B| / |B|`` (Frobenius norms) and the mean absolute
+    difference of the natural logarithms, added up (Yamamoto et al. 2020, eq. 4 to 6).
+    """
+    a, b = made.flatten(1), wanted.flatten(1)
+    convergence = (a - b).norm(dim=1) / b.norm(dim=1).clamp_min(1e-12)
+    logs = (a.clamp_min(_FLOOR).log() - b.clamp_min(_FLOOR).log()).abs().mean(1)
+    return convergence + logs
 
 
 class SpectrumMaps(nn.Module):
-    """Maps sounds (N, 1, 1, T) to logarithmic magnitudes at each resolution; gradients flow."""
+    """Maps sounds (N, 1, 1, T) to magnitudes at each resolution; gradients flow."""
 
     def forward(self, sounds: Tensor) -> list[Tensor]:
         """Return maps (N, 1, F, frames)."""
         flat = sounds.flatten(1)
-        return [magnitudes(flat, r).clamp_min(_FLOOR).log()[:, None] for r in RESOLUTIONS]
+        return [magnitudes(flat, r)[:, None] for r in RESOLUTIONS]
+
+    def error(self, made: Tensor, wanted: Tensor, scale: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the mean distance of maps, which has no unit and so needs no scale."""
+        return spectral_distance(made, wanted).mean()
 
 
 def is_sound(value: Tensor) -> bool:

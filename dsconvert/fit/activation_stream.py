@@ -22,6 +22,7 @@ from dsconvert.fit.threads import all_threads, one_thread
 from dsconvert.model.graph import ConvTypes, TracedGraph
 from dsconvert.model.inputs import tensors_of
 from dsconvert.model.node_runner import NodeRunner
+from dsconvert.model.one_dimensional import is_1d
 from dsconvert.util.devices import full_float32
 
 
@@ -53,9 +54,9 @@ def _bytes(value: Any) -> int:
     return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
 
 
-def _pixels(value: Any) -> int:
-    """Return the positions of a map (N, C, H, W), batch included; 0 for other values."""
-    is_map = isinstance(value, Tensor) and value.dim() == 4
+def _pixels(value: Any, dims: tuple[int, ...]) -> int:
+    """Return the positions of a map (N, C, ...), batch included; 0 for values of other ``dims``."""
+    is_map = isinstance(value, Tensor) and value.dim() in dims
     return value.numel() // max(1, value.shape[1]) if is_map else 0
 
 
@@ -132,6 +133,8 @@ class ActivationStream:
         self._observe, self._selection = observe, selection or {}
         self._budget, self._seed, self._progress = budget, seed, progress
         self._positions = positions
+        self._maps = (3, 4) if is_1d(teacher) else (4,)
+        """Dimensions of the values that are maps."""
         self._values: list[tuple[Values, Values]] = [({}, {}) for _ in batches]
         """Per batch, the values of the teacher and of the student that are still in use."""
         self._batches = [tensors_of(batch) for batch in batches]
@@ -200,12 +203,12 @@ class ActivationStream:
         weights = _weights(self._teacher_model, name)
         for index, (teacher, student) in enumerate(self._values):
             self._draw(position, index)
-            with all_threads(weights * _pixels(self._values[0][0].get(node))):
+            with all_threads(weights * _pixels(self._values[0][0].get(node), self._maps)):
                 teacher[node] = self._teacher.value(node, teacher)
             if not diverged:
                 student[twin] = teacher[node]
             used += _bytes(teacher[node])
-            seen += _pixels(teacher[node])
+            seen += _pixels(teacher[node], self._maps)
             enough = self._positions is not None and seen >= self._positions
             enough = (enough and index + 1 >= FEWEST) or (used > self._budget and index + 1 >= 2)
             if enough and index + 1 < len(self._values):
@@ -232,7 +235,7 @@ class ActivationStream:
         weights = _weights(self._student_model, name)
         for index, (teacher, student) in enumerate(self._values):
             self._draw(position, index)
-            with all_threads(weights * _pixels(teacher[node])):
+            with all_threads(weights * _pixels(teacher[node], self._maps)):
                 student[twin] = self._student.value(twin, student)
 
     def _selected(self, node: fx.Node, value: Any) -> Any:

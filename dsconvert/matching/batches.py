@@ -18,7 +18,7 @@ HELD_OUT, SCALES, TRAINING = 0, 100_000, 1_000_000
 _NUMBERS = 4_000_037
 """Batch numbers of one seed; those of the next seed begin there."""
 _FOR_SCALES = 48
-"""Latents from which the scales are measured."""
+"""Latents from which the scales are measured; fewer where few are held out, too."""
 _KEPT_BYTES = 512 * 2**20
 """Held-out batches are kept up to this size, all together; the others are made again. The same goes
 for training batches that are used twice."""
@@ -118,7 +118,8 @@ class TeacherBatches:
 
     def scales(self) -> Scales:
         """Measure the variances that squared errors are divided by; solve the read-outs."""
-        count = max(2, -(-_FOR_SCALES // self.config.batch))
+        latents = min(_FOR_SCALES, 3 * self.config.held_out // 2)
+        count = max(2, -(-latents // self.config.batch))
         targets = [self.target(SCALES + i) for i in range(count)]
         self.objective.begin_readouts(targets)
         return self.objective.scales(targets)

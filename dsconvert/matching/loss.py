@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dsconvert.adapter import image_tensor
 from dsconvert.config.distill import DistillConfig
+from dsconvert.data.spectrograms import SpectrumMaps
 from dsconvert.matching.blocks import Args, BlockRecorder
 from dsconvert.matching.readout import ReadOut
 from dsconvert.model.inputs import map_tensors, tensors_of
@@ -59,6 +60,10 @@ class ProjectedMaps(nn.Module):
                 x, (self.size, self.size), mode="bilinear", align_corners=False, antialias=True
             )
         return self.projector.backbone(x)
+
+    def error(self, made: Tensor, wanted: Tensor, scale: Tensor) -> Tensor:
+        """Return :func:`relative_error`."""
+        return relative_error(made, wanted, scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +127,7 @@ class Objective:
         student: nn.Module,
         *,
         blocks: Sequence[str],
-        features: nn.Module | None,
+        features: ProjectedMaps | SpectrumMaps | None,
     ) -> None:
         self.teacher, self.student, self.features = teacher, student, features
         self._teacher_blocks = BlockRecorder(teacher, tuple(blocks))
@@ -251,7 +256,7 @@ class Objective:
         if target.maps and self.features is not None:
             maps = self.features(image)
             pairs = zip(maps, target.maps, scales.maps, strict=True)
-            found["features"] = torch.stack([relative_error(s, t, v) for s, t, v in pairs]).mean()
+            found["features"] = torch.stack([self.features.error(*p) for p in pairs]).mean()
         return found
 
     def _block_error(

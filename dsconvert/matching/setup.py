@@ -61,7 +61,7 @@ def teacher_batches(
         teacher.to(device).float().eval().requires_grad_(False),
         student.to(device),
     ]
-    features: nn.Module | None = None
+    features: ProjectedMaps | SpectrumMaps | None = None
     if config.features:
         features = (
             SpectrumMaps()

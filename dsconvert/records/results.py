@@ -57,6 +57,9 @@ class Cost:
     """The reason if ``macs`` is None."""
 
 
+SOUND_LIMIT = 1.2
+"""The STFT distance of a vocoder to its original above which a conversion warns. HiFi-GAN V1 of
+LJSpeech is 1.22 from recordings."""
 PolishEnd = Literal["steps", "minutes", "settled", "exact", "interrupted", "diverged"]
 """Why a polish ended: the steps asked for, the time, the held-out distance no longer fell, nothing
 was left to improve, Ctrl-C or SIGTERM, or the loss was no longer finite."""
@@ -134,11 +137,29 @@ class Conversion:
     is no image."""
     stft: float | None = None
     """Mean multi-resolution STFT distance to the original's sounds on inputs that were held out of
-    the fit; None where nothing was fitted, the output is no sound, or a polish followed."""
+    the fit (of the polish, if there was one); None where nothing was fitted, or the output is no
+    sound."""
     polish: Polish | None = None
     """The training after the fit; None: there was none."""
     quality: Quality | None = None
     """Measured after all else; None: it was not."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence, with the remedy, for each figure that says that the result is spoilt."""
+        if self.stft is None or self.stft <= SOUND_LIMIT:
+            return ()
+        worst = sorted((f for f in self.fits if f.fitted), key=lambda f: -(f.fitted or 0.0))[:3]
+        layers = ", ".join(f"{f.site} ({100 * (f.fitted or 0.0):.0f} %)" for f in worst)
+        known = f" The largest errors of the fit are those of {layers}." if layers else ""
+        polish = 5.0 if self.polish is None else 3 * self.polish.seconds / 60
+        return (
+            f"the sounds of this {self.plan.model} are {self.stft:.2f} (STFT distance) from the "
+            f"original's, more than {SOUND_LIMIT:g}, the distance of a trained vocoder from "
+            f"recordings: they are likely to sound spoilt.{known} Polish for longer (--polish "
+            f"{max(5, round(polish))}), give higher ranks (--rank 4), or keep layers dense (--keep "
+            "NAME).",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,6 +73,7 @@ def conversion_dict(conversion: Conversion) -> dict[str, Any]:
             "before": _total(conversion.before),
             "after": _total(conversion.after),
             "notes": list(conversion.notes),
+            **({"warnings": list(conversion.warnings)} if conversion.warnings else {}),
             "seconds": conversion.seconds,
             "psnr_db": conversion.psnr,
             **({} if conversion.stft is None else {"stft_distance": conversion.stft}),

@@ -157,7 +157,8 @@ def conversion_report(conversion: Conversion, title: str = "", *, verbose: bool 
     # The reasons already name the modules that the plan removes.
     idle = tuple(n for n in before.uncalled if not n.startswith(plan.remove))
     seen = dataclasses.replace(before, uncalled=idle) if plan.remove else before
-    notes = [*conversion.notes, *uncounted(seen, after, verbose=verbose)]
+    warnings = [f"warning: {w}" for w in conversion.warnings]
+    notes = [*warnings, *conversion.notes, *uncounted(seen, after, verbose=verbose)]
     return [*report, *dict.fromkeys(notes)]
 
 
