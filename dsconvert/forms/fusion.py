@@ -35,6 +35,7 @@ class Tail:
 def fuse(core: Core) -> None:
     """Put the parts of :mod:`dsconvert.forms.bands` and ``layers`` into ``core``, in place."""
     module, graph = core.module, core.module.graph
+    _instance_norms(module)
     for count, node in enumerate(list(graph.nodes)):
         if node not in graph.nodes or not is_large(module, node):
             continue
@@ -57,6 +58,25 @@ def fuse(core: Core) -> None:
     drop_dead(graph)
     module.delete_all_unused_submodules()
     module.recompile()
+
+
+def _instance_norms(module: fx.GraphModule) -> None:
+    """Replace instance normalisations by group normalisations of one channel a group: the same.
+
+    torch's instance normalisation has no kernel for ``channels_last``: it copies the map there and
+    returns it in the other layout (64 channels, 256 x 256, one core: 74 ms; contiguous 11 ms; the
+    group normalisation in ``channels_last`` 5 ms), so that every layer behind it copies again.
+    """
+    for name, norm in list(module.named_modules()):
+        # In eval mode, stored statistics take the place of the instance's own.
+        if type(norm) is not nn.InstanceNorm2d or norm.track_running_stats:
+            continue
+        count = norm.num_features
+        made = nn.GroupNorm(count, count, eps=norm.eps, affine=norm.affine)
+        if norm.affine:
+            made.load_state_dict(norm.state_dict())
+        first = next(norm.parameters(), None)
+        module.set_submodule(name, made if first is None else made.to(first.device, first.dtype))
 
 
 def is_large(module: fx.GraphModule, node: fx.Node) -> bool:
