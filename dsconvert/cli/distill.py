@@ -34,6 +34,7 @@ def run(call: Call) -> None:
             overwrite=options.overwrite,
             device=options.device,
             module=source_of(options.source),
+            pictures=options.pictures,
             progress=bars,
         )
     result = done.distilled

@@ -9,7 +9,7 @@ from dsconvert.config.files import Module, Source
 from dsconvert.config.pictures import Calibrated
 from dsconvert.errors import PlanError, UsageError
 from dsconvert.formats.base import GeneratorFile, ModuleSource
-from dsconvert.formats.given_inputs import with_calibration
+from dsconvert.formats.given_inputs import with_pictures
 from dsconvert.formats.registry import open_file
 from dsconvert.records import Plan
 
@@ -30,12 +30,7 @@ def source_of(module: Module) -> ModuleSource | None:
 def opened(path: str, options: Source, *, drop: Collection[str] = ()) -> GeneratorFile:
     """Open a file of any format, with the inputs that ``--calibration`` names."""
     file = open_file(path, drop=drop, module=source_of(options.source))
-    given = options.pictures if isinstance(options, Calibrated) else None
-    if given is None or given.calibration is None:
-        return file
-    return with_calibration(
-        file, given.calibration, crop=given.crop, values=given.values, held_out=given.held_out
-    )
+    return with_pictures(file, options.pictures) if isinstance(options, Calibrated) else file
 
 
 def read_plan(path: str) -> Plan:

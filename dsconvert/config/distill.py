@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dsconvert.config.base import BaseSettings, Job
+from dsconvert.config.base import BaseSettings
 from dsconvert.config.choices import Clock, Optimiser, Statistics
 from dsconvert.config.files import Device, Messages, Output, Source
+from dsconvert.config.pictures import Calibrated
 from dsconvert.config.setting import Group, part, setting
 from dsconvert.config.values import seed
 from dsconvert.errors import UsageError
@@ -223,8 +224,8 @@ def _since(progress: float, began: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillJob(Device, Output, Messages, Source, Job):
-    """Let a converted generator learn from its original; needs no data."""
+class DistillJob(Device, Output, Messages, Source, Calibrated):
+    """Let a converted generator learn from its original; needs no data where it makes its own."""
 
     keeps_memory: ClassVar[bool] = True
     snapshot: str = setting(help="the original: the teacher", positional=True, completes="file")
@@ -242,6 +243,7 @@ class DistillJob(Device, Output, Messages, Source, Job):
 
     @classmethod
     def check_typed(cls, typed: Mapping[str, Any]) -> None:
-        """Refuse a run without an end."""
+        """Refuse a run without an end, and options of pictures where no pictures are named."""
+        super().check_typed(typed)
         if not any(typed.get(o) for o in ("--minutes", "--steps", "--patience")):
             raise UsageError("distill needs an end: --minutes M, --steps N or --patience N.")

@@ -13,6 +13,7 @@ from dsconvert.records.sounds import MelSpec
 RESOLUTIONS = ((512, 50, 240), (1024, 120, 600), (2048, 240, 1200))
 """Transform, hop and window, in samples (Yamamoto et al. 2020, "Parallel WaveGAN", table 2)."""
 _FLOOR = 1e-5
+_SHOWN_DB = 80.0
 _KNEE, _STEP = 1000.0, 200.0 / 3
 """Slaney's mel scale: linear below the knee (Hz), logarithmic above; Hz a mel below it."""
 _LOG_STEP = math.log(6.4) / 27
@@ -117,3 +118,15 @@ class SpectrumMaps(nn.Module):
 def is_sound(value: Tensor) -> bool:
     """Return whether an output (N, C, H, W) is a sound: (N, 1, 1, T)."""
     return value.shape[1] == 1 and value.shape[2] == 1 and value.shape[3] > RESOLUTIONS[-1][0] // 2
+
+
+def pictured(outputs: Tensor) -> Tensor:
+    """Return sounds (N, 1, 1, T) as pictures (N, 1, F, frames) of their spectra; images stay.
+
+    White is the loudest bin of all, black 80 dB below it; low frequencies are at the bottom.
+    """
+    if not is_sound(outputs):
+        return outputs
+    levels = 20 * magnitudes(outputs.flatten(1), RESOLUTIONS[0]).clamp_min(_FLOOR).log10()
+    shown = (levels - levels.max()) / (_SHOWN_DB / 2) + 1
+    return shown.clamp(-1, 1).flip(1)[:, None]

@@ -66,6 +66,7 @@ def distill(
     resume: bool = False,
     weights: Weights = "auto",
     device: torch.device | str | None = None,
+    sounds: bool = False,
     settings: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Distilled:
@@ -86,6 +87,8 @@ def distill(
         resume: continue from the newest checkpoint in ``folder``.
         weights: of the backbone, see :func:`dsconvert.projected.lite0.lite0`.
         device: where to work; None: the teacher's device.
+        sounds: the outputs are sounds (N, 1, 1, T): the features are their spectra, compared by
+            the multi-resolution STFT distance.
         settings: further facts for ``settings.json`` (the files' names, say).
         progress: see :data:`dsconvert.util.progress.Progress`; the unit is that of the run's end.
 
@@ -113,6 +116,7 @@ def distill(
         config=config,
         blocks=blocks,
         weights=weights,
+        sounds=sounds,
         device=place,
     )
     critic = None

@@ -12,16 +12,19 @@ import torch
 from torch import nn
 
 from dsconvert.config.distill import DistillConfig
+from dsconvert.config.pictures import Pictures
 from dsconvert.core.pipeline import cost
 from dsconvert.data.pictures import save_picture, side_by_side
+from dsconvert.data.spectrograms import pictured
 from dsconvert.distill.api import Distilled, distill
 from dsconvert.errors import UsageError
 from dsconvert.formats.alike import check_same_inputs
 from dsconvert.formats.base import GeneratorFile, ModuleSource
+from dsconvert.formats.given_inputs import with_inputs, with_pictures
 from dsconvert.formats.registry import open_file
 from dsconvert.formats.save_file import check_output, save_file
 from dsconvert.metrics import sample_images
-from dsconvert.model.inputs import RandomPixels
+from dsconvert.model.inputs import RandomPixels, held_out_inputs, needs_pictures
 from dsconvert.projected.lite0 import Weights
 from dsconvert.records import Cost
 from dsconvert.report.jsonable import finite, layer_rows
@@ -67,6 +70,7 @@ def distill_snapshot(
     weights: Weights = "auto",
     device: torch.device | str | None = None,
     module: ModuleSource | None = None,
+    pictures: Pictures | None = None,
     progress: Progress | None = None,
 ) -> FileDistillation:
     """Train the main generator of ``student`` (``G_ema``) to make the images of ``teacher``.
@@ -85,6 +89,8 @@ def distill_snapshot(
         weights: of the backbone.
         device: where to work; None: a GPU where there is one.
         module: the factory of a generator that no adapter knows.
+        pictures: the inputs of a generator that reads pictures (sounds, the rows of a ``.npz``); a
+            part of them is held out and judges.
         progress: see :func:`dsconvert.distill.api.distill`.
 
     Raises:
@@ -97,17 +103,16 @@ def distill_snapshot(
     place = run_folder(out) if folder is None else Path(folder)
     run = RunFolder.of_distillation(place)
     first, snap = open_file(teacher, module=module), open_file(student, module=module)
+    if pictures is not None:
+        first = with_pictures(first, pictures)
+        snap = snap if first.given is None else with_inputs(snap, first.given)
     check_output(snap, out, overwrite=overwrite)
     original, fast = first.generator, snap.generator
     inputs = first.inputs()
     if inputs is None:
         raise UsageError(f"the inputs of the generator of {teacher} are unknown; give --input.")
     if isinstance(inputs, RandomPixels):
-        raise UsageError(
-            f"the generator of {teacher} reads pictures: polish it while it is converted "
-            "(convert --calibration DIR|ZIP), or distil it in Python with "
-            "inputs=dsconvert.picture_inputs(FOLDER)."
-        )
+        raise UsageError(f"{needs_pictures(f'the generator of {teacher}', inputs)}.")
     check_same_inputs(snap, first, otherwise="one can't learn from the other")
     # A generator may return more than a picture; then a wrapper picks the picture out.
     wrapped_teacher, wrapped_student = first.picture(), snap.picture()
@@ -121,6 +126,7 @@ def distill_snapshot(
         resume=resume,
         weights=weights,
         device=for_work(device),
+        sounds=first.sounds() is not None,
         settings={"teacher": str(teacher), "student": str(student), "out": str(out)},
         progress=progress,
     )
@@ -130,7 +136,11 @@ def distill_snapshot(
     example = inputs(1, torch.Generator().manual_seed(0))
     before, after = cost(original, example), cost(trained, example)
     rows = {
-        label: sample_images(m, inputs, samples=_SHOWN, seed=config.seed + 1, batch=_SHOWN)
+        label: pictured(
+            sample_images(
+                m, held_out_inputs(inputs), samples=_SHOWN, seed=config.seed + 1, batch=_SHOWN
+            )
+        )
         for label, m in (
             ("teacher", wrapped_teacher),
             ("before", wrapped_student),

@@ -8,6 +8,7 @@ from typing import Any
 
 from dsconvert.config.distill import DistillConfig
 from dsconvert.data.pictures import save_picture, side_by_side
+from dsconvert.data.spectrograms import pictured
 from dsconvert.errors import UsageError
 from dsconvert.matching.evaluator import HeldOutEvaluation
 from dsconvert.runs.checkpoint import load_newest, save_checkpoint
@@ -81,7 +82,8 @@ class DistillationRun:
         Raises:
             OutputError: the disk can't take it.
         """
-        sheet = side_by_side({"teacher": found.teacher, "student": found.student}, with_psnr=True)
+        rows = {"teacher": pictured(found.teacher), "student": pictured(found.student)}
+        sheet = side_by_side(rows, with_psnr=True)
         save_picture(sheet, self.folder.grid(images), overwrite=True)
 
     def save(self, images: int, state: Mapping[str, Any]) -> None:

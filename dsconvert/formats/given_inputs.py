@@ -26,6 +26,15 @@ def with_inputs(file: GeneratorFile, inputs: Inputs) -> GeneratorFile:
     return replace(file, given=inputs)
 
 
+def with_pictures(file: GeneratorFile, given: Pictures) -> GeneratorFile:
+    """Return ``file`` with the inputs that ``--calibration`` names; as it is if that names none."""
+    if given.calibration is None:
+        return file
+    return with_calibration(
+        file, given.calibration, crop=given.crop, values=given.values, held_out=given.held_out
+    )
+
+
 def with_calibration(
     file: GeneratorFile,
     path: str | os.PathLike[str],
