@@ -7,6 +7,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx, nn
 
+from dsconvert.records import Site
+
+
+def upsample_of(site: Site) -> nn.Module:
+    """Return the nearest x2 upsample of a map (N, C, H, W); of one dimension: of the width."""
+    return nn.Upsample(scale_factor=2.0 if site.dims == 2 else (1.0, 2.0), mode="nearest")
+
 
 def nearest_x2(module: nn.Module | None) -> bool:
     """Return whether a module is an ``nn.Upsample`` by 2, mode nearest."""

@@ -43,6 +43,8 @@ _WORK = 0.2e12
 _SAMPLES = 30_000
 """Positions that the moments are measured at."""
 _ORDER = ("pointwise", "depthwise")
+_STRIDES = ((1, 1), (2, 2), (1, 2))
+"""Of the pointwise; it reads every other pixel (along one dimension: the width) of a doubled map."""
 
 
 def _components(outs: int, taps: tuple[int, ...]) -> int:
@@ -74,13 +76,14 @@ def _whitened_start(
 
 def fit_pointwise_depthwise(module: nn.Module, sample: Sample) -> None:
     """Fit a pw -> dw pair in place; it is restored where the held-out error does not fall."""
-    pair = pair_of(module, *_ORDER) or pair_of(module, *_ORDER, stride=2)
+    found = (pair_of(module, *_ORDER, stride=stride) for stride in _STRIDES)
+    pair = next((p for p in found if p is not None), None)
     if pair is None:
         raise TypeError("a pw -> dw pair has a pointwise and a depthwise convolution")
     spatial, point = pair
     # A pointwise with a stride reads these positions of its input.
-    step = point.stride[0]
-    inputs = [x[..., ::step, ::step] for x in sample.inputs]
+    down, right = point.stride
+    inputs = [x[..., ::down, ::right] for x in sample.inputs]
     outs = spatial.out_channels
     rank, taps = point.out_channels // outs, spatial.kernel_size[0] * spatial.kernel_size[1]
     # Second moments around zero, not the mean: padding is a real zero, and the mean is one
@@ -128,7 +131,7 @@ def fit_pointwise_depthwise(module: nn.Module, sample: Sample) -> None:
             p.copy_(value)
 
 
-def pointwise_depthwise_of(module: nn.Module, *, stride: int = 1) -> Pair | None:
+def pointwise_depthwise_of(module: nn.Module, *, stride: tuple[int, int] = (1, 1)) -> Pair | None:
     """Return the factors of ``module`` if it is a pw -> dw pair with that stride of the former."""
     return pair_of(module, *_ORDER, stride=stride)
 

@@ -28,7 +28,12 @@ def _blank(cls: type[nn.Module], *args: object, **kwargs: object) -> Any:
 
 
 def pointwise(
-    inp: int, out: int, weight: Tensor, bias: Tensor | None, *, stride: int = 1
+    inp: int,
+    out: int,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: tuple[int, int] = (1, 1),
 ) -> nn.Conv2d:
     """Return a 1x1 convolution with the given ``(out, inp)`` weight."""
     conv = _blank(nn.Conv2d, inp, out, 1, stride=stride, bias=bias is not None)
@@ -52,7 +57,7 @@ def depthwise(site: Site, inp: int, out: int, weight: Tensor, bias: Tensor | Non
     return conv
 
 
-def pair_of(module: nn.Module, *names: str, stride: int = 1) -> Pair | None:
+def pair_of(module: nn.Module, *names: str, stride: tuple[int, int] = (1, 1)) -> Pair | None:
     """Return the factors of ``module`` if it is a separable pair in the order of ``names``.
 
     A pair is an ``nn.Sequential`` of exactly the children ``depthwise`` and ``pointwise``; the
@@ -63,7 +68,7 @@ def pair_of(module: nn.Module, *names: str, stride: int = 1) -> Pair | None:
     spatial, point = module.get_submodule("depthwise"), module.get_submodule("pointwise")
     if not isinstance(point, nn.Conv2d) or point.kernel_size != (1, 1):
         return None
-    if point.stride != (stride, stride):
+    if point.stride != stride:
         return None
     if not isinstance(spatial, nn.Conv2d | nn.ConvTranspose2d):
         return None

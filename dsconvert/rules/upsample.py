@@ -2,7 +2,9 @@
 
 A pointwise convolution commutes with a nearest upsample, so it can run at the low resolution, at a
 quarter of the cost; what remains is a depthwise 3x3 behind the upsample, which is exactly one
-depthwise transposed convolution (see :func:`dsconvert.rules.factorise.upsampled`).
+depthwise transposed convolution (see :func:`dsconvert.rules.factorise.upsampled`). Along one
+dimension (a ``Conv1d`` of three taps, whose form has height 1) it has four taps instead of 16, and
+half the positions instead of a quarter.
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ from dsconvert.rules.pointwise_depthwise import (
 )
 from dsconvert.rules.separable import pointwise
 
-_TAPS = 16
+
+def _taps(site: Site) -> int:
+    """Return the taps of the transposed kernel: 4 x 4, or 1 x 4 along one dimension."""
+    return 16 if site.dims == 2 else 4
+
+
+def _fewer(site: Site) -> int:
+    """Return the factor between the positions of output and input."""
+    return 4 if site.dims == 2 else 2
 
 
 def _why_not(site: Site) -> str | None:
@@ -35,19 +45,33 @@ def _why_not(site: Site) -> str | None:
 
 
 def _why_not_plain(site: Site) -> str | None:
+    flat = site.dims == 1
     plain = (
-        site.kernel_size == (3, 3)
+        site.kernel_size == ((1, 3) if flat else (3, 3))
         and site.stride == (1, 1)
         and site.dilation == (1, 1)
-        and site.padding in ((1, 1), "same")
+        and site.padding in ((0, 1) if flat else (1, 1), "same")
         and site.padding_mode == "zeros"
     )
-    return None if plain else "behind an upsample, but not a 3x3, stride 1, zero-padded one"
+    if plain:
+        return None
+    taps = "three taps" if flat else "3x3"
+    return f"behind an upsample, but not one of {taps}, stride 1, zero-padded"
 
 
-def _transposed(inp: int, out: int, groups: int, weight: Tensor, bias: Tensor | None) -> nn.Module:
+def _transposed(
+    site: Site, inp: int, groups: int, weight: Tensor, bias: Tensor | None
+) -> nn.Module:
+    flat = site.dims == 1
     conv: Any = skip_init(
-        nn.ConvTranspose2d, inp, out, 4, stride=2, padding=1, groups=groups, bias=bias is not None
+        nn.ConvTranspose2d,
+        inp,
+        site.out_channels,
+        (1, 4) if flat else 4,
+        stride=(1, 2) if flat else 2,
+        padding=(0, 1) if flat else 1,
+        groups=groups,
+        bias=bias is not None,
     )
     assign(conv, weight, bias)
     return conv
@@ -55,11 +79,10 @@ def _transposed(inp: int, out: int, groups: int, weight: Tensor, bias: Tensor | 
 
 def _doubles(conv: nn.Module) -> bool:
     """Whether ``conv`` has the form that an upsample and a 3x3 convolution merge to."""
-    return (
-        isinstance(conv, nn.ConvTranspose2d)
-        and tuple(conv.kernel_size) == (4, 4)
-        and tuple(conv.stride) == (2, 2)
-    )
+    if not isinstance(conv, nn.ConvTranspose2d):
+        return False
+    geometry = tuple(conv.kernel_size), tuple(conv.stride)
+    return geometry in (((4, 4), (2, 2)), ((1, 4), (1, 2)))
 
 
 class UpsamplePointwiseDepthwise(Rule):
@@ -74,19 +97,20 @@ class UpsamplePointwiseDepthwise(Rule):
         return _why_not(site)
 
     def max_rank(self, site: Site) -> int:
-        """Nine: the 16 taps are a linear image of the 3x3 kernel."""
-        return min(9, site.in_channels)
+        """Nine, or three: the taps are a linear image of the kernel's."""
+        return min(9 if site.dims == 2 else 3, site.in_channels)
 
     def params(self, site: Site, rank: int) -> int:
-        """``I O R + 16 O R``, and the bias."""
+        """``I O R + 16 O R`` (4 O R along one dimension), and the bias."""
         bias = site.out_channels if site.bias else 0
-        return site.out_channels * rank * (site.in_channels + _TAPS) + bias
+        return site.out_channels * rank * (site.in_channels + _taps(site)) + bias
 
     def macs(self, site: Site, rank: int) -> int | None:
         """Everything is counted at the low resolution."""
         if (grid := grids(site)) is None:
             return None
-        return site.out_channels * rank * (site.in_channels + _TAPS) * (grid[1] // 4)
+        each = site.out_channels * rank * (site.in_channels + _taps(site))
+        return each * (grid[1] // _fewer(site))
 
     def build(self, site: Site, kernel: Tensor, bias: Tensor | None, rank: int) -> Built:
         """See :class:`dsconvert.rules.Rule`."""
@@ -137,21 +161,29 @@ class LowPointwiseDepthwise(Rule):
 
     def build(self, site: Site, kernel: Tensor, bias: Tensor | None, rank: int) -> Built:
         """See :class:`dsconvert.rules.Rule`."""
-        return _built(site, kernel, bias, rank, stride=2)
+        return _built(site, kernel, bias, rank, stride=(1, 2) if site.dims == 1 else (2, 2))
 
     def rank_of(self, module: nn.Module) -> int | None:
         """That of a pw -> dw pair that reads every other pixel, and doubles the size."""
-        pair = pointwise_depthwise_of(module, stride=2)
+        pair = pointwise_depthwise_of(module, stride=(2, 2))
+        pair = pair or pointwise_depthwise_of(module, stride=(1, 2))
         if pair is None or not _doubles(pair.depthwise):
             return None
         return pair.depthwise.in_channels // pair.depthwise.groups
 
 
-def _built(site: Site, kernel: Tensor, bias: Tensor | None, rank: int, *, stride: int = 1) -> Built:
+def _built(
+    site: Site,
+    kernel: Tensor,
+    bias: Tensor | None,
+    rank: int,
+    *,
+    stride: tuple[int, int] = (1, 1),
+) -> Built:
     factors = factorise.pointwise_depthwise(kernel, rank)
     out = site.out_channels
     mix = pointwise(site.in_channels, out * rank, factors.pointwise, None, stride=stride)
-    spatial = _transposed(out * rank, out, out, factorise.upsampled(factors.depthwise), bias)
+    spatial = _transposed(site, out * rank, out, factorise.upsampled(factors.depthwise), bias)
     return Built(module=named(pointwise=mix, depthwise=spatial), residual=factors.residual)
 
 
@@ -181,22 +213,20 @@ class UpsampleMerge(Rule):
         return 1
 
     def params(self, site: Site, rank: int) -> int:  # noqa: ARG002 - the interface
-        """``16 I O``, and the bias: more parameters, fewer MACs."""
+        """``16 I O`` (4 along one dimension), and the bias: more parameters, fewer MACs."""
         bias = site.out_channels if site.bias else 0
-        return site.in_channels * site.out_channels * _TAPS + bias
+        return site.in_channels * site.out_channels * _taps(site) + bias
 
     def macs(self, site: Site, rank: int) -> int | None:  # noqa: ARG002 - the interface
-        """``16 I O`` an input pixel."""
+        """``16 I O`` (4 along one dimension) an input pixel."""
         if (grid := grids(site)) is None:
             return None
-        return site.in_channels * site.out_channels * _TAPS * (grid[1] // 4)
+        return site.in_channels * site.out_channels * _taps(site) * (grid[1] // _fewer(site))
 
     def build(self, site: Site, kernel: Tensor, bias: Tensor | None, rank: int) -> Built:  # noqa: ARG002
         """See :class:`dsconvert.rules.Rule`."""
         weight = factorise.upsampled(kernel.transpose(0, 1))
-        return Built(
-            module=_transposed(site.in_channels, site.out_channels, 1, weight, bias), residual=0.0
-        )
+        return Built(module=_transposed(site, site.in_channels, 1, weight, bias), residual=0.0)
 
     def rank_of(self, module: nn.Module) -> int | None:
         """1 for a dense transposed convolution that doubles the size."""

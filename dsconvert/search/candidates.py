@@ -16,6 +16,7 @@ from dsconvert.model.graph import ConvTypes
 from dsconvert.model.norms import fold, norm_kind
 from dsconvert.model.observe import evaluating
 from dsconvert.model.one_dimensional import Conv1dTypes, Convolution, as_2d, map_as_2d
+from dsconvert.model.upsampling import upsample_of
 from dsconvert.records import Site
 from dsconvert.rules import Rule, rule_named, rules
 from dsconvert.search.consistency import implausible
@@ -157,7 +158,7 @@ class Candidates:
 def _with_upsample(site: Site, module: nn.Module) -> nn.Module:
     if site.upsample is None:
         return module
-    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), module)
+    return nn.Sequential(upsample_of(site), module)
 
 
 def _folded(conv: nn.Module) -> nn.Module:

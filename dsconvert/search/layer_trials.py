@@ -19,6 +19,7 @@ from dsconvert.errors import UsageError
 from dsconvert.fit import Sample
 from dsconvert.model.graph import ConvTypes
 from dsconvert.model.inputs import held_out_inputs, like
+from dsconvert.model.upsampling import upsample_of
 from dsconvert.records import Site
 from dsconvert.rules import Rule, rules
 from dsconvert.search.candidates import samples
@@ -136,7 +137,7 @@ def _rank_trials(rig: Rig, site: Site, rule: Rule, known: Sample) -> LayerTrials
         module = rule.build(site, kernel_of(conv).float(), bias, rank).module.eval()
         whole = module
         if site.upsample is not None and not rule.absorbs_upsample:
-            whole = nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), module)
+            whole = nn.Sequential(upsample_of(site), module)
         error = sample.error(whole)
         if rule.fit is not None and error > _EXACT and whole is module:
             start = {k: v.clone() for k, v in module.state_dict().items()}
