@@ -44,7 +44,7 @@ _SAMPLES = 30_000
 """Positions that the moments are measured at."""
 _ORDER = ("pointwise", "depthwise")
 _STRIDES = ((1, 1), (2, 2), (1, 2))
-"""Of the pointwise; it reads every other pixel (along one dimension: the width) of a doubled map."""
+"""Of the pointwise, which reads every other pixel of a doubled map (or of its width alone)."""
 
 
 def _components(outs: int, taps: tuple[int, ...]) -> int:
