@@ -16,8 +16,10 @@ from dsconvert.cli.sounds import (
     check_medium,
     check_sounds,
     compared,
+    names_page,
     names_sound,
     recordings_of,
+    write_page,
     write_rows,
 )
 from dsconvert.config.files import CompareJob
@@ -54,11 +56,25 @@ def _sounds(
     """Write the sounds, the original's and the recordings, and say how far apart they are."""
     file, wanted = original
     heard = recordings_of(file, options.seeds)
-    parts = ("", "-original") if heard is None else ("", "-original", "-recording")
-    paths = check_sounds(options.out, overwrite=options.overwrite, parts=parts)
     data, text = compared(wanted, made, heard)
-    sets = [made, wanted] if heard is None else [made, wanted, heard[:, None, None]]
-    write_rows(dict(zip(paths, sets, strict=True)), spec, overwrite=options.overwrite)
+    rows = {"converted": made, "original": wanted}
+    if heard is not None:
+        rows["recording"] = heard[:, None, None]
+    if names_page(options.out):
+        paths = check_sounds(options.out, overwrite=options.overwrite)
+        write_page(
+            {label: rows[label] for label in reversed(rows)},
+            paths[0],
+            spec,
+            text=text,
+            seeds=options.seeds,
+            distances=data["stft_distance"],
+            overwrite=options.overwrite,
+        )
+    else:
+        parts = ("", *(f"-{label}" for label in rows if label != "converted"))
+        paths = check_sounds(options.out, overwrite=options.overwrite, parts=parts)
+        write_rows(dict(zip(paths, rows.values(), strict=True)), spec, overwrite=options.overwrite)
     names = [str(p) for p in paths]
     if options.json:
         emit({"snapshot": options.snapshot, "other": options.other, "out": names, **data})
@@ -69,18 +85,19 @@ def _sounds(
 def run(call: Call) -> None:
     """Show them side by side, with the PSNR of each pair."""
     options: CompareJob = call.options
-    if not names_sound(options.out):
+    heard = names_sound(options.out) or names_page(options.out)
+    if not heard:
         check_picture(options.out, overwrite=options.overwrite)
     device = for_work(options.device)
-    if options.distance and names_sound(options.out):
+    if options.distance and heard:
         raise UsageError("--distance: FD-lite0 is of pictures; leave it out for sounds.")
     # A missing extra fails here, not after minutes of work.
     features = LiteFeatures(device) if options.distance else None
     first, second = opened(options.snapshot, options), opened(options.other, options)
     if options.distance:
         check_same_inputs(first, second, otherwise="their distance can't be measured")
-    spec = check_medium(first, options.out)
-    check_medium(second, options.out)
+    spec = check_medium(first, options.out, page=True)
+    check_medium(second, options.out, page=True)
     one, two = _labels(options.snapshot, options.other)
     with Bars(hidden=options.quiet) as bars:
         a, b = (

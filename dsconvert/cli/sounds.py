@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from dsconvert.data.mel_inputs import MelInputs
 from dsconvert.data.spectrograms import RESOLUTIONS, stft_distance
-from dsconvert.data.waveforms import write_wav
+from dsconvert.data.waveforms import wav_bytes, write_wav
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.records.sounds import MelSpec
-from dsconvert.util.files import check_target
+from dsconvert.runs.html import page, render
+from dsconvert.util.files import check_target, whole_file
 
 _PAUSE = 0.3
 """Seconds between the sounds of two seeds."""
@@ -25,19 +27,31 @@ def names_sound(path: str) -> bool:
     return Path(path).suffix.lower() == ".wav"
 
 
-def check_medium(file: GeneratorFile, out: str) -> MelSpec | None:
+def names_page(path: str) -> bool:
+    """Return whether an output's name ends in ``.html``: a page that plays sounds."""
+    return Path(path).suffix.lower() == ".html"
+
+
+def check_medium(file: GeneratorFile, out: str, *, page: bool = False) -> MelSpec | None:
     """Return the spectrograms that ``file`` reads, where it makes sounds; None: it makes pictures.
+
+    Args:
+        file: an opened file.
+        out: the file that is to be written.
+        page: whether that may be a page with players, too.
 
     Raises:
         UsageError: ``out`` names a file of the other medium.
     """
     spec = file.sounds()
-    if spec is not None and not names_sound(out):
+    fits = names_sound(out) or (page and names_page(out))
+    if spec is not None and not fits:
+        also = " (or in .html, for a page that plays them)" if page else ""
         raise UsageError(
             f"the generator of {file.path} makes sounds, and --out {out} names no sound; end it in "
-            ".wav."
+            f".wav{also}."
         )
-    if spec is None and names_sound(out):
+    if spec is None and fits:
         raise UsageError(
             f"the generator of {file.path} makes pictures, and --out {out} names a sound; end it "
             "in .png."
@@ -106,3 +120,38 @@ def write_rows(rows: dict[Path, Tensor], spec: MelSpec, *, overwrite: bool) -> N
     """Write sounds (N, 1, 1, T), each set into its file."""
     for path, sounds in rows.items():
         write_wav(in_a_row(sounds, spec), path, rate=spec.rate, overwrite=overwrite)
+
+
+def write_page(
+    rows: dict[str, Tensor],
+    path: Path,
+    spec: MelSpec,
+    *,
+    text: str,
+    seeds: tuple[int, ...],
+    distances: list[float],
+    overwrite: bool,
+) -> None:
+    """Write a page with a player for each sound; it needs no other file and no network.
+
+    Args:
+        rows: sounds (N, 1, 1, T) by their label, a column of players each.
+        path: of the page.
+        spec: of the spectrograms.
+        text: above the players.
+        seeds: N numbers.
+        distances: N numbers.
+        overwrite: whether ``path`` may exist.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    columns = [[base64.b64encode(wav_bytes(s.flatten(), rate=spec.rate)).decode() for s in sounds]
+               for sounds in rows.values()]  # fmt: skip
+    lines = [
+        {"seed": seed, "sounds": [c[i] for c in columns], "distance": distance}
+        for i, (seed, distance) in enumerate(zip(seeds, distances, strict=True))
+    ]
+    body = render("players", text=text, labels=list(rows), rows=lines)
+    with whole_file(path, overwrite=overwrite) as beside:
+        beside.write_text(page("A converted vocoder beside its original", body), encoding="utf-8")

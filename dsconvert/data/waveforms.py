@@ -75,6 +75,17 @@ def _values(kind: int, bits: int, data: bytes) -> np.ndarray:
     return np.frombuffer(data, f"<i{width}") / 2.0 ** (bits - 1)
 
 
+def wav_bytes(sound: Tensor, *, rate: int) -> bytes:
+    """Return the content of a ``.wav`` file of a sound (T,) in [-1, 1], as 16-bit PCM."""
+    levels = (sound.detach().cpu().double().clamp(-1, 1) * 32767).round().numpy().astype("<i2")
+    body = levels.tobytes()
+    out = BytesIO()
+    out.write(b"RIFF" + struct.pack("<I", 36 + len(body)) + b"WAVE")
+    out.write(b"fmt " + struct.pack("<IHHIIHH", 16, _PCM, 1, rate, rate * 2, 2, 16))
+    out.write(b"data" + struct.pack("<I", len(body)) + body)
+    return out.getvalue()
+
+
 def write_wav(
     sound: Tensor, path: str | os.PathLike[str], *, rate: int, overwrite: bool = False
 ) -> None:
@@ -83,14 +94,8 @@ def write_wav(
     Raises:
         OutputError: the file exists, or can't be written.
     """
-    levels = (sound.detach().cpu().double().clamp(-1, 1) * 32767).round().numpy().astype("<i2")
-    body = levels.tobytes()
-    out = BytesIO()
-    out.write(b"RIFF" + struct.pack("<I", 36 + len(body)) + b"WAVE")
-    out.write(b"fmt " + struct.pack("<IHHIIHH", 16, _PCM, 1, rate, rate * 2, 2, 16))
-    out.write(b"data" + struct.pack("<I", len(body)) + body)
     with whole_file(path, overwrite=overwrite) as beside:
-        beside.write_bytes(out.getvalue())
+        beside.write_bytes(wav_bytes(sound, rate=rate))
 
 
 def resampled(sound: Tensor, rate: int, wanted: int) -> Tensor:

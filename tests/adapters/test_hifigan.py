@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from dsconvert.data.waveforms import read_wav, write_wav
 from dsconvert.errors import AdapterError, UnsupportedSnapshotError
 from dsconvert.formats.given_inputs import with_calibration
 from dsconvert.formats.restructure import restructure
+from dsconvert.records.results import SOUND_LIMIT
 from dsconvert.testing import check_adapter
 from tests.adapters.originals import expected, filled, some, tensor
 
@@ -153,6 +155,13 @@ def test_a_vocoder_is_converted_by_sounds_and_heard(
         heard, rate = read_wav(wav.with_name(f"heard{part}.wav").read_bytes(), "heard")
         assert rate == 22050
         assert len(heard) == 2 * 256 * 8 + round(0.3 * rate)
+    page = tmp_path / "heard.html"
+    assert main(["compare", path, out, *given, "--seeds", "0-1", "--out", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.count("data:audio/wav;base64,") == 3 * 2
+    assert text.index("recording") < text.index("original, seed") < text.index("converted, seed")
+    assert "http" not in text
+    capsys.readouterr()
     assert main(["compare", path, out, *given, "--out", str(tmp_path / "a.png")]) == 2
     assert "makes sounds, and --out" in capsys.readouterr().err
     assert main(["eval", out, "--against", path, *given]) == 2
@@ -168,6 +177,39 @@ def test_the_polish_hears_spectra(wavs: Path, tmp_path: Path) -> None:
     assert polish is not None
     assert polish.distance_before is not None
     assert not any("no image" in n for n in result.main[1].notes)
+    assert result.main[1].stft is not None
+
+
+@pytest.mark.slow
+def test_the_default_plan_of_a_vocoder_is_measured_and_a_spoilt_sound_is_not_silent(
+    wavs: Path, tmp_path: Path
+) -> None:
+    file = with_calibration(open_file(written(tmp_path, CASES["resblock 2"])), wavs, crop=256)
+    main_one = convert_file(file, calibrate=8).main[1]
+    assert main_one.plan.widths == ()
+    said = {d.reason for d in main_one.plan.decisions}
+    assert "rank chosen by measured loss and cost" in said
+    assert main_one.stft is not None
+    (warning,) = replace(main_one, stft=SOUND_LIMIT + 0.7).warnings
+    assert "--polish" in warning
+    assert "--rank" in warning
+    assert replace(main_one, stft=0.9).warnings == ()
+
+
+@pytest.mark.slow
+@pytest.mark.extended
+def test_sounds_distil(wavs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = str(written(tmp_path, CASES["resblock 2"])), str(tmp_path / "g_fast")
+    given = ["--calibration", str(wavs), "--crop", "256"]
+    fit = ["--calibrate", "8", "--polish", "0", "--quiet"]
+    assert main(["convert", path, "--out", out, *given, *fit]) == 0
+    distil = ["distill", path, out, "--out", f"{out}2", "--steps", "2", "--batch", "2"]
+    assert main(distil) == 2
+    assert "reads mel spectrograms, and none are given" in capsys.readouterr().err
+    assert main([*distil, *given, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["after"]["distance"] <= data["before"]["distance"]
+    assert 0 < data["after"]["terms"]["features"] < 5
 
 
 def test_half_precision_and_sounds_of_other_rates(wavs: Path, tmp_path: Path) -> None:

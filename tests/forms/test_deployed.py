@@ -293,3 +293,22 @@ def test_a_shared_convolution_is_not_folded() -> None:
     core = flatten(model, (x,))
     with torch.no_grad():
         assert torch.allclose(core.module(x), model(x), atol=1e-6)
+
+
+def test_instance_norms_keep_the_layout_and_the_image() -> None:
+    torch.manual_seed(0)
+    norm = torch.nn.InstanceNorm2d(6, affine=True)
+    torch.nn.init.normal_(norm.weight)
+    stored = torch.nn.InstanceNorm2d(8, track_running_stats=True)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3, padding=1), norm, torch.nn.ReLU(),
+        torch.nn.Conv2d(6, 8, 3, padding=1), stored, torch.nn.ReLU(),
+        torch.nn.Conv2d(8, 8, 1), torch.nn.InstanceNorm2d(8), torch.nn.Conv2d(8, 3, 3, padding=1),
+    ).eval()  # fmt: skip
+    made = deploy(model, inputs=lambda n, g: (torch.rand(n, 3, 16, 12, generator=g),))
+    kinds = [type(m) for m in made.modules()]
+    assert kinds.count(torch.nn.GroupNorm) == 2
+    assert kinds.count(torch.nn.InstanceNorm2d) == 1
+    x = torch.rand(2, 3, 16, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(made(x), model(x), rtol=1e-4, atol=1e-5)
