@@ -36,6 +36,13 @@ USEFUL_STEPS = 200
 """A shorter polish leaves much of the possible gain."""
 RATE = 1.5e-3
 """Learning rate, relative to the root mean square of each tensor: that of a distillation."""
+PICTURE_WEIGHT = 10.0
+"""Of the image, where a network changes pictures: it is near to the original's from the start, and
+the features of a backbone pull it away (Real-ESRGAN's compact model, 24 steps: 43.5 to 43.4 dB with
+them, to 44.0 dB without)."""
+NEAR, NEAR_RATE = 0.01, 5e-4
+"""Relative squared error of the image below which the usual rate spoils more than it mends, and the
+rate for such a start."""
 SOUND_BATCH, SOUND_HELD_OUT = 2, 12
 """Of a vocoder: a piece of sound has thousands of positions, and takes as long as many images."""
 _EXACT = 1e-6
@@ -154,8 +161,11 @@ class _Polisher:
             seed=self._seed,
             lr=RATE,
         )
+        reads_pictures = self._picture and values_of(self._inputs) is not None
         if self._sounds:
             config = replace(config, batch=SOUND_BATCH, held_out=SOUND_HELD_OUT)
+        elif reads_pictures:
+            config = replace(config, image=PICTURE_WEIGHT, features=0.0)
         elif not self._picture:
             config = replace(config, features=0.0)
             self._notes.append(
@@ -174,6 +184,8 @@ class _Polisher:
         self._schedule.expect(took)
         self._tell(took)
         loop.evaluate()
+        if reads_pictures and loop.best.finished().start.terms["image"] < NEAR:
+            loop.config = replace(loop.config, lr=NEAR_RATE)
         return loop
 
     @torch.no_grad()

@@ -1,10 +1,11 @@
-"""The loss of a vocoder's sound at each rank of each convolution, measured before a plan is made.
+"""The loss of a network's sounds or pictures at each rank of each convolution, before a plan.
 
-A trained vocoder is a long chain of compact convolutions: at one rank for all, some of them lose
-nothing and others spoil the sound. For independent errors e of a layer's outputs, the expected
-squared error of what the model makes is ``sum_o w_o E[e_o^2]`` to first order
+A trained vocoder or super-resolution network is a long chain of compact convolutions: at one rank
+for all, some of them lose nothing and others spoil the result. So the ranks are chosen by their
+losses where the network is given real inputs. For independent errors e of a layer's outputs, the
+expected squared error of what the model makes is ``sum_o w_o E[e_o^2]`` to first order
 (:mod:`dsconvert.width.sensitivity`). The errors are those of the kernel's leading filters with
-their pointwise refitted by least squares, on sounds that they were not fitted to.
+their pointwise refitted by least squares, on inputs that they were not fitted to.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dsconvert.fit.least_squares import ridge_towards
 from dsconvert.fit.overflow import NotFiniteError
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.graph import ConvTypes
-from dsconvert.model.inputs import RandomPixels, like
+from dsconvert.model.inputs import RandomPixels, like, values_of
 from dsconvert.model.one_dimensional import as_2d, map_as_2d
 from dsconvert.records import Site
 from dsconvert.util.progress import Progress
@@ -49,23 +50,26 @@ _COMPRESSED = 0.3
 bounded where a magnitude vanishes; this power is near to them, and its gradient has a variance."""
 
 
-class _Heard(nn.Module):
-    """The compressed magnitudes of the sounds that a model makes."""
+class _Shown(nn.Module):
+    """The pictures that a model makes, or the compressed magnitudes of its sounds."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, sounds: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.sounds = model, sounds
 
     def forward(self, *args: Any) -> list[Tensor]:
-        """Return maps (N, F, frames), one a resolution."""
-        sound = image_tensor(self.model(*args)).flatten(1)
+        """Return pictures (N, C, H, W), or maps (N, F, frames), one a resolution."""
+        made = image_tensor(self.model(*args))
+        if not self.sounds:
+            return [made]
+        sound = made.flatten(1)
         return [magnitudes(sound, r).clamp_min(1e-5) ** _COMPRESSED for r in RESOLUTIONS]
 
 
 def rank_losses(
     analysis: Analysis, *, seed: int = 0, progress: Progress | None = None
 ) -> RankLosses:
-    """Measure the losses of a vocoder; empty for other models, and where its inputs are random.
+    """Measure the losses of a model that is given sounds or pictures; empty for other models.
 
     Args:
         analysis: of the original.
@@ -73,16 +77,18 @@ def rank_losses(
         progress: called with ``(stage, done, total, detail)``.
     """
     sampler = analysis.sampler
-    if not analysis.sounds or sampler is None or isinstance(sampler, RandomPixels):
+    if sampler is None or isinstance(sampler, RandomPixels):
+        return {}
+    if not analysis.sounds and values_of(sampler) is None:
         return {}
     sites = {s.name: s for s in analysis.sites.convolutions if s.calls == 1 and _ranks(s)}
     twin = folded_copy(analysis.model).eval().float().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     batches = [like(sampler(_BATCH, generator), twin) for _ in range(_BATCHES)]
     pairs = [like(sampler(2, generator), twin) for _ in range(_DIFFERENTIATED)]
-    shown = _Heard(as_pictures(analysis, isolated_copy(twin)))
-    inner = as_pictures(analysis, twin)
-    prefix = "model." + next(f"{n}." if n else "" for n, m in inner.named_modules() if m is twin)
+    own = isolated_copy(twin)
+    shown = _Shown(as_pictures(analysis, own), sounds=analysis.sounds)
+    prefix = next(f"{n}." for n, m in shown.named_modules() if m is own)
     weights, spread = sensitivities(shown, [prefix + n for n in sites], pairs, seed=seed)
     losses: dict[str, dict[int, float]] = {}
 

@@ -13,7 +13,9 @@ from dsconvert.config.distill import DistillConfig
 from dsconvert.matching.evaluator import HeldOutScore
 
 PSNR_TOLERANCE = 0.1
-"""dB below the start that the image may lose while the distance falls."""
+"""dB that the image may lose against the start while the distance falls. They are of the squared
+error of all images together: where some pictures are nothing but background, of which every student
+makes almost the original's, the mean of their own PSNR judges by these alone."""
 _ONE_PERCENT = 0.99
 
 
@@ -30,7 +32,7 @@ class BestStudent:
     """Keeps the student of the best evaluation so far; the first evaluation is of the start.
 
     An evaluation is better if its held-out distance is the lowest so far and (if the image has a
-    weight in the loss) its PSNR is at most :data:`PSNR_TOLERANCE` below that of the start. The
+    weight in the loss) the image has lost at most :data:`PSNR_TOLERANCE` since the start. The
     held-out latents are the same in each evaluation, so the comparison has no sampling noise.
 
     Args:
@@ -75,7 +77,7 @@ class BestStudent:
     def _better(self, score: HeldOutScore, start: HeldOutScore, best: HeldOutScore) -> bool:
         # Any finite distance is better than a start that is not finite.
         least = best.distance if math.isfinite(best.distance) else math.inf
-        worse_image = self._config.image > 0 and score.psnr < start.psnr - PSNR_TOLERANCE
+        worse_image = self._config.image > 0 and _fall(score, start) > PSNR_TOLERANCE
         return score.distance < least and not worse_image
 
     def finished(self) -> Scores:
@@ -115,6 +117,14 @@ class BestStudent:
         else:
             same = [r["step"] for r in rows if r["held_distance"] == data["best"]]
             self.step = same[0] if same else self.evaluated_at
+
+
+def _fall(score: HeldOutScore, start: HeldOutScore) -> float:
+    """Return the dB that the image has lost since the start; below 0: that it has gained."""
+    now, before = score.terms.get("image"), start.terms.get("image")
+    if not now or not before:
+        return start.psnr - score.psnr
+    return 10 * math.log10(now / before)
 
 
 def _score_of(row: Mapping[str, Any]) -> HeldOutScore:
