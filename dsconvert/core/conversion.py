@@ -25,6 +25,8 @@ from dsconvert.records import Conversion, Cost, Fit, Plan
 from dsconvert.util.progress import Progress
 from dsconvert.width import Kept, check_widths, choice, narrow, narrow_sites
 
+SOUND_PIECES = 128
+"""Default number of pieces of sound for a fit; the smallest maps of one have hundreds of positions."""
 _WORTH_COLLECTING = 1 << 20
 """Parameters; to free fewer is not worth the time of a collection (0.2 s)."""
 
@@ -94,7 +96,8 @@ def apply_to(
     before = costs[0] if costs else analysis.cost
     seconds["count"] = time.perf_counter() - began
 
-    latents = DEFAULT_LATENTS if calibrate is None else calibrate
+    usual = SOUND_PIECES if analysis.sounds else DEFAULT_LATENTS
+    latents = usual if calibrate is None else calibrate
     sampler = analysis.sampler
     needed = init != "random" and latents and sampler is not None
     began = time.perf_counter()

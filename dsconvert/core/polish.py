@@ -20,6 +20,7 @@ from dsconvert.core.analysis import Analysis
 from dsconvert.core.conversion import apply_to
 from dsconvert.core.fast_teacher import fast_form
 from dsconvert.core.held_out_psnr import picture_range
+from dsconvert.core.polish_config import NEAR, NEAR_RATE, polish_config
 from dsconvert.core.polish_options import PolishOptions, as_pictures, check_polishable
 from dsconvert.core.polish_schedule import PolishSchedule
 from dsconvert.data.spectrograms import is_sound
@@ -34,17 +35,6 @@ from dsconvert.util.progress import Progress
 
 USEFUL_STEPS = 200
 """A shorter polish leaves much of the possible gain."""
-RATE = 1.5e-3
-"""Learning rate, relative to the root mean square of each tensor: that of a distillation."""
-PICTURE_WEIGHT = 10.0
-"""Of the image, where a network changes pictures: it is near to the original's from the start, and
-the features of a backbone pull it away (Real-ESRGAN's compact model, 24 steps: 43.5 to 43.4 dB with
-them, to 44.0 dB without)."""
-NEAR, NEAR_RATE = 0.01, 5e-4
-"""Relative squared error of the image below which the usual rate spoils more than it mends, and the
-rate for such a start."""
-SOUND_BATCH, SOUND_HELD_OUT = 2, 12
-"""Of a vocoder: a piece of sound has thousands of positions, and takes as long as many images."""
 _EXACT = 1e-6
 """Below this distance nothing is left to improve."""
 _ENDS: dict[str, PolishEnd] = {
@@ -155,19 +145,11 @@ class _Polisher:
         if scale == "0 to 1":
             teacher, student = FromUnit(teacher), FromUnit(student)
         self._picture = scale is not None
-        config = DistillConfig(
-            minutes=None if self._options.steps is not None else self._options.minutes,
-            steps=self._options.steps,
-            seed=self._seed,
-            lr=RATE,
+        near = self._picture and values_of(self._inputs) is not None
+        config = polish_config(
+            self._options, seed=self._seed, sounds=self._sounds, near=near, picture=self._picture
         )
-        reads_pictures = self._picture and values_of(self._inputs) is not None
-        if self._sounds:
-            config = replace(config, batch=SOUND_BATCH, held_out=SOUND_HELD_OUT)
-        elif reads_pictures:
-            config = replace(config, image=PICTURE_WEIGHT, features=0.0)
-        elif not self._picture:
-            config = replace(config, features=0.0)
+        if not self._picture and not self._sounds:
             self._notes.append(
                 "polish: the output is no image in [-1, 1] or [0, 1], so it is compared value by "
                 "value, without the backbone's features"
@@ -184,7 +166,7 @@ class _Polisher:
         self._schedule.expect(took)
         self._tell(took)
         loop.evaluate()
-        if reads_pictures and loop.best.finished().start.terms["image"] < NEAR:
+        if near and loop.best.finished().start.terms["image"] < NEAR:
             loop.config = replace(loop.config, lr=NEAR_RATE)
         return loop
 
