@@ -26,7 +26,7 @@ from dsconvert.util.progress import Progress
 from dsconvert.width import Kept, check_widths, choice, narrow, narrow_sites
 
 SOUND_PIECES = 128
-"""Default number of pieces of sound for a fit; the smallest maps of one have hundreds of positions."""
+"""Default number of sounds of a fit; the smallest map of one has hundreds of positions."""
 _WORTH_COLLECTING = 1 << 20
 """Parameters; to free fewer is not worth the time of a collection (0.2 s)."""
 
