@@ -16,8 +16,11 @@ them, to 44.0 dB without)."""
 NEAR, NEAR_RATE = 0.01, 5e-4
 """Relative squared error of the image below which the usual rate spoils more than it mends, and the
 rate for such a start."""
-SOUND_BATCH, SOUND_HELD_OUT = 2, 12
+SOUND_BATCH, SOUND_HELD_OUT = 1, 12
 """Of a vocoder: a piece of sound has thousands of positions, and takes as long as many images."""
+SOUND_RATE = 3e-4
+"""Of a vocoder. The usual rate spoils a fitted HiFi-GAN within ten steps; near this one, 16 steps
+lower its STFT distance by a tenth. The waveform has no weight: no ear hears all of its phases."""
 
 
 def polish_config(
@@ -39,7 +42,7 @@ def polish_config(
         lr=RATE,
     )
     if sounds:
-        return replace(config, batch=SOUND_BATCH, held_out=SOUND_HELD_OUT)
+        return replace(config, batch=SOUND_BATCH, held_out=SOUND_HELD_OUT, lr=SOUND_RATE, image=0.0)
     if near:
         return replace(config, image=PICTURE_WEIGHT, features=0.0)
     return config if picture else replace(config, features=0.0)
