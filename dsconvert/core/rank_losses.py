@@ -129,8 +129,11 @@ def _errors(call: LayerCall, site: Site) -> dict[int, Tensor]:
     made = as_2d(rule.build(site, kernel, bias, max(ranks)).module)
     if rule.name != "dw-pw":
         # There are few such layers: the kernel's SVD, which is a bound, is enough.
+        x = inputs[0]
+        if rule.absorbs_upsample:
+            x = x[..., :: 2 if site.dims == 2 else 1, ::2]  # in front of the upsample
         return {
-            r: (rule.build(site, kernel, bias, r).module(inputs[0]) - wanted[0])
+            r: (rule.build(site, kernel, bias, r).module(x) - wanted[0])
             .double().square().mean((0, 2, 3)).cpu()
             for r in ranks
         }  # fmt: skip
