@@ -8,9 +8,12 @@ bilinear upsampling). Nothing in it is trained. Child names are those of the off
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsconvert.projected.folding import FoldedLayers, can_fold
 from dsconvert.projected.lite0 import Weights, lite0
 
 BACKBONE_CHANNELS = (24, 40, 112, 320)
@@ -70,6 +73,7 @@ class Projector(nn.Module):
         for i in reversed(range(4)):
             self.scratch.add_module(f"layer{i}_csm", Fusion(width[i], out[i]))
         self.channels = tuple(out)
+        self._folded: FoldedLayers | None = None
         self.requires_grad_(False)
         super().train(False)
 
@@ -80,10 +84,23 @@ class Projector(nn.Module):
     def backbone(self, x: Tensor) -> list[Tensor]:
         """Return the backbone's four maps, without mixing."""
         maps: list[Tensor] = []
-        for i in range(4):
-            x = self.pretrained.get_submodule(f"layer{i}")(x)
+        for layer in self._layers():
+            x = layer(x)
             maps.append(x)
         return maps
+
+    def _layers(self) -> list[nn.Module]:
+        """Return the backbone's layers, folded where nobody wants their gradients."""
+        layers = [self.pretrained.get_submodule(f"layer{i}") for i in range(4)]
+        if not can_fold(layers):
+            return layers
+        if self._folded is None or not self._folded.fits(layers):
+            self._folded = FoldedLayers(layers)
+        return self._folded.layers
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the folded copies, which follow from the rest."""
+        return {**self.__dict__, "_folded": None}
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the four mixed maps; gradients flow to ``x``."""
