@@ -144,7 +144,7 @@ def test_replayed_steps_are_the_ordinary_ones_also_when_resumed(
     assert equal(plain, replayed)
     run(tmp_path / "cut", data, monkeypatch, again, steps=5)
     assert equal(plain, run(tmp_path / "cut", data, monkeypatch, again))
-    # The half of a run that has no graph, and a blur that ends, are the same too.
+    # A run that goes on without graphs ends the same.
     run(tmp_path / "other", data, monkeypatch, again, steps=6)
     assert equal(plain, run(tmp_path / "other", data, monkeypatch))
 
