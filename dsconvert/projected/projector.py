@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,12 +23,19 @@ RESOLUTIONS = (128, 64, 32, 16)
 for a data set of any resolution."""
 
 
+def doubling(size: int) -> Tensor:
+    """Return the matrix (2 size, size) that doubles a row bilinearly, with aligned corners."""
+    at = torch.arange(2 * size, dtype=torch.float64) * ((size - 1) / (2 * size - 1))
+    return (1 - (at[:, None] - torch.arange(size)).abs()).clamp_(min=0).float()
+
+
 class Fusion(nn.Module):
     """One step of cross-scale mixing: add the finer map, double the size, mix the channels."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.out_conv = nn.Conv2d(inputs, outputs, 1)
+        self._doubling: dict[tuple[int, torch.device], Tensor] = {}
 
     def forward(self, coarse: Tensor, fine: Tensor | None = None) -> Tensor:
         """Map two inputs (N, I, H, W) to (N, O, 2H, 2W).
@@ -36,7 +44,18 @@ class Fusion(nn.Module):
         first here, on a quarter of the pixels.
         """
         mixed = self.out_conv(coarse if fine is None else coarse + fine)
-        return F.interpolate(mixed, scale_factor=2, mode="bilinear", align_corners=True)
+        if mixed.device.type != "cuda" or mixed.dtype != torch.float32 or not mixed.is_contiguous():
+            return F.interpolate(mixed, scale_factor=2, mode="bilinear", align_corners=True)
+        # On an H100 torch's kernel for this type and layout takes 11 ms of a step at batch 32, some
+        # 35 times a copy of the same bytes. Two matrix products are cheap, as are their gradients.
+        rows, columns = (self._matrix(n, mixed.device) for n in mixed.shape[2:])
+        return rows @ (mixed @ columns.t())
+
+    def _matrix(self, size: int, device: torch.device) -> Tensor:
+        if (size, device) not in self._doubling:
+            with torch.inference_mode(False):
+                self._doubling[size, device] = doubling(size).to(device)
+        return self._doubling[size, device]
 
 
 class Projector(nn.Module):

@@ -1,4 +1,4 @@
-"""The gradients of a phase between the backward pass and the optimiser: finite, and averaged."""
+"""The gradients of a phase between the backward pass and the optimiser are made finite."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-
-from dsconvert.util.processes import Processes
 
 LARGEST = 1e5
 """Replaces an infinity, as in the official code."""
@@ -19,31 +17,20 @@ def make_finite(gradients: Iterable[Tensor]) -> None:
         torch.nan_to_num(grad, nan=0.0, posinf=LARGEST, neginf=-LARGEST, out=grad)
 
 
-def settle_gradients(parameters: Sequence[nn.Parameter], procs: Processes, *, finite: bool) -> None:
-    """Average the gradients over the processes, and make them finite.
+def finite_gradients(parameters: Sequence[nn.Parameter], device: torch.device) -> None:
+    """Make the gradients of parameters finite; those without one are left out.
 
-    On a GPU, and with several processes, the gradients become views of one buffer: one launch, or
-    one message, instead of one for each parameter.
-
-    Args:
-        parameters: those without a gradient are left out.
-        procs: the processes that train together.
-        finite: whether to replace what is not finite. (The scaler of fp16 needs to see it, and
-            leaves such a step out.)
+    On a GPU the gradients become views of one buffer: one launch, instead of one for each.
     """
     given = [p for p in parameters if p.grad is not None]
-    if procs.world == 1 and (not finite or procs.device.type == "cpu"):
-        if finite:
-            make_finite(p.grad for p in given if p.grad is not None)
+    if device.type == "cpu":
+        make_finite(p.grad for p in given if p.grad is not None)
         return
     by_type: dict[torch.dtype, list[nn.Parameter]] = {}
     for p in given:
         by_type.setdefault(p.dtype, []).append(p)
     for group in by_type.values():
-        flat = _flatten(group)
-        procs.mean_([flat])
-        if finite:
-            make_finite([flat])
+        make_finite([_flatten(group)])
 
 
 def _flatten(parameters: list[nn.Parameter]) -> Tensor:

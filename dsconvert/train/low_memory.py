@@ -16,6 +16,7 @@ from dsconvert.train.state import TrainState, changing_buffers, use_lean_form
 from dsconvert.train.step_graph import forget_passes
 from dsconvert.train.tensors import copy_tensors
 from dsconvert.util.full_memory import is_memory_full
+from dsconvert.util.processes import Processes
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,12 +33,14 @@ class MemoryFallback:
     _kept: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def of(cls, config: TrainConfig, device: torch.device) -> MemoryFallback:
+    def of(cls, config: TrainConfig, procs: Processes) -> MemoryFallback:
         """Return the fallback that the settings ask for.
 
-        A CPU has none: there, the system ends a process for which the memory is too small.
+        A CPU has none: there, the system ends a process for which the memory is too small. Nor have
+        several processes, which exchange messages in the middle of a pass.
         """
-        return cls(active=config.recompute == "auto" and device.type != "cpu")
+        alone = procs.world == 1 and procs.device.type != "cpu"
+        return cls(active=config.recompute == "auto" and alone)
 
     def run(
         self, phase: Phase, config: TrainConfig, state: TrainState, run: Callable[[], Tensor]

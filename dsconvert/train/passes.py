@@ -7,7 +7,7 @@ that a CUDA graph can hold a pass.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -79,9 +79,26 @@ class Phase:
         """Return the optimiser of the network that the phase trains."""
         return state.opt_g if self.number == 0 else state.opt_d
 
+    def model(self, state: TrainState) -> Any:
+        """Return the form of the network that the phase trains."""
+        return state.run_g if self.number == 0 else state.run_d
+
+    def with_model(self, state: TrainState, model: Any) -> TrainState:
+        """Return a state with another form of that network."""
+        return replace(state, **{"run_g" if self.number == 0 else "run_d": model})
+
     def parameters(self, state: TrainState) -> list[nn.Parameter]:
         """Return the parameters that the phase trains."""
         return [p for g in self.optimiser(state).param_groups for p in g["params"]]
+
+
+def local_gradients(model: Any, *, wanted: bool = True) -> AbstractContextManager[Any]:
+    """Return a context in which several processes do not average the gradients of ``model``.
+
+    It holds the forward pass, too. Gradients add up, and the next pass outside averages their sum.
+    """
+    apart = isinstance(model, nn.parallel.DistributedDataParallel)
+    return model.no_sync() if wanted and apart else nullcontext()
 
 
 def _enter_amp(stack: ExitStack, config: TrainConfig, part: PartInputs) -> None:
@@ -118,9 +135,10 @@ def _discriminator_pass(
         _enter_amp(stack, config, part)
         with torch.no_grad():
             made = image_tensor(state.run_g(*part.args))
-        fake = _logits(state, made, part.labels, part.fake_draws, sigma)
-        loss_fake = fake_loss(fake)
-        state.scaler.scale(loss_fake / count).backward()
+        with local_gradients(state.run_d):
+            fake = _logits(state, made, part.labels, part.fake_draws, sigma)
+            loss_fake = fake_loss(fake)
+            state.scaler.scale(loss_fake / count).backward()
         shown = to_range(part.reals, part.reals.device)
         if config.channels_last:
             shown = shown.contiguous(memory_format=torch.channels_last)

@@ -8,7 +8,9 @@ resumption, and whether one process takes its parts or several do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +21,16 @@ from dsconvert.data.images import ImageSet
 from dsconvert.errors import UsageError
 from dsconvert.train.cuda_capture import Capture
 from dsconvert.train.ema import ema_beta, update_ema
-from dsconvert.train.gradients import settle_gradients
+from dsconvert.train.gradients import finite_gradients
 from dsconvert.train.losses import blur_sigma
 from dsconvert.train.low_memory import MemoryFallback
-from dsconvert.train.passes import DISCRIMINATOR, GENERATOR, PartInputs, Phase
+from dsconvert.train.passes import (
+    DISCRIMINATOR,
+    GENERATOR,
+    PartInputs,
+    Phase,
+    local_gradients,
+)
 from dsconvert.train.recompute import without_power_iteration
 from dsconvert.train.state import SUMS, Latents, TrainState
 from dsconvert.train.step_graph import StepGraphs, draws_ahead
@@ -71,6 +79,8 @@ class Stepper:
     capture: Capture | None = None
     _graphs: StepGraphs | None = None
     _memory: MemoryFallback | None = None
+    _apart: dict[int, Any] = field(default_factory=dict)
+    """Of each phase: the network that averages its gradients over the processes."""
 
     def run(self, state: TrainState, images: Tensor, labels: Tensor) -> Tensor:
         """Run one step over this process's share of a batch.
@@ -120,12 +130,13 @@ class Stepper:
             if found is not None:
                 return found
         if self._memory is None:
-            self._memory = MemoryFallback.of(config, self.procs.device)
+            self._memory = MemoryFallback.of(config, self.procs)
         found = self._memory.run(
             phase, config, state, lambda: self._ordinary(phase, state, batch, sigma)
         )
-        finite = not state.scaler.is_enabled()
-        settle_gradients(phase.parameters(state), self.procs, finite=finite)
+        if not state.scaler.is_enabled():
+            # The scaler of fp16 needs to see an infinity, and leaves such a step out.
+            finite_gradients(phase.parameters(state), self.procs.device)
         return found
 
     def _ordinary(
@@ -136,17 +147,29 @@ class Stepper:
         learned, count = phase.parameters(state), len(batch)
         for p in learned:
             p.requires_grad_(True)
+        running = self._averaging(phase, state)
         found: list[Tensor] = []
         for i, (reals, labels) in enumerate(batch):
             inputs, _ = self._inputs(phase, state, i, reals, labels)
-            if i:
-                with without_power_iteration(state.run_g, state.run_d):
-                    found.append(phase.run(self.config, state, inputs, sigma, count) / count)
-            else:
-                found.append(phase.run(self.config, state, inputs, sigma, count) / count)
+            with ExitStack() as stack:
+                if i:
+                    stack.enter_context(without_power_iteration(state.run_g, state.run_d))
+                # Several processes average the sum of all parts.
+                model = phase.model(running)
+                stack.enter_context(local_gradients(model, wanted=i + 1 < count))
+                found.append(phase.run(self.config, running, inputs, sigma, count) / count)
         for p in learned:
             p.requires_grad_(False)
         return torch.stack(found).sum(0)
+
+    def _averaging(self, phase: Phase, state: TrainState) -> TrainState:
+        """Return the state with a form of the phase's network that averages its gradients."""
+        if self.procs.world == 1:
+            return state
+        if phase.number not in self._apart:
+            # Its parameters require gradients at this moment, as they must.
+            self._apart[phase.number] = self.procs.averaging(phase.model(state))
+        return phase.with_model(state, self._apart[phase.number])
 
     def _inputs(
         self, phase: Phase, state: TrainState, part: int, reals: Tensor, real_labels: Tensor

@@ -25,6 +25,7 @@ from dsconvert.projected.augment import (
 from dsconvert.projected.discriminator import ProjectedDiscriminator
 from dsconvert.projected.lite0 import lite0
 from dsconvert.projected.official import FOREIGN, official_form
+from dsconvert.projected.projector import doubling
 from dsconvert.train.losses import blur, blur_sigma, fake_loss, generator_loss, real_loss
 from tests.train.parts import small_generator
 
@@ -167,6 +168,12 @@ def test_an_augmentation_that_was_drawn_before_is_the_same() -> None:
     assert draws.shape == (5, 7)
     assert torch.equal(torch.rand(1), after)
     assert torch.equal(diffaugment(image, policies, draws), one)
+
+
+def test_two_matrices_double_a_map_bilinearly() -> None:
+    x = torch.randn(2, 3, 7, 16)
+    want = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+    torch.testing.assert_close(doubling(7) @ (x @ doubling(16).t()), want, rtol=1e-5, atol=1e-5)
 
 
 def test_a_shift_of_all_images_at_once_is_that_of_each() -> None:

@@ -103,7 +103,12 @@ def test_two_processes_train_as_one(tmp_path: Path, data: ImageSet) -> None:
                 RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
             )  # fmt: skip
+            wrapped: list[object] = []
+            parallel = torch.nn.parallel.DistributedDataParallel
+            made = parallel.__init__
+            parallel.__init__ = lambda self, *a, **k: (wrapped.append(self), made(self, *a, **k))[1]
             trained(tmp_path / "two", data, settings)
+            assert len(wrapped) == 2  # each network's messages overlap with its backward pass
 
         return run
 
