@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ def why_no_graph(config: TrainConfig, procs: Processes) -> str | None:
 
 def draws_ahead(discriminator: nn.Module) -> Callable[[int, tuple[int, int]], Tensor] | None:
     """Return the discriminator's function that draws its augmentation, if it has one."""
-    found = getattr(discriminator, "augmentation_draws", None)
+    found: Any = getattr(discriminator, "augmentation_draws", None)
     return found if callable(found) else None
 
 
@@ -239,7 +239,7 @@ def _agree(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
     pairs = [(a.float(), b.detach().cpu().float()) for a, b in zip(wanted, found, strict=True)]
     norms = [float(a.norm()) for a, _ in pairs]
     largest = max(norms[1:], default=0.0)
-    loss, again = (float(t[0]) for t in cast("tuple[Tensor, Tensor]", pairs[0]))
+    loss, again = (float(t[0]) for t in pairs[0])
     if abs(loss - again) > 0.01 * (1 + abs(loss)):
         return False
     return all(
