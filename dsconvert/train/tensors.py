@@ -14,6 +14,8 @@ def copy_tensors(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy each source into its target."""
     by_type: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
     for target, source in zip(targets, sources, strict=True):
+        if not target.numel():
+            continue
         olds, news = by_type.setdefault(target.dtype, ([], []))
         olds.append(target.detach())
         news.append(source.detach())

@@ -128,6 +128,7 @@ def run(
     return {k: v for k, v in tensors.items() if k.startswith(NAMES)}
 
 
+@pytest.mark.slow
 def test_replayed_steps_are_the_ordinary_ones_also_when_resumed(
     tmp_path: Path, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +150,7 @@ def test_replayed_steps_are_the_ordinary_ones_also_when_resumed(
     assert equal(plain, run(tmp_path / "other", data, monkeypatch))
 
 
+@pytest.mark.slow
 def test_a_blur_is_faded_out_by_ordinary_steps(
     tmp_path: Path, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +180,7 @@ def stale(run: Callable[[], Sequence[Tensor]]) -> Any:
     return [t.clone() for t in run()], lambda: None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capture", [broken, stale])
 def test_a_capture_that_fails_costs_one_sentence(
     capture: Any,
@@ -194,6 +197,7 @@ def test_a_capture_that_fails_costs_one_sentence(
     assert "\n" not in said
 
 
+@pytest.mark.slow
 def test_a_batch_of_another_size_runs_as_usual(data: ImageSet) -> None:
     from dsconvert.train.state import new_state
 
