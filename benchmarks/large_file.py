@@ -74,7 +74,6 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.step:
         print(json.dumps(step(args.step, args.file, args.repo, args.timm)))
         return
