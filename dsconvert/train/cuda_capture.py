@@ -40,17 +40,22 @@ class CudaCapture:
             if self._stream is None:
                 self._stream = torch.cuda.Stream()
                 self._pool = torch.cuda.graph_pool_handle()
-            self._stream.wait_stream(torch.cuda.current_stream())
+            current = torch.cuda.current_stream()
+            self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
                 for _ in range(WARM):
                     run()
-            torch.cuda.current_stream().wait_stream(self._stream)
+            current.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            # The thread that pins batches of images may call CUDA meanwhile.
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                made = run()
+            try:
+                # The thread that pins batches of images may call CUDA meanwhile.
+                with torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ):
+                    made = run()
+            finally:
+                # torch leaves its own stream in place where the end of a capture fails.
+                torch.cuda.set_stream(current)
         return made, graph.replay
 
     def recover(self) -> None:

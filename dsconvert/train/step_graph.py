@@ -58,7 +58,9 @@ def why_no_graph(config: TrainConfig, procs: Processes) -> str | None:
 
 def draws_ahead(discriminator: nn.Module) -> Callable[[int, tuple[int, int]], Tensor] | None:
     """Return the discriminator's function that draws its augmentation, if it has one."""
-    found: Any = getattr(discriminator, "augmentation_draws", None)
+    found: Callable[[int, tuple[int, int]], Tensor] | None = getattr(
+        discriminator, "augmentation_draws", None
+    )
     return found if callable(found) else None
 
 

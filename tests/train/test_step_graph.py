@@ -263,6 +263,7 @@ def test_a_capture_warms_up_on_its_own_stream(monkeypatch: pytest.MonkeyPatch) -
     for name, value in {
         "device": nothing, "Stream": Stream, "current_stream": Stream, "stream": nothing,
         "graph_pool_handle": lambda: "pool", "CUDAGraph": Graph, "graph": graph,
+        "set_stream": lambda stream: seen.append("back"),
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
     capture = CudaCapture(torch.device("cuda"))
@@ -270,7 +271,7 @@ def test_a_capture_warms_up_on_its_own_stream(monkeypatch: pytest.MonkeyPatch) -
     replay()
     capture(lambda: [])
     assert seen[:4] == ["wait", "run", "run", "wait"]
-    assert seen[5:8] == ["run", "captured", "replay"]
+    assert seen[5:9] == ["run", "captured", "back", "replay"]
     first, second = (s for s in seen if isinstance(s, dict))
     assert first == second
     assert first["pool"] == "pool"
