@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
 def _tensors(layers: Sequence[nn.Module]) -> list[Tensor]:
@@ -38,7 +38,9 @@ class FoldedLayers:
         self._states = _state(self._tensors)
         # A copy that is made while images are judged also serves the training.
         with torch.inference_mode(False), torch.no_grad():
-            self.layers = [_fold(copy.deepcopy(layer)) for layer in layers]
+            # The copy shares all tensors; the folded ones are new.
+            shared: dict[int, Any] = {id(t): t for t in self._tensors}
+            self.layers = [_fold(copy.deepcopy(layer, shared)) for layer in layers]
 
     def fits(self, layers: Sequence[nn.Module]) -> bool:
         """Return whether the copies are still those of ``layers``."""
@@ -61,13 +63,16 @@ def can_fold(layers: Sequence[nn.Module]) -> bool:
 def _fold(layer: nn.Module) -> nn.Module:
     """Fold each normalisation that directly follows a convolution, in place."""
     for module in list(layer.modules()):
-        for (name, conv), (after, norm) in pairwise(list(module.named_children())):
+        for (_, conv), (after, norm) in pairwise(list(module.named_children())):
             if (
                 isinstance(conv, nn.Conv2d)
                 and isinstance(norm, nn.BatchNorm2d)
                 and conv.out_channels == norm.num_features
             ):
-                setattr(module, name, fuse_conv_bn_eval(conv, norm))
+                mean, var = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+                conv.weight, conv.bias = fuse_conv_bn_weights(
+                    conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias
+                )
                 # timm's normalisation has the activation inside.
                 setattr(module, after, getattr(norm, "act", nn.Identity()))
-    return layer.requires_grad_(False)
+    return layer

@@ -27,6 +27,7 @@ from dsconvert.projected.lite0 import lite0
 from dsconvert.projected.official import FOREIGN, official_form
 from dsconvert.projected.projector import doubling
 from dsconvert.train.losses import blur, blur_sigma, fake_loss, generator_loss, real_loss
+from tests.fake_cuda import fake_cuda
 from tests.train.parts import small_generator
 
 pytest.importorskip("timm", reason="timm is not installed (dsconvert[train])")
@@ -188,6 +189,23 @@ def test_a_shift_of_all_images_at_once_is_that_of_each() -> None:
     assert ours.grad is not None
     assert theirs.grad is not None
     assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.slow
+def test_on_a_gpu_a_pass_draws_and_copies_nothing() -> None:
+    """So a CUDA graph can hold it. (The first pass folds the backbone and makes matrices.)"""
+    net, draws = (
+        made().train(),
+        draw_augmentation(("color", "translation", "cutout"), 2, (128, 128)),
+    )
+    with fake_cuda() as fake:
+        there = fake.model(net)
+        args = fake.args((torch.rand(2, 3, 128, 128), torch.zeros(2, 0), draws))
+        with fake.running() as seen, torch.no_grad():
+            there(*args)
+            seen.copies.clear()
+            assert there(*args).device.type == "cuda"
+    assert (seen.copies, seen.draws) == ([], [])
 
 
 @pytest.mark.slow
