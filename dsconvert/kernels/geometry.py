@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,21 +72,30 @@ class Tile:
     warps: int = 4
     aligned: bool = False
 
-    def shape(self, geometry: Geometry, channels: int) -> tuple[int, int, int]:
-        """Return pixels, columns and channels of a tile of a map with so many channels."""
+    def shape(
+        self, geometry: Geometry, channels: int, *, most: int = 1 << 30
+    ) -> tuple[int, int, int]:
+        """Return pixels, columns and channels of a tile of a map with so many channels.
+
+        Args:
+            geometry: of the operation.
+            channels: of the map.
+            most: numbers that a thread may make.
+        """
         wide = power_of_two(geometry.width)
+        numbers = min(self.numbers, most * 32 * self.warps)
         if not geometry.last:
             # A small map takes a pixel a thread.
             least = power_of_two(geometry.height) * min(wide, COLUMNS if geometry.kind else wide)
-            pixels = min(self.numbers, max(32 * self.warps, least))
+            pixels = min(numbers, max(32 * self.warps, least))
             return pixels, min(wide, COLUMNS if geometry.kind else pixels, pixels), 1
-        together = min(power_of_two(channels), self.channels, self.numbers)
-        pixels = self.numbers // together
+        together = min(power_of_two(channels), self.channels, numbers)
+        pixels = numbers // together
         return pixels, min(wide, COLUMNS // 4 if geometry.kind else pixels, pixels), together
 
 
 CONTIGUOUS = (Tile(), Tile(aligned=True))
-CHANNELS_LAST = (Tile(numbers=256, warps=2), Tile(numbers=1024))
+CHANNELS_LAST = (Tile(numbers=1024), Tile(numbers=512))
 """Tiles to try: few, since each is compiled for each program. For an H100 (Triton 3.8) the first of
 each pair keeps every program's numbers in registers (``tests/kernels/compile_programs.py``)."""
 
@@ -132,15 +142,23 @@ def size_of(x: Tensor, weight: Tensor | None) -> tuple[Any, Any]:
 
 def geometry_of(x: Tensor, weight: Tensor | None, *, gate: bool = False) -> Geometry:
     """Return the geometry of an operation on x with filters (C, R, k, k)."""
-    n, inputs, height, width = (int(s) for s in x.shape)
+    filters = None if weight is None else tuple(weight.shape)
+    return _geometry(tuple(x.shape), filters, gate, is_last(x))
+
+
+@functools.lru_cache(maxsize=4096)
+def _geometry(
+    shape: tuple[int, ...], filters: tuple[int, ...] | None, gate: bool, last: bool
+) -> Geometry:
+    n, inputs, height, width = (int(s) for s in shape)
     channels, kind, rank, multiplier = inputs, 0, 1, 1
-    if weight is None:
+    if filters is None:
         height, width = 1, height * width
     else:
-        channels, rank = int(weight.shape[0]), int(weight.shape[1])
-        kind = 2 if weight.shape[-1] == 4 else 1
+        channels, rank = int(filters[0]), int(filters[1])
+        kind = 2 if filters[-1] == 4 else 1
         multiplier = channels * rank // inputs
     return Geometry(
         samples=n, inputs=inputs, channels=channels, outputs=channels // 2 if gate else channels,
-        height=height, width=width, rank=rank, multiplier=multiplier, kind=kind, last=is_last(x),
+        height=height, width=width, rank=rank, multiplier=multiplier, kind=kind, last=last,
     )  # fmt: skip
