@@ -70,7 +70,7 @@ def sums(
         cin = cin // 2 * 2
         C = C // 2 * 2  # noqa: N806
         outs = outs // 2 * 2
-    n, group, c, rows, columns = place(outs, groups, BP, BX, BC, LAST)
+    n, group, c, rows, columns = place(outs, groups, BP, BX, BC, LAST, EVEN)
     across = tl.cdiv(W, BX)
     x_ptr += n * cin * H * W
     step: tl.constexpr = 2 if KIND == 2 else 1
@@ -147,19 +147,26 @@ def sums(
 @triton.jit(do_not_specialize=NUMBERS)
 def gradient(
     x_ptr, w, bias, noise, plane, mean, rstd, gain, shift, k1, k2, grad, grad_u, of_noise, cin, C,
-    outs, H, W, steps, groups, noise_c, plane_n, affine_n, GATE: tl.constexpr, R: tl.constexpr,
+    outs, H, W, groups, noise_c, plane_n, affine_n, GATE: tl.constexpr, R: tl.constexpr,
     M: tl.constexpr, KIND: tl.constexpr, LAST: tl.constexpr, ACC: tl.constexpr, BP: tl.constexpr,
     BX: tl.constexpr, BC: tl.constexpr, ALIGNED: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of u (N, C, ...), and its sums with the plane: (N groups, C)."""
+    """Write the gradient of u (N, C, ...), and its sums with the plane: (N groups, C).
+
+    A group is one tile: more would take more registers than they save time.
+    """
     if ALIGNED:
         W = W // 16 * 16  # noqa: N806
     if EVEN:
         cin = cin // 2 * 2
         C = C // 2 * 2  # noqa: N806
         outs = outs // 2 * 2
-    n, group, c, rows, columns = place(outs, groups, BP, BX, BC, LAST)
+    n, group, c, y, x = place(outs, groups, BP, BX, BC, LAST, EVEN)
     across = tl.cdiv(W, BX)
+    top = (group // across) * (BP // BX)
+    left = (group % across) * BX
+    y += top
+    x += left
     x_ptr += n * cin * H * W
     step: tl.constexpr = 2 if KIND == 2 else 1
     high = H * step
@@ -189,56 +196,49 @@ def gradient(
         sg = channel(k2, k, C, 0.0, ACC)
     with_plane = zeros(BP, BC, LAST, ACC)
     gate_with_plane = zeros(BP, BC, LAST, ACC)
-    for tile in range(group * steps, group * steps + steps):
-        top = (tile // across) * (BP // BX)
-        left = (tile % across) * BX
-        y = top + rows
-        x = left + columns
-        v00, v01, v10, v11 = filtered(x_ptr, w, bias, c, y, x, cin, C, H, W, R, M, KIND, LAST, ACC)
-        g00 = v00
-        g01 = v01
-        g10 = v10
-        g11 = v11
-        if GATE:
-            g00, g01, g10, g11 = filtered(
-                x_ptr, w, bias, k, y, x, cin, C, H, W, R, M, KIND, LAST, ACC
-            )  # fmt: skip
-        even = v00
-        even_gate = v00
-        for i in tl.static_range(step * step):
-            v = v00
-            g = g00
-            if i == 1:
-                v = v01
-                g = g01
-            if i == 2:
-                v = v10
-                g = g10
-            if i == 3:
-                v = v11
-                g = g11
-            row = y * step + i // 2
-            column = x * step + i % 2
-            p = noise_at(plane, row, column, high, wide, ACC)
-            d = pixels(grad, c, row, column, outs, high, wide, LAST, ACC)
-            d, first, e, second = slopes(
-                v, g, p, d, nv, mv, rv, av, bv, ng, mg, rg, ag, bg, GATE
-            )  # fmt: skip
-            d = d * (av * rv) - lv - first * sv
-            e = e * (ag * rg) - lg - second * sg
-            if of_noise is not None:
-                # Outside the map the plane is zero.
-                with_plane += d * p
-                gate_with_plane += e * p
-            if i % 2 == 0:
-                even = d
-                even_gate = e
-            if i % 2 == step - 1:
-                put(grad_u, even, d, i // 2, c, outs, y, x, top, left, C, high, wide, BP, BX, KIND,
-                    LAST)  # fmt: skip
-                if GATE:
-                    put(grad_u, even_gate, e, i // 2, k, C, y, x, top, left, C, high, wide, BP, BX,
-                        KIND, LAST)  # fmt: skip
+    v00, v01, v10, v11 = filtered(x_ptr, w, bias, c, y, x, cin, C, H, W, R, M, KIND, LAST, ACC)
+    g00 = v00
+    g01 = v01
+    g10 = v10
+    g11 = v11
+    if GATE:
+        g00, g01, g10, g11 = filtered(x_ptr, w, bias, k, y, x, cin, C, H, W, R, M, KIND, LAST, ACC)
+    even = v00
+    even_gate = v00
+    for i in tl.static_range(step * step):
+        v = v00
+        g = g00
+        if i == 1:
+            v = v01
+            g = g01
+        if i == 2:
+            v = v10
+            g = g10
+        if i == 3:
+            v = v11
+            g = g11
+        row = y * step + i // 2
+        column = x * step + i % 2
+        p = noise_at(plane, row, column, high, wide, ACC)
+        d = pixels(grad, c, row, column, outs, high, wide, LAST, ACC)
+        d, first, e, second = slopes(
+            v, g, p, d, nv, mv, rv, av, bv, ng, mg, rg, ag, bg, GATE
+        )  # fmt: skip
+        d = d * (av * rv) - lv - first * sv
+        e = e * (ag * rg) - lg - second * sg
+        if of_noise is not None:
+            # Outside the map the plane is zero.
+            with_plane += d * p
+            gate_with_plane += e * p
+        if i % 2 == 0:
+            even = d
+            even_gate = e
+        if i % 2 == step - 1:
+            put(grad_u, even, d, i // 2, c, outs, y, x, top, left, C, high, wide, BP, BX, KIND,
+                LAST)  # fmt: skip
+            if GATE:
+                put(grad_u, even_gate, e, i // 2, k, C, y, x, top, left, C, high, wide, BP, BX,
+                    KIND, LAST)  # fmt: skip
     if of_noise is not None:
         of_noise += (n * groups + group) * C + c
         tl.store(of_noise, total(with_plane, LAST), mask=c < outs)

@@ -78,7 +78,7 @@ def filter_gradients(
         cin = cin // 2 * 2
         C = C // 2 * 2  # noqa: N806
     units = C if found is not None and M > 1 else cin
-    n, group, u, down, along = place(units, groups, BP, BX, BC, LAST)
+    n, group, u, down, along = place(units, groups, BP, BX, BC, LAST, EVEN)
     across = tl.cdiv(W, BX)
     step: tl.constexpr = 2 if KIND == 2 else 1
     taps: tl.constexpr = 16 if KIND == 2 else 9

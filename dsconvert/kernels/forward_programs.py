@@ -49,7 +49,7 @@ def forward(
         cin = cin // 2 * 2
         C = C // 2 * 2  # noqa: N806
         outs = outs // 2 * 2
-    n, tile, c, y, x = place(outs, groups, BP, BX, BC, LAST)
+    n, tile, c, y, x = place(outs, groups, BP, BX, BC, LAST, EVEN)
     across = tl.cdiv(W, BX)
     top = (tile // across) * (BP // BX)
     left = (tile % across) * BX
@@ -117,7 +117,7 @@ def statistics(
     if EVEN:
         cin = cin // 2 * 2
         C = C // 2 * 2  # noqa: N806
-    n, group, c, row, column = place(C, groups, BP, BX, BC, LAST)
+    n, group, c, row, column = place(C, groups, BP, BX, BC, LAST, EVEN)
     across = tl.cdiv(W, BX)
     x_ptr += n * cin * H * W
     step: tl.constexpr = 2 if KIND == 2 else 1

@@ -89,9 +89,13 @@ class Tile:
             least = power_of_two(geometry.height) * min(wide, COLUMNS if geometry.kind else wide)
             pixels = min(numbers, max(32 * self.warps, least))
             return pixels, min(wide, COLUMNS if geometry.kind else pixels, pixels), 1
+        # Without a filter a thread keeps few numbers for each that it makes.
+        numbers *= 1 if geometry.kind else 4
         together = min(power_of_two(channels), self.channels, numbers)
         pixels = numbers // together
-        return pixels, min(wide, COLUMNS // 4 if geometry.kind else pixels, pixels), together
+        # At least two rows, which share the rows that the filter reads.
+        few = max(1, min(COLUMNS // 4, pixels // 2))
+        return pixels, min(wide, few if geometry.kind else pixels), together
 
 
 CONTIGUOUS = (Tile(), Tile(aligned=True))

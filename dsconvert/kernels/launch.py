@@ -23,8 +23,9 @@ PROGRAMS = 4096
 to the end. Where there are more tiles, each program takes several."""
 MOST_TILES = 32
 """Of a program that sums: its rounding grows with them."""
-SUMMED = 4
-"""Numbers of a thread that sums a filter's taps: it keeps 16 sums of each."""
+SUMMED = 2
+"""Numbers that a thread of the programs with most sums makes at a time: it keeps up to 16 of each
+number. With 2 a card's multiprocessor holds 16 groups of 32 threads."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -237,7 +238,7 @@ def sums(source: Source, normal: Normal, grad: Tensor, tile: Tile) -> Tensor:
     from dsconvert.kernels import backward_programs
 
     g = source.geometry
-    call = _Launch(source, tile, g.outputs)
+    call = _Launch(source, tile, g.outputs, most=SUMMED)
     found = call.partial(2, call.parts, g.channels)
     call.run(
         backward_programs.sums, call.map(call.x), *call.filter, *call.noise, *normal.tensors(),
@@ -261,14 +262,14 @@ def gradient(
     from dsconvert.kernels import backward_programs
 
     g = source.geometry
-    call = _Launch(source, tile, g.outputs, sums=of_noise)
+    call = _Launch(source, tile, g.outputs, sums=False)
     made = source.empty(g.channels)
     found = call.partial(call.parts, g.channels) if of_noise else None
     call.run(
         backward_programs.gradient, call.map(call.x), *call.filter, *call.noise, *normal.tensors(),
         whole(k1), whole(k2), call.map(grad), made, found, g.inputs, g.channels, g.outputs,
-        g.height, g.width, call.plan.steps, call.plan.groups, call.noise_c, call.plane_n,
-        normal.each, GATE=source.gate,
+        g.height, g.width, call.plan.groups, call.noise_c, call.plane_n, normal.each,
+        GATE=source.gate,
     )  # fmt: skip
     if found is None:
         return made, None

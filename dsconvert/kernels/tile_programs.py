@@ -32,13 +32,19 @@ import triton.language as tl
 
 
 @triton.jit
-def place(C, groups, BP: tl.constexpr, BX: tl.constexpr, BC: tl.constexpr, LAST: tl.constexpr):
+def place(C, groups, BP: tl.constexpr, BX: tl.constexpr, BC: tl.constexpr, LAST: tl.constexpr,
+          EVEN: tl.constexpr):  # fmt: skip
     """Return sample, group of tiles, channels, and the rows and columns within a tile."""
     pid = tl.program_id(0)
     if LAST:
         # The channels of a pixel lie together: programs of one tile run at the same time.
         blocks = tl.cdiv(C, BC)
-        c = (pid % blocks) * BC + tl.arange(0, BC)[None, :]
+        if EVEN:
+            # Not more than even: a constant would let a thread load four channels.
+            first = (pid % blocks) * (tl.minimum(C, BC) // 2 * 2)
+        else:
+            first = (pid % blocks) * tl.minimum(C, BC)
+        c = first + tl.arange(0, BC)[None, :]
         rest = pid // blocks
         group = rest % groups
         n = rest // groups
