@@ -6,6 +6,7 @@ or slower at a size, torch's own operators do the same.
 
 from __future__ import annotations
 
+from dsconvert.kernels.ahead import compile_ahead
 from dsconvert.kernels.depthwise import depthwise, filters_of
 from dsconvert.kernels.gated import batch_norm_gate, noise_gate
 from dsconvert.kernels.geometry import Tile
@@ -16,6 +17,7 @@ __all__ = [
     "Event",
     "Tile",
     "batch_norm_gate",
+    "compile_ahead",
     "depthwise",
     "filters_of",
     "is_pointwise",

@@ -5,7 +5,7 @@ A unit is one filter: unit u filters the input ``u // M`` for the output ``u // 
 # pyright: basic, reportGeneralTypeIssues=false, reportMissingImports=false
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 # pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
-# ruff: noqa: N803
+# ruff: noqa: N803, SIM108
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def filter_gradients(
 ):  # fmt: skip
     """Write the gradient of x, and a group's share of the filters': (N groups, U, T).
 
-    ``LAST``, it is (N groups, T, U). Both read the same pixels of the gradient ``grad`` (N, C, ...),
-    so that one pass makes both where M is 1. ``found`` or ``grad_x`` may be None; for M > 1 one of
-    them must be. A program has units where it makes ``found``, else inputs.
+    ``LAST``, it is (N groups, T, U). Both read the same pixels of ``grad`` (N, C, ...), so that one
+    pass makes both where M is 1. ``found`` or ``grad_x`` may be None; for M > 1 one of them must
+    be. A program has units where it makes ``found``, else inputs.
     """
     if ALIGNED:
         W = W // 16 * 16  # noqa: N806

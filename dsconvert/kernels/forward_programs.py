@@ -166,7 +166,9 @@ def statistics(
 
 
 @triton.jit(do_not_specialize=["groups", "C"])
-def merged(found, mean_ptr, var_ptr, groups, C, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr):
+def merged(
+    found, mean_ptr, var_ptr, groups, C, BP: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr
+):
     """Merge the statistics ``found`` (3, groups, C) into mean and biased variance (C,)."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)[None, :]
     row = tl.arange(0, BP)[:, None]

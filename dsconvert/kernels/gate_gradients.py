@@ -148,12 +148,15 @@ def setup_batch(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
     """Keep what :func:`batch_gradients` needs."""
     _, mean, var = output
     ctx.mark_non_differentiable(mean, var)
+    ctx.set_materialize_grads(False)  # of these two
     ctx.save_for_backward(*inputs[:7], mean, (var + inputs[7]).rsqrt())
     ctx.gate = inputs[8]
 
 
-def batch_gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def batch_gradients(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     """Return the gradients of ``batch_norm_gate``."""
+    if grad is None:
+        return (None,) * 9
     gain, shift, mean, rstd = ctx.saved_tensors[5:]
     normal = Normal(mean=mean, rstd=rstd, gain=gain, shift=shift)
     return (*_front_gradients(ctx, grad, normal, batch=True), None, None)

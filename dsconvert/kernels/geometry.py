@@ -55,6 +55,10 @@ COLUMNS = 32
 """Of a tile of a filter's map: a line of the cache in float32. Wider ones read more rows anew."""
 
 
+SMALLEST = 64
+"""Pixels of a tile of a contiguous map: two a thread, of one warp."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tile:
     """How a program divides a map.
@@ -62,7 +66,7 @@ class Tile:
     Attributes:
         numbers: of the map that one program makes (times four with a filter that doubles it).
         channels: the most channels of them, in ``channels_last``.
-        warps: groups of 32 threads of a program.
+        warps: the most groups of 32 threads of a program.
         aligned: whether a filter's programs are told that rows begin at multiples of 16 numbers:
             several are then stored at a time, but shifted loads touch more lines of the cache.
     """
@@ -85,17 +89,18 @@ class Tile:
         wide = power_of_two(geometry.width)
         numbers = min(self.numbers, most * 32 * self.warps)
         if not geometry.last:
-            # A small map takes a pixel a thread.
+            # Small maps share one program of few threads.
             least = power_of_two(geometry.height) * min(wide, COLUMNS if geometry.kind else wide)
-            pixels = min(numbers, max(32 * self.warps, least))
-            return pixels, min(wide, COLUMNS if geometry.kind else pixels, pixels), 1
+            pixels = min(numbers, max(SMALLEST, least))
+            few = max(8, min(wide, COLUMNS))
+            return pixels, min(few if geometry.kind else pixels, pixels), 1
         # Without a filter a thread keeps few numbers for each that it makes.
         numbers *= 1 if geometry.kind else 4
         together = min(power_of_two(channels), self.channels, numbers)
         pixels = numbers // together
         # At least two rows, which share the rows that the filter reads.
         few = max(1, min(COLUMNS // 4, pixels // 2))
-        return pixels, min(wide, few if geometry.kind else pixels), together
+        return pixels, min(wide, few) if geometry.kind else pixels, together
 
 
 CONTIGUOUS = (Tile(), Tile(aligned=True))

@@ -9,23 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsconvert.kernels import use
 from dsconvert.kernels.geometry import (
     Geometry,
     Tile,
     format_of,
     geometry_of,
-    power_of_two,
     size_of,
 )
-
-PROGRAMS = 4096
-"""Of a launch that sums; several times as many as a card runs at a time, so that all of it works
-to the end. Where there are more tiles, each program takes several."""
-MOST_TILES = 32
-"""Of a program that sums: its rounding grows with them."""
-SUMMED = 2
-"""Numbers that a thread of the programs with most sums makes at a time: it keeps up to 16 of each
-number. With 2 a card's multiprocessor holds 16 groups of 32 threads."""
+from dsconvert.kernels.plan import SUMMED, plan_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,58 +58,6 @@ def laid_out_like(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=format_of(x))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Plan:
-    """How a program runs on a geometry.
-
-    Attributes:
-        steps: tiles of a program.
-        groups: programs of a sample and a block of channels.
-        grid: all programs.
-        constants: of the program.
-    """
-
-    steps: int
-    groups: int
-    grid: tuple[int]
-    constants: dict[str, Any]
-
-
-@functools.lru_cache(maxsize=4096)
-def _plan(
-    g: Geometry, tile: Tile, channels: int, dtype: torch.dtype, sums: bool, most: int
-) -> _Plan:
-    """Return the plan of a program that makes maps of so many channels.
-
-    Args:
-        g: the geometry.
-        tile: the tile.
-        channels: of the map.
-        dtype: of the maps.
-        sums: whether it sums.
-        most: numbers of a thread.
-    """
-    import triton.language as tl
-
-    language: Any = tl
-    pixels, columns, together = tile.shape(g, channels, most=most)
-    rows = pixels // columns
-    tiles = -(-g.height // rows) * -(-g.width // columns)
-    beside = g.samples * -(-channels // together)
-    steps = max(1, min(MOST_TILES, beside * tiles // PROGRAMS, tiles)) if sums else 1
-    groups = -(-tiles // steps)
-    constants = {
-        "R": g.rank, "M": g.multiplier, "KIND": g.kind, "LAST": g.last,
-        "ACC": language.float64 if dtype == torch.float64 else language.float32,
-        "BP": pixels, "BX": columns, "BC": together,
-        # Without a filter no load is shifted.
-        "ALIGNED": (tile.aligned or g.kind == 0) and g.width % 16 == 0,
-        "EVEN": g.last and not any(c % 2 for c in (g.inputs, g.channels, g.outputs)),
-        "num_warps": tile.warps,
-    }  # fmt: skip
-    return _Plan(steps=steps, groups=groups, grid=(beside * groups,), constants=constants)
-
-
 class _Launch:
     """Arguments that all programs take."""
 
@@ -127,7 +67,7 @@ class _Launch:
         self.geometry = g = source.geometry
         self.form = torch.channels_last if g.last else torch.contiguous_format
         self.x = x = source.x
-        self.plan = _plan(g, tile, channels, x.dtype, sums, most)
+        self.plan = plan_of(g, tile, channels, x.dtype, sums, most)
         self.filter = (self._filters(source.weight), whole(source.bias))
         noise, plane = whole(source.noise), whole(source.plane)
         self.noise = (noise, plane)
@@ -158,7 +98,11 @@ class _Launch:
 def launched(
     x: Tensor, program: Any, grid: tuple[int], args: tuple[Any, ...], constants: dict[str, Any]
 ) -> None:
-    """Launch a program on the device of x."""
+    """Launch a program on the device of x, or only note the launch."""
+    if (jobs := use.jobs()) is not None:
+        given = tuple(a.dtype if isinstance(a, Tensor) else a for a in args)
+        jobs.append(use.Job(program=program, args=given, constants=constants))
+        return
     if not x.is_cuda or x.get_device() == torch.cuda.current_device():
         program[grid](*args, **constants)
         return
@@ -203,9 +147,8 @@ def statistics(source: Source, tile: Tile) -> tuple[Tensor, Tensor]:
         g.channels, g.height, g.width, call.plan.steps, call.plan.groups, call.noise_c,
         call.plane_n,
     )  # fmt: skip
-    together = min(16, power_of_two(g.channels))
-    constants = {"BP": 64, "BC": together, "ACC": call.plan.constants["ACC"]}
-    grid = (-(-g.channels // together),)
+    constants = {"BP": 64, "BC": 16, "ACC": call.plan.constants["ACC"]}
+    grid = (-(-g.channels // 16),)
     args = (found, mean, var, call.parts, g.channels)
     launched(call.x, forward_programs.merged, grid, args, constants)
     return mean, var

@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 from dsconvert.kernels import backward_programs, filter_programs, forward_programs
 from dsconvert.kernels.forward_programs import NUMBERS
 from dsconvert.kernels.geometry import CHANNELS_LAST, CONTIGUOUS, Geometry, Tile
-from dsconvert.kernels.launch import SUMMED
+from dsconvert.kernels.plan import SUMMED
 
 TARGET = GPUTarget("cuda", 90, 32)
 MAPS = ("x_ptr", "out", "grad", "grad_x", "grad_u", "plane")
