@@ -31,7 +31,7 @@ RUNS = 5
 """Timed runs of each candidate."""
 SLEEP = 1 << 20
 """Cycles in front of a timed run: half a millisecond, longer than most launches take."""
-VERSION = 2
+VERSION = 3
 """Of the programs and their candidates: older choices are not read."""
 EAGER = -1
 """Stands for torch's operators among the candidates."""

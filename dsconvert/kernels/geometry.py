@@ -104,7 +104,7 @@ class Tile:
 
 
 CONTIGUOUS = (Tile(), Tile(aligned=True))
-CHANNELS_LAST = (Tile(numbers=1024), Tile(numbers=512))
+CHANNELS_LAST = (Tile(), Tile(numbers=1024))
 """Tiles to try: few, since each is compiled for each program. For an H100 (Triton 3.8) the first of
 each pair keeps every program's numbers in registers (``tests/kernels/compile_programs.py``)."""
 
