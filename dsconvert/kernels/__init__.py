@@ -11,7 +11,7 @@ from dsconvert.kernels.depthwise import depthwise, filters_of
 from dsconvert.kernels.gated import batch_norm_gate, noise_gate
 from dsconvert.kernels.geometry import Tile
 from dsconvert.kernels.pointwise import is_pointwise, pointwise
-from dsconvert.kernels.use import Event, recording, replayed, takes, using
+from dsconvert.kernels.use import Event, is_collecting, recording, replayed, takes, using
 
 __all__ = [
     "Event",
@@ -20,6 +20,7 @@ __all__ = [
     "compile_ahead",
     "depthwise",
     "filters_of",
+    "is_collecting",
     "is_pointwise",
     "noise_gate",
     "pointwise",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,8 @@ def compile_ahead(
 
     Without it each operation's programs are compiled at its first call, one operation after the
     other. The model runs once on tensors without data: nothing is computed, drawn or changed.
-    On other devices than CUDA there is nothing to compile.
+    On other devices than CUDA there is nothing to compile. A program that can't be compiled is not
+    counted; its operation is left to torch, with a warning, at the first call.
 
     Args:
         model: runs by the operators of :mod:`dsconvert.kernels`: deployed, or in its lean form.
@@ -34,19 +36,21 @@ def compile_ahead(
     Raises:
         RuntimeError: the model needs the data of its tensors.
     """
-    jobs = distinct(collected(model, args, kwargs, backward=backward))
-    if not jobs:
+    tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves((args, kwargs))]
+    if not any(isinstance(t, Tensor) and t.is_cuda for t in tensors):
         return 0
+    jobs = distinct(collected(model, args, kwargs, backward=backward))
     device = torch.cuda.current_device()
 
-    def compiled(job: Job) -> None:
+    def compiled(job: Job) -> bool:
         # The current device belongs to a thread.
-        with torch.cuda.device(device):
+        with contextlib.suppress(Exception), torch.cuda.device(device):
             job.program.warmup(*job.args, grid=(1,), **job.constants)
+            return True
+        return False
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        list(pool.map(compiled, jobs))
-    return len(jobs)
+        return sum(pool.map(compiled, jobs))
 
 
 def collected(

@@ -153,7 +153,7 @@ def fastest_way(
 
 def faster(key: str, x: Tensor, ways: tuple[Callable[[], Value], ...]) -> Value:
     """Run the fastest of equivalent ways on CUDA, measured once for each key; else the first."""
-    if x.device.type != "cuda" or use.backend() == "eager" or use.jobs() is not None:
+    if x.device.type != "cuda" or use.backend() == "eager" or use.is_collecting():
         return ways[0]()
     chosen = _measured(key, x, lambda _: fastest_way(ways, milliseconds))
     return ways[min(chosen or 0, len(ways) - 1)]()
@@ -214,7 +214,7 @@ def run(
         parts: names what else decides how long it takes.
     """
     reason, tile = use.why_not(x, geometry), None
-    if reason is None and use.jobs() is not None:
+    if reason is None and use.is_collecting():
         return _every(geometry, by_triton)
     if reason is None:
         tile, reason = _tile(operation, x, geometry, by_triton, by_eager, parts)

@@ -46,7 +46,7 @@ def fake(name: str) -> Callable[[Function], Function]:
     def known(function: Function) -> Function:
         @functools.wraps(function)
         def shapes(*args: Any) -> Any:
-            return function(*args) if use.jobs() is None else _functions[name](*args)
+            return _functions[name](*args) if use.is_collecting() else function(*args)
 
         torch.library.register_fake(f"dsconvert::{name}", shapes, lib=_LIBRARY)
         return function

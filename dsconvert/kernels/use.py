@@ -133,6 +133,11 @@ def jobs() -> list[Job] | None:
     return _state.jobs
 
 
+def is_collecting() -> bool:
+    """Return whether launches are only collected, from tensors without data."""
+    return _state.jobs is not None
+
+
 def ran(
     operation: str, tile: Tile | None, reason: str | None, geometry: Geometry, dtype: torch.dtype
 ) -> None:

@@ -94,6 +94,7 @@ def test_jobs_are_compiled_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         use.Job(program=one, args=(torch.float32, 3, None), constants={"BP": 128}),
     ]
     monkeypatch.setattr("dsconvert.kernels.ahead.collected", lambda *_, **__: jobs)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda _: torch.no_grad())
     assert kernels.compile_ahead(Block(), threads=2) == len(one.made) == 4
