@@ -66,7 +66,7 @@ def plan_of(
         "BP": pixels, "BX": columns, "BC": together,
         # Without a filter no load is shifted.
         "ALIGNED": (tile.aligned or g.kind == 0) and g.width % 16 == 0,
-        "EVEN": g.last and not any(c % 2 for c in (g.inputs, g.channels, g.outputs)),
+        "EVEN": g.last and not any(c % 2 for c in (g.inputs, g.channels, g.outputs, together)),
         "num_warps": max(1, min(tile.warps, pixels * together // SMALLEST)),
     }  # fmt: skip
     return Plan(steps=steps, groups=groups, grid=(beside * groups,), constants=constants)
