@@ -85,10 +85,11 @@ def _synthesis(module: architecture.SynthesisNetwork) -> Problem:
         return "has a layer for another w_dim"
     if width != module.img_channels:
         return "makes images of other channels"
-    found = sizes_of(layers, side)
+    found = sizes_of(dict(zip(names, layers, strict=True)), side)
     if found is None:
         return f"has layers whose sizes do not lead to {side} pixels"
-    if module.input.side not in (None, found):
+    # The first layer keeps the size.
+    if found != sizes_of({names[0]: layers[0]}, found) or module.input.side not in (None, found):
         return "has an input of another size"
     module.input.side = found
     module.count()

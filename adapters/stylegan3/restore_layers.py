@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ MAX_RESOLUTION = 8192
 _ACTIVATIONS = ("linear", "lrelu")
 _FACTORS = (1, 2, 4, 8)
 _MAX_TAPS = 128
+_NAME = re.compile(r"L\d{1,3}_(\d{1,5})_\d{1,6}", re.ASCII)
 
 
 def tensor_shape(store: dict[str, Any], name: str) -> tuple[int, ...] | None:
@@ -198,12 +200,15 @@ def _taps(fir: Tensor | None) -> int:
     return 1 if fir is None else int(fir.shape[0])
 
 
-def sizes_of(layers: Sequence[Any], side: int) -> int | None:
+def sizes_of(layers: Mapping[str, Any], side: int) -> int | None:
     """Return the size of the map that the first layer reads, for images of ``side`` pixels.
 
-    None: the layers' factors, paddings and filters do not lead there.
+    None: names, factors, paddings and filters of the layers do not lead there.
     """
-    for layer in reversed(layers):
+    for name, layer in reversed(layers.items()):
+        # Its own size is part of a layer's name.
+        if (named := _NAME.fullmatch(name)) is None or int(named[1]) != side:
+            return None
         # The inverse of: up, pad, filter, filter, keep every down-th sample.
         between = (side - 1) * layer.down_factor + _taps(layer.down_filter)
         total = between + _taps(layer.up_filter) - 1 - layer.padding[0] - layer.padding[1]
