@@ -107,7 +107,7 @@ def ranked(g: nn.Module, rule: str, rank: int) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["dw-pw", "pw-dw"])
+@pytest.mark.parametrize("rule", ["dw-pw", pytest.param("pw-dw", marks=pytest.mark.extended)])
 def test_full_rank_is_the_original_and_demodulation_knows_the_pair(rule: str) -> None:
     g = made(c_dim=3, channel_base=1024)
     assert (images(ranked(g, rule, 9)) - images(g)).abs().max() < 1e-4
@@ -124,7 +124,9 @@ def test_full_rank_is_the_original_and_demodulation_knows_the_pair(rule: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, RADIAL], ids=["-t", "-r"])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, marks=pytest.mark.extended, id="-t"), pytest.param(RADIAL, id="-r")]
+)
 def test_width_is_followed_through_the_filters(options: Any, tmp_path: Path) -> None:
     g = made(channel_base=1024, **options)
     snap = load_snapshot(written(tmp_path / "sg3.pkl", g))
