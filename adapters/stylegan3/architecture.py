@@ -146,7 +146,8 @@ class FullyConnectedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, I) to (N, O)."""
         weight = self.weight * (self.bias_gain / math.sqrt(self.in_features))
-        bias = None if self.bias is None else self.bias * self.bias_gain
+        own: Any = self.bias
+        bias = None if own is None else own * self.bias_gain
         y = F.linear(x, weight, bias)
         return F.leaky_relu(y, 0.2) * _ROOT2 if self.activation == "lrelu" else y
 
@@ -204,7 +205,8 @@ class MappingNetwork(nn.Module):
         """
         x, by_class = _unit(z.to(torch.float32)), "embed_proj" in self._modules
         if self.c_dim:
-            y = self.embed_proj(self.embed(c.argmax(1))) if by_class else self.embed(c.float())
+            inside: Any = self
+            y = inside.embed_proj(self.embed(c.argmax(1))) if by_class else self.embed(c.float())
             x = torch.cat([x, _unit(y)], 1)
         for i in range(self.num_layers):
             x = getattr(self, f"fc{i}")(x)
@@ -223,8 +225,8 @@ class MappingNetwork(nn.Module):
         if labels is None:
             self.w_avg.copy_(x.mean(0).lerp(self.w_avg, self.w_avg_beta))
             return
-        for row, label in zip(x, labels):
-            self.w_avg[label].copy_(row.lerp(self.w_avg[label], self.w_avg_beta))
+        for i, label in enumerate(labels):
+            self.w_avg[label].copy_(x[i].lerp(self.w_avg[label], self.w_avg_beta))
 
 
 class SynthesisInput(nn.Module):
@@ -412,7 +414,7 @@ class SynthesisLayer(nn.Module):
             self.scale = 1 / math.sqrt(weight[0].numel())
             self.conv = kernel_of(weight, bias)
             return
-        self.scale = None
+        self.scale: Any = None
         self.demod = Demodulation(kernel_of(weight), len(weight))
         self.demod.gain = weight.new_ones(len(weight))
         self.bias = bias
@@ -536,7 +538,7 @@ class SynthesisNetwork(nn.Module):
         cutoffs = [first_cutoff * (last / first_cutoff) ** s for s in shares]
         stops = [first_stopband * (last * last_stopband_rel / first_stopband) ** s for s in shares]
         rates = [2 ** math.ceil(math.log2(min(2 * f, img_resolution))) for f in stops]
-        halves = [max(f, r / 2) - c for f, r, c in zip(stops, rates, cutoffs)]
+        halves = [max(f, rates[i] / 2) - cutoffs[i] for i, f in enumerate(stops)]
         sizes = [r + 2 * margin_size for r in rates]
         sizes[-2:] = [img_resolution] * 2
         widths = [round(min(channel_base / 2 / c, channel_max)) for c in cutoffs]

@@ -44,9 +44,10 @@ def _mapping(module: architecture.MappingNetwork) -> Problem:
         if by_class:
             if not has(module, "embed", nn.Embedding):
                 return "has a projection of classes without their features"
-            if module.embed.num_embeddings < module.c_dim:
+            features: Any = inside.embed
+            if features.num_embeddings < module.c_dim:
                 return "has features of fewer classes than it has"
-            inputs, mean = module.embed.embedding_dim, (module.c_dim, module.w_dim)
+            inputs, mean = int(features.embedding_dim), (module.c_dim, module.w_dim)
         if (wrong := check_widths(module, last, inputs, None)) is not None:
             return wrong
         width += inside._modules[last].out_features

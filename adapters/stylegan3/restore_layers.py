@@ -97,7 +97,8 @@ def restore_input(module: architecture.SynthesisInput) -> Problem:
     side: Any = module.side
     if side is not None and (type(side) is not int or not 1 <= side <= 2 * MAX_RESOLUTION):
         return "has a size that does not exist"
-    if module.scale is None or not 0 < module.scale <= 1:
+    scale: Any = module.scale  # None where a file lacks it
+    if scale is None or not 0 < scale <= 1:
         return "has a scale that is not above 0 and up to 1"
     if not 0 < 2 * module.bandwidth < module.sampling_rate:
         return "has a bandwidth that its sampling rate can't carry"
@@ -205,7 +206,8 @@ def sizes_of(layers: Mapping[str, Any], side: int) -> int | None:
 
     None: names, factors, paddings and filters of the layers do not lead there.
     """
-    for name, layer in reversed(layers.items()):
+    for name in reversed(list(layers)):
+        layer = layers[name]
         # Its own size is part of a layer's name.
         if (named := _NAME.fullmatch(name)) is None or int(named[1]) != side:
             return None

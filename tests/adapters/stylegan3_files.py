@@ -42,7 +42,7 @@ def fill(model: Any) -> Any:
                 value = value * model.synthesis.input.bandwidth / 2
             elif last == "transform":
                 value = torch.tensor([[0.96, 0.28, 0.1], [-0.28, 0.96, -0.2], [0.0, 0.0, 1.0]])
-            elif name.endswith("affine.bias") or "affine" not in name and last == "weight":
+            elif name.endswith("affine.bias") or ("affine" not in name and last == "weight"):
                 value = 1 + value if last == "bias" else value * value.shape[-1] ** 0.5
             stored.copy_(value)
     return model.eval().requires_grad_(False)

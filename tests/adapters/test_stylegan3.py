@@ -51,9 +51,7 @@ def written(path: Path, g: nn.Module, **more: Any) -> Path:
 
 
 @pytest.mark.parametrize(("code", "name"), CASES)
-def test_a_file_gives_the_values_of_the_original_code(
-    code: str, name: str, tmp_path: Path
-) -> None:
+def test_a_file_gives_the_values_of_the_original_code(code: str, name: str, tmp_path: Path) -> None:
     case = CASES[code, name]
     options = dict(case["options"])
     g = made(c_dim=options.pop("classes", 0), **options)
@@ -125,7 +123,8 @@ def test_full_rank_is_the_original_and_demodulation_knows_the_pair(rule: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [pytest.param({}, marks=pytest.mark.extended, id="-t"), pytest.param(RADIAL, id="-r")]
+    "options",
+    [pytest.param({}, marks=pytest.mark.extended, id="-t"), pytest.param(RADIAL, id="-r")],
 )
 def test_width_is_followed_through_the_filters(options: Any, tmp_path: Path) -> None:
     g = made(channel_base=1024, **options)
