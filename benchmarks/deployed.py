@@ -68,6 +68,8 @@ def main() -> None:
     parser.add_argument("--keep-freed", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
     settings = settle(Settings(device="cpu", threads=args.threads, keep_freed=args.keep_freed))
     models = rows(args.ngf)
     operations = [Operation(kind="forward", batch=int(n)) for n in args.batches.split(",")]

@@ -119,6 +119,8 @@ def main() -> None:
     parser.add_argument("files", nargs="+")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for path in options.files:

@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DEFAULT)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.child:
         print(json.dumps(one(args.file, args.child, args.device, args.ngf)))
         return

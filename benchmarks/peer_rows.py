@@ -124,17 +124,24 @@ def saved_bytes(model: nn.Module) -> int:
     return Count.total
 
 
-def _preset(name: str) -> Callable[[nn.Module, Options], Built]:
+def converted(original: nn.Module, options: Options, preset: str, width: float) -> nn.Module:
+    """Return the conversion by a preset; below full width with the first channels of each map.
+
+    Which channels are kept changes the images, not the time.
+    """
+    analysis = analyse(original)
+    plan = plan_for(analysis, preset=preset, width=width)
+    kept = {w.group: tuple(range(w.kept)) for w in plan.widths if w.kept < w.channels}
+    return apply_to(
+        analysis, plan, init=options.init, calibrate=options.calibrate, costs=NO_COSTS,
+        kept=kept or None,
+    ).model  # fmt: skip
+
+
+def _preset(name: str, width: float = 1) -> Callable[[nn.Module, Options], Built]:
     def build(original: nn.Module, options: Options) -> Built:
-        analysis = analyse(original)
-        result = apply_to(
-            analysis,
-            plan_for(analysis, preset=name),
-            init=options.init,
-            calibrate=options.calibrate,
-            costs=NO_COSTS,
-        )
-        return Built(model=result.model, inputs=sampler_of(original))
+        model = converted(original, options, name, width)
+        return Built(model=model, inputs=sampler_of(original))
 
     return build
 
@@ -151,21 +158,24 @@ def _compiled(original: nn.Module, options: Options) -> Built:
     return Built(model=_fast(original, options), inputs=sampler_of(original), compile=True)
 
 
-def _deployed(name: str) -> Callable[[nn.Module, Options], Built]:
+def _deployed(name: str, width: float = 1) -> Callable[[nn.Module, Options], Built]:
     def build(original: nn.Module, options: Options) -> Built:
         from dsconvert.forms import deploy
 
-        made = _preset(name)(original, options).model
+        made = converted(original, options, name, width)
         return Built(model=deploy(made), inputs=sampler_of(original), counted=made, trains=False)
 
     return build
 
 
-def _lean(original: nn.Module, options: Options) -> Built:
-    from dsconvert.forms import lean
+def _lean(name: str, width: float = 1) -> Callable[[nn.Module, Options], Built]:
+    def build(original: nn.Module, options: Options) -> Built:
+        from dsconvert.forms import lean
 
-    fast = _fast(original, options)
-    return Built(model=lean(fast), inputs=sampler_of(original), counted=fast)
+        made = converted(original, options, name, width)
+        return Built(model=lean(made), inputs=sampler_of(original), counted=made)
+
+    return build
 
 
 def _export(kind: str, suffix: str) -> Callable[[nn.Module, Options], Built]:
@@ -336,12 +346,16 @@ ROWS: dict[str, Callable[[nn.Module, Options], Built]] = {
     "fast": _preset("fast"),
     "balanced, deployed": _deployed("balanced"),
     "fast, deployed": _deployed("fast"),
-    "fast, lean": _lean,
+    "fast, lean": _lean("fast"),
+    "half width, balanced": _preset("balanced", 0.5),
+    "half width, balanced, deployed": _deployed("balanced", 0.5),
+    "half width, balanced, lean": _lean("balanced", 0.5),
+    "half width, fast, lean": _lean("fast", 0.5),
     "official, freed memory kept": _kept(_official),
     "balanced, freed memory kept": _kept(_preset("balanced")),
     "balanced, deployed, freed memory kept": _kept(_deployed("balanced")),
     "fast, deployed, freed memory kept": _kept(_deployed("fast")),
-    "fast, lean, freed memory kept": _kept(_lean),
+    "fast, lean, freed memory kept": _kept(_lean("fast")),
     "fast, onnxruntime": _export("onnx", ".onnx"),
     "fast, OpenVINO": _export("openvino", ".xml"),
     "BSConv": _bsconv,

@@ -80,6 +80,8 @@ def main() -> None:
     parser.add_argument("--official", metavar="CHECKOUT")
     parser.add_argument("--out", metavar="FILE.json")
     options = parser.parse_args()
+    if options.out:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     low, _, high = (options.ranks or ("1-8" if options.count_only else "1-4")).partition("-")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

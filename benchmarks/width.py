@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/results")
     options = parser.parse_args()
     out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
     path = out / STATE
     state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     teacher = load_snapshot(options.snapshot).generator.eval()

@@ -379,6 +379,7 @@ def main() -> None:
     parser.add_argument("--only", default="*")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "zoo.json")
     options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     rows: dict[str, dict[str, Any]] = {}
     for name, make in ZOO.items():
         if not fnmatchcase(name, options.only):

@@ -57,6 +57,8 @@ _ROWS = 4096
 """Patches that are multiplied at a time at least."""
 _CHUNK = 1 << 17
 """Elements that are converted to double precision at a time: the copy then stays in the cache."""
+_DEVICE_CHUNK = 1 << 26
+"""The same on a GPU, which converts within its sum: the differences take 256 MiB."""
 
 
 def _sums(values: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -65,6 +67,12 @@ def _sums(values: Tensor, shift: Tensor | None = None) -> Tensor:
     With ``shift (C,)`` they are the sums of the squared differences from it.
     """
     flat = values.flatten(2)
+    if values.device.type != "cpu":  # no cache to stay in, and each launch costs time
+        many = max(1, _DEVICE_CHUNK // max(1, flat[0].numel()))
+        parts = flat.split(many)
+        if shift is not None:
+            parts = ((part - shift[:, None]).square() for part in parts)
+        return torch.stack([part.sum((0, 2), dtype=torch.float64) for part in parts]).sum(0)
     total = flat.new_zeros(flat.shape[1], dtype=torch.float64)
     rows = max(1, _CHUNK // max(1, flat.shape[2]))
     for sample in flat:
@@ -276,5 +284,9 @@ def _draw(
     image, rest = pick // (height * width), pick % (height * width)
     row = rest // width * step[0] + margin
     column = rest % width * step[1] + margin
-    patch = torch.stack([spread[image, row + a, column + b] for a, b in phase.shifts], 1)
+    if x.device.type == "cpu":
+        patch = torch.stack([spread[image, row + a, column + b] for a, b in phase.shifts], 1)
+    else:
+        down, right = torch.tensor(phase.shifts).to(x.device).unbind(1)
+        patch = spread[image[:, None], row[:, None] + down, column[:, None] + right]
     return patch.flatten(1), y.permute(0, 2, 3, 1)[image, rest // width, rest % width]
