@@ -122,10 +122,8 @@ def test_full_rank_is_the_original_and_demodulation_knows_the_pair(rule: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [pytest.param({}, marks=pytest.mark.extended, id="-t"), pytest.param(RADIAL, id="-r")],
-)
+@pytest.mark.extended
+@pytest.mark.parametrize("options", [{}, RADIAL], ids=["-t", "-r"])
 def test_width_is_followed_through_the_filters(options: Any, tmp_path: Path) -> None:
     g = made(channel_base=1024, **options)
     snap = load_snapshot(written(tmp_path / "sg3.pkl", g))
