@@ -48,6 +48,10 @@ def _cell(row: dict[str, Any] | None, shipped: dict[str, Any] | None, best: floa
     if best is not None:
         parts.append(f"{best / median:.2f}x of its best")
     parts.append(f"floor {row['times_floor']:.1f}x ({row['floor_of']})")
+    busy = (row.get("profile") or {}).get("busy_s")
+    if row["row"].startswith("kernel") and busy:
+        # Python launches small maps more slowly than the card computes them.
+        parts.append(f"card busy {_time(busy)}, {busy / row['floor_s']:.1f}x")
     if row["peak_bytes"]:
         parts.append(f"{row['peak_bytes'] / 2**30:.2f} GiB")
     if row["batch"] > 1:
@@ -108,7 +112,8 @@ def markdown(data: dict[str, Any]) -> str:
         "larger of the two. Medians of runs in a row between CUDA events; ~: unsteady (more than "
         f"±{100 * UNSTEADY:.0f} %). Bold: times faster than the official generator as shipped "
         f"({SHIPPED}); *of its best*: as fast as the official one in its fastest mode here. Of a "
-        "*kernel* the floor is a copy of the bytes that it must move.",
+        "*kernel* the floor is a copy of the bytes that it must move, and *card busy* the time "
+        "without what Python takes to launch it.",
         "",
     ]
     if rows:

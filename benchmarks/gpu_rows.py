@@ -33,7 +33,7 @@ class Mode:
         noise: where noise is drawn.
         channels_last: the memory layout.
         compile: through ``torch.compile``.
-        graph: one CUDA graph, replayed; of a forward pass only.
+        graph: CUDA graphs, replayed: of a forward pass, or of the passes of a training step.
         autotune: cuDNN's benchmark mode, which costs seconds for each new shape.
     """
 
@@ -179,6 +179,10 @@ ORDER: tuple[tuple[str, str, str], ...] = (
     ("official", PLAIN, "FfBT"),
     ("paper", PLAIN, "BTFf"),
     ("fast, lean", PLAIN, "BTFf"),
+    ("fast, lean", "FP32, graph", "T"),
+    ("paper", "FP32, graph", "T"),
+    ("fast", "FP32, graph", "T"),
+    ("official", "FP32, graph", "T"),
     ("fast, deployed", PLAIN, "Ff"),
     ("official", "BF16", "FTB"),
     ("fast", "BF16", "FTB"),

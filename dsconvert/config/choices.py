@@ -45,7 +45,9 @@ Policy = Literal["color", "translation", "cutout"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 Spectral = Literal["keep", "fold"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-Recompute = Literal["none", "blocks", "lean"]
+Recompute = Literal["auto", "none", "blocks", "lean"]
+CudaGraph = Literal["auto", "on", "off"]
+"""Whether the passes of a training step are replayed as CUDA graphs."""
 Clock = Literal["wall", "cpu"]
 Statistics = Literal["frozen", "batch"]
 Optimiser = Literal["muon", "adam"]

@@ -7,59 +7,21 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from dsconvert.config.base import BaseSettings, Job, refuse_fixed
-from dsconvert.config.choices import POLICIES, PRESETS, Precision, Recompute, Spectral, Weights
+from dsconvert.config.choices import (
+    CudaGraph,
+    Precision,
+    Recompute,
+    Weights,
+)
 from dsconvert.config.files import Messages
+from dsconvert.config.networks import RECIPE, DiscriminatorFacts, NewGenerator
 from dsconvert.config.setting import Group, part, setting
 from dsconvert.config.values import seed
 from dsconvert.errors import UsageError
 
-RECIPE = Group("Recipe (official defaults)")
 WATCHING = Group("Records of the run")
 SPEED = Group("Speed and memory")
 BACKBONE_HELP = "source of the ImageNet weights of the discriminator's backbone"
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewGenerator(BaseSettings):
-    """A generator with random weights; ``preset`` "none" is the dense one."""
-
-    subject: ClassVar[str] = "the settings of the new generator"
-
-    cfg: str = setting("fastgan", help="fastgan or fastgan_lite", metavar="NAME", default_text="")
-    preset: str = setting("none", help="how the generator is converted", choices=PRESETS)
-    rank: int | None = setting(None, help="one rank for every rewrite", at_least=1)
-    width: float = setting(
-        1.0, help="share of its channels that every map has", metavar="SHARE", above=0, at_most=1
-    )
-    resolution: int = setting(256, help="of the images", metavar="PX", at_least=1)
-    ngf: int = setting(128, help="channel multiplier", at_least=1)
-    z_dim: int = setting(256, help="latent size", at_least=1)
-    img_channels: int = setting(3, option="--channels", help="of an image", choices=(1, 3, 4))
-    classes: int = setting(0, option=None, help="number of classes; 0: unconditional", at_least=0)
-    spectral: Spectral = setting(
-        "keep",
-        help="spectral norm on the factors of a rewritten convolution: as official training has "
-        "it, or none",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiscriminatorFacts(BaseSettings):
-    """The structure of a discriminator."""
-
-    subject: ClassVar[str] = "the settings of the discriminator"
-
-    resolution: int = setting(option=None, help="of the images")
-    classes: int = setting(0, option=None, help="number of classes")
-    cout: int = setting(64, option=None, help="channels of the projection")
-    expand: bool = setting(True, option=None, help="whether the projection mixes scales")
-    num_discs: int = setting(
-        4, option="--discs", help="discriminator heads", choices=(1, 2, 3, 4), group=RECIPE
-    )
-    rows: int | None = setting(None, option=None, help="rows of the class embedding")
-    augment: tuple[str, ...] = setting(
-        POLICIES, option="--no-augment", flag=(), help="no DiffAugment", group=RECIPE
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,13 +133,21 @@ class TrainConfig(BaseSettings):
         False, help="the memory layout that suits convolutions", group=SPEED
     )
     recompute: Recompute = setting(
-        "none",
+        "auto",
         help="keep fewer activations of G: whole blocks run again for the backward pass, or (lean) "
-        "only noise, normalisation, gate and depthwise convolution",
+        "only noise, normalisation, gate and depthwise convolution; auto: lean once a GPU's memory "
+        "is full",
         group=SPEED,
         resumable=True,
     )
     compile: bool = setting(False, help="torch.compile both networks", group=SPEED, resumable=True)
+    cuda_graph: CudaGraph = setting(
+        "auto",
+        help="replay the passes of a step as CUDA graphs; auto: on one GPU, where the settings and "
+        "the networks allow it",
+        group=SPEED,
+        resumable=True,
+    )
     workers: int = setting(
         3, help="threads that read images ahead", at_least=0, group=SPEED, resumable=True
     )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dsconvert.data.device_images import device_images
 from dsconvert.data.images import ImageSet
 from dsconvert.errors import DataError
 
@@ -108,6 +109,8 @@ class ImageStream:
         rank: of this process.
         world: number of processes.
         workers: processes that read ahead; a decoded set uses none.
+        device: of the training. If it is CUDA and has room, images stay there once they are read,
+            and batches are there; those on the CPU are otherwise in pinned memory.
 
     Raises:
         DataError: the batch is not a multiple of the number of processes.
@@ -124,23 +127,30 @@ class ImageStream:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
+        device: torch.device | None = None,
     ) -> None:
         if batch % world:
             raise DataError(f"a batch of {batch} can't be shared by {world} processes evenly.")
         self.images = images
         self.unreadable: set[str] = set()
         """The images that could not be read so far, each with the reason."""
-        order = ShuffledImages(images, mirror=mirror, seed=seed)
+        self._order = ShuffledImages(images, mirror=mirror, seed=seed)
+        self._positions = iter(_Positions(batch=batch, start=start, rank=rank, world=world))
         positions = _Positions(batch=batch, start=start, rank=rank, world=world)
+        self._kept = device_images(images, device)
+        pinned = torch.cuda.is_available() and (device is None or device.type == "cuda")
+        self._batches: Iterator[tuple[Tensor, Tensor, list[str]]] | None
         if images.decoded is not None:
-            self._batches = (_collate([order[p] for p in group]) for group in positions)
+            batches = (_collate([self._order[p] for p in group]) for group in positions)
+            self._batches = _pinned(batches) if pinned else batches
         else:
+            # A copy, because each process that reads has its own epoch.
             loader: DataLoader[Item] = DataLoader(
-                order,
+                ShuffledImages(images, mirror=mirror, seed=seed),
                 batch_sampler=positions,
                 num_workers=workers,
                 collate_fn=_collate,
-                pin_memory=torch.cuda.is_available(),
+                pin_memory=pinned,
                 worker_init_fn=_ignore_ctrl_c,
                 generator=torch.Generator().manual_seed(seed),
             )
@@ -151,6 +161,23 @@ class ImageStream:
         return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
+        if self._kept is None:
+            images, indices = self._read()
+            return images, self.images.label(indices)
+        places = [self._order.place(p) for p in next(self._positions)]
+        wanted = torch.tensor([index for index, _ in places])
+        flipped = torch.tensor([mirrored for _, mirrored in places])
+        if self._kept.complete:
+            self._batches = None  # the processes that read end
+            images, indices = self._kept.take(wanted, flipped)
+        else:
+            images, indices = self._read()
+            images = self._kept.store(wanted, flipped, images, indices)
+        return images, self.images.label(indices)
+
+    def _read(self) -> tuple[Tensor, Tensor]:
+        """Return the next batch of the reader: images, and their indices."""
+        assert self._batches is not None
         try:
             images, indices, problems = next(self._batches)
         except DataError as error:
@@ -161,7 +188,14 @@ class ImageStream:
             if problem not in self.unreadable:
                 self.unreadable.add(problem)
                 _LOG.warning("can't be read, the next image stands in: %s", problem)
-        return images, self.images.label(indices)
+        return images, indices
+
+
+def _pinned(
+    batches: Iterator[tuple[Tensor, Tensor, list[str]]],
+) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+    for images, indices, problems in batches:
+        yield images.pin_memory(), indices, problems
 
 
 def to_range(images: Tensor, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsconvert.kernels import replayed
+from dsconvert.kernels import is_collecting, replayed
 
 WARM = 3
 """Runs before the capture, as torch's documentation asks for; kernels are tuned in the first."""
@@ -39,7 +39,8 @@ class Replayed:
         first = tensors[0]
         if first.device.type != "cuda" or len(first) > self.most:
             return run(*tensors)
-        if torch.cuda.is_current_stream_capturing():  # into somebody else's graph
+        # No data, or into somebody else's graph.
+        if is_collecting() or torch.cuda.is_current_stream_capturing():
             return run(*tensors)
         key = tuple((t.shape, t.dtype, t.device) for t in tensors)
         if key not in self._graphs:

@@ -6,18 +6,21 @@ or slower at a size, torch's own operators do the same.
 
 from __future__ import annotations
 
+from dsconvert.kernels.ahead import compile_ahead
 from dsconvert.kernels.depthwise import depthwise, filters_of
 from dsconvert.kernels.gated import batch_norm_gate, noise_gate
 from dsconvert.kernels.geometry import Tile
 from dsconvert.kernels.pointwise import is_pointwise, pointwise
-from dsconvert.kernels.use import Event, recording, replayed, takes, using
+from dsconvert.kernels.use import Event, is_collecting, recording, replayed, takes, using
 
 __all__ = [
     "Event",
     "Tile",
     "batch_norm_gate",
+    "compile_ahead",
     "depthwise",
     "filters_of",
+    "is_collecting",
     "is_pointwise",
     "noise_gate",
     "pointwise",

@@ -4,7 +4,7 @@ Everything but the input is computed again. With u = filter(x) + bias + noise * 
 n = (u - mean) * rstd, z = gain * n + shift, and d the gradient of z: the gradient of u is
 ``gain rstd d``, and with batch statistics ``gain rstd d - k1 - n k2``, where k1 and k2 are rstd
 times the means of gain d and of gain d n (Ioffe and Szegedy 2015, after equation 4). Sums over
-pixels are written tile by tile and added afterwards, so that they do not depend on the order in
+pixels are written group by group and added afterwards, so that they do not depend on the order in
 which the programs run.
 """
 # pyright: basic, reportGeneralTypeIssues=false, reportMissingImports=false
@@ -17,6 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from dsconvert.kernels.forward_programs import NUMBERS
 from dsconvert.kernels.tile_programs import (
     channel,
     filtered,
@@ -24,8 +25,8 @@ from dsconvert.kernels.tile_programs import (
     pixels,
     place,
     put,
-    source,
     total,
+    zeros,
 )
 
 
@@ -55,34 +56,34 @@ def slopes(v, g, p, d, nv, mv, rv, av, bv, ng, mg, rg, ag, bg, GATE: tl.constexp
     return d, first, e, second
 
 
-@triton.jit(do_not_specialize=["H", "W", "tiles"])
+@triton.jit(do_not_specialize=NUMBERS)
 def sums(
-    x_ptr, w, bias, noise, plane, mean, rstd, gain, shift, grad, found, cin, C, outs, H, W, tiles,
-    noise_c, plane_n, affine_n, GATE: tl.constexpr, R: tl.constexpr, M: tl.constexpr,
+    x_ptr, w, bias, noise, plane, mean, rstd, gain, shift, grad, found, cin, C, outs, H, W, steps,
+    groups, noise_c, plane_n, affine_n, GATE: tl.constexpr, R: tl.constexpr, M: tl.constexpr,
     KIND: tl.constexpr, LAST: tl.constexpr, ACC: tl.constexpr, BP: tl.constexpr, BX: tl.constexpr,
-    BC: tl.constexpr, ALIGNED: tl.constexpr,
+    BC: tl.constexpr, ALIGNED: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Write the sums of d and of d n over the pixels of a tile: ``found`` (N tiles, 2, C)."""
+    """Write the sums of d and of d n over a group's pixels: ``found`` (2, N groups, C)."""
     if ALIGNED:
         W = W // 16 * 16  # noqa: N806
-    n, tile, _top, _left, c, y, x = place(W, outs, tiles, BP, BX, BC, LAST)
+    if EVEN:
+        cin = cin // 2 * 2
+        C = C // 2 * 2  # noqa: N806
+        outs = outs // 2 * 2
+    n, group, c, rows, columns = place(outs, groups, BP, BX, BC, LAST, EVEN)
+    across = tl.cdiv(W, BX)
     x_ptr += n * cin * H * W
     step: tl.constexpr = 2 if KIND == 2 else 1
     high = H * step
     wide = W * step
     grad += n * outs * high * wide
     if plane is not None:
-        plane += n * plane_n
+        plane += n * plane_n * (high * wide)
     if gain is not None:
-        gain += n * affine_n
+        gain += n * affine_n * C
     if shift is not None:
-        shift += n * affine_n
-    v00, v01, v10, v11 = filtered(x_ptr, w, bias, c, y, x, cin, C, H, W, R, M, KIND, LAST, ACC)
+        shift += n * affine_n * C
     nv, mv, rv, av, bv = constants(noise, noise_c, mean, rstd, gain, shift, c, C, ACC)
-    g00 = v00
-    g01 = v01
-    g10 = v10
-    g11 = v11
     ng = nv
     mg = mv
     rg = rv
@@ -90,55 +91,82 @@ def sums(
     bg = bv
     k = c + outs
     if GATE:
-        g00, g01, g10, g11 = filtered(x_ptr, w, bias, k, y, x, cin, C, H, W, R, M, KIND, LAST, ACC)
         ng, mg, rg, ag, bg = constants(noise, noise_c, mean, rstd, gain, shift, k, C, ACC)
-    one = 0.0
-    one_n = 0.0
-    two = 0.0
-    two_n = 0.0
-    for i in tl.static_range(step * step):
-        v = v00
-        g = g00
-        if i == 1:
-            v = v01
-            g = g01
-        if i == 2:
-            v = v10
-            g = g10
-        if i == 3:
-            v = v11
-            g = g11
-        row = y * step + i // 2
-        column = x * step + i % 2
-        # Outside the map the gradient is zero, and so are all products with it.
-        p = noise_at(plane, row, column, high, wide, ACC)
-        d = pixels(grad, c, row, column, outs, high, wide, LAST, ACC)
-        d, first, e, second = slopes(
-            v, g, p, d, nv, mv, rv, av, bv, ng, mg, rg, ag, bg, GATE
-        )  # fmt: skip
-        one += d
-        one_n += d * first
-        two += e
-        two_n += e * second
-    found += (n * tiles + tile) * 2 * C + c
+    one = zeros(BP, BC, LAST, ACC)
+    one_n = zeros(BP, BC, LAST, ACC)
+    two = zeros(BP, BC, LAST, ACC)
+    two_n = zeros(BP, BC, LAST, ACC)
+    for tile in range(group * steps, group * steps + steps):
+        top = (tile // across) * (BP // BX)
+        left = (tile % across) * BX
+        y = top + rows
+        x = left + columns
+        v00, v01, v10, v11 = filtered(x_ptr, w, bias, c, y, x, cin, C, H, W, R, M, KIND, LAST, ACC)
+        g00 = v00
+        g01 = v01
+        g10 = v10
+        g11 = v11
+        if GATE:
+            g00, g01, g10, g11 = filtered(
+                x_ptr, w, bias, k, y, x, cin, C, H, W, R, M, KIND, LAST, ACC
+            )  # fmt: skip
+        for i in tl.static_range(step * step):
+            v = v00
+            g = g00
+            if i == 1:
+                v = v01
+                g = g01
+            if i == 2:
+                v = v10
+                g = g10
+            if i == 3:
+                v = v11
+                g = g11
+            row = y * step + i // 2
+            column = x * step + i % 2
+            # Outside the map the gradient is zero, and so are all products with it.
+            p = noise_at(plane, row, column, high, wide, ACC)
+            d = pixels(grad, c, row, column, outs, high, wide, LAST, ACC)
+            d, first, e, second = slopes(
+                v, g, p, d, nv, mv, rv, av, bv, ng, mg, rg, ag, bg, GATE
+            )  # fmt: skip
+            one += d
+            one_n += d * first
+            if GATE:
+                two += e
+                two_n += e * second
+    whole = tl.num_programs(0) // (tl.cdiv(outs, BC) if LAST else outs) * C
+    found += (n * groups + group) * C + c
     tl.store(found, total(one, LAST), mask=c < outs)
-    tl.store(found + C, total(one_n, LAST), mask=c < outs)
+    tl.store(found + whole, total(one_n, LAST), mask=c < outs)
     if GATE:
         tl.store(found + outs, total(two, LAST), mask=c < outs)
-        tl.store(found + C + outs, total(two_n, LAST), mask=c < outs)
+        tl.store(found + whole + outs, total(two_n, LAST), mask=c < outs)
 
 
-@triton.jit(do_not_specialize=["H", "W", "tiles"])
+@triton.jit(do_not_specialize=NUMBERS)
 def gradient(
     x_ptr, w, bias, noise, plane, mean, rstd, gain, shift, k1, k2, grad, grad_u, of_noise, cin, C,
-    outs, H, W, tiles, noise_c, plane_n, affine_n, GATE: tl.constexpr, R: tl.constexpr,
+    outs, H, W, groups, noise_c, plane_n, affine_n, GATE: tl.constexpr, R: tl.constexpr,
     M: tl.constexpr, KIND: tl.constexpr, LAST: tl.constexpr, ACC: tl.constexpr, BP: tl.constexpr,
-    BX: tl.constexpr, BC: tl.constexpr, ALIGNED: tl.constexpr,
+    BX: tl.constexpr, BC: tl.constexpr, ALIGNED: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of u (N, C, ...), and its sums with the plane: (N tiles, C)."""
+    """Write the gradient of u (N, C, ...), and its sums with the plane: (N groups, C).
+
+    A group is one tile: more would take more registers than they save time.
+    """
     if ALIGNED:
         W = W // 16 * 16  # noqa: N806
-    n, tile, top, left, c, y, x = place(W, outs, tiles, BP, BX, BC, LAST)
+    if EVEN:
+        cin = cin // 2 * 2
+        C = C // 2 * 2  # noqa: N806
+        outs = outs // 2 * 2
+    n, group, c, y, x = place(outs, groups, BP, BX, BC, LAST, EVEN)
+    across = tl.cdiv(W, BX)
+    top = (group // across) * (BP // BX)
+    left = (group % across) * BX
+    y += top
+    x += left
     x_ptr += n * cin * H * W
     step: tl.constexpr = 2 if KIND == 2 else 1
     high = H * step
@@ -146,19 +174,14 @@ def gradient(
     grad += n * outs * high * wide
     grad_u += n * C * high * wide
     if plane is not None:
-        plane += n * plane_n
+        plane += n * plane_n * (high * wide)
     if gain is not None:
-        gain += n * affine_n
+        gain += n * affine_n * C
     if shift is not None:
-        shift += n * affine_n
-    v00, v01, v10, v11 = filtered(x_ptr, w, bias, c, y, x, cin, C, H, W, R, M, KIND, LAST, ACC)
+        shift += n * affine_n * C
     nv, mv, rv, av, bv = constants(noise, noise_c, mean, rstd, gain, shift, c, C, ACC)
     lv = channel(k1, c, C, 0.0, ACC)
     sv = channel(k2, c, C, 0.0, ACC)
-    g00 = v00
-    g01 = v01
-    g10 = v10
-    g11 = v11
     ng = nv
     mg = mv
     rg = rv
@@ -168,12 +191,18 @@ def gradient(
     sg = sv
     k = c + outs
     if GATE:
-        g00, g01, g10, g11 = filtered(x_ptr, w, bias, k, y, x, cin, C, H, W, R, M, KIND, LAST, ACC)
         ng, mg, rg, ag, bg = constants(noise, noise_c, mean, rstd, gain, shift, k, C, ACC)
         lg = channel(k1, k, C, 0.0, ACC)
         sg = channel(k2, k, C, 0.0, ACC)
-    with_plane = 0.0
-    gate_with_plane = 0.0
+    with_plane = zeros(BP, BC, LAST, ACC)
+    gate_with_plane = zeros(BP, BC, LAST, ACC)
+    v00, v01, v10, v11 = filtered(x_ptr, w, bias, c, y, x, cin, C, H, W, R, M, KIND, LAST, ACC)
+    g00 = v00
+    g01 = v01
+    g10 = v10
+    g11 = v11
+    if GATE:
+        g00, g01, g10, g11 = filtered(x_ptr, w, bias, k, y, x, cin, C, H, W, R, M, KIND, LAST, ACC)
     even = v00
     even_gate = v00
     for i in tl.static_range(step * step):
@@ -211,58 +240,7 @@ def gradient(
                 put(grad_u, even_gate, e, i // 2, k, C, y, x, top, left, C, high, wide, BP, BX,
                     KIND, LAST)  # fmt: skip
     if of_noise is not None:
-        of_noise += (n * tiles + tile) * C + c
+        of_noise += (n * groups + group) * C + c
         tl.store(of_noise, total(with_plane, LAST), mask=c < outs)
         if GATE:
             tl.store(of_noise + outs, total(gate_with_plane, LAST), mask=c < outs)
-
-
-@triton.jit(do_not_specialize=["H", "W", "tiles"])
-def filter_gradients(
-    x_ptr, w, grad, grad_x, found, cin, C, H, W, tiles, R: tl.constexpr, M: tl.constexpr,
-    KIND: tl.constexpr, LAST: tl.constexpr, ACC: tl.constexpr, BP: tl.constexpr, BX: tl.constexpr,
-    BC: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
-    """Write the gradient of x, and a tile's share of the filters', ``found`` (N tiles, cin, M, T).
-
-    Both read the same pixels of the gradient ``grad`` (N, C, ...), so that one pass makes both.
-    ``found`` or ``grad_x`` may be None.
-    """
-    if ALIGNED:
-        W = W // 16 * 16  # noqa: N806
-    n, tile, top, left, i, y, x = place(W, cin, tiles, BP, BX, BC, LAST)
-    step: tl.constexpr = 2 if KIND == 2 else 1
-    side: tl.constexpr = 4 if KIND == 2 else 3
-    taps: tl.constexpr = side * side
-    high = H * step
-    wide = W * step
-    grad += n * C * high * wide
-    x_ptr += n * cin * H * W
-    if found is not None:
-        v = pixels(x_ptr, i, y, x, cin, H, W, LAST, ACC)
-        found += (n * tiles + tile) * cin * M * taps
-    of_x = 0.0
-    there = i < cin
-    for m in tl.static_range(M):
-        # The output channel that this one is a part of.
-        c = source(i, m, M, R)
-        taps_at = w + (c * R + i % R) * taps
-        for a in tl.static_range(side):
-            row = (2 * y - 1 + a) if KIND == 2 else (y + 1 - a)
-            rows = (row >= 0) & (row < high) & there
-            for b in tl.static_range(side):
-                column = (2 * x - 1 + b) if KIND == 2 else (x + 1 - b)
-                mask = rows & (column >= 0) & (column < wide)
-                if LAST:
-                    at = (row * wide + column) * C + c
-                else:
-                    at = c * high * wide + (row * wide + column)
-                g = tl.load(grad + at, mask=mask, other=0.0).to(ACC)
-                t = a * side + b
-                if grad_x is not None:
-                    of_x += g * tl.load(taps_at + t, mask=there, other=0.0).to(ACC)
-                if found is not None:
-                    tl.store(found + ((i * M + m) * taps + t), total(g * v, LAST), mask=there)
-    if grad_x is not None:
-        grad_x += n * cin * H * W
-        put(grad_x, of_x, of_x, 0, i, cin, y, x, top, left, cin, H, W, BP, BX, 1, LAST)

@@ -31,7 +31,7 @@ RUNS = 5
 """Timed runs of each candidate."""
 SLEEP = 1 << 20
 """Cycles in front of a timed run: half a millisecond, longer than most launches take."""
-VERSION = 2
+VERSION = 3
 """Of the programs and their candidates: older choices are not read."""
 EAGER = -1
 """Stands for torch's operators among the candidates."""
@@ -153,7 +153,7 @@ def fastest_way(
 
 def faster(key: str, x: Tensor, ways: tuple[Callable[[], Value], ...]) -> Value:
     """Run the fastest of equivalent ways on CUDA, measured once for each key; else the first."""
-    if x.device.type != "cuda" or use.backend() == "eager":
+    if x.device.type != "cuda" or use.backend() == "eager" or use.is_collecting():
         return ways[0]()
     chosen = _measured(key, x, lambda _: fastest_way(ways, milliseconds))
     return ways[min(chosen or 0, len(ways) - 1)]()
@@ -214,10 +214,20 @@ def run(
         parts: names what else decides how long it takes.
     """
     reason, tile = use.why_not(x, geometry), None
+    if reason is None and use.is_collecting():
+        return _every(geometry, by_triton)
     if reason is None:
         tile, reason = _tile(operation, x, geometry, by_triton, by_eager, parts)
     use.ran(operation, tile, reason, geometry, x.dtype)
     return by_eager() if tile is None else by_triton(tile)
+
+
+def _every(geometry: Geometry, by_triton: Callable[[Tile], Value]) -> Value:
+    """Collect the launches of every candidate."""
+    *others, last = reversed(tiles_of(geometry))
+    for tile in others:
+        by_triton(tile)
+    return by_triton(last)
 
 
 def _tile(

@@ -92,10 +92,11 @@ def statistics(source: Source) -> tuple[Tensor, Tensor]:
 
 def backward(
     source: Source, normal: Normal, grad: Tensor, *, batch: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return the gradients of u, gain, shift and noise (C,); gain and shift (N, C).
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the gradient of u, the sums (2, N, C) of d and d n, and the gradient of the noise.
 
-    With ``batch`` the mean and the variance are those of u: see ``backward_programs``.
+    The sums are over samples as well, (2, 1, C), where these share gain and shift. With ``batch``
+    the mean and the variance are those of u: see ``backward_programs``.
     """
     with as_given(source.x):
         kind = _wide(source.x.dtype)
@@ -109,8 +110,9 @@ def backward(
             value, control = z.chunk(2, 1)
             s = control.sigmoid()
             d = torch.cat((d * s, d * value * s * (1 - s)), 1)
-        sums, along = d.sum((2, 3)), (d * n).sum((2, 3))
-        k1, k2 = means(source, normal, sums, along) if batch else (None, None)
+        over = (2, 3) if normal.each else (0, 2, 3)
+        sums = torch.stack((d.sum(over), (d * n).sum(over))).view(2, -1, d.shape[1])
+        k1, k2 = means(source, normal, sums) if batch else (None, None)
         if normal.gain is not None:
             d = d * _column(normal.gain)
         if normal.rstd is not None:
@@ -120,19 +122,23 @@ def backward(
         noise = None
         if source.noise is not None and source.plane is not None:
             noise = (d * source.plane).sum((0, 2, 3))
-        return d.to(source.x.dtype), along, sums, noise
+            noise = noise.sum().view(1) if source.noise.numel() == 1 else noise
+        return d.to(source.x.dtype), sums, noise
 
 
-def means(
-    source: Source, normal: Normal, sums: Tensor, along: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return k1 and k2 (C,) of batch statistics from the sums (N, C) of d and d n."""
+def means(source: Source, normal: Normal, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Return k1 and k2 (C,) of batch statistics from the sums (2, N or 1, C) of d and d n."""
     g = source.geometry
     count = g.samples * g.height * g.width * (4 if g.kind == 2 else 1)
-    if normal.gain is not None:
-        sums, along = sums * normal.gain, along * normal.gain
-    k1, k2 = sums.sum(0) / count, along.sum(0) / count
-    return (k1, k2) if normal.rstd is None else (k1 * normal.rstd, k2 * normal.rstd)
+    if normal.each and normal.gain is not None:
+        sums = sums * normal.gain
+    k = sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
+    # Few numbers, in as few launches as they take.
+    factor = None if normal.rstd is None else normal.rstd / count
+    if normal.gain is not None and not normal.each:
+        factor = normal.gain / count if factor is None else normal.gain * factor
+    k = k / count if factor is None else k * factor
+    return k[0], k[1]
 
 
 def filter_gradients(

@@ -48,26 +48,30 @@ def _backward(
     gate: bool,
     batch: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of u (N, C, ...), gain and shift (N, C), and noise (C,) or nothing."""
+    """Return the gradients of u (N, C, ...), gain and shift, and noise or nothing.
+
+    Those of gain and shift are (C,), or (N, C) where each sample has its own.
+    """
     source = Source(x=x, weight=weight, bias=bias, noise=noise, plane=plane, gate=gate)
     normal = Normal(mean=mean, rstd=rstd, gain=gain, shift=shift)
 
-    def by_triton(tile: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        sums, along = launch.sums(source, normal, grad, tile)
-        k1, k2 = eager.means(source, normal, sums, along) if batch else (None, None)
+    def by_triton(tile: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        sums = launch.sums(source, normal, grad, tile)
+        k1, k2 = eager.means(source, normal, sums) if batch else (None, None)
         noisy = noise is not None and plane is not None
         made, of_noise = launch.gradient(source, normal, k1, k2, grad, tile, of_noise=noisy)
-        return made, along, sums, of_noise
+        return made, sums, of_noise
 
-    def by_eager() -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def by_eager() -> tuple[Tensor, Tensor, Tensor | None]:
         return eager.backward(source, normal, grad, batch=batch)
 
-    of_u, along, sums, of_noise = choice.run(
+    of_u, sums, of_noise = choice.run(
         "noise_gate_backward", x, source.geometry, by_triton, by_eager,
         parts=parts_of(source, mean, gain, shift) + str(int(batch)),
     )  # fmt: skip
+    of_shift, of_gain = sums.unbind(0) if normal.each else sums[:, 0].unbind(0)
     nothing = sums.new_empty(0) if of_noise is None else of_noise
-    return laid_out(of_u, x), along.contiguous(), sums.contiguous(), nothing
+    return laid_out(of_u, x), of_gain, of_shift, nothing
 
 
 @fake("noise_gate_backward")
@@ -78,33 +82,29 @@ def _(
     bias: Tensor | None,  # noqa: ARG001
     noise: Tensor | None,
     plane: Tensor | None,
-    mean: Tensor | None,  # noqa: ARG001
-    rstd: Tensor | None,  # noqa: ARG001
-    gain: Tensor | None,  # noqa: ARG001
-    shift: Tensor | None,  # noqa: ARG001
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    gain: Tensor | None,
+    shift: Tensor | None,
     gate: bool,  # noqa: ARG001
     batch: bool,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     channels = channels_of(x, weight)
-    noisy = noise is not None and plane is not None
+    each = Normal(mean=mean, rstd=rstd, gain=gain, shift=shift).each
+    shape = (x.shape[0], channels) if each else (channels,)
+    noisy = 0 if noise is None or plane is None else noise.numel()
     return (
         empty_output(x, weight, False),
-        x.new_empty((x.shape[0], channels), dtype=kind),
-        x.new_empty((x.shape[0], channels), dtype=kind),
-        x.new_empty(channels if noisy else 0, dtype=kind),
+        x.new_empty(shape, dtype=kind),
+        x.new_empty(shape, dtype=kind),
+        x.new_empty(noisy, dtype=kind),
     )
 
 
 def _like(found: Tensor, given: Tensor | None) -> Tensor | None:
-    """Reduce sums (N, C) or (C,) to the shape and type of what they are the gradient of."""
-    if given is None:
-        return None
-    if given.numel() == 1:
-        found = found.sum()
-    elif found.dim() == 2 and given.dim() == 1:
-        found = found.sum(0)
-    return found.reshape(given.shape).to(given.dtype)
+    """Return sums in the shape and type of what they are the gradient of."""
+    return None if given is None else found.reshape(given.shape).to(given.dtype)
 
 
 def _front_gradients(
@@ -148,12 +148,15 @@ def setup_batch(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
     """Keep what :func:`batch_gradients` needs."""
     _, mean, var = output
     ctx.mark_non_differentiable(mean, var)
+    ctx.set_materialize_grads(False)  # of these two
     ctx.save_for_backward(*inputs[:7], mean, (var + inputs[7]).rsqrt())
     ctx.gate = inputs[8]
 
 
-def batch_gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def batch_gradients(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     """Return the gradients of ``batch_norm_gate``."""
+    if grad is None:
+        return (None,) * 9
     gain, shift, mean, rstd = ctx.saved_tensors[5:]
     normal = Normal(mean=mean, rstd=rstd, gain=gain, shift=shift)
     return (*_front_gradients(ctx, grad, normal, batch=True), None, None)

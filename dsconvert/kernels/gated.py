@@ -148,7 +148,8 @@ def _batch_norm_gate(
         mean: Tensor, var: Tensor, made: Any
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         scale = gain.to(mean.dtype) * (var + eps).rsqrt()
-        return made(scale, shift.to(mean.dtype) - mean * scale), mean, var
+        moved = torch.addcmul(shift.to(mean.dtype), mean, scale, value=-1)
+        return made(scale, moved), mean, var
 
     def by_triton(tile: Any) -> tuple[Tensor, Tensor, Tensor]:
         found = launch.statistics(source, tile)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,10 @@ COLUMNS = 32
 """Of a tile of a filter's map: a line of the cache in float32. Wider ones read more rows anew."""
 
 
+SMALLEST = 64
+"""Pixels of a tile of a contiguous map: two a thread, of one warp."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tile:
     """How a program divides a map.
@@ -61,7 +66,7 @@ class Tile:
     Attributes:
         numbers: of the map that one program makes (times four with a filter that doubles it).
         channels: the most channels of them, in ``channels_last``.
-        warps: groups of 32 threads of a program.
+        warps: the most groups of 32 threads of a program.
         aligned: whether a filter's programs are told that rows begin at multiples of 16 numbers:
             several are then stored at a time, but shifted loads touch more lines of the cache.
     """
@@ -71,21 +76,35 @@ class Tile:
     warps: int = 4
     aligned: bool = False
 
-    def shape(self, geometry: Geometry, channels: int) -> tuple[int, int, int]:
-        """Return pixels, columns and channels of a tile of a map with so many channels."""
+    def shape(
+        self, geometry: Geometry, channels: int, *, most: int = 1 << 30
+    ) -> tuple[int, int, int]:
+        """Return pixels, columns and channels of a tile of a map with so many channels.
+
+        Args:
+            geometry: of the operation.
+            channels: of the map.
+            most: numbers that a thread may make.
+        """
         wide = power_of_two(geometry.width)
+        numbers = min(self.numbers, most * 32 * self.warps)
         if not geometry.last:
-            # A small map takes a pixel a thread.
+            # Small maps share one program of few threads.
             least = power_of_two(geometry.height) * min(wide, COLUMNS if geometry.kind else wide)
-            pixels = min(self.numbers, max(32 * self.warps, least))
-            return pixels, min(wide, COLUMNS if geometry.kind else pixels, pixels), 1
-        together = min(power_of_two(channels), self.channels, self.numbers)
-        pixels = self.numbers // together
-        return pixels, min(wide, COLUMNS // 4 if geometry.kind else pixels, pixels), together
+            pixels = min(numbers, max(SMALLEST, least))
+            few = max(8, min(wide, COLUMNS))
+            return pixels, min(few if geometry.kind else pixels, pixels), 1
+        # Without a filter a thread keeps few numbers for each that it makes.
+        numbers *= 1 if geometry.kind else 4
+        together = min(power_of_two(channels), self.channels, numbers)
+        pixels = numbers // together
+        # At least two rows, which share the rows that the filter reads.
+        few = max(1, min(COLUMNS // 4, pixels // 2))
+        return pixels, min(wide, few) if geometry.kind else pixels, together
 
 
 CONTIGUOUS = (Tile(), Tile(aligned=True))
-CHANNELS_LAST = (Tile(numbers=256, warps=2), Tile(numbers=1024))
+CHANNELS_LAST = (Tile(), Tile(numbers=1024))
 """Tiles to try: few, since each is compiled for each program. For an H100 (Triton 3.8) the first of
 each pair keeps every program's numbers in registers (``tests/kernels/compile_programs.py``)."""
 
@@ -132,15 +151,23 @@ def size_of(x: Tensor, weight: Tensor | None) -> tuple[Any, Any]:
 
 def geometry_of(x: Tensor, weight: Tensor | None, *, gate: bool = False) -> Geometry:
     """Return the geometry of an operation on x with filters (C, R, k, k)."""
-    n, inputs, height, width = (int(s) for s in x.shape)
+    filters = None if weight is None else tuple(weight.shape)
+    return _geometry(tuple(x.shape), filters, gate, is_last(x))
+
+
+@functools.lru_cache(maxsize=4096)
+def _geometry(
+    shape: tuple[int, ...], filters: tuple[int, ...] | None, gate: bool, last: bool
+) -> Geometry:
+    n, inputs, height, width = (int(s) for s in shape)
     channels, kind, rank, multiplier = inputs, 0, 1, 1
-    if weight is None:
+    if filters is None:
         height, width = 1, height * width
     else:
-        channels, rank = int(weight.shape[0]), int(weight.shape[1])
-        kind = 2 if weight.shape[-1] == 4 else 1
+        channels, rank = int(filters[0]), int(filters[1])
+        kind = 2 if filters[-1] == 4 else 1
         multiplier = channels * rank // inputs
     return Geometry(
         samples=n, inputs=inputs, channels=channels, outputs=channels // 2 if gate else channels,
-        height=height, width=width, rank=rank, multiplier=multiplier, kind=kind, last=is_last(x),
+        height=height, width=width, rank=rank, multiplier=multiplier, kind=kind, last=last,
     )  # fmt: skip

@@ -6,13 +6,17 @@ takes seconds, and each call copies nothing but checks for aliases, which ours n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 
+from dsconvert.kernels import use
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 _LIBRARY = torch.library.Library("dsconvert", "DEF")
+_functions: dict[str, Callable[..., Any]] = {}
 
 
 def operator(schema: str) -> Callable[[Function], Function]:
@@ -25,6 +29,7 @@ def operator(schema: str) -> Callable[[Function], Function]:
     def defined(function: Function) -> Function:
         _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         name = schema.partition("(")[0]
+        _functions[name] = function
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
         return function
 
@@ -32,10 +37,18 @@ def operator(schema: str) -> Callable[[Function], Function]:
 
 
 def fake(name: str) -> Callable[[Function], Function]:
-    """Return a decorator: the function gives the results' shapes, types and layouts."""
+    """Return a decorator: the function gives the results' shapes, types and layouts.
+
+    While :func:`dsconvert.kernels.use.collecting` is in force the operator itself gives them: it
+    launches nothing then.
+    """
 
     def known(function: Function) -> Function:
-        torch.library.register_fake(f"dsconvert::{name}", function, lib=_LIBRARY)
+        @functools.wraps(function)
+        def shapes(*args: Any) -> Any:
+            return _functions[name](*args) if use.is_collecting() else function(*args)
+
+        torch.library.register_fake(f"dsconvert::{name}", shapes, lib=_LIBRARY)
         return function
 
     return known

@@ -3,11 +3,18 @@
 A program makes some pixels of one channel of a contiguous (N, C, H, W) map, as a vector (BP,); or,
 ``LAST``, some pixels of some channels of a ``channels_last`` map, as a matrix (BP, BC), so that
 neighbouring threads read neighbouring addresses in either layout. The pixels are BP / BX rows of BX
-columns; BP, BX and BC are powers of two. Everything is computed in the type ``ACC``.
+columns; BP, BX and BC are powers of two. Everything is computed in the type ``ACC``. Programs that
+sum take ``steps`` tiles one after the other, their group, and write one sum.
 
-``KIND``: 0 no filter; 1 a 3 x 3 filter with a padding of 1; 2 a 4 x 4 filter as a transposed
-convolution with stride 2 and padding 1, which is also a 3 x 3 filter behind a nearest x2 upsample.
-An output channel c sums R filtered input channels ``c // M * R + r``; ``R`` or ``M`` is 1.
+Filters are (C, R, T), T taps each; ``LAST``: (T, R, C). ``KIND``: 0 no filter; 1 a 3 x 3 filter
+with a padding of 1; 2 a 4 x 4 filter as a transposed convolution with stride 2 and padding 1, which
+is also a 3 x 3 filter behind a nearest x2 upsample. An output channel c sums R filtered input
+channels ``c // M * R + r``; ``R`` or ``M`` is 1.
+
+No number is a constant of a program, since each value of a constant is compiled anew. What the
+layout of memory allows is told by two flags, which write a number as a multiple: ``ALIGNED``: W is
+a multiple of 16; ``EVEN``: all numbers of channels are even, so that, ``LAST``, a thread loads two
+channels at a time. (More at a time would leave it fewer pixels that share a filter's tap.)
 
 Triton's interpreter, which the tests use, takes longest for calls: helpers are few, and large.
 
@@ -25,28 +32,41 @@ import triton.language as tl
 
 
 @triton.jit
-def place(W, C, tiles, BP: tl.constexpr, BX: tl.constexpr, BC: tl.constexpr, LAST: tl.constexpr):
-    """Return sample, tile, the tile's first row and column, channels, rows and columns."""
+def place(C, groups, BP: tl.constexpr, BX: tl.constexpr, BC: tl.constexpr, LAST: tl.constexpr,
+          EVEN: tl.constexpr):  # fmt: skip
+    """Return sample, group of tiles, channels, and the rows and columns within a tile."""
     pid = tl.program_id(0)
     if LAST:
         # The channels of a pixel lie together: programs of one tile run at the same time.
         blocks = tl.cdiv(C, BC)
-        c = (pid % blocks) * BC + tl.arange(0, BC)[None, :]
+        if EVEN:
+            # Not more than even: a constant would let a thread load four channels.
+            first = (pid % blocks) * (tl.minimum(C, BC) // 2 * 2)
+        else:
+            first = (pid % blocks) * tl.minimum(C, BC)
+        c = first + tl.arange(0, BC)[None, :]
         rest = pid // blocks
-        tile = rest % tiles
-        n = rest // tiles
+        group = rest % groups
+        n = rest // groups
         p = tl.arange(0, BP)[:, None]
     else:
         # The rows around a tile are read by the tiles beside it.
-        tile = pid % tiles
-        rest = pid // tiles
+        group = pid % groups
+        rest = pid // groups
         c = rest % C
         n = rest // C
         p = tl.arange(0, BP)
-    across = tl.cdiv(W, BX)
-    top = (tile // across) * (BP // BX)
-    left = (tile % across) * BX
-    return n.to(tl.int64), tile, top, left, c, top + p // BX, left + p % BX
+    return n.to(tl.int64), group, c, p // BX, p % BX
+
+
+@triton.jit
+def zeros(BP: tl.constexpr, BC: tl.constexpr, LAST: tl.constexpr, ACC: tl.constexpr):
+    """Return a tile of zeros."""
+    if LAST:
+        z = tl.zeros([BP, BC], dtype=ACC)
+    else:
+        z = tl.zeros([BP], dtype=ACC)
+    return z
 
 
 @triton.jit
@@ -113,7 +133,12 @@ def filtered(
     else:
         for r in tl.static_range(R):
             i = source(c, r, R, M)
-            taps = w + (c * R + r) * (9 if KIND == 1 else 16)
+            if LAST:
+                taps = w + r * cout + c
+                apart = R * cout
+            else:
+                taps = w + (c * R + r) * (9 if KIND == 1 else 16)
+                apart = 1
             for dy in tl.static_range(3):
                 row = y + (dy - 1)
                 rows = (row >= 0) & (row < H) & there
@@ -126,21 +151,22 @@ def filtered(
                         at = i * H * W + (row * W + column)
                     v = tl.load(x_ptr + at, mask=mask, other=0.0).to(ACC)
                     if KIND == 1:
-                        o00 += v * tl.load(taps + (dy * 3 + dx), mask=there, other=0.0).to(ACC)
+                        t = (dy * 3 + dx) * apart
+                        o00 += v * tl.load(taps + t, mask=there, other=0.0).to(ACC)
                     else:
                         if dy < 2:
                             if dx < 2:
-                                t = (3 - 2 * dy) * 4 + 3 - 2 * dx
+                                t = ((3 - 2 * dy) * 4 + 3 - 2 * dx) * apart
                                 o00 += v * tl.load(taps + t, mask=there, other=0.0).to(ACC)
                             if dx > 0:
-                                t = (3 - 2 * dy) * 4 + 4 - 2 * dx
+                                t = ((3 - 2 * dy) * 4 + 4 - 2 * dx) * apart
                                 o01 += v * tl.load(taps + t, mask=there, other=0.0).to(ACC)
                         if dy > 0:
                             if dx < 2:
-                                t = (4 - 2 * dy) * 4 + 3 - 2 * dx
+                                t = ((4 - 2 * dy) * 4 + 3 - 2 * dx) * apart
                                 o10 += v * tl.load(taps + t, mask=there, other=0.0).to(ACC)
                             if dx > 0:
-                                t = (4 - 2 * dy) * 4 + 4 - 2 * dx
+                                t = ((4 - 2 * dy) * 4 + 4 - 2 * dx) * apart
                                 o11 += v * tl.load(taps + t, mask=there, other=0.0).to(ACC)
     if bias is not None:
         b = tl.load(bias + c, mask=there, other=0.0).to(ACC)

@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,12 +43,28 @@ class Event:
     dtype: torch.dtype
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One launch of a program, without its tensors.
+
+    Attributes:
+        program: the function.
+        args: numbers, None, and types in place of tensors.
+        constants: of the program.
+    """
+
+    program: Any
+    args: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
 @dataclass
 class _State:
     backend: Backend = "auto"
     tile: Tile | None = None
     events: list[Event] | None = None
     replayed: bool = False
+    jobs: list[Job] | None = None
 
 
 # No context variable: autograd runs the backward pass of CUDA tensors in a thread of its own.
@@ -100,6 +116,26 @@ def replayed() -> Generator[None, None, None]:
 def is_replayed() -> bool:
     """Return whether :func:`replayed` is in force."""
     return _state.replayed
+
+
+@contextmanager
+def collecting() -> Generator[list[Job], None, None]:
+    """Yield a list to which each launch is added that operations on fake tensors ask for."""
+    before, _state.jobs = _state.jobs, []
+    try:
+        yield _state.jobs
+    finally:
+        _state.jobs = before
+
+
+def jobs() -> list[Job] | None:
+    """Return the list of :func:`collecting`; None: it is not in force."""
+    return _state.jobs
+
+
+def is_collecting() -> bool:
+    """Return whether launches are only collected, from tensors without data."""
+    return _state.jobs is not None
 
 
 def ran(

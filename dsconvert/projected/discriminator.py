@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
 from dsconvert.errors import TrainingError
-from dsconvert.projected.augment import POLICIES, diffaugment
+from dsconvert.projected.augment import POLICIES, diffaugment, draw_augmentation
 from dsconvert.projected.lite0 import Weights, three_channels
 from dsconvert.projected.projector import RESOLUTIONS, Projector
 
@@ -199,10 +199,20 @@ class ProjectedDiscriminator(nn.Module):
             ) from error
         return made
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Return the logits of ``x``, augmented anew in each call; gradients flow to ``x``."""
-        x = diffaugment(x, self.augment)
+    def forward(self, x: Tensor, c: Tensor, draws: Tensor | None = None) -> Tensor:
+        """Return the logits of ``x``, augmented; gradients flow to ``x``.
+
+        Args:
+            x: the images.
+            c: their classes.
+            draws: of :meth:`augmentation_draws`, where x is; None: drawn anew in each call.
+        """
+        x = diffaugment(x, self.augment, draws)
         return self.discriminator(self.features(x), c)
+
+    def augmentation_draws(self, count: int, size: tuple[int, int]) -> Tensor:
+        """Draw the augmentation of ``count`` images of a height and width: (count, numbers)."""
+        return draw_augmentation(self.augment, count, size)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the projected maps of ``x``, without augmentation."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 from dsconvert.config.train import TrainConfig
 from dsconvert.errors import TrainingError
 from dsconvert.runs.checkpoint import (
@@ -44,6 +48,12 @@ def save_state(
     save_checkpoint(folder, state.images, payload, keep=config.keep_last)
 
 
+def _keep_implementation(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Let a saved optimiser run as the present one does: the device decides, not the run's."""
+    for mine, theirs in zip(optimiser.param_groups, saved["param_groups"], strict=False):
+        theirs.update({k: mine[k] for k in ("fused", "foreach", "capturable") if k in mine})
+
+
 def restore_state(state: TrainState, *, folder: RunFolder, config: TrainConfig) -> float:
     """Load the newest checkpoint into ``state``; set the random generators.
 
@@ -69,7 +79,10 @@ def restore_state(state: TrainState, *, folder: RunFolder, config: TrainConfig) 
         )
     try:
         for name in _MODULES:
-            getattr(state, name).load_state_dict(data[name])
+            target = getattr(state, name)
+            if isinstance(target, torch.optim.Optimizer):
+                _keep_implementation(target, data[name])
+            target.load_state_dict(data[name])
     except (RuntimeError, ValueError, KeyError) as error:
         raise TrainingError(
             f"the checkpoints in {folder.path} are of other networks than these: "

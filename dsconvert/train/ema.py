@@ -7,6 +7,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from dsconvert.train.tensors import copy_tensors
+
 
 def ema_beta(*, batch: int, seen: int, half_life: float, rampup: float | None) -> float:
     """Return the weight of the old average in one step of ``batch`` images.
@@ -26,8 +28,7 @@ def update_ema(average: nn.Module, model: nn.Module, beta: float) -> None:
     theirs = [p.detach() for p in model.parameters()]
     if mine:
         cast("Any", torch)._foreach_lerp_(mine, theirs, 1 - beta)
-    for old, new in zip(average.buffers(), model.buffers(), strict=True):
-        old.copy_(new)
+    copy_tensors(list(average.buffers()), list(model.buffers()))
 
 
 def same_structure(one: nn.Module, other: nn.Module) -> bool:

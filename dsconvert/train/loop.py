@@ -21,6 +21,7 @@ from dsconvert.train.outputs import RunOutputs
 from dsconvert.train.state import Latents, Save, TrainState, latents_of, new_state
 from dsconvert.train.statistics import Report, TrainStatistics
 from dsconvert.train.step import Stepper, parts_of
+from dsconvert.train.step_graph import why_no_graph
 from dsconvert.util.interrupts import Interrupts
 from dsconvert.util.processes import Processes, processes
 from dsconvert.util.progress import Progress, reports_progress
@@ -95,7 +96,8 @@ def train(
         TrainingError: the loss is no longer finite, the device's memory is full, or there is no
             checkpoint that can be resumed with these settings.
         DataError: a hundred images in a row can't be read.
-        UsageError: the batch is not a multiple of its parts, or ``out`` holds a run already.
+        UsageError: the batch is not a multiple of its parts, CUDA graphs are asked for where they
+            can't be, or ``out`` holds a run already.
         AdapterError: no ``latents``, and no adapter knows the generator.
         OutputError: the disk can't take the run's files.
     """
@@ -109,6 +111,11 @@ def train(
         save=save,
     )
     parts_of(config, procs.world)
+    reason = why_no_graph(config, procs)
+    if config.cuda_graph == "on" and reason is not None:
+        raise UsageError(
+            f"the steps can't be CUDA graphs: {reason}. Leave cuda_graph at auto, or change that."
+        )
     if config.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
     if procs.device.type == "cuda":  # as official, but for the precision tf32
@@ -166,6 +173,7 @@ class _Loop:
             rank=procs.rank,
             world=procs.world,
             workers=config.workers,
+            device=procs.device,
         )
         writer = None
         if out.first:

@@ -77,21 +77,50 @@ def new_state(
     average.eval().requires_grad_(False)
 
     def adam(parameters: Any, lr: float) -> torch.optim.Adam:
-        return torch.optim.Adam(parameters, lr=lr, betas=config.betas, eps=config.eps)
+        # A fused step is a few launches for all parameters; on a CPU launches cost nothing.
+        return torch.optim.Adam(
+            parameters,
+            lr=lr,
+            betas=config.betas,
+            eps=config.eps,
+            fused=device.type == "cuda" or None,
+        )
 
-    compiled = torch.compile if config.compile else (lambda model: model)
-    form = lean_form(generator, channels_last=config.channels_last) \
-        if config.recompute == "lean" else generator  # fmt: skip
-    return TrainState(
+    state = TrainState(
         generator=generator,
         discriminator=discriminator,
         ema=average,
         opt_g=adam(generator.parameters(), config.lr_generator),
         opt_d=adam(_trained_parameters(discriminator), config.lr_discriminator),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
-        run_g=compiled(form),
-        run_d=compiled(discriminator),
+        run_g=_compiled(generator, config),
+        run_d=_compiled(discriminator, config),
     )
+    if config.recompute == "lean":
+        use_lean_form(state, config)
+    return state
+
+
+def _compiled(model: nn.Module, config: TrainConfig) -> Any:
+    return torch.compile(model) if config.compile else model
+
+
+def use_lean_form(state: TrainState, config: TrainConfig) -> None:
+    """Let the steps call the generator's lean form from now on.
+
+    Raises:
+        DsconvertError: the generator can't be traced.
+    """
+    form = lean_form(state.generator, channels_last=config.channels_last)
+    state.run_g = _compiled(form, config)
+
+
+def changing_buffers(state: TrainState) -> list[Tensor]:
+    """Return the buffers that a pass changes: statistics, and vectors of spectral norms."""
+    frozen: Any = getattr(state.discriminator, "feature_network", None)
+    fixed = {id(b) for b in frozen.buffers()} if isinstance(frozen, nn.Module) else set()
+    found = (*state.generator.buffers(), *state.discriminator.buffers())
+    return [b for b in found if id(b) not in fixed]
 
 
 def lean_form(generator: nn.Module, *, channels_last: bool) -> nn.Module:

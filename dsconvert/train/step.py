@@ -9,27 +9,33 @@ resumption, and whether one process takes its parts or several do.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dsconvert.adapter import image_tensor
 from dsconvert.config.train import TrainConfig
 from dsconvert.data.images import ImageSet
-from dsconvert.data.stream import to_range
 from dsconvert.errors import UsageError
+from dsconvert.train.cuda_capture import Capture
 from dsconvert.train.ema import ema_beta, update_ema
-from dsconvert.train.losses import blur, blur_sigma, fake_loss, generator_loss, real_loss
-from dsconvert.train.recompute import blocks, recomputing, without_power_iteration
+from dsconvert.train.gradients import finite_gradients
+from dsconvert.train.losses import blur_sigma
+from dsconvert.train.low_memory import MemoryFallback
+from dsconvert.train.passes import (
+    DISCRIMINATOR,
+    GENERATOR,
+    PartInputs,
+    Phase,
+    local_gradients,
+)
+from dsconvert.train.recompute import without_power_iteration
 from dsconvert.train.state import SUMS, Latents, TrainState
+from dsconvert.train.step_graph import StepGraphs, draws_ahead
+from dsconvert.util.devices import to_device
 from dsconvert.util.processes import Processes
-
-_AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
-_GENERATOR, _DISCRIMINATOR = 0, 1
-"""Phases of a step, as they enter its seeds."""
 
 
 def draw_seed(seed: int, step: int, phase: int, part: int) -> int:
@@ -54,20 +60,33 @@ def parts_of(config: TrainConfig, world: int) -> tuple[int, int]:
     return part, share // part
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Stepper:
-    """Runs steps; it holds everything that is the same in each of them."""
+    """Runs the steps of one training.
+
+    Attributes:
+        config: of the run.
+        data: gives the classes of generated images.
+        latents: draws the generator's arguments.
+        procs: the processes that train together.
+        capture: for tests, instead of a capture of CUDA graphs.
+    """
 
     config: TrainConfig
     data: ImageSet
     latents: Latents
     procs: Processes
+    capture: Capture | None = None
+    _graphs: StepGraphs | None = None
+    _memory: MemoryFallback | None = None
+    _apart: dict[int, Any] = field(default_factory=dict)
+    """Of each phase: the network that averages its gradients over the processes."""
 
     def run(self, state: TrainState, images: Tensor, labels: Tensor) -> Tensor:
         """Run one step over this process's share of a batch.
 
         Args:
-            state: changed in place.
+            state: changed in place; the same one in each call.
             images: uint8 (n, C, R, R).
             labels: float32 (n, classes).
 
@@ -75,57 +94,14 @@ class Stepper:
             the statistics of :data:`SUMS`, means over the batch, on the device.
         """
         config, device = self.config, self.procs.device
-        part, count = parts_of(config, self.procs.world)
-        sigma = blur_sigma(
-            state.images, initial=config.blur_init_sigma, fade_kimg=config.blur_fade_kimg
-        )
+        part, _ = parts_of(config, self.procs.world)
+        images, labels = to_device(images, device), to_device(labels, device)
+        batch = list(zip(images.split(part), labels.split(part), strict=True))
         sums = torch.zeros(len(SUMS), device=device)
-
-        state.opt_g.zero_grad(set_to_none=True)
-        state.generator.requires_grad_(True)
-        for i in range(count):
-            args, wanted = self._draw(state, _GENERATOR, i, part)
-            with ExitStack() as stack:
-                self._enter(stack, state, first=i == 0)
-                if config.recompute == "blocks":
-                    stack.enter_context(recomputing(blocks(state.generator)))
-                logits = self._logits(state, image_tensor(state.run_g(*args)), wanted, sigma)
-                loss = generator_loss(logits)
-                # Inside the context, because a recomputed block runs again in the backward pass.
-                state.scaler.scale(loss / count).backward()
-            sums[0] += loss.detach() / count
-        state.generator.requires_grad_(False)
-        self._update(state, state.opt_g)
-
-        state.opt_d.zero_grad(set_to_none=True)
-        learned = [p for group in state.opt_d.param_groups for p in group["params"]]
-        for p in learned:
-            p.requires_grad_(True)
-        for i, (reals, real_c) in enumerate(
-            zip(images.split(part), labels.to(device).split(part), strict=True)
-        ):
-            args, wanted = self._draw(state, _DISCRIMINATOR, i, part)
-            with ExitStack() as stack:
-                self._enter(stack, state, first=i == 0)
-                with torch.no_grad():
-                    made = image_tensor(state.run_g(*args))
-                fake = self._logits(state, made, wanted, sigma)
-                loss_fake = fake_loss(fake)
-                state.scaler.scale(loss_fake / count).backward()
-                shown = to_range(reals, device)
-                if config.channels_last:
-                    shown = shown.contiguous(memory_format=torch.channels_last)
-                real = self._logits(state, shown, real_c, sigma)
-                loss_real = real_loss(real)
-                state.scaler.scale(loss_real / count).backward()
-            found = (
-                loss_fake + loss_real, fake.mean(), real.mean(),
-                fake.sign().mean(), real.sign().mean(),
-            )  # fmt: skip
-            sums[1:] += torch.stack([f.detach().float() for f in found]) / count
-        for p in learned:
-            p.requires_grad_(False)
-        self._update(state, state.opt_d)
+        sums[:1] = self._phase(GENERATOR, state, batch)
+        state.scaler.step(state.opt_g)
+        sums[1:] = self._phase(DISCRIMINATOR, state, batch)
+        state.scaler.step(state.opt_d)
         state.scaler.update()
 
         beta = ema_beta(
@@ -140,41 +116,90 @@ class Stepper:
         self.procs.mean_([sums])
         return sums
 
-    def _enter(self, stack: ExitStack, state: TrainState, *, first: bool) -> None:
-        if not first:
-            stack.enter_context(without_power_iteration(state.run_g, state.run_d))
-        dtype = _AMP.get(self.config.precision)
-        if dtype is not None:
-            stack.enter_context(torch.autocast(self.procs.device.type, dtype))
-
-    def _draw(
-        self, state: TrainState, phase: int, part: int, size: int
-    ) -> tuple[tuple[Any, ...], Tensor]:
-        """Draw latents and classes of one part; seed the draws of the networks themselves."""
-        device = self.procs.device
-        _, count = parts_of(self.config, self.procs.world)
-        at = self.procs.rank * count + part
-        seed = draw_seed(self.config.seed, state.step, phase, at)
-        generator = torch.Generator().manual_seed(seed)
-        # Classes as often as the data has them.
-        labels = self.data.label(torch.randint(len(self.data), (size,), generator=generator))
-        args = self.latents(labels, generator)
-        torch.manual_seed(draw_seed(self.config.seed, state.step, phase + 2, at))
-        moved = tuple(a.to(device) if isinstance(a, Tensor) else a for a in args)
-        return moved, labels.to(device)
-
-    def _logits(self, state: TrainState, images: Tensor, labels: Tensor, sigma: float) -> Tensor:
-        return state.run_d(blur(images, sigma) if sigma > 0 else images, labels)
-
-    def _update(self, state: TrainState, optimiser: torch.optim.Adam) -> None:
-        grads = [
-            p.grad for group in optimiser.param_groups for p in group["params"]
-            if p.grad is not None
-        ]  # fmt: skip
-        self.procs.mean_(grads)
+    def _phase(self, phase: Phase, state: TrainState, batch: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Compute the gradients of a phase, averaged and finite; return its statistics."""
+        config = self.config
+        sigma = blur_sigma(
+            state.images, initial=config.blur_init_sigma, fade_kimg=config.blur_fade_kimg
+        )
+        if self._graphs is None:
+            self._graphs = StepGraphs.of(config, state, self.procs, self.capture)
+        if self._graphs.ready(phase) and sigma == 0 and len(batch) == 1:
+            inputs, seed = self._inputs(phase, state, 0, *batch[0])
+            found = self._graphs.run(phase, config, state, inputs, seed)
+            if found is not None:
+                return found
+        if self._memory is None:
+            self._memory = MemoryFallback.of(config, self.procs)
+        found = self._memory.run(
+            phase, config, state, lambda: self._ordinary(phase, state, batch, sigma)
+        )
         if not state.scaler.is_enabled():
-            # As official: an infinity in one gradient must not end the run. (The scaler of fp16
-            # needs to see it, and leaves such a step out.)
-            for grad in grads:
-                torch.nan_to_num(grad, nan=0.0, posinf=1e5, neginf=-1e5, out=grad)
-        state.scaler.step(optimiser)
+            # The scaler of fp16 needs to see an infinity, and leaves such a step out.
+            finite_gradients(phase.parameters(state), self.procs.device)
+        return found
+
+    def _ordinary(
+        self, phase: Phase, state: TrainState, batch: list[tuple[Tensor, Tensor]], sigma: float
+    ) -> Tensor:
+        """Run a phase operation by operation, a part of the batch at a time."""
+        phase.optimiser(state).zero_grad(set_to_none=True)
+        learned, count = phase.parameters(state), len(batch)
+        for p in learned:
+            p.requires_grad_(True)
+        running = self._averaging(phase, state)
+        found: list[Tensor] = []
+        for i, (reals, labels) in enumerate(batch):
+            inputs, _ = self._inputs(phase, state, i, reals, labels)
+            with ExitStack() as stack:
+                if i:
+                    stack.enter_context(without_power_iteration(state.run_g, state.run_d))
+                # Several processes average the sum of all parts.
+                model = phase.model(running)
+                stack.enter_context(local_gradients(model, wanted=i + 1 < count))
+                found.append(phase.run(self.config, running, inputs, sigma, count) / count)
+        for p in learned:
+            p.requires_grad_(False)
+        return torch.stack(found).sum(0)
+
+    def _averaging(self, phase: Phase, state: TrainState) -> TrainState:
+        """Return the state with a form of the phase's network that averages its gradients."""
+        if self.procs.world == 1:
+            return state
+        if phase.number not in self._apart:
+            # Its parameters require gradients at this moment, as they must.
+            self._apart[phase.number] = self.procs.averaging(phase.model(state))
+        return phase.with_model(state, self._apart[phase.number])
+
+    def _inputs(
+        self, phase: Phase, state: TrainState, part: int, reals: Tensor, real_labels: Tensor
+    ) -> tuple[PartInputs, int]:
+        """Draw the inputs of one part; return them and the seed of the networks' own draws."""
+        config, device = self.config, self.procs.device
+        _, count = parts_of(config, self.procs.world)
+        at, number = self.procs.rank * count + part, phase.number
+        generator = torch.Generator().manual_seed(draw_seed(config.seed, state.step, number, at))
+        # Classes as often as the data has them.
+        chosen = torch.randint(len(self.data), (len(reals),), generator=generator)
+        labels = self.data.label(chosen)
+        args = self.latents(labels, generator)
+        seed = draw_seed(config.seed, state.step, number + 2, at)
+        torch.manual_seed(seed)
+        # On a CPU the noise comes from the same generator, and is drawn before the augmentation.
+        ahead = device.type != "cpu" or self.capture is not None
+        draw = draws_ahead(state.discriminator) if ahead else None
+        size, drawn = (reals.shape[2], reals.shape[3]), [None, None]
+        if draw is not None:
+            passes = 1 if phase is GENERATOR else 2
+            made = torch.cat([draw(len(reals), size) for _ in range(passes)])
+            drawn = [*to_device(made, device).split(len(reals)), None]
+        shown = slice(0, 0 if phase is GENERATOR else len(reals))
+        inputs = PartInputs(
+            args=tuple(to_device(a, device) if isinstance(a, Tensor) else a for a in args),
+            labels=to_device(labels, device),
+            reals=reals[shown],
+            real_labels=real_labels[shown],
+            fake_draws=drawn[0],
+            real_draws=drawn[1],
+        )
+        return inputs, seed

@@ -51,6 +51,19 @@ def for_work(name: torch.device | str | None) -> torch.device:
     return usable(name)
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device; a copy from the CPU to CUDA does not wait for the device."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+        return pinned.to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the free memory of a device in bytes; None: it is no CUDA device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
 def peak_memory(device: torch.device) -> int:
     """Return the peak memory in bytes: torch's allocations on a GPU, the whole process on a CPU."""
     if device.type == "cuda":

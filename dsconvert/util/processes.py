@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsconvert.errors import MissingExtraError, TrainingError, UsageError
 from dsconvert.util.devices import for_work
@@ -25,6 +25,10 @@ class Processes(Protocol):
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over the processes."""
+        ...
+
+    def averaging(self, model: nn.Module) -> nn.Module:
+        """Return a form of ``model`` whose backward pass averages gradients over the processes."""
         ...
 
     def share(self, value: Any) -> Any:
@@ -50,6 +54,10 @@ class SingleProcess:
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Do nothing."""
+
+    def averaging(self, model: nn.Module) -> nn.Module:
+        """Return ``model``."""
+        return model
 
     def share(self, value: Any) -> Any:
         """Return ``value``."""
@@ -99,6 +107,23 @@ class JoinedProcesses:
         for tensor in tensors:
             tensor.copy_(flat[at : at + tensor.numel()].view_as(tensor))
             at += tensor.numel()
+
+    def averaging(self, model: nn.Module) -> nn.Module:
+        """Return ``model`` in DistributedDataParallel: messages overlap with the backward pass.
+
+        Only parameters that require a gradient now take part. Statistics of batches stay each
+        process's own. The wrapper is torch's: accelerate's would add the precision of its own
+        configuration to the model.
+        """
+        device = self.device
+        return nn.parallel.DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            # At 128 px the files of an official generator hold blocks that never run.
+            find_unused_parameters=True,
+        )
 
     def share(self, value: Any) -> Any:
         """Send the first process's ``value`` to the others as a pickle."""

@@ -98,7 +98,7 @@ def test_every_setting_has_its_help_and_every_default_is_allowed() -> None:
 def test_what_a_resumed_run_may_change() -> None:
     assert resumable(TrainConfig) == {
         "kimg", "tick_kimg", "snapshot_ticks", "checkpoint_minutes", "keep_last", "evaluate",
-        "workers", "compile", "recompute",
+        "workers", "compile", "recompute", "cuda_graph",
     }  # fmt: skip
     assert resumable(DistillConfig) == {
         "minutes", "steps", "patience", "evaluations", "checkpoint_minutes", "keep_last", "clock",

@@ -153,7 +153,7 @@ def test_tiles_have_powers_of_two_and_fit_the_map() -> None:
             assert tiles_of(geometry) == (CHANNELS_LAST if geometry.last else few)
             for tile in tiles_of(geometry):
                 pixels, columns, channels = tile.shape(geometry, shape[1])
-                assert 128 <= pixels * channels <= tile.numbers
+                assert 64 <= pixels * channels <= tile.numbers
                 # Only what is smaller than a program's threads leaves some of them idle.
                 assert pixels * channels == tile.numbers or not geometry.last
                 assert pixels % columns == 0
@@ -179,7 +179,7 @@ def test_neither_the_package_nor_an_operator_imports_triton() -> None:
 @pytest.mark.extended
 @pytest.mark.parametrize(
     ("script", "lines"),
-    [(("compile_programs.py", "--first"), 2 * (4 + 5 + 5) + 10), (("warm_up_programs.py",), 13)],
+    [(("compile_programs.py", "--first"), 2 * (4 + 5 + 5)), (("warm_up_programs.py",), 15)],
 )
 def test_every_program_compiles_for_a_card(script: tuple[str, ...], lines: int) -> None:
     pytest.importorskip("triton.backends.nvidia")

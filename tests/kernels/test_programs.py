@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from dsconvert import kernels
-from dsconvert.kernels import Tile, eager
+from dsconvert.kernels import Tile, eager, launch, plan
+from dsconvert.kernels.geometry import geometry_of
+from dsconvert.kernels.launch import Source
 from tests.kernels.cases import SMALL, Case, check, quick
 
 pytest.importorskip("triton")
@@ -78,6 +80,32 @@ def test_tiles_that_do_not_divide_the_map(tile: Tile | None, last: bool) -> None
     size = (2, 6, 3, 16)
     check(Case(operation="batch_norm_gate", side=4, size=size, last=last), "triton", tile)
     check(Case(operation="noise_gate", size=size, last=last), "triton", tile)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [False, True])
+def test_a_program_takes_several_tiles(last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "PROGRAMS", 3 if last else 6)
+    plan.plan_of.cache_clear()
+    case = Case(operation="batch_norm_gate", side=4, size=(1, 4, 5, 8), last=last)
+    g = geometry_of(case.tensors()["x"], case.tensors()["weight"], gate=True)  # type: ignore[arg-type]
+    found = plan.plan_of(g, SMALL, g.channels, case.dtype, True, 1 << 20)
+    assert found.steps > 1 < found.groups
+    assert found.constants["EVEN"] == last
+    # The last group reaches beyond the map.
+    rows, columns = found.constants["BP"] // found.constants["BX"], found.constants["BX"]
+    assert found.steps * found.groups > -(-g.height // rows) * -(-g.width // columns)
+    check(case, "triton", SMALL)
+    plan.plan_of.cache_clear()
+
+
+def test_statistics_far_from_zero() -> None:
+    x = 1000 + torch.randn(2, 2, 3, 40, generator=torch.Generator().manual_seed(0))
+    source = Source(x=x, weight=None)
+    mean, var = launch.statistics(source, Tile(numbers=32, warps=1))
+    wanted_var, wanted = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    assert torch.allclose(mean.double(), wanted, rtol=3e-7)
+    assert torch.allclose(var.double(), wanted_var, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -14,11 +15,19 @@ import torch.nn.functional as F
 
 from dsconvert.errors import MissingExtraError, TrainingError, UsageError
 from dsconvert.formats.official import load_snapshot, new_snapshot, save_snapshot
-from dsconvert.projected.augment import cutout, diffaugment, translation
+from dsconvert.projected.augment import (
+    _shifted,
+    cutout,
+    diffaugment,
+    draw_augmentation,
+    translation,
+)
 from dsconvert.projected.discriminator import ProjectedDiscriminator
 from dsconvert.projected.lite0 import lite0
 from dsconvert.projected.official import FOREIGN, official_form
+from dsconvert.projected.projector import doubling
 from dsconvert.train.losses import blur, blur_sigma, fake_loss, generator_loss, real_loss
+from tests.fake_cuda import fake_cuda
 from tests.train.parts import small_generator
 
 pytest.importorskip("timm", reason="timm is not installed (dsconvert[train])")
@@ -149,6 +158,101 @@ def test_augmentation_follows_the_seed_and_keeps_the_shape() -> None:
     assert not torch.equal(diffaugment(image), one)
     with pytest.raises(UsageError, match="rotate"):
         diffaugment(image, ("rotate",))
+
+
+def test_an_augmentation_that_was_drawn_before_is_the_same() -> None:
+    policies, image = ("cutout", "color", "translation"), torch.rand(5, 3, 24, 32)
+    torch.manual_seed(1)
+    one, after = diffaugment(image, policies), torch.rand(1)
+    torch.manual_seed(1)
+    draws = draw_augmentation(policies, 5, (24, 32))
+    assert draws.shape == (5, 7)
+    assert torch.equal(torch.rand(1), after)
+    assert torch.equal(diffaugment(image, policies, draws), one)
+
+
+def test_two_matrices_double_a_map_bilinearly() -> None:
+    x = torch.randn(2, 3, 7, 16)
+    want = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+    torch.testing.assert_close(doubling(7) @ (x @ doubling(16).t()), want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_shift_of_all_images_at_once_is_that_of_each() -> None:
+    """Other devices gather; the values, and the gradients, are those of the copies on a CPU."""
+    image = torch.randn(6, 2, 9, 14)
+    shifts = torch.tensor([[0, 0], [3, -2], [-9, 0], [1, 14], [-1, -1], [4, 5]])
+    ours, theirs = (image.clone().requires_grad_() for _ in range(2))
+    one, other = translation(ours, shifts.float()), _shifted(theirs, shifts)
+    assert torch.equal(one, other)
+    one.backward(image + 1)
+    other.backward(image + 1)
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.slow
+def test_on_a_gpu_a_pass_draws_and_copies_nothing() -> None:
+    """So a CUDA graph can hold it. (The first pass folds the backbone and makes matrices.)"""
+    net, draws = (
+        made().train(),
+        draw_augmentation(("color", "translation", "cutout"), 2, (128, 128)),
+    )
+    with fake_cuda() as fake:
+        there = fake.model(net)
+        args = fake.args((torch.rand(2, 3, 128, 128), torch.zeros(2, 0), draws))
+        with fake.running() as seen, torch.no_grad():
+            there(*args)
+            seen.copies.clear()
+            assert there(*args).device.type == "cuda"
+    assert (seen.copies, seen.draws) == ([], [])
+
+
+@pytest.mark.slow
+def test_the_folded_backbone_is_the_backbone() -> None:
+    """Values and gradients to rounding; a load, and a wish for its gradients, are noticed."""
+    net = made().train().feature_network
+    names = set(net.state_dict())
+    x = torch.rand(1, 3, 64, 64)
+    layers = [net.pretrained.get_submodule(f"layer{i}") for i in range(4)]
+
+    def plain() -> tuple[list[torch.Tensor], torch.Tensor]:
+        image, found = x.clone().requires_grad_(), []
+        y = image
+        for layer in layers:
+            y = layer(y)
+            found.append(y)
+        (gradient,) = torch.autograd.grad(y.square().mean(), image)
+        return found, gradient
+
+    def folded() -> tuple[list[torch.Tensor], torch.Tensor]:
+        image = x.clone().requires_grad_()
+        found = net.backbone(image)
+        return found, torch.autograd.grad(found[-1].square().mean(), image)[0]
+
+    def agree() -> None:
+        (maps, gradient), (others, other) = plain(), folded()
+        for a, b in zip(maps, others, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(a.detach().abs().max()))
+        torch.testing.assert_close(
+            gradient, other, rtol=1e-3, atol=1e-4 * float(gradient.abs().max())
+        )
+
+    agree()
+    norms = [m for m in net._folded.layers[0].modules() if "BatchNorm" in type(m).__name__]  # type: ignore[union-attr]
+    assert not norms
+    assert set(net.state_dict()) == names
+    before = folded()[0][0]
+    state = {k: v * 1.1 if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    net.load_state_dict(state)
+    agree()
+    assert not torch.allclose(folded()[0][0], before)
+    again = copy.deepcopy(net)
+    assert again._folded is None
+    assert torch.equal(again.backbone(x)[3], net.backbone(x)[3])
+    layers[0][0].weight.requires_grad_()
+    net.backbone(x)[0].sum().backward()
+    assert layers[0][0].weight.grad is not None
 
 
 def test_translation_and_cutout_do_what_they_say() -> None:

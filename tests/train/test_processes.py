@@ -89,11 +89,11 @@ def test_a_signal_to_all_processes_saves_the_run(tmp_path: Path) -> None:
 def test_two_processes_train_as_one(tmp_path: Path, data: ImageSet) -> None:
     """Over gloo, the same global batch: the curve agrees to float tolerance.
 
-    Each process takes one part of the batch, where one process takes both: batch statistics are
-    over a part in either case (as the official code has them, a GPU).
+    Each process takes two parts of the batch, where one process takes all four: batch statistics
+    are over a part in either case (as the official code has them, a GPU).
     """
     pytest.importorskip("accelerate", reason="accelerate is not installed (dsconvert[train])")
-    settings = config(3, batch=4, micro_batch=2, tick_kimg=0.004, grid=1)
+    settings = config(3, batch=4, micro_batch=1, tick_kimg=0.004, grid=1)
     alone, one, _ = trained(tmp_path / "one", data, settings)
     port = free_port()
 
@@ -103,7 +103,12 @@ def test_two_processes_train_as_one(tmp_path: Path, data: ImageSet) -> None:
                 RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
             )  # fmt: skip
+            wrapped: list[object] = []
+            parallel = torch.nn.parallel.DistributedDataParallel
+            made = parallel.__init__
+            parallel.__init__ = lambda self, *a, **k: (wrapped.append(self), made(self, *a, **k))[1]
             trained(tmp_path / "two", data, settings)
+            assert len(wrapped) == 2  # each network's messages overlap with its backward pass
 
         return run
 

@@ -1,0 +1,155 @@
+"""The two passes of a step over a part of the batch: forward, loss and backward.
+
+A pass reads tensors and changes gradients and buffers. All draws on the CPU are made before, so
+that a CUDA graph can hold a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsconvert.adapter import image_tensor
+from dsconvert.config.train import TrainConfig
+from dsconvert.data.stream import to_range
+from dsconvert.train.losses import blur, fake_loss, generator_loss, real_loss
+from dsconvert.train.recompute import blocks, recomputing
+from dsconvert.train.state import TrainState
+
+AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartInputs:
+    """Everything that a pass over one part of a batch reads, beside the networks."""
+
+    args: tuple[Any, ...]
+    """Of the generator."""
+    labels: Tensor
+    """Of the generated images, (n, classes)."""
+    reals: Tensor
+    """uint8 (n, C, R, R)."""
+    real_labels: Tensor
+    """(n, classes)."""
+    fake_draws: Tensor | None = None
+    """The augmentation of the generated images; None: the discriminator draws it itself."""
+    real_draws: Tensor | None = None
+    """Of the real ones."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors, in order."""
+        own = (getattr(self, f.name) for f in fields(self) if f.name != "args")
+        return [t for t in (*self.args, *own) if isinstance(t, Tensor)]
+
+    @property
+    def plain(self) -> tuple[Any, ...]:
+        """The arguments of the generator that are no tensors."""
+        return tuple(a for a in self.args if not isinstance(a, Tensor))
+
+    def clone(self) -> PartInputs:
+        """Return the same with tensors of its own."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "args"}
+        return replace(
+            self,
+            args=tuple(a.clone() if isinstance(a, Tensor) else a for a in self.args),
+            **{k: None if t is None else t.clone() for k, t in own.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One of the two phases of a step.
+
+    Attributes:
+        number: as it enters the seeds of the step.
+        run: ``run(config, state, inputs, sigma, count)`` runs a pass over one of ``count`` parts of
+            the batch, adds gradients, and returns statistics of the part.
+    """
+
+    number: int
+    run: Callable[[TrainConfig, TrainState, PartInputs, float, int], Tensor]
+
+    def optimiser(self, state: TrainState) -> torch.optim.Adam:
+        """Return the optimiser of the network that the phase trains."""
+        return state.opt_g if self.number == 0 else state.opt_d
+
+    def model(self, state: TrainState) -> Any:
+        """Return the form of the network that the phase trains."""
+        return state.run_g if self.number == 0 else state.run_d
+
+    def with_model(self, state: TrainState, model: Any) -> TrainState:
+        """Return a state with another form of that network."""
+        return replace(state, **{"run_g" if self.number == 0 else "run_d": model})
+
+    def parameters(self, state: TrainState) -> list[nn.Parameter]:
+        """Return the parameters that the phase trains."""
+        return [p for g in self.optimiser(state).param_groups for p in g["params"]]
+
+
+def local_gradients(model: Any, *, wanted: bool = True) -> AbstractContextManager[Any]:
+    """Return a context in which several processes do not average the gradients of ``model``.
+
+    It holds the forward pass, too. Gradients add up, and the next pass outside averages their sum.
+    """
+    apart = isinstance(model, nn.parallel.DistributedDataParallel)
+    return model.no_sync() if wanted and apart else nullcontext()
+
+
+def _enter_amp(stack: ExitStack, config: TrainConfig, part: PartInputs) -> None:
+    dtype = AMP.get(config.precision)
+    if dtype is not None:
+        stack.enter_context(torch.autocast(part.reals.device.type, dtype))
+
+
+def _logits(
+    state: TrainState, images: Tensor, labels: Tensor, draws: Tensor | None, sigma: float
+) -> Tensor:
+    shown = blur(images, sigma) if sigma > 0 else images
+    return state.run_d(shown, labels) if draws is None else state.run_d(shown, labels, draws)
+
+
+def _generator_pass(
+    config: TrainConfig, state: TrainState, part: PartInputs, sigma: float, count: int
+) -> Tensor:
+    with ExitStack() as stack:
+        _enter_amp(stack, config, part)
+        if config.recompute == "blocks":
+            stack.enter_context(recomputing(blocks(state.generator)))
+        made = image_tensor(state.run_g(*part.args))
+        loss = generator_loss(_logits(state, made, part.labels, part.fake_draws, sigma))
+        # Inside the context, because a recomputed block runs again in the backward pass.
+        state.scaler.scale(loss / count).backward()
+    return loss.detach()[None]
+
+
+def _discriminator_pass(
+    config: TrainConfig, state: TrainState, part: PartInputs, sigma: float, count: int
+) -> Tensor:
+    with ExitStack() as stack:
+        _enter_amp(stack, config, part)
+        with torch.no_grad():
+            made = image_tensor(state.run_g(*part.args))
+        with local_gradients(state.run_d):
+            fake = _logits(state, made, part.labels, part.fake_draws, sigma)
+            loss_fake = fake_loss(fake)
+            state.scaler.scale(loss_fake / count).backward()
+        shown = to_range(part.reals, part.reals.device)
+        if config.channels_last:
+            shown = shown.contiguous(memory_format=torch.channels_last)
+        real = _logits(state, shown, part.real_labels, part.real_draws, sigma)
+        loss_real = real_loss(real)
+        state.scaler.scale(loss_real / count).backward()
+    found = (
+        loss_fake + loss_real, fake.mean(), real.mean(), fake.sign().mean(), real.sign().mean(),
+    )  # fmt: skip
+    return torch.stack([f.detach().float() for f in found])
+
+
+GENERATOR = Phase(number=0, run=_generator_pass)
+DISCRIMINATOR = Phase(number=1, run=_discriminator_pass)
