@@ -178,6 +178,19 @@ def _small_hifigan(resblock: str) -> Callable[[], Made]:
     return make
 
 
+def _stylegan3(**options: Any) -> Callable[[], Made]:
+    def make() -> Made:
+        from dsconvert_adapters.stylegan3 import Generator
+
+        g = Generator(
+            z_dim=16, w_dim=32, img_resolution=32, channel_base=1024, channel_max=32, num_layers=6,
+            margin_size=4, **options,
+        )  # fmt: skip
+        return g, (16,), False
+
+    return make
+
+
 _CUT = {"blur_down": True, "blur_up": True}
 ZOO: dict[str, Callable[[], Made]] = {
     "rosinality Generator 64": _rosinality,
@@ -195,6 +208,8 @@ ZOO: dict[str, Callable[[], Made]] = {
     "HiFi-GAN, resblock 2": _small_hifigan("2"),
     "HiFi-GAN V1 LJSpeech (trained)": _hifigan("LJSpeech"),
     "HiFi-GAN V1 universal (trained)": _hifigan("universal"),
+    "StyleGAN3-t 32": _stylegan3(),
+    "StyleGAN3-r 32": _stylegan3(conv_kernel=1, use_radial_filters=True),
     "lightweight_gan.Generator 64": _lightweight(image_size=64),
     "lightweight_gan.Generator 128, gates": _lightweight(image_size=128),
     "lightweight_gan.Generator 64, attention": _lightweight(image_size=64, attn_res_layers=[16]),

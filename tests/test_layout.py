@@ -6,7 +6,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 300
-WHOLE = {"adapters/stylegan2/architecture.py", "dsconvert/formats/restructure.py"}
+WHOLE = {
+    "adapters/stylegan2/architecture.py",
+    "adapters/stylegan3/architecture.py",
+    "dsconvert/formats/restructure.py",
+}
 """Files that users copy, or that files embed: they stand alone."""
 
 

@@ -31,6 +31,7 @@ QUICK = (
     pytest.param("pytorch-pretrained-biggan 32", marks=pytest.mark.extended),
     "HiFi-GAN, resblock 1",
     pytest.param("HiFi-GAN, resblock 2", marks=pytest.mark.extended),
+    pytest.param("StyleGAN3-t 32", marks=pytest.mark.extended),
     pytest.param("lightweight_gan.Generator 64, attention", marks=pytest.mark.extended),
     pytest.param("lightweight_gan.Generator 128, gates", marks=pytest.mark.extended),
     "facenet_pytorch RNet (trained)",

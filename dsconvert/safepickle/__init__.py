@@ -28,6 +28,7 @@ from dsconvert.safepickle.nodes import (
     list_of,
     tuple_of,
 )
+from dsconvert.safepickle.numpy_number import plain_number
 from dsconvert.safepickle.plain_data import DTYPES, plain_calls
 from dsconvert.safepickle.read import Pickle, read_pickle
 from dsconvert.safepickle.source import Source
@@ -70,6 +71,7 @@ __all__ = [
     "list_of",
     "parse_tensor",
     "plain_calls",
+    "plain_number",
     "read_pickle",
     "tuple_of",
     "write_file",

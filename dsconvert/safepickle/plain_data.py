@@ -17,6 +17,9 @@ _BUILTINS = ("builtins", "__builtin__")
 _FACTORY_NAMES = ("list", "dict", "int", "float", "set", "str")
 _FACTORIES = frozenset((m, n) for m in _BUILTINS for n in _FACTORY_NAMES)
 _NUMPY = ("numpy.core", "numpy._core")
+DTYPE: Key = ("numpy", "dtype")
+SCALARS: frozenset[Key] = frozenset((f"{m}.multiarray", "scalar") for m in _NUMPY)
+"""The call that stands for one number of numpy."""
 
 # fmt: off
 _DTYPES = frozenset({
@@ -85,7 +88,7 @@ def _dtype(args: tuple[Node, ...]) -> bool:
 
 
 def _is_dtype(node: Node) -> bool:
-    return _is_call(node, ("numpy", "dtype"))
+    return _is_call(node, DTYPE)
 
 
 def _scalar(args: tuple[Node, ...]) -> bool:
@@ -177,8 +180,8 @@ def plain_calls(classes: Callable[[Key], bool]) -> dict[Key, Call]:
         ("torch", "Size"): Call(check=_container),
         ("torch", "device"): Call(check=_device),
         ("_codecs", "encode"): Call(check=_encode),
-        ("numpy", "dtype"): Call(check=_dtype, follow=build, state=_dtype_state),
-        **{(f"{m}.multiarray", "scalar"): Call(check=_scalar) for m in _NUMPY},
+        DTYPE: Call(check=_dtype, follow=build, state=_dtype_state),
+        **{key: Call(check=_scalar) for key in SCALARS},
         **{(f"{m}.multiarray", "_reconstruct"): numpy_array for m in _NUMPY},
         **{(f"{m}.numeric", "_frombuffer"): Call(check=_from_buffer) for m in _NUMPY},
         **{(m, "_reconstructor"): reconstruct for m in ("copyreg", "copy_reg")},

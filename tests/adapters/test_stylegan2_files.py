@@ -168,8 +168,6 @@ def _names(path: Path, *names: str) -> Path:
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (("SynthesisInput", "SynthesisLayer"), r"stylegan3-t or stylegan3-r"),
-        (("SuperresGenerator", "SynthesisInput"), r"StyleGAN-XL"),
         (("TriPlaneGenerator",), r"EG3D"),
         (("Unheard",), r"torch_utils\.persistence\.Unheard.*no installed adapter"),
     ],

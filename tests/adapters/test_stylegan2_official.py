@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 
-from dsconvert.errors import UnsupportedSnapshotError
 from dsconvert.formats.convert_file import convert_snapshot
 from dsconvert.formats.official import load_snapshot, save_snapshot
 from tests.adapters.official_stylegan2 import CASES
@@ -85,20 +84,3 @@ def test_same_image_here_and_there(code: str, width: float, variant: str, tmp_pa
     here = images(load_snapshot(fast).generator, there["z"], there["c"])
     shown = torch.load(tmp_path / "there.pt", weights_only=True)
     assert (shown - here).abs().max() < 1e-4
-
-
-def test_stylegan3_is_refused_by_name(tmp_path: Path) -> None:
-    repo = root("stylegan3")
-    code = (
-        "import sys, pickle; sys.path.insert(0, sys.argv[1]); import torch\n"
-        "from training.networks_stylegan3 import Generator\n"
-        "g = Generator(8, 0, 8, 16, 3, channel_base=64, channel_max=4, num_layers=4,"
-        " num_critical=1, margin_size=2)\n"
-        "pickle.dump({'G': g, 'D': g, 'G_ema': g}, open(sys.argv[2], 'wb'))\n"
-    )
-    path = tmp_path / "stylegan3.pkl"
-    subprocess.run(
-        [sys.executable, "-c", code, repo, str(path)], check=True, stderr=subprocess.DEVNULL
-    )
-    with pytest.raises(UnsupportedSnapshotError, match="stylegan3-t"):
-        load_snapshot(path)

@@ -83,7 +83,7 @@ def test_tiles_that_do_not_divide_the_map(tile: Tile | None, last: bool) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("last", [False, pytest.param(True, marks=pytest.mark.extended)])
 def test_a_program_takes_several_tiles(last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "PROGRAMS", 3 if last else 6)
     plan.plan_of.cache_clear()
@@ -99,6 +99,7 @@ def test_a_program_takes_several_tiles(last: bool, monkeypatch: pytest.MonkeyPat
     plan.plan_of.cache_clear()
 
 
+@pytest.mark.slow
 def test_statistics_far_from_zero() -> None:
     x = 1000 + torch.randn(2, 2, 3, 40, generator=torch.Generator().manual_seed(0))
     source = Source(x=x, weight=None)

@@ -27,8 +27,6 @@ _NAMED: tuple[tuple[bytes, str], ...] = (
 _HEAD = 4096
 _TENSORFLOW = ("dnnlib.tflib.network", "Network")
 _RELATIVES: tuple[tuple[set[str], str], ...] = (
-    ({"SuperresGenerator"}, "StyleGAN-XL"),
-    ({"SynthesisInput"}, "StyleGAN3 (cfg stylegan3-t or stylegan3-r) or StyleGAN-XL"),
     ({"TriPlaneGenerator", "DualDiscriminator"}, "EG3D"),
 )
 """Persistent classes that only other generators of the family have."""
@@ -118,7 +116,7 @@ def check_relatives(parsed: Pickle, generator: str) -> None:
         generator: the entry that holds its main generator.
 
     Raises:
-        UnsupportedSnapshotError: TensorFlow, StyleGAN3, StyleGAN-XL.
+        UnsupportedSnapshotError: TensorFlow, EG3D.
     """
     path = parsed.source.path
     named = {g.key for g in parsed.machine.globals}
@@ -138,6 +136,6 @@ def check_relatives(parsed: Pickle, generator: str) -> None:
         if telling & classes:
             raise UnsupportedSnapshotError(
                 f"{path} holds a generator of {name}, which dsconvert does not convert: "
-                "its layers filter and resample differently. Of this family dsconvert converts "
-                "StyleGAN2 (cfg=stylegan2 of Projected GAN, StyleGAN2-ADA-PyTorch and StyleGAN3)."
+                "it renders a volume. Of this family dsconvert converts StyleGAN2 (cfg=stylegan2 "
+                "of Projected GAN, StyleGAN2-ADA-PyTorch and StyleGAN3), StyleGAN3 and StyleGAN-XL."
             )

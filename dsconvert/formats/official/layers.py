@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dsconvert.errors import CorruptSnapshotError
-from dsconvert.safepickle import list_of, tuple_of
+from dsconvert.safepickle import list_of, plain_number, tuple_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,7 +45,7 @@ class Attributes:
         """Return an attribute of exactly one of the types; ``default`` where it is missing."""
         if name not in self._values and default is not None:
             return default
-        value = self._values.get(name)
+        value = plain_number(self._values.get(name))
         if type(value) not in kinds:
             raise self.fail(name, wanted)
         return value

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dsconvert.adapter import Adapter, adapters
+from dsconvert.adapter import PERSISTENCE, Adapter, adapters
 from dsconvert.errors import CorruptSnapshotError, UnsupportedSnapshotError
 from dsconvert.formats.official.foreign import check_first_bytes, check_relatives
-from dsconvert.formats.official.persistence import class_key
-from dsconvert.safepickle import DictNode, Node, Pickle, Source, clean, read_pickle
+from dsconvert.formats.official.persistence import class_key, persistent
+from dsconvert.safepickle import DictNode, Node, Pickle, Source, Walk, clean, read_pickle
 
 if TYPE_CHECKING:
     import os
@@ -71,9 +71,15 @@ def find_adapter(source: Source, node: Node, given: Sequence[Adapter] = ()) -> A
         UnsupportedSnapshotError: none does.
     """
     key = class_key(node)
-    for adapter in adapters(given):
-        if key in adapter.classes:
-            return adapter
+    knowing = [adapter for adapter in adapters(given) if key in adapter.classes]
+    if persistent(node) is not None and len(knowing) > 1:
+        # Codebases share names (Generator, SynthesisLayer); only one knows all that are inside.
+        walk = Walk(source)
+        walk.add([(GENERATOR, node)])
+        inside = {(PERSISTENCE, p.class_name) for n in walk.nodes if (p := persistent(n))}
+        knowing.sort(key=lambda adapter: len(inside - adapter.classes.keys()))
+    if knowing:
+        return knowing[0]
     name = clean(".".join(key), 160) if key else "no module"
     raise UnsupportedSnapshotError(
         f"{GENERATOR} in {source.path} is a {name}, which no installed adapter knows "

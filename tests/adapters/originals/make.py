@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 
 from tests.adapters.originals import HERE, filled, some, tensor
+from tests.adapters.stylegan3_files import RADIAL, SMALL, fill, images
 
 Case = dict[str, Any]
 
@@ -107,6 +108,39 @@ def _hifigan_utils() -> Any:
         init_weights=lambda *_: None,
         get_padding=lambda kernel, dilation=1: (kernel - 1) * dilation // 2,
     )
+
+
+def stylegan3() -> dict[str, Case]:
+    """NVlabs/stylegan3."""
+    from importlib import import_module
+
+    code = import_module("training.networks_stylegan3")
+    plain = {"img_resolution": 32, **SMALL}
+    return {
+        "-t": _stylegan3(code.Generator, plain),
+        "-t, classes": _stylegan3(code.Generator, {**plain, "classes": 3, "conv_clamp": 1}),
+        "-r": _stylegan3(code.Generator, {**plain, **RADIAL}),
+        "-r, classes": _stylegan3(code.Generator, {**plain, **RADIAL, "classes": 3}),
+    }
+
+
+def stylegan_xl() -> dict[str, Case]:
+    """autonomousvision/stylegan-xl; run it inside of the checkout."""
+    from importlib import import_module
+
+    code = import_module("training.networks_stylegan3_resetting")
+    plain = {"img_resolution": 16, "conv_kernel": 3, "use_radial_filters": False, **SMALL}
+    return {
+        "-t, classes": _stylegan3(code.Generator, {**plain, "classes": 3}),
+        "-r": _stylegan3(code.Generator, {**plain, **RADIAL}),
+    }
+
+
+def _stylegan3(kind: Any, options: dict[str, Any]) -> Case:
+    given = {k: v for k, v in options.items() if k != "classes"}
+    g = fill(kind(10, options.get("classes", 0), 14, img_channels=3, **given))
+    output = images(g)
+    return {"options": options, "output_shape": list(output.shape), "output": some(output)}
 
 
 if __name__ == "__main__":
