@@ -12,7 +12,7 @@ from torch import nn
 
 from dsconvert import apply, convert, plan
 from dsconvert.config.distill import DistillConfig
-from dsconvert.core import polish as polish_stage
+from dsconvert.core import polish_config as polish_settings
 from dsconvert.core.analysis import analyse
 from dsconvert.core.polish import polish
 from dsconvert.core.polish_options import PolishOptions, check_polishable
@@ -212,7 +212,7 @@ def with_rate(monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
     def config(**settings: Any) -> DistillConfig:
         return DistillConfig(**{**settings, "lr": rate, "optimiser": "adam"})
 
-    monkeypatch.setattr(polish_stage, "DistillConfig", config)
+    monkeypatch.setattr(polish_settings, "DistillConfig", config)
 
 
 @pytest.mark.slow
