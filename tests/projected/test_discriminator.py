@@ -192,6 +192,9 @@ def test_a_shift_of_all_images_at_once_is_that_of_each() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.6."), reason="its fake CUDA tensors can't be sliced"
+)
 def test_on_a_gpu_a_pass_draws_and_copies_nothing() -> None:
     """So a CUDA graph can hold it. (The first pass folds the backbone and makes matrices.)"""
     net, draws = (
