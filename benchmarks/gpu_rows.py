@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from peer_rows import NO_COSTS, Options, SkippedError, build, official
+from peer_rows import Options, SkippedError, analysis_of, build, converted, official
 from torch import nn
 
 from dsconvert.config.choices import Dtype, NoiseSource, Precision
 from dsconvert.config.train import NewGenerator, Recompute
-from dsconvert.core.pipeline import analyse, apply_to, plan_for, sampler_of
+from dsconvert.core.pipeline import sampler_of
 from dsconvert.model.inputs import Inputs
 from dsconvert.train.setup import new_generator
 
@@ -118,26 +117,11 @@ class Row:
     recompute: Recompute = "none"
 
 
-@functools.lru_cache(maxsize=1)
-def _analysis(original: nn.Module) -> Any:
-    return analyse(original)
-
-
-def _converted(preset: str, width: float = 1) -> Callable[[nn.Module, Options], nn.Module]:
-    def make(original: nn.Module, options: Options) -> nn.Module:
-        analysis = _analysis(original)
-        plan = plan_for(analysis, preset=preset, width=width, init="random")
-        # Only time is measured: the first channels stand for the best.
-        kept = {w.group: tuple(range(w.kept)) for w in plan.widths if w.kept < w.channels}
-        return apply_to(
-            analysis, plan, init=options.init, calibrate=0, costs=NO_COSTS, kept=kept or None
-        ).model
-
-    return make
-
-
 def _preset(preset: str, width: float = 1) -> Row:
-    return Row(make=_converted(preset, width), new={"preset": preset, "width": width})
+    def make(original: nn.Module, options: Options) -> nn.Module:
+        return converted(original, options, preset, width)
+
+    return Row(make=make, new={"preset": preset, "width": width})
 
 
 def _peer(name: str) -> Row:
@@ -279,7 +263,7 @@ class Bench:
         except Exception as error:
             if self.options.device == "cpu":
                 raise
-            _analysis.cache_clear()
+            analysis_of.cache_clear()
             said = f"{type(error).__name__}: {str(error).strip()[:300]}"
             self.notes[name] = f"made on the CPU, since on {self.options.device}: {said}"
             return make(replace(self.options, device="cpu"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import time
 from collections.abc import Callable
@@ -124,13 +125,19 @@ def saved_bytes(model: nn.Module) -> int:
     return Count.total
 
 
+@functools.lru_cache(maxsize=1)
+def analysis_of(original: nn.Module) -> Any:
+    """Return the analysis of a generator; kept, since each row of a run converts the same one."""
+    return analyse(original)
+
+
 def converted(original: nn.Module, options: Options, preset: str, width: float) -> nn.Module:
     """Return the conversion by a preset; below full width with the first channels of each map.
 
     Which channels are kept changes the images, not the time.
     """
-    analysis = analyse(original)
-    plan = plan_for(analysis, preset=preset, width=width)
+    analysis = analysis_of(original)
+    plan = plan_for(analysis, preset=preset, width=width, init="random")
     kept = {w.group: tuple(range(w.kept)) for w in plan.widths if w.kept < w.channels}
     return apply_to(
         analysis, plan, init=options.init, calibrate=options.calibrate, costs=NO_COSTS,
