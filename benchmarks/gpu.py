@@ -7,17 +7,19 @@ r"""The official generator and its conversions on a GPU, within the seconds that
 The most telling rows come first (``gpu_rows.ORDER``). Before each the time is estimated from rows
 like it, and a row that would not end in time is left for another run. A run can be stopped at any
 moment and started again: rows that are there are not made again (``--again 'fast*'`` makes some
-anew), failed ones are tried once more. Results are written after each row: ``gpu.json`` and
-``gpu.md``, see ``--out``. A row that fails, or runs out of memory, says so, and the run goes on.
+anew; ``--older 'fast*'`` does unless this commit measured them), failed ones are tried once more.
+Results are written after each row: ``gpu.json`` and ``gpu.md``, see ``--out``. A row that fails, or
+runs out of memory, says so, and the run goes on.
 
 Needs torch, timm, accelerate, fvcore, rich, msgspec, Pillow and the project; ``bsconv`` and
-``torch-pruning`` for the rows of that name. ``gpu.sh`` runs it on a machine without internet.
+``torch-pruning`` for the rows of that name. ``gpu_visit.sh`` runs it on a machine without internet.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
 import os
 import subprocess
 import sys
@@ -59,7 +61,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--modes", default="*", help="globs, separated by ;")
     known = "of F, f (forward), B, T (train), K, k (kernels: forward, with backward)"
     parser.add_argument("--operations", default="FfBTKk", help=known)
-    parser.add_argument("--again", default="", help="rows to measure anew: globs, separated by ;")
+    both = (
+        "globs of a row, or of row, mode, operation and batch as they are printed; separated by ;"
+    )
+    parser.add_argument("--again", default="", help=f"what to measure anew: {both}")
+    parser.add_argument("--older", default="", help="the same, unless this commit measured it")
     # Of a run that goes on in another process.
     parser.add_argument("--left", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--began", type=float, default=time.time(), help=argparse.SUPPRESS)
@@ -86,6 +92,7 @@ def _said(*command: str) -> str | None:
     return done.stdout.strip().splitlines()[0] if done.stdout.strip() else None
 
 
+@functools.cache
 def commit() -> str | None:
     """Return the commit that is measured: of the checkout, or as ``gpu_wheels.sh`` noted it."""
     note = ROOT / ".gpu/commit"
@@ -233,7 +240,15 @@ def is_done(known: dict[str, Any] | None, args: argparse.Namespace) -> bool:
         return False
     if known.get("session") == args.began:
         return True
-    anew = any(fnmatch.fnmatchcase(known["row"], g.strip()) for g in args.again.split(";"))
+    names = (
+        known["row"],
+        f"{known['row']}, {known['mode']}, {known['operation']}".replace("_", " "),
+    )
+
+    def chosen(globs: str) -> bool:
+        return any(fnmatch.fnmatchcase(n, g.strip()) for n in names for g in globs.split(";"))
+
+    anew = chosen(args.again) or (chosen(args.older) and known.get("commit") != commit())
     return "error" not in known and not anew
 
 
