@@ -60,7 +60,7 @@ SHEET = 36
 PARTS = 4
 """At most: a lent machine returns eight files."""
 ENDLESS = 1_000_000.0
-"""Thousands of images: the clock ends the training."""
+"""Thousands of images: the clock ends the run."""
 JUDGED = ("images", "fd_lite0", "fd_floor", "fd_images")
 PACE = ("images", "sec_per_kimg", "peak_memory_bytes")
 
@@ -113,7 +113,7 @@ class Teacher:
         self.ema: nn.Module = copy.deepcopy(self.generator)
         self._load(options.start)
         self.config = TrainConfig(
-            kimg=ENDLESS,
+            kimg=options.kimg,
             batch=options.batch,
             mirror=True,
             seed=self.earlier.seed,
@@ -296,6 +296,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--backbone", default="auto")
     add("--precision", help="tf32 on a GPU, fp32 elsewhere")
     add("--cuda-graph", default="auto")
+    add("--kimg", type=float, default=ENDLESS, help="length of the run, if the clock allows it")
     add("--every", type=float, default=10.0, help="kimg between judgements, each with new parts")
     add("--evaluate", type=int, default=800, help="images a side of a judgement")
     add("--final", type=int, default=5000, help="images of the last judgement")
