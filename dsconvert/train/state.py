@@ -37,6 +37,8 @@ class TrainState:
     scaler: torch.amp.GradScaler
     run_g: Any
     run_d: Any
+    together: bool = False
+    """Whether a pass computes all spectral norms of a network at once: fewer launches."""
     images: int = 0
     step: int = 0
     best: float | None = None
@@ -95,6 +97,8 @@ def new_state(
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         run_g=_compiled(generator, config),
         run_d=_compiled(discriminator, config),
+        # On a CPU launches cost nothing; a compiled network and recomputed blocks need the hooks.
+        together=device.type == "cuda" and not config.compile and config.recompute != "blocks",
     )
     if config.recompute == "lean":
         use_lean_form(state, config)
