@@ -10,7 +10,7 @@ everything between them is done for all layers at once. Files and state dicts st
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -180,7 +180,9 @@ def normalised_together(model: Any) -> Generator[None, None, None]:
     if not norms.usable:
         yield
         return
-    with torch.autocast(norms.rows.device.type, enabled=False):
+    kind = norms.rows.device.type
+    mixed = torch.amp.is_autocast_available(kind)
+    with torch.autocast(kind, enabled=False) if mixed else nullcontext():
         u, v, sigma = norms.iterated()
         made: Any = _Divided.apply(norms, u, v, sigma, *(layer.raw for layer in norms.layers))
     for layer, kernel in zip(norms.layers, made, strict=True):
