@@ -175,10 +175,10 @@ def turn(
     words += ["--device", options.device] if options.device else []
     words += ["--cuda-graph", options.cuda_graph] if options.cuda_graph else []
     code = finished([*words, "--quiet"], stop_at)
-    if stop_at is not None and code not in (0, INTERRUPTED):
-        print(f"{arm.folder.name} failed with code {code}: the other arms go on", flush=True)
-    elif code and stop_at is not None and time.time() >= stop_at:
+    if code and stop_at is not None and time.time() >= stop_at:
         return False
+    if code not in (0, INTERRUPTED) and stop_at is not None:
+        print(f"{arm.folder.name} failed with code {code}: the other arms go on", flush=True)
     elif code:
         raise SystemExit(f"stopped in {arm.folder}; the same command continues from there.")
     return True
