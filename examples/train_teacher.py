@@ -56,7 +56,7 @@ from dsconvert.train import (
 from dsconvert.util.processes import environment, processes
 
 CPU = torch.device("cpu")
-SHEET = 36
+SHEET = 24
 PARTS = 4
 """At most: a lent machine returns eight files."""
 ENDLESS = 1_000_000.0
