@@ -108,6 +108,20 @@ def _module(loaded: nn.Module, file: GeneratorFile) -> tuple[Tensor, Tensor]:
     return _image(loaded, arguments), _image(file.generator, arguments)
 
 
+def _same(made: Tensor, wanted: Tensor, tolerance: float = _TOLERANCE) -> tuple[float, float]:
+    """Return the largest difference of a pixel, and the largest pixel.
+
+    Raises:
+        WrongImageError: the difference is above ``tolerance`` of the largest pixel.
+    """
+    if made.shape != wanted.shape:
+        raise WrongImageError(f"shape {list(made.shape)}, not {list(wanted.shape)}")
+    difference, reach = float((made - wanted).abs().max()), float(wanted.abs().max())
+    if not difference <= tolerance * reach:
+        raise WrongImageError(f"differs by {difference:.3g}, images reach {reach:.3g}")
+    return difference, reach
+
+
 def _compared(name: str, out: Path, made: dict[str, Any], kind: Kind, file: GeneratorFile) -> Row:
     """Open what was written by its own program, and compare its images with PyTorch's."""
     if name == "coreml":
@@ -118,17 +132,13 @@ def _compared(name: str, out: Path, made: dict[str, Any], kind: Kind, file: Gene
         images = _module(open_file(out, module=kind.source).generator, file)
     elif name == "hub":
         images = _module(from_pretrained(out), file)
+        _same(*_module(open_file(out / "model.safetensors").generator, file))
     elif name == "page":
         images = _graph(out / "model.onnx", made["models"][0], file)
     else:
         images = _graph(out, made, file)
-    if images[0].shape != images[1].shape:
-        raise WrongImageError(f"shape {list(images[0].shape)}, not {list(images[1].shape)}")
-    difference = float((images[0] - images[1]).abs().max())
-    reach = float(images[1].abs().max())
     psnr = made.get("psnr")
-    if psnr is None and not difference <= _TOLERANCE * reach:
-        raise WrongImageError(f"differs by {difference:.3g}, images reach {reach:.3g}")
+    difference, reach = _same(*images, tolerance=_TOLERANCE if psnr is None else float("inf"))
     row: Row = {"state": "ok", "difference": difference, "reach": reach}
     if psnr is not None:
         row |= {"psnr": psnr, "activation_bits": made["activation_bits"]}
