@@ -132,7 +132,7 @@ def _fastgan(folder: Path) -> Path:
 
 def _lightweight(folder: Path) -> Path:
     config = {
-        "latent_dim": 16, "channels": [16, 16, 16, 8, 8], "out_channels": 3,
+        "latent_dim": 16, "channels": [16, 16, 16, 8, 8, 8], "out_channels": 3,
         "gates": {"1": "context"}, "attention": {"2": 1}, "antialias": True,
     }  # fmt: skip
     made = moved(lightweight_gan.ADAPTER.make(config))

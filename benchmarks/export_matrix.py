@@ -180,11 +180,15 @@ def cell(name: str, kind: Kind, path: Path, folder: Path, data: Path) -> Row:
             made = json.loads(said)
         row = _compared(name, out, made, kind, file)
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(last.filename).name}:{last.lineno}"
-        said = " ".join(str(error).split())[:300]
-        return {"state": "fault", "why": f"{type(error).__name__}: {said} ({where})"}
+        return _fault(error)
     return {**row, "cpu_seconds": round(time.process_time() - began, 2)}
+
+
+def _fault(error: Exception) -> Row:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(last.filename).name}:{last.lineno}"
+    said = " ".join(str(error).split())[:300]
+    return {"state": "fault", "why": f"{type(error).__name__}: {said} ({where})"}
 
 
 def _anonymous(text: str, folder: Path, path: Path) -> str:
@@ -262,7 +266,10 @@ def main() -> None:
     try:
         for kind, form, name in _wanted(options, results):
             folder = work / f"{list(KINDS).index(kind)}"
-            row = cell(name, KINDS[kind], *_files(KINDS[kind], form, folder))
+            try:
+                row = cell(name, KINDS[kind], *_files(KINDS[kind], form, folder))
+            except Exception as error:  # of the making or the conversion of the file
+                row = _fault(error)
             results.put({"kind": kind, "form": form, "export": name, **row})
             print(kind, form, name, row, flush=True)
     finally:

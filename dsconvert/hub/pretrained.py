@@ -15,7 +15,7 @@ from dsconvert.data.waveforms import in_a_row, write_wav
 from dsconvert.errors import ForeignFileError, UsageError
 from dsconvert.export.graphs import need
 from dsconvert.formats.base import GeneratorFile
-from dsconvert.formats.safetensors import load_plain
+from dsconvert.formats.registry import load_safetensors
 from dsconvert.hub.card import card
 from dsconvert.hub.measure import CardFacts, measure
 from dsconvert.records import Plan
@@ -195,7 +195,7 @@ def from_pretrained(
             raise ForeignFileError(
                 f"the folder {folder} holds no {WEIGHTS}; name one that save_pretrained wrote."
             )
-        return load_plain(folder / WEIGHTS, adapters=adapters)
+        return load_safetensors(folder / WEIGHTS, adapters=adapters)
     if isinstance(name, Path) or not _is_hub_id(str(name)):
         raise ForeignFileError(
             f"there is no folder {name}, and it is no owner/name of a repository; mend the name."
@@ -210,7 +210,7 @@ def from_pretrained(
             f"{name} can't be loaded from the hub: {lines[0].rstrip('.')}. Check the name and the "
             "network, or name a folder."
         ) from error
-    return load_plain(path, adapters=adapters)
+    return load_safetensors(Path(path), adapters=adapters)
 
 
 def _is_hub_id(name: str) -> bool:
