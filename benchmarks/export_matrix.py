@@ -226,6 +226,8 @@ def markdown(data: dict[str, Any]) -> str:
     lines = [f"{tools}; `python benchmarks/export_matrix.py`.", ""]
     notes: list[str] = []
     for form in reversed(_FORMS):
+        if not any(key[1] == form for key in found):
+            continue
         heads = [f"{form} file", *EXPORTS]
         lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for kind in KINDS:
