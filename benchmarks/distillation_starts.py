@@ -82,7 +82,7 @@ def bsconv_s(teacher: nn.Module, macs: int) -> nn.Module:
         if cost(made).macs <= macs:
             made.__dict__.pop("reg_loss", None)  # a method of the instance, which no pickle holds
             return made
-    raise SystemExit("no subspace of bsconv is as cheap as ours")
+    raise ValueError("no subspace of bsconv is as cheap as ours")
 
 
 class Gated(nn.Module):

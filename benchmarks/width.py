@@ -15,6 +15,7 @@ import json
 import os
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import nn
 
 from dsconvert import apply, load_snapshot, plan
 from dsconvert.core.pipeline import sampler_of
-from dsconvert.metrics import LiteFeatures, compare_features, frechet_distance, sample_images
+from dsconvert.metrics import LiteFeatures, compare_sets, frechet_distance, sample_images
 
 SAMPLES = 400
 FORMS = "none:0.5,none:auto,balanced:1,balanced:0.5,balanced:auto,fast:1,fast:auto"
@@ -45,7 +46,55 @@ def speedup(teacher: nn.Module, form: nn.Module, sampler: Any, batch: int, repea
     return first / second
 
 
-def row(name: str, teacher: nn.Module, facts: dict[str, Any], calibrate: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Judged:
+    """A teacher's images and their features, which every student is compared with."""
+
+    sampler: Any
+    net: LiteFeatures
+    images: torch.Tensor
+    ours: torch.Tensor
+    other: torch.Tensor
+    """Features of images of other latents."""
+
+    @property
+    def floor(self) -> float:
+        """FD-lite0 of the teacher against itself."""
+        return frechet_distance(self.ours, self.other)
+
+
+def judge(teacher: nn.Module) -> Judged:
+    """Return what the teacher's students are compared with."""
+    sampler, net = sampler_of(teacher), LiteFeatures()
+    images = sample_images(teacher, sampler, samples=SAMPLES, seed=1)
+    other = net(sample_images(teacher, sampler, samples=SAMPLES, seed=2))
+    return Judged(sampler, net, images, net(images), other)
+
+
+def quality(student: nn.Module, facts: Judged) -> dict[str, Any]:
+    """Return PSNR and FD-lite0 of a student, the latter as a multiple of the floor too."""
+    images = sample_images(student, facts.sampler, samples=SAMPLES, seed=1)
+    found = compare_sets(facts.net(images), facts.ours, facts.other, bootstrap=50)
+    error = float((images - facts.images).square().mean())
+    return {
+        "psnr": float(10 * torch.log10(torch.tensor(4 / max(error, 1e-12)))),
+        "fd": found.value,
+        "times_floor": found.value / found.floor,
+        "ratio_interval": list(found.ratio_interval),
+        "excess": list(found.interval),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Return what measures: cores, threads, torch, date."""
+    return {
+        "machine": f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def row(name: str, teacher: nn.Module, facts: Judged, calibrate: int) -> dict[str, Any]:
     """Convert to one form and measure it."""
     preset, width, *minutes = name.split(":")
     share: Any = width if width == "auto" else float(width)
@@ -54,21 +103,14 @@ def row(name: str, teacher: nn.Module, facts: dict[str, Any], calibrate: int) ->
     made = plan(teacher, preset=preset, width=share)
     result = apply(teacher, made, calibrate=calibrate, polish=polish)
     seconds = time.perf_counter() - began
-    sampler, net = facts["sampler"], facts["net"]
-    images = sample_images(result.model, sampler, samples=SAMPLES, seed=1)
-    mine = net(images)
-    value, _, (low, high) = compare_features(mine, facts["ours"], facts["other"], bootstrap=50)
-    error = float((images - facts["images"]).square().mean())
     before, after = result.before.macs or 0, result.after.macs or 1
     return {
         "form": name,
         "fewer_macs": before / after,
         "fewer_params": result.before.params / result.after.params,
-        "psnr": float(10 * torch.log10(torch.tensor(4 / max(error, 1e-12)))),
-        "fd": value,
-        "excess": [low, high],
-        "batch_1": speedup(teacher, result.model, sampler, 1, 15),
-        "batch_8": speedup(teacher, result.model, sampler, 8, 7),
+        **quality(result.model, facts),
+        "batch_1": speedup(teacher, result.model, facts.sampler, 1, 15),
+        "batch_8": speedup(teacher, result.model, facts.sampler, 8, 7),
         "seconds": seconds,
         "polish": None if result.polish is None else vars(result.polish),
         "widths": {w.group: f"{w.kept}/{w.channels}" for w in result.plan.widths},
@@ -124,18 +166,12 @@ def main() -> None:
     path = out / STATE
     state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     teacher = load_snapshot(options.snapshot).generator.eval()
-    sampler, net = sampler_of(teacher), LiteFeatures()
-    images = sample_images(teacher, sampler, samples=SAMPLES, seed=1)
-    ours = net(images)
-    other = net(sample_images(teacher, sampler, samples=SAMPLES, seed=2))
-    facts = {"sampler": sampler, "net": net, "images": images, "ours": ours, "other": other}
+    facts = judge(teacher)
     section = state.setdefault(Path(options.snapshot).stem, {"rows": []})
     section["meta"] = {
-        "floor": frechet_distance(ours, other),
+        "floor": facts.floor,
         "calibrate": options.calibrate,
-        "machine": f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
+        **machine(),
         "load": f"{os.getloadavg()[0]:.1f}",
     }
     for name in options.forms.split(","):

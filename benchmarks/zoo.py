@@ -374,17 +374,18 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run the zoo; what was done is kept after each model."""
+    """Run the zoo, or a part of it; the file keeps the rows of the others."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="*")
+    parser.add_argument("--only", default="*", help="globs of names, with ; between")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "zoo.json")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, dict[str, Any]] = {}
+    done = json.loads(options.out.read_text())["rows"] if options.out.exists() else {}
     for name, make in ZOO.items():
-        if not fnmatchcase(name, options.only):
+        if not any(fnmatchcase(name, glob) for glob in options.only.split(";")):
             continue
-        rows[name] = row(make, thorough=True)
+        done[name] = row(make, thorough=True)
+        rows = {n: done[n] for n in ZOO if n in done}
         print(name, rows[name], flush=True)
         facts = {"torch": torch.__version__, "machine": platform.machine(), "rows": rows}
         options.out.write_text(json.dumps(facts, indent=1) + "\n")

@@ -25,7 +25,7 @@ from dsconvert.records import Conversion, Cost, Fit, Plan
 from dsconvert.util.progress import Progress
 from dsconvert.width import Kept, check_widths, choice, narrow, narrow_sites
 
-SOUND_PIECES = 128
+SOUND_PIECES = 48
 """Default number of sounds of a fit; the smallest map of one has hundreds of positions."""
 _WORTH_COLLECTING = 1 << 20
 """Parameters; to free fewer is not worth the time of a collection (0.2 s)."""

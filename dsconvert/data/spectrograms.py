@@ -72,8 +72,14 @@ def mel_spectrogram(sound: Tensor, spec: MelSpec) -> Tensor:
 
 
 def magnitudes(sound: Tensor, resolution: tuple[int, int, int]) -> Tensor:
-    """Return the magnitudes (N, F, frames) of sounds (N, T) at one of :data:`RESOLUTIONS`."""
+    """Return the magnitudes (N, F, frames) of sounds (N, T) at one of :data:`RESOLUTIONS`.
+
+    A sound that is too short for the transform (T <= F - 1) is followed by silence.
+    """
     n_fft, hop, length = resolution
+    missing = n_fft // 2 + 1 - sound.shape[-1]
+    if missing > 0:  # both ends are reflected by half a transform
+        sound = nn.functional.pad(sound, (0, missing))
     window = torch.hann_window(length, device=sound.device)
     spectrum = torch.stft(
         sound, n_fft, hop_length=hop, win_length=length, window=window, return_complex=True

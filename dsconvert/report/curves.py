@@ -79,8 +79,9 @@ def _panel(panel: Panel) -> list[str]:
         f"{escape(panel.y)}</text>"
     )
     for i, curve in enumerate(panel.curves):
+        colour = _COLOURS[i % len(_COLOURS)]
         look = (
-            f'fill="none" stroke="{_COLOURS[i % len(_COLOURS)]}" stroke-width="1.6" '
+            f'fill="none" stroke="{colour}" stroke-width="1.6" '
             f'stroke-dasharray="{_DASHES[i // len(_COLOURS) % len(_DASHES)]}"'
         )
         line = " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in curve.points if a > 0 and b > 0)
@@ -90,6 +91,11 @@ def _panel(panel: Panel) -> list[str]:
             f'<line {look} x1="{_WIDTH + 4}" x2="{_WIDTH + 26}" y1="{top}" y2="{top}"/>'
             f'<text x="{_WIDTH + 30}" y="{top + 4}">{escape(curve.name)}</text>'
         )
+        parts += [
+            f'<circle cx="{x.at(a):.1f}" cy="{y.at(b):.1f}" r="2.2" fill="{colour}"/>'
+            for a, b in curve.points
+            if a > 0 and b > 0
+        ]
     return parts
 
 

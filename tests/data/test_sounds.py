@@ -103,6 +103,12 @@ def test_the_distance_is_zero_for_equal_sounds_alone() -> None:
     assert (near > 0).all()
 
 
+def test_sounds_shorter_than_a_transform_are_compared_as_if_silence_followed() -> None:
+    short = torch.randn(2, 256, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(stft_distance(short, short), torch.zeros(2))
+    assert (stft_distance(0.5 * short, short) > 0.5).all()
+
+
 def test_too_short_or_broken_sounds_are_left_out(tmp_path: Path) -> None:
     for i in range(4):
         write_wav(torch.zeros(9000), tmp_path / f"{i}.wav", rate=22050)
