@@ -208,7 +208,7 @@ def _short(row: Row | None, notes: list[str]) -> str:
     state = row["state"]
     if state == "ok":
         if "psnr" not in row:
-            return f"{row['difference']:.0e}".replace("e-0", "e-")
+            return f"{row['difference']:.0e}".replace("e-0", "e-") if row["difference"] else "0"
         bits = "" if row["activation_bits"] == 8 else f" ({row['activation_bits']}-bit)"
         return f"{row['psnr']:.0f} dB{bits if 'int8' in row['export'] else ''}"
     if state in ("built", "absent"):
