@@ -159,7 +159,8 @@ def _settled(file: Path) -> Path:
     with torch.no_grad():
         for i in range(10):
             model(*inputs(2, torch.Generator().manual_seed(i)))
-    return _saved(model.state_dict(), file)
+    # Not over the file itself, which is mapped into the memory of the model.
+    return _saved(model.state_dict(), file.with_name("settled")).replace(file)
 
 
 def _committed(name: str) -> Callable[[Path], Path]:
