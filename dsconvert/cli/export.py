@@ -77,7 +77,11 @@ def _hub(options: ExportJob) -> None:
         emit({"snapshot": options.snapshot, **asdict(made)})
         return
     quality = made.measured["quality"]
-    lines = [] if quality is None else [f"PSNR to the original {quality['psnr_db']:.1f} dB"]
+    lines: list[str] = []
+    if quality is not None and quality["psnr_db"] is not None:
+        lines = [f"PSNR to the original {quality['psnr_db']:.1f} dB"]
+    elif quality is not None:
+        lines = [f"STFT distance to the original {quality['stft_distance']:.3f}"]
     size = f"{made.bytes / 1e6:.1f} MB"
     say(*lines, f"wrote {options.out}: {', '.join(made.files)}, {size}", quiet=options.quiet)
 

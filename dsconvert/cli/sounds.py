@@ -11,15 +11,12 @@ from torch import Tensor
 
 from dsconvert.data.mel_inputs import MelInputs
 from dsconvert.data.spectrograms import RESOLUTIONS, stft_distance
-from dsconvert.data.waveforms import wav_bytes, write_wav
+from dsconvert.data.waveforms import in_a_row, wav_bytes, write_wav
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.records.sounds import MelSpec
 from dsconvert.runs.html import page, render
 from dsconvert.util.files import check_target, whole_file
-
-_PAUSE = 0.3
-"""Seconds between the sounds of two seeds."""
 
 
 def names_sound(path: str) -> bool:
@@ -70,13 +67,6 @@ def check_sounds(out: str, *, overwrite: bool, parts: tuple[str, ...] = ("",)) -
     return [check_target(name, overwrite=overwrite) for name in names]
 
 
-def in_a_row(sounds: Tensor, spec: MelSpec) -> Tensor:
-    """Return sounds (N, 1, 1, T) one after the other, (T',), with pauses."""
-    rows = sounds.flatten(1)
-    pause = rows.new_zeros(round(_PAUSE * spec.rate))
-    return torch.cat([part for row in rows for part in (row, pause)][:-1])
-
-
 def compared(a: Tensor, b: Tensor, recordings: Tensor | None) -> tuple[dict[str, Any], str]:
     """Return the figures of sounds ``b`` (N, 1, 1, T) beside the original's ``a``, and a sentence.
 
@@ -119,7 +109,7 @@ def recordings_of(file: GeneratorFile, seeds: tuple[int, ...]) -> Tensor | None:
 def write_rows(rows: dict[Path, Tensor], spec: MelSpec, *, overwrite: bool) -> None:
     """Write sounds (N, 1, 1, T), each set into its file."""
     for path, sounds in rows.items():
-        write_wav(in_a_row(sounds, spec), path, rate=spec.rate, overwrite=overwrite)
+        write_wav(in_a_row(sounds, rate=spec.rate), path, rate=spec.rate, overwrite=overwrite)
 
 
 def write_page(

@@ -14,6 +14,8 @@ from dsconvert.errors import DataError
 from dsconvert.util.files import whole_file
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+_PAUSE = 0.3
+"""Seconds between the sounds of two seeds."""
 
 
 def read_wav(content: bytes, name: str) -> tuple[Tensor, int]:
@@ -96,6 +98,13 @@ def write_wav(
     """
     with whole_file(path, overwrite=overwrite) as beside:
         beside.write_bytes(wav_bytes(sound, rate=rate))
+
+
+def in_a_row(sounds: Tensor, *, rate: int) -> Tensor:
+    """Return sounds (N, 1, 1, T) one after the other, (T',), with pauses."""
+    rows = sounds.flatten(1)
+    pause = rows.new_zeros(round(_PAUSE * rate))
+    return torch.cat([part for row in rows for part in (row, pause)][:-1])
 
 
 def resampled(sound: Tensor, rate: int, wanted: int) -> Tensor:

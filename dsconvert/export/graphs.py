@@ -110,6 +110,17 @@ def _open_torch(path: Path, threads: int | None) -> Run:
     return run
 
 
+def whole_numbers(model: Any) -> None:
+    """Write the flags of an ONNX model's nodes as the whole numbers that they are, in place.
+
+    The exporter of torch 2.6 leaves Python's booleans, which protobuf 7 refuses.
+    """
+    for node in model.graph:
+        for name, attribute in list(node.attributes.items()):
+            if isinstance(value := getattr(attribute, "value", None), bool):
+                node.attributes[name] = type(attribute)(name, attribute.type, int(value))
+
+
 def _write_onnx(core: Core, args: tuple[Tensor, ...], path: Path) -> tuple[Path, ...]:
     with _quiet():
         made: Any = torch.onnx.export(
@@ -121,6 +132,7 @@ def _write_onnx(core: Core, args: tuple[Tensor, ...], path: Path) -> tuple[Path,
             verbose=False,
         )
         model = made.model
+        whole_numbers(model)
         model.metadata_props["dsconvert.noise"] = core.noise
         model.metadata_props["dsconvert.planes"] = json.dumps(_planes(core))
         made.save(str(path))

@@ -13,7 +13,8 @@ from dsconvert.export import GRAPHS, check_graph, export_graph
 from dsconvert.export.graphs import need
 from dsconvert.export.write import COREML
 from dsconvert.formats.official import load_snapshot
-from dsconvert.formats.safetensors import load_plain, save_plain
+from dsconvert.formats.registry import load_safetensors
+from dsconvert.formats.safetensors import save_plain
 from dsconvert.formats.seeds import unknown_inputs
 from dsconvert.model.inputs import Inputs, RandomPixels, needs_pictures
 from dsconvert.model.observe import undisturbed
@@ -221,5 +222,5 @@ def load_generator(path: str | os.PathLike[str]) -> nn.Module:
         MissingExtraError: it is a safetensors file, and safetensors is not installed.
     """
     if Path(path).suffix.lower() == ".safetensors":
-        return load_plain(path)
+        return load_safetensors(Path(path))
     return load_snapshot(path).generator.eval().requires_grad_(False)

@@ -6,13 +6,18 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from dsconvert.adapter import Adapter
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import FileFacts, FileFormat, GeneratorFile, ModuleSource
 from dsconvert.formats.checkpoint import FORMAT as CHECKPOINT
+from dsconvert.formats.checkpoint import load_checkpoint
+from dsconvert.formats.checkpoint.read import is_marked
 from dsconvert.formats.given_inputs import with_inputs
 from dsconvert.formats.official import FORMAT as OFFICIAL
 from dsconvert.formats.safetensors import FORMAT as SAFETENSORS
+from dsconvert.formats.safetensors import load_plain
 from dsconvert.util.files import check_regular
 
 if TYPE_CHECKING:
@@ -93,6 +98,21 @@ def open_file(
     """
     file = FORMATS.format_of(path).open(Path(path), drop, module, adapters)
     return file if inputs is None else with_inputs(file, inputs)
+
+
+def load_safetensors(path: Path, *, adapters: Sequence[Adapter] = ()) -> nn.Module:
+    """Load the generator of a safetensors file that dsconvert wrote, of any codebase.
+
+    Returns:
+        a plain module, in eval mode, without gradients. Nothing in the file is executed.
+
+    Raises:
+        MissingExtraError: safetensors is not installed.
+        SnapshotError: the file can't be read.
+    """
+    if not is_marked(path):
+        return load_plain(path, adapters=adapters)
+    return load_checkpoint(path, adapters=adapters).generator.eval().requires_grad_(False)
 
 
 def inspect_file(

@@ -135,7 +135,7 @@ def flatten(
     used = [by_name[name] for name in _inputs(module)]
     with evaluating(module):
         output = Shapes(module).run(*used)
-    _image_only(module, image_path(output))
+    _image_only(module, image_path(output, sounds=True))
     _drop_unused_inputs(module)
     if not any(name in call.batched for name in _inputs(module)):
         raise ExportError(

@@ -41,7 +41,10 @@ def fuse(core: Core) -> None:
             continue
         conv: Any = module_of(module, node)
         if FewChannels.fits(conv):
-            module.set_submodule(str(node.target), FewChannels(conv))
+            # Under a new name: the graph may read the kernel itself, too, for a demodulation.
+            name = f"few_{count}"
+            module.add_submodule(name, FewChannels(conv))
+            node.target = name
         elif GatedUpsample.fits(conv):
             tail = tail_of(module, node)
             made: nn.Module = GatedUpsample(conv, tail.weight, gate=tail.gate)

@@ -41,6 +41,8 @@ class AddNoise(nn.Module):
 
     def forward(self, x: Tensor, plane: Tensor) -> Tensor:
         """Add the plane to every channel."""
+        if torch.compiler.is_compiling():  # torch 2.6 can't decompose addcmul for ONNX
+            return x + self.weight * plane
         return torch.addcmul(x, self.weight, plane)
 
 

@@ -70,7 +70,7 @@ class Reference:
             )
         ]
         with evaluating(self._model):
-            return image_tensor(self._model(*args))
+            return image_tensor(self._model(*args), sounds=True)
 
 
 def compare(
@@ -133,6 +133,11 @@ def compare(
             raise ExportError(
                 f"{what}, loaded again, makes {list(got.shape)} of what is {list(want.shape)} from "
                 "the model. Nothing was written."
+            )
+        if not want.isfinite().all():
+            raise ExportError(
+                f"the model itself makes values that are not finite (batch {n}), so that nothing "
+                f"can be compared with {what}. Nothing was written."
             )
         error = (got.to(want.device).double() - want.double()).abs().max().item()
         size = want.double().abs().max().item()

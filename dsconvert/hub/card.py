@@ -28,7 +28,7 @@ def card(
     measured: CardFacts,
     names: dict[str, str],
     size: int,
-    reads_pictures: bool,
+    task: str,
     made_by: str | None,
     plan: bool,
 ) -> str:
@@ -41,14 +41,14 @@ def card(
         measured: its cost and quality.
         names: the file that each role of ``measured`` was read from.
         size: bytes of ``model.safetensors``.
-        reads_pictures: whether the inputs are pictures, not latents.
+        task: the hub's name of what the generator does.
         made_by: the command that made the converted file; None: unknown.
         plan: whether the folder holds ``plan.json``.
     """
-    task = "image-to-image" if reads_pictures else "unconditional-image-generation"
+    one = "image" if measured.sounds is None else "sound"
     parts = [
         f"{_HEAD.format(task=task)}\n# {_line(title)}",
-        f"![Images of seeds 0 to {SHOWN - 1}](samples.png)",
+        _samples(measured),
         f"A generator of the codebase `{_line(adapter)}`, made small and fast by dsconvert "
         f"{VERSION}. `model.safetensors` ({size / 1e6:.1f} MB) holds its weights, and in its "
         "header its architecture as plain data; nothing in a file is executed.",
@@ -56,9 +56,9 @@ def card(
         f"```python\nimport torch\n\nfrom dsconvert import from_pretrained\n\n"
         f"generator = from_pretrained({folder!r})  # or the id of a hub repository\n```",
         "## Cost",
-        _costs(measured, names),
-        f"Seconds are medians of one image in plain PyTorch on {_line(measured.device)}, "
-        f"{measured.threads} thread(s), the models in turns. MACs are of one image, as fvcore "
+        _costs(measured, names, one),
+        f"Seconds are medians of one {one} in plain PyTorch on {_line(measured.device)}, "
+        f"{measured.threads} thread(s), the models in turns. MACs are of one {one}, as fvcore "
         "counts them.",
         "## Quality against the original",
         _quality(measured),
@@ -72,8 +72,20 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
-def _costs(measured: CardFacts, names: dict[str, str]) -> str:
-    rows = ["| | file | parameters | MACs | seconds an image |", "|---|---|---|---|---|"]
+def _samples(measured: CardFacts) -> str:
+    if measured.sounds is None:
+        return f"![Images of seeds 0 to {SHOWN - 1}](samples.png)"
+    text = f"[Sounds of seeds 0 to {SHOWN - 1}](samples.wav)"
+    if "original" not in measured.rows:
+        return text
+    return f"{text}; [those of the original](samples-original.wav)"
+
+
+def _costs(measured: CardFacts, names: dict[str, str], one: str) -> str:
+    rows = [
+        f"| | file | parameters | MACs | seconds {'an' if one == 'image' else 'a'} {one} |",
+        "|---|---|---|---|---|",
+    ]
     for role, each in measured.costs.items():
         rows.append(
             f"| {role} | {_line(names[role])} | {amount(each.parameters)} | {amount(each.macs)} | "
@@ -93,6 +105,11 @@ def _quality(measured: CardFacts) -> str:
     found = measured.quality
     if found is None:
         return "Not measured: the original was not given (`--original`)."
+    if found.stft_distance is not None:
+        return (
+            f"STFT distance {found.stft_distance:.3f} (mean of {found.seeds} seeds, equal "
+            f"spectrograms), {found.stft_distance_worst:.3f} (worst); 0 for equal sounds."
+        )
     text = (
         f"PSNR {found.psnr_db:.1f} dB (mean of {found.seeds} seeds, equal latents and noise), "
         f"{found.psnr_db_worst:.1f} dB (worst)."

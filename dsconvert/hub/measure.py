@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,12 +13,14 @@ from dsconvert.bench.machine import device_name, seconds_of
 from dsconvert.config.files import Drawing
 from dsconvert.core.pipeline import cost
 from dsconvert.data.pictures import psnr
+from dsconvert.data.spectrograms import is_sound, stft_distance
 from dsconvert.errors import UsageError
 from dsconvert.formats.alike import check_same_inputs
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.formats.paint import images_of, painter
 from dsconvert.metrics import LiteFeatures, feature_distance
 from dsconvert.model.inputs import held_out_inputs
+from dsconvert.records.sounds import MelSpec
 
 SHOWN = 8
 """Seeds in the picture."""
@@ -43,9 +45,12 @@ class CardQuality:
     """The images against the original's."""
 
     seeds: int
-    psnr_db: float
-    """Mean over the seeds, at equal latents and noise."""
-    psnr_db_worst: float
+    psnr_db: float | None
+    """Mean over the seeds, at equal latents and noise; None: of sounds."""
+    psnr_db_worst: float | None
+    stft_distance: float | None
+    """Mean multi-resolution STFT distance over the seeds; None: of images."""
+    stft_distance_worst: float | None
     distance: dict[str, Any] | None
     """FD-lite0, its floor and the interval of their difference; None: not measured."""
 
@@ -60,7 +65,9 @@ class CardFacts:
     """By role: ``converted``, and ``original`` where there is one."""
     quality: CardQuality | None
     rows: dict[str, Tensor]
-    """Images (N, C, H, W) for the picture, by role."""
+    """Images (N, C, H, W) for the picture, or sounds (N, 1, 1, T), by role."""
+    sounds: MelSpec | None
+    """The spectrograms that the generator reads, where it makes sounds."""
 
 
 def label_of(file: GeneratorFile) -> int | None:
@@ -79,9 +86,16 @@ def measure(
         distance: images for FD-lite0; None: it is not measured.
 
     Raises:
-        UsageError: the two have other inputs or images of other sizes.
+        UsageError: the two have other inputs or images of other sizes; the generator makes sounds,
+            and FD-lite0 is asked for, or the sounds are too short for their distance.
         MissingExtraError: FD-lite0 is asked for, and its network is not installed.
     """
+    sounds = file.sounds()
+    if sounds is not None and distance:
+        raise UsageError(
+            f"the generator of {file.path} makes sounds, and --distance measures pictures; leave "
+            "it out."
+        )
     features = LiteFeatures(torch.device("cpu")) if distance else None
     files = {"converted": file} if original is None else {"original": original, "converted": file}
     if original is not None:
@@ -101,11 +115,8 @@ def measure(
                 f"{file.path} makes {list(one.shape[1:])} images and {original.path} "
                 f"{list(two.shape[1:])}: they can't be compared."
             )
-        values = psnr(one, two)
-        quality = CardQuality(
-            seeds=len(seeds),
-            psnr_db=float(values.mean()),
-            psnr_db_worst=float(values.min()),
+        quality = replace(
+            _alike(one, two) if sounds is None else _sound_alike(one, two),
             distance=_distance(file, original, distance, features),
         )
     seconds = _seconds(files)
@@ -119,6 +130,36 @@ def measure(
         costs=costs,
         quality=quality,
         rows={role: images[:SHOWN] for role, images in made.items()},
+        sounds=sounds,
+    )
+
+
+def _alike(made: Tensor, wanted: Tensor) -> CardQuality:
+    values = psnr(made, wanted)
+    return CardQuality(
+        seeds=len(made),
+        psnr_db=float(values.mean()),
+        psnr_db_worst=float(values.min()),
+        stft_distance=None,
+        stft_distance_worst=None,
+        distance=None,
+    )
+
+
+def _sound_alike(made: Tensor, wanted: Tensor) -> CardQuality:
+    if not is_sound(wanted):
+        raise UsageError(
+            f"the sounds have {wanted.shape[-1]} samples, too few for a distance; make longer "
+            "crops (--crop FRAMES)."
+        )
+    values = stft_distance(made.flatten(1), wanted.flatten(1))
+    return CardQuality(
+        seeds=len(made),
+        psnr_db=None,
+        psnr_db_worst=None,
+        stft_distance=float(values.mean()),
+        stft_distance_worst=float(values.max()),
+        distance=None,
     )
 
 

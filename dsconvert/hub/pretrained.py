@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from dsconvert.config.choices import Noise
 from dsconvert.data.pictures import grid, save_picture, side_by_side
+from dsconvert.data.waveforms import in_a_row, write_wav
 from dsconvert.errors import ForeignFileError, UsageError
 from dsconvert.export.graphs import need
 from dsconvert.formats.base import GeneratorFile
-from dsconvert.formats.safetensors import load_plain
+from dsconvert.formats.registry import load_safetensors
 from dsconvert.hub.card import card
 from dsconvert.hub.measure import CardFacts, measure
 from dsconvert.records import Plan
@@ -101,9 +102,7 @@ def save_pretrained(
         made = file.save_safetensors(file.generator, folder / WEIGHTS, noise=noise, overwrite=False)
         measured = measure(file, original, distance=distance)
         facts = _facts(measured)
-        rows = measured.rows
-        sheet = grid(rows["converted"], columns=4) if original is None else side_by_side(rows)
-        save_picture(sheet, folder / "samples.png")
+        _show(measured, folder)
         if plan is not None:
             (folder / "plan.json").write_text(plan.to_json() + "\n", encoding="utf-8")
         adapter = file.adapter.name
@@ -127,7 +126,7 @@ def save_pretrained(
                 "original": "" if original is None else Path(original.path or "original").name,
             },
             size=made.bytes,
-            reads_pictures=file.pictures() is not None,
+            task=_task(file),
             made_by=made_by,
             plan=plan is not None,
         )
@@ -135,6 +134,26 @@ def save_pretrained(
         files = sorted(folder.iterdir())
         names, size = tuple(f.name for f in files), sum(f.stat().st_size for f in files)
     return HubFolder(path=str(path), files=names, bytes=size, measured=facts)
+
+
+def _show(measured: CardFacts, folder: Path) -> None:
+    """Write the samples: a picture, the original's above; or sounds, the original's beside."""
+    rows, sounds = measured.rows, measured.sounds
+    if sounds is None:
+        both = "original" in rows
+        sheet = side_by_side(rows) if both else grid(rows["converted"], columns=4)
+        save_picture(sheet, folder / "samples.png")
+        return
+    for role, made in rows.items():
+        name = "samples.wav" if role == "converted" else f"samples-{role}.wav"
+        write_wav(in_a_row(made, rate=sounds.rate), folder / name, rate=sounds.rate)
+
+
+def _task(file: GeneratorFile) -> str:
+    """Return the hub's name of what the generator does."""
+    if file.sounds() is not None:
+        return "audio-to-audio"
+    return "unconditional-image-generation" if file.pictures() is None else "image-to-image"
 
 
 def _facts(measured: CardFacts) -> dict[str, Any]:
@@ -176,7 +195,7 @@ def from_pretrained(
             raise ForeignFileError(
                 f"the folder {folder} holds no {WEIGHTS}; name one that save_pretrained wrote."
             )
-        return load_plain(folder / WEIGHTS, adapters=adapters)
+        return load_safetensors(folder / WEIGHTS, adapters=adapters)
     if isinstance(name, Path) or not _is_hub_id(str(name)):
         raise ForeignFileError(
             f"there is no folder {name}, and it is no owner/name of a repository; mend the name."
@@ -191,7 +210,7 @@ def from_pretrained(
             f"{name} can't be loaded from the hub: {lines[0].rstrip('.')}. Check the name and the "
             "network, or name a folder."
         ) from error
-    return load_plain(path, adapters=adapters)
+    return load_safetensors(Path(path), adapters=adapters)
 
 
 def _is_hub_id(name: str) -> bool:

@@ -14,16 +14,22 @@ _IMAGES = ("image", "images", "img", "sample")
 """Usual dictionary keys of the images, the most likely first."""
 
 
-def image_path(output: Any) -> tuple[int | str, ...]:
+def image_path(output: Any, *, sounds: bool = False) -> tuple[int | str, ...]:
     """Return the indices and keys that lead to the images in a generator's return value.
 
     In a list or tuple, the image is the first tensor of four dimensions. In a dictionary it is the
     only one, or the one under a usual name (``image``, ``images``, ``img``, ``sample``).
 
+    Args:
+        output: the return value.
+        sounds: whether sounds (N, C, T) serve where there are no images.
+
     Raises:
         AdapterError: there is no such tensor, or a dictionary holds several under other names.
     """
-    found = list(_images(output, ()))
+    found = list(_maps(output, (), 4))
+    if sounds and not found:
+        found = list(_maps(output, (), 3))
     if not found:
         raise AdapterError(
             f"the generator returns a {type(output).__name__}, not images (N, C, H, W)."
@@ -41,27 +47,29 @@ def image_path(output: Any) -> tuple[int | str, ...]:
     return next(path for path in found if path[0] == known)
 
 
-def _images(output: Any, path: tuple[int | str, ...]) -> Iterator[tuple[int | str, ...]]:
+def _maps(
+    output: Any, path: tuple[int | str, ...], dimensions: int
+) -> Iterator[tuple[int | str, ...]]:
     import torch
 
     if isinstance(output, torch.Tensor):
-        if output.dim() == 4:
+        if output.dim() == dimensions:
             yield path
     elif isinstance(output, Mapping):
         for key, each in output.items():
-            yield from _images(each, (*path, key))
+            yield from _maps(each, (*path, key), dimensions)
     elif isinstance(output, list | tuple):
         for i, each in enumerate(output):
-            yield from _images(each, (*path, i))
+            yield from _maps(each, (*path, i), dimensions)
 
 
-def image_tensor(output: Any) -> torch.Tensor:
+def image_tensor(output: Any, *, sounds: bool = False) -> torch.Tensor:
     """Return the images in a generator's return value; see :func:`image_path`.
 
     Raises:
         AdapterError: see :func:`image_path`.
     """
     found: Any = output
-    for key in image_path(output):
+    for key in image_path(output, sounds=sounds):
         found = found[key]
     return found

@@ -52,14 +52,10 @@ def inputs_of(file: GeneratorFile, names: Mapping[str, tuple[int | str, ...]]) -
         names: the graph's inputs in their order, with their shapes.
 
     Raises:
-        UsageError: the generator reads pictures, or its latents are not normal.
+        UsageError: the generator reads pictures or sounds, or its latents are not normal.
         ExportError: an input is neither latents, nor a class, nor a small constant.
     """
-    if file.given is not None or file.pictures() is not None:
-        raise UsageError(
-            f"the generator of {file.path} reads pictures, and a page draws latents: export it to "
-            "another format."
-        )
+    check_drawable(file)
     classes = classes_of(file)
     draw = file.draws(0 if classes else None)
     model = file.generator
@@ -79,6 +75,22 @@ def inputs_of(file: GeneratorFile, names: Mapping[str, tuple[int | str, ...]]) -
         samples = torch.stack([d[i] for d in drawn])
         found.append(_input(file, name, samples, labelled=not torch.equal(other[i], samples[0])))
     return found
+
+
+def check_drawable(file: GeneratorFile) -> None:
+    """Check that the generator of ``file`` makes images of latents.
+
+    Raises:
+        UsageError: it reads pictures or spectrograms.
+    """
+    reads = "spectrograms" if file.sounds() is not None else None
+    if reads is None and (file.given is not None or file.pictures() is not None):
+        reads = "pictures"
+    if reads is not None:
+        raise UsageError(
+            f"the generator of {file.path} reads {reads}, and a page draws latents: export it to "
+            "another format."
+        )
 
 
 def classes_of(file: GeneratorFile) -> int:

@@ -20,7 +20,7 @@ from dsconvert.records import Export
 from dsconvert.util.folders import check_new_folder, whole_folder
 from dsconvert.util.version import VERSION
 from dsconvert.web import runtime as browser
-from dsconvert.web.latents import inputs_of, page_arguments, range_of
+from dsconvert.web.latents import check_drawable, inputs_of, page_arguments, range_of
 
 MARK = "page.json"
 _ASSETS = ("index.html", "page.css", "page.js", "numbers.js")
@@ -83,6 +83,7 @@ def write_page(
         OutputError, ExportError: see :func:`dsconvert.export_model`.
     """
     check_page(path, overwrite=overwrite)
+    check_drawable(file)
     files = {} if runtime is None else browser.read_runtime(runtime)
     if original is not None:
         check_same_inputs(file, original, otherwise="a page can't show them side by side")

@@ -17,15 +17,17 @@ import torch
 from dsconvert_adapters.hifigan import ADAPTER, Generator
 from torch import Tensor
 
-from dsconvert import convert_file, open_file, save_file
+from dsconvert import convert_file, deploy, load_export, load_generator, open_file, save_file
 from dsconvert.cli import main
 from dsconvert.data.mel_inputs import mel_inputs
 from dsconvert.data.waveforms import read_wav, write_wav
-from dsconvert.errors import AdapterError, UnsupportedSnapshotError
+from dsconvert.errors import AdapterError, UnsupportedSnapshotError, UsageError
+from dsconvert.formats.export_file import export_file
 from dsconvert.formats.given_inputs import with_calibration
 from dsconvert.formats.restructure import restructure
 from dsconvert.records.results import SOUND_LIMIT
 from dsconvert.testing import check_adapter
+from dsconvert.web.latents import check_drawable
 from tests.adapters.originals import expected, filled, some, tensor
 
 CASES = expected("hifigan")
@@ -166,6 +168,36 @@ def test_a_vocoder_is_converted_by_sounds_and_heard(
     assert "makes sounds, and --out" in capsys.readouterr().err
     assert main(["eval", out, "--against", path, *given]) == 2
     assert "eval measures pictures" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_vocoder_is_deployed_and_shared(tmp_path: Path) -> None:
+    file = open_file(written(tmp_path, CASES["resblock 1"]))
+    model, wanted = file.generator, sound(file.generator)
+    with torch.no_grad():
+        assert torch.allclose(deploy(model)(MEL), wanted, atol=1e-5)
+    pytest.importorskip("safetensors")
+    made = export_file(file, tmp_path / "g.safetensors")
+    assert made.error == 0
+    assert torch.equal(sound(load_generator(tmp_path / "g.safetensors")), wanted)
+    with pytest.raises(UsageError, match="reads spectrograms, and a page draws latents"):
+        check_drawable(file)
+
+
+@pytest.mark.slow
+@pytest.mark.extended
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+def test_a_vocoder_is_exported_as_a_graph(tmp_path: Path, suffix: str) -> None:
+    if suffix == "onnx":
+        for module in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(module)
+    file, out = open_file(written(tmp_path, CASES["resblock 1"])), tmp_path / f"g.{suffix}"
+    made = export_file(file, out)
+    assert made.error is not None
+    assert made.error < 1e-5
+    mel = tensor("mel", (2, *made.inputs["x"][1:]))  # type: ignore[arg-type]
+    with torch.no_grad():
+        assert torch.allclose(load_export(out)(mel), file.generator(mel), atol=1e-5)
 
 
 @pytest.mark.slow

@@ -14,13 +14,24 @@ import torch
 from dsconvert_adapters.rosinality import ADAPTER, Generator, adopt, modulated
 from torch import Tensor, nn
 
-from dsconvert import Plan, apply, convert_file, open_file, plan, save_file
+from dsconvert import (
+    Plan,
+    apply,
+    convert_file,
+    deploy,
+    from_pretrained,
+    load_generator,
+    open_file,
+    plan,
+    save_file,
+)
 from dsconvert.adapter import adapters
 from dsconvert.cli import main
 from dsconvert.core.analysis import analyse
 from dsconvert.core.merge import merged_module
 from dsconvert.errors import CorruptSnapshotError, SnapshotError, UnsupportedSnapshotError
 from dsconvert.formats.restructure import restructure
+from dsconvert.hub.pretrained import WEIGHTS
 from dsconvert.width import narrow
 from tests.adapters.original_code import SAVED, WIDTHS, moved, rosinality
 
@@ -105,6 +116,25 @@ def test_full_rank_is_a_file_of_the_original(tmp_path: Path) -> None:
     }
     z = torch.randn(2, 8)
     assert (run(result.main[1].model, z) - run(file.generator, z)).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+@NEEDED
+def test_a_converted_file_is_deployed_and_shared(tmp_path: Path) -> None:
+    """Its graph also reads the kernels; one of few channels is run by another operator."""
+    file, z = opened(), torch.randn(2, 8)
+    model = convert_file(file, **SVD).main[1].model
+    fast = deploy(model, noise="zero")
+    for module in model.modules():
+        if isinstance(module, ADAPTER.noise_types()):
+            module.get_parameter("weight").data.zero_()
+    with torch.no_grad():
+        assert torch.allclose(fast(z), run(model, z), atol=1e-5)
+    pytest.importorskip("safetensors")
+    file.save_safetensors(model, tmp_path / WEIGHTS, noise="random", overwrite=False)
+    for loaded in (from_pretrained(tmp_path), load_generator(tmp_path / WEIGHTS)):
+        assert torch.equal(run(loaded, z), run(model, z))
+        assert not loaded.training
 
 
 class ModulatedConv2d(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,8 +25,10 @@ from dsconvert.errors import (
     UsageError,
 )
 from dsconvert.export import graphs
+from dsconvert.export.graphs import whole_numbers
 from dsconvert.formats.official import load_snapshot
 from dsconvert.forms.flat_graph import draw, flatten
+from dsconvert.forms.layers import AddNoise
 from dsconvert.forms.verify import Reference
 from dsconvert.model.inputs import examples_of
 from tests.forms.generators import converted, image, inputs_of
@@ -82,6 +85,33 @@ def test_a_graph_makes_the_models_images(
         got = run(*core.select(args))
     assert got.shape == want.shape
     assert (got - want).abs().max() <= 1e-3 * want.abs().max()
+
+
+class Attribute:
+    def __init__(self, name: str, type: str, value: object) -> None:  # noqa: A002
+        self.name, self.type, self.value = name, type, value
+
+
+def test_flags_become_whole_numbers() -> None:
+    """As torch 2.6 leaves them, and protobuf 7 refuses them."""
+    kept = Attribute("axis", "INT", 2)
+    node = SimpleNamespace(
+        attributes={"keepdims": Attribute("keepdims", "INT", True), "axis": kept, "ref": object()}
+    )
+    whole_numbers(SimpleNamespace(graph=[node]))
+    made = node.attributes["keepdims"]
+    assert (made.name, made.type, made.value) == ("keepdims", "INT", 1)
+    assert type(made.value) is int
+    assert node.attributes["axis"] is kept
+
+
+def test_added_noise_is_the_same_in_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it has other operators."""
+    add = AddNoise(torch.tensor([0.5]))
+    x, plane = torch.randn(2, 3, 4, 4), torch.randn(2, 1, 4, 4)
+    wanted = add(x, plane)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.allclose(add(x, plane), wanted)
 
 
 @pytest.mark.slow

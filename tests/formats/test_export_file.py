@@ -10,8 +10,10 @@ from torch import nn
 
 from dsconvert import open_file
 from dsconvert.cli import main
-from dsconvert.errors import UsageError
+from dsconvert.errors import ExportError, UsageError
 from dsconvert.formats.export_file import export_file
+from dsconvert.formats.safetensors.compare import same_images
+from tests.models import decoder, latents
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +87,13 @@ def test_a_kind_that_nobody_rebuilds_is_refused_in_a_sentence(tmp_path: Path) ->
     with pytest.raises(AdapterError, match=r"'stylegan2' can't rebuild .* export to another"):
         export_model(g, tmp_path / "g.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_no_finite_image_is_named(tmp_path: Path) -> None:
+    model = decoder()
+    model.head.bias.data[0] = float("nan")
+    with pytest.raises(ExportError, match="the model itself makes values that are not finite"):
+        same_images(model, model, tmp_path / "g.safetensors", latents)
 
 
 def test_unknown_formats_are_refused_before_any_work(fastgan_file: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from dsconvert import ModuleSource, from_pretrained, open_file, save_pretrained
 from dsconvert.cli import main
+from dsconvert.data.waveforms import read_wav, write_wav
 from dsconvert.errors import DsconvertError, ForeignFileError, MissingExtraError, UsageError
 from dsconvert.formats.official import new_snapshot, save_snapshot
 from dsconvert.hub.card import _fenced, _line
@@ -145,6 +146,46 @@ def test_a_generator_of_the_users_own_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing but your own code builds"):
         save_pretrained(file, tmp_path / "hub")
     assert [p.name for p in tmp_path.iterdir()] == ["u.pth"]
+
+
+@pytest.mark.slow
+@pytest.mark.extended
+def test_a_vocoder_is_heard_and_measured_as_a_sound(tmp_path: Path, capsys) -> None:
+    from tests.adapters.test_hifigan import CASES, voice, written
+
+    wavs = tmp_path / "wavs"
+    wavs.mkdir()
+    for i in range(4):
+        write_wav(voice(110 + 40 * i), wavs / f"{i}.wav", rate=22050)
+    path = written(tmp_path, CASES["resblock 2"])
+    words = ["export", str(path), "--format", "hub", "--original", str(path), "--out"]
+    assert main([*words, f"{tmp_path / 'no'}/"]) == 2
+    assert "reads mel spectrograms, and none are given: add --calib" in capsys.readouterr().err
+    given = ["--calibration", str(wavs), "--crop", "64"]
+    assert main([*words, f"{tmp_path / 'short'}/", *given]) == 2
+    assert "make longer crops (--crop FRAMES)" in capsys.readouterr().err
+    given = ["--calibration", str(wavs), "--crop", "256"]
+    assert main([*words, f"{tmp_path / 'far'}/", *given, "--distance", "4"]) == 2
+    assert "makes sounds, and --distance measures pictures" in capsys.readouterr().err
+    out = tmp_path / "hub"
+    assert main([*words, f"{out}/", *given]) == 0
+    assert "STFT distance to the original 0.0" in capsys.readouterr().out
+    assert sorted(p.name for p in out.iterdir()) == [
+        "README.md", "config.json", "model.safetensors", "samples-original.wav", "samples.wav",
+    ]  # fmt: skip
+    heard, rate = read_wav((out / "samples.wav").read_bytes(), "heard")
+    assert (rate, len(heard)) == (22050, 8 * 256 * 8 + 7 * round(0.3 * 22050))
+    quality = json.loads((out / "config.json").read_text())["quality"]
+    assert quality["psnr_db"] is None
+    assert quality["stft_distance"] < 0.01
+    card = (out / "README.md").read_text()
+    assert "pipeline_tag: audio-to-audio" in card
+    assert "(samples.wav)" in card
+    assert "image" not in card
+    assert not list(tmp_path.glob("no")) + list(tmp_path.glob("short")) + list(tmp_path.glob("far"))
+    model, wanted = from_pretrained(out), open_file(path).generator
+    mel = torch.randn(1, 80, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(model(mel), wanted(mel), atol=1e-5)
 
 
 def test_what_is_neither_a_folder_nor_a_name(tmp_path: Path) -> None:

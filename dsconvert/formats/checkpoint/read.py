@@ -138,6 +138,15 @@ def _safetensors(path: Path) -> dict[str, Any]:
     return content
 
 
+def is_marked(path: Path) -> bool:
+    """Return whether a safetensors file is a checkpoint that dsconvert wrote."""
+    try:
+        with import_module("safetensors").safe_open(str(path), framework="pt") as file:
+            return ENTRY in (file.metadata() or {})
+    except Exception:  # the library's own error has no stable home; whoever reads it says more
+        return False
+
+
 def check_exists(path: Path) -> None:
     """Refuse a path that is no file.
 

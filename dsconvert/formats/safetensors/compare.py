@@ -67,7 +67,12 @@ def same_images(
         for each in (model, loaded):
             with evaluating(each):
                 torch.manual_seed(i)
-                images.append(image_tensor(each(*args)).double())
+                images.append(image_tensor(each(*args), sounds=True).double())
+        if not images[0].isfinite().all():
+            raise ExportError(
+                f"the model itself makes values that are not finite (batch {n}), so that nothing "
+                f"can be compared with {path}. Nothing was written."
+            )
         error = (images[0] - images[1]).abs().max().item()
         worst, reach = max(worst, error), max(reach, images[0].abs().max().item())
         if not error <= 1e-6 * max(reach, 1e-3):
