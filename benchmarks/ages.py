@@ -143,7 +143,7 @@ def table(state: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure the snapshots and write their section."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("snapshots", nargs="+", metavar="KIMG=SNAPSHOT")
     parser.add_argument("--name", default="emoji-64-ngf32")
     parser.add_argument("--latents", type=int, default=128)

@@ -21,7 +21,7 @@ resumed. Needs: pip install bsconv torch-pruning
 from __future__ import annotations
 
 import argparse
-import copy
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -32,13 +32,12 @@ import torch
 from distillation_starts import bsconv_s, pruned, restated
 from results_file import Results, Row
 from torch import nn
-from width import Judged, judge, machine, quality, speedup
+from width import Judged, judge, machine, planned, quality, speedup
 
-from dsconvert import Cost, apply, cost, deploy, load_snapshot, plan
+from dsconvert import Cost, apply, cost, deploy, load_snapshot
 from dsconvert.distill import DistillConfig, distill
 from dsconvert.errors import DsconvertError
 from dsconvert.model.inputs import sampler_of
-from dsconvert.records import Plan
 from dsconvert.report.curves import Curve, Panel, curves_svg
 from dsconvert.util.allocator import keep_freed_memory
 from dsconvert.util.files import whole_file
@@ -52,13 +51,6 @@ METHODS = (
     "Torch-Pruning, trained",
     "BSConv-S, trained",
 )
-
-
-def planned(teacher: nn.Module, form: str) -> Plan:
-    """Return dsconvert's plan of PRESET:WIDTH."""
-    preset, width = form.split(":")
-    share: Any = width if width == "auto" else float(width)
-    return plan(teacher, preset=preset, width=share)
 
 
 def timed(make: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
@@ -82,13 +74,14 @@ def students(
     def ours(**settings: Any) -> Callable[[], nn.Module]:
         return lambda: apply(teacher, made, **settings).model
 
+    @functools.cache
     def macs() -> int:
         after = apply(teacher, made, calibrate=4, polish=0).after.macs
         assert after is not None  # the teacher is one of ours
         return after
 
     def normalised(model: nn.Module) -> nn.Module:
-        return restated(copy.deepcopy(model), sampler_of(teacher))
+        return restated(model, sampler_of(teacher))
 
     found = {
         "fit": ours(calibrate=calibrate, polish=0),
@@ -198,7 +191,7 @@ def draw(data: dict[str, Any], folder: Path) -> None:
 
 def main() -> None:
     """Run the missing rows and write them."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("snapshots", nargs="+")
     parser.add_argument("--forms", default=FORMS)
     parser.add_argument("--only", default=";".join(METHODS), help="students, with ; between")

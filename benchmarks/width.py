@@ -25,6 +25,7 @@ from torch import nn
 from dsconvert import apply, load_snapshot, plan
 from dsconvert.core.pipeline import sampler_of
 from dsconvert.metrics import LiteFeatures, compare_sets, frechet_distance, sample_images
+from dsconvert.records import Plan
 
 SAMPLES = 400
 FORMS = "none:0.5,none:auto,balanced:1,balanced:0.5,balanced:auto,fast:1,fast:auto"
@@ -94,13 +95,19 @@ def machine() -> dict[str, Any]:
     }
 
 
+def planned(teacher: nn.Module, form: str) -> Plan:
+    """Return dsconvert's plan of PRESET:WIDTH."""
+    preset, width = form.split(":")
+    share: Any = width if width == "auto" else float(width)
+    return plan(teacher, preset=preset, width=share)
+
+
 def row(name: str, teacher: nn.Module, facts: Judged, calibrate: int) -> dict[str, Any]:
     """Convert to one form and measure it."""
     preset, width, *minutes = name.split(":")
-    share: Any = width if width == "auto" else float(width)
     polish = float(minutes[0]) if minutes else 0.0
     began = time.perf_counter()
-    made = plan(teacher, preset=preset, width=share)
+    made = planned(teacher, f"{preset}:{width}")
     result = apply(teacher, made, calibrate=calibrate, polish=polish)
     seconds = time.perf_counter() - began
     before, after = result.before.macs or 0, result.after.macs or 1

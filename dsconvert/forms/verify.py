@@ -134,11 +134,7 @@ def compare(
                 f"{what}, loaded again, makes {list(got.shape)} of what is {list(want.shape)} from "
                 "the model. Nothing was written."
             )
-        if not want.isfinite().all():
-            raise ExportError(
-                f"the model itself makes values that are not finite (batch {n}), so that nothing "
-                f"can be compared with {what}. Nothing was written."
-            )
+        check_finite(want, what, batch=n)
         error = (got.to(want.device).double() - want.double()).abs().max().item()
         size = want.double().abs().max().item()
         # A comparison with NaN is false, and fails the check.
@@ -161,6 +157,19 @@ def _why(reference: Reference, args: tuple[Any, ...], numbers: Tensor) -> str:
     if torch.equal(one, two):
         return ""
     return f"The reason: {DRAWS}or export to torch. "
+
+
+def check_finite(wanted: Tensor, what: object, *, batch: int) -> None:
+    """Check that the model's own images can be compared with those of ``what``.
+
+    Raises:
+        ExportError: they hold NaN or infinity.
+    """
+    if not wanted.isfinite().all():
+        raise ExportError(
+            f"the model itself makes values that are not finite (batch {batch}), so that nothing "
+            f"can be compared with {what}. Nothing was written."
+        )
 
 
 def first_line(error: BaseException) -> str:

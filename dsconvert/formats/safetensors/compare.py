@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dsconvert.adapter import image_tensor
 from dsconvert.config.choices import Noise
 from dsconvert.errors import ExportError
-from dsconvert.forms.verify import BATCHES
+from dsconvert.forms.verify import BATCHES, check_finite
 from dsconvert.model.inputs import Inputs, examples_of
 from dsconvert.model.observe import evaluating
 from dsconvert.records import Export
@@ -68,11 +68,7 @@ def same_images(
             with evaluating(each):
                 torch.manual_seed(i)
                 images.append(image_tensor(each(*args), sounds=True).double())
-        if not images[0].isfinite().all():
-            raise ExportError(
-                f"the model itself makes values that are not finite (batch {n}), so that nothing "
-                f"can be compared with {path}. Nothing was written."
-            )
+        check_finite(images[0], path, batch=n)
         error = (images[0] - images[1]).abs().max().item()
         worst, reach = max(worst, error), max(reach, images[0].abs().max().item())
         if not error <= 1e-6 * max(reach, 1e-3):
