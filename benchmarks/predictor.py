@@ -43,8 +43,9 @@ RANKS = (1, 2, 3, 4, 6)
 SHARES = (0.35, 0.5, 0.65, 0.8, 1.0)
 TOLERANCE = 0.05
 FIGURES = {
-    "features": "predicted loss of the features",
-    "image": "predicted loss of the image",
+    "own": "predicted: errors of the layers by themselves",
+    "features": "predicted: effects on the features, one layer at a time",
+    "image": "predicted: effects on the image, one layer at a time",
     "macs": "MACs",
     "residuals": "kernels' residuals and losses of narrower maps",
     "fitted": "errors of the layers after the fit",
@@ -152,6 +153,7 @@ def row(
     errors = [f.fitted if f.fitted is not None else f.svd or 0.0 for f in made.fits]
     return {
         "macs": macs_of(plan),
+        "own": predicted.fitted,
         "image": predicted.image,
         "features": predicted.features,
         "residuals": sum(f.residual or 0.0 for f in made.fits) + narrower,
@@ -216,6 +218,7 @@ def main() -> None:
     parser.add_argument("--calibrate", type=int, default=96)
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--latents", type=int, default=8)
+    parser.add_argument("--first-seed", type=int, default=0, help="of the first plan")
     parser.add_argument("--out", default="benchmarks/results")
     options = parser.parse_args()
     out = Path(options.out)
@@ -265,7 +268,7 @@ def main() -> None:
     )  # fmt: skip
     base = plan_for(analysis, preset="balanced", rank=1, width=1.0)
     target = sum(d.macs_before or 0 for d in base.decisions) / options.fewer
-    seed = max((r["seed"] for r in section["rows"]), default=-1)
+    seed = max((r["seed"] for r in section["rows"]), default=options.first_seed - 1)
     while len(section["rows"]) < options.plans:
         seed += 1
         plan = random_plan(analysis, base, target, seed)

@@ -158,8 +158,8 @@ def trained_on(start: Path, options: argparse.Namespace) -> Path:
     """Run stage 2; return its newest snapshot."""
     folder = options.run / "adversarial"
     config = TrainConfig(
-        kimg=options.kimg, batch=8, mirror=True, tick_kimg=0.04, snapshot_ticks=5,
-        ema_rampup=None, ema_kimg=0.1, channels_last=True, seed=options.seed,
+        kimg=options.kimg, batch=8, mirror=True, tick_kimg=0.1, snapshot_ticks=5, keep_last=0,
+        ema_rampup=None, ema_kimg=0.2, channels_last=True, seed=options.seed,
     )  # fmt: skip
     if (folder / "settings.json").is_file():
         done = resume(folder, kimg=options.kimg)

@@ -130,12 +130,10 @@ def kept(
         "batch": targets.batch, "train_batch": targets.train_batch, "metrics": metrics,
         "channels_last": targets.channels_last, **dataclasses.asdict(settings),
     }  # fmt: skip
-    by_features = any(q.metric == "fd" for q in qualities)
     named = {
         **facts, "keep": work.keep, "refit": work.refit, "remove": work.remove, "samples": samples,
         "calibrate": work.calibrate, "seed": work.seed, **polishing.to_dict(),
-        "by_features": by_features, "source": options.source.to_dict(),
-        "pictures": options.pictures.to_dict(),
+        "source": options.source.to_dict(), "pictures": options.pictures.to_dict(),
     }  # fmt: skip
     store = TryStore(digest_of(file.path, named))
     tries = [] if targets.remeasure else store.load()
@@ -143,8 +141,7 @@ def kept(
         tries = candidates(
             work,
             lambda: layer_trials(
-                work.analysis, picture=file.picture, features=features if by_features else None,
-                seed=work.seed, progress=bars,
+                work.analysis, picture=file.picture, features=None, seed=work.seed, progress=bars
             ),
             bars,
         )  # fmt: skip

@@ -113,13 +113,11 @@ def candidates(
         work.analysis.model, models, work.inputs, work.probe, clock=work.clock,
     )  # fmt: skip
     sensitivity = known()
-    by_features = any(q.metric == "fd" for q in work.qualities)
     found: list[Try] = []
     for name, made in plans.items():
-        loss = predict_loss(made, sensitivity)
         found.append(
             Try(
-                name=name, plan=made, loss=loss.features if by_features else loss.image,
+                name=name, plan=made, loss=predict_loss(made, sensitivity).fitted,
                 before=figures[ORIGINAL], figures=figures[name],
             )
         )  # fmt: skip

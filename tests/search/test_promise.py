@@ -86,7 +86,7 @@ def test_losses_between_and_beyond_the_tried_steps() -> None:
     rows = [(1, 0.4), (2, 0.1), (4, 0.11)]
     trials = tuple(Trial(step=s, macs=s, error=None, image=v, features=None) for s, v in rows)
     layer = LayerTrials(name="a", kind="rank", rule="dw-pw", whole=9, macs=20, trials=trials)
-    at = [loss_at(layer, r, of_features=True) for r in range(1, 10)]
+    at = [loss_at(layer, r, "features") for r in range(1, 10)]
     assert at[0] == 0.4
     assert at[1] == pytest.approx(0.11)  # more ranks are never worse
     assert at[8] == 0
