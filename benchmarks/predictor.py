@@ -43,7 +43,7 @@ RANKS = (1, 2, 3, 4, 6)
 SHARES = (0.35, 0.5, 0.65, 0.8, 1.0)
 TOLERANCE = 0.05
 FIGURES = {
-    "own": "predicted: errors of the layers by themselves",
+    "predicted": "predicted: errors of rewritten layers, effects of narrower maps",
     "features": "predicted: effects on the features, one layer at a time",
     "image": "predicted: effects on the image, one layer at a time",
     "macs": "MACs",
@@ -153,7 +153,7 @@ def row(
     errors = [f.fitted if f.fitted is not None else f.svd or 0.0 for f in made.fits]
     return {
         "macs": macs_of(plan),
-        "own": predicted.fitted,
+        "predicted": predicted.fitted,
         "image": predicted.image,
         "features": predicted.features,
         "residuals": sum(f.residual or 0.0 for f in made.fits) + narrower,

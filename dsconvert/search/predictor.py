@@ -4,9 +4,9 @@ Losses between the tried steps are interpolated (their logarithm is linear in th
 without loss has 0. Errors of different layers are taken as independent.
 
 A whole plan is fitted layer by layer, each on what the narrower, rewritten layers before it make.
-So later layers undo most of what an early error would do to the image, and the sum of the layers'
-own errors ranks fitted plans better than the sum of their effects on the image
-(benchmarks/predictor.py). What a narrower map loses is not there to be undone: it counts more.
+So later layers undo most of what the error of an earlier one would do to the image by itself, and
+the layer's own error says more about a fitted plan. What a narrower map lost is not there any more:
+its effect on the image stays (benchmarks/predictor.py).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from dsconvert.records import Plan
 from dsconvert.search.trial_rig import LayerTrials, Sensitivity
 
 _LEAST = 1e-12
-_NARROWER = 2.0
-"""What the loss of a narrower map counts beside a layer's own error: the best of 1, 1.5, 2 and 3 is
-flat, on 40 plans of a 64 px generator that the benchmark's table does not contain."""
+_NARROWER = 4.0
+"""What the effect of a narrower map counts beside the error of a layer: the best of 0.5, 1, 2, 4
+and 8 on 40 plans of a 64 px generator, which are none of those in the benchmark's table."""
 
 Figure = Literal["error", "image", "features"]
 """The figure of a :class:`~dsconvert.search.trial_rig.Trial`."""
@@ -35,7 +35,8 @@ class Predicted:
     Attributes:
         image: squared error of the image, as a share of the images' variance.
         features: the same of the pooled features; that of the image where they were not measured.
-        fitted: the errors of the layers by themselves, which rank plans that are fitted; no unit.
+        fitted: errors of rewritten layers and effects of narrower maps, which rank plans that are
+            fitted; no unit.
         psnr: in dB, of the image's loss.
     """
 
@@ -57,13 +58,14 @@ def predict_loss(plan: Plan, known: Sensitivity) -> Predicted:
     ]  # fmt: skip
     steps += [(widths[w.group], w.kept) for w in plan.widths if w.group in widths]
     image = sum(loss_at(t, step, "image") for t, step in steps)
-    own = sum(
-        (_NARROWER if t.kind == "width" else 1.0) * loss_at(t, step, "error") for t, step in steps
+    fitted = sum(
+        _NARROWER * loss_at(t, step, "image") if t.kind == "width" else loss_at(t, step, "error")
+        for t, step in steps
     )
     return Predicted(
         image=image,
         features=sum(loss_at(t, step, "features") for t, step in steps),
-        fitted=own,
+        fitted=fitted,
         psnr=10 * math.log10(4 / max(image * known.power, 1e-12)),
     )
 

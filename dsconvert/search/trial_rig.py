@@ -26,8 +26,8 @@ class Trial:
         step: the rank, or the number of channels kept.
         macs: of the layer in this form, one sample; of the original where maps get narrower, times
             the share that is kept. None: unknown.
-        error: relative squared error of the layer's own output after its fit, held out; of
-            channels, the loss by :mod:`dsconvert.width.curves`. None: not known.
+        error: relative squared error of the layer's own output after its fit, held out; None for
+            channels.
         image: squared error of the image, as a share of the images' variance.
         features: the same of the pooled features; None where no network was given.
     """
