@@ -137,7 +137,7 @@ def _compared(name: str, out: Path, made: dict[str, Any], kind: Kind, file: Gene
         images = _graph(out / "model.onnx", made["models"][0], file)
     else:
         images = _graph(out, made, file)
-    psnr = made.get("psnr")
+    psnr = made.get("snr") if made.get("psnr") is None else made["psnr"]
     difference, reach = _same(*images, tolerance=_TOLERANCE if psnr is None else float("inf"))
     row: Row = {"state": "ok", "difference": difference, "reach": reach}
     if psnr is not None:

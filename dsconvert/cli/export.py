@@ -130,10 +130,12 @@ def _compared(made: Export) -> str:
             "loaded again, its inputs and images have the model's names and shapes; it was not "
             "run, since Core ML runs on Apple's systems alone"
         )
-    if made.psnr is not None:
+    measured = made.snr if made.psnr is None else made.psnr
+    if measured is not None:
+        what = "signal-to-noise ratio" if made.psnr is None else "PSNR"
         bits = "" if made.dtype == "fp16" else f", {made.activation_bits}-bit activations"
         return (
-            f"{made.dtype} weights{bits}: PSNR to the model {made.psnr:.1f} dB on inputs that it "
+            f"{made.dtype} weights{bits}: {what} to the model {measured:.1f} dB on inputs that it "
             f"was not calibrated by; differs by at most {made.error:.2g} (images reach "
             f"{made.range:.2g})"
         )

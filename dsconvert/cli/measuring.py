@@ -43,7 +43,7 @@ def judge_of(
             "like; add --input SHAPE (say, --input 256)."
         )
     if isinstance(inputs, RandomPixels):
-        raise UsageError(f"{needs_pictures(f'the generator of {file.path}')}.")
+        raise UsageError(f"{needs_pictures(f'the generator of {file.path}', inputs)}.")
     teacher = file.picture().to(device)
     made = Judge(teacher, held_out_inputs(inputs), features=features, samples=samples, seed=seed)
     made.check()

@@ -92,7 +92,7 @@ def kept(
             "like; add --input SHAPE (say, --input 256)."
         )
     if isinstance(inputs, RandomPixels):
-        raise UsageError(needs_pictures_to_fit(file.generator))
+        raise UsageError(needs_pictures_to_fit(file.generator, inputs))
     qualities = parse_qualities(targets.quality)
     wanted = parse_targets(targets.target) if targets.target else ()
     settings = settle(dataclasses.replace(targets.measuring, device=str(device)))

@@ -38,7 +38,7 @@ def measured(file: GeneratorFile, bars: Bars) -> Sensitivity:
             "look like; give --input 256."
         )
     if isinstance(inputs, RandomPixels):
-        raise UsageError(f"{needs_pictures(f'the generator of {file.path}')}.")
+        raise UsageError(f"{needs_pictures(f'the generator of {file.path}', inputs)}.")
     found = layer_trials(
         analyse(file.generator, inputs=inputs, adapter=file.adapter),
         picture=file.picture,

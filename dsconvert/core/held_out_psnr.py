@@ -64,6 +64,29 @@ def held_out_psnr(
     return value if math.isfinite(value) else None
 
 
+def held_out_snr(outputs: tuple[Any, Any], adapter: Adapter | None) -> float | None:
+    """Return the signal-to-noise ratio, dB, of a vocoder's sounds to its original's.
+
+    The power of the original's sounds over that of the difference, all of the batch.
+
+    Args:
+        outputs: of the changed model and of the original for the held-out batch.
+        adapter: the model's; it converts an output to a sound (N, 1, 1, T).
+
+    Returns:
+        None where the output is no sound.
+    """
+    try:
+        made, wanted = (_image(output, adapter) for output in outputs)
+    except AdapterError:
+        return None
+    if made.shape != wanted.shape or wanted.shape[1:3] != (1, 1):
+        return None
+    noise = float((made - wanted).double().square().sum())
+    value = 10 * math.log10(float(wanted.double().square().sum()) / max(noise, 1e-30))
+    return value if math.isfinite(value) else None
+
+
 def held_out_stft(outputs: tuple[Any, Any] | None, adapter: Adapter | None) -> float | None:
     """Return the mean multi-resolution STFT distance of a fitted vocoder to its original.
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dsconvert.adapter import adapter_for
 from dsconvert.config.choices import ExportDtype
-from dsconvert.core.held_out_psnr import held_out_psnr
+from dsconvert.core.held_out_psnr import held_out_psnr, held_out_snr
 from dsconvert.errors import ExportError
 from dsconvert.export.graphs import Run
 from dsconvert.forms.flat_graph import Core, draw
@@ -44,8 +44,10 @@ _JUDGED = 4
 class Reduced:
     """The error of a graph of fewer bits, on inputs that it was not calibrated by."""
 
-    psnr: float
-    """Mean PSNR in dB of the images to the model's."""
+    psnr: float | None
+    """Mean PSNR in dB of the images to the model's; None for sounds."""
+    snr: float | None
+    """Signal-to-noise ratio in dB of the sounds to the model's; None for images."""
     error: float
     """Largest difference of a pixel."""
     activation_bits: int
@@ -67,8 +69,8 @@ class Sampled:
             tensors, _, _ = self._drawn(self.inputs, seed=i)
             yield {k: t.cpu().numpy() for k, t in zip(self.core.inputs, tensors, strict=True)}
 
-    def judge(self, run: Run) -> tuple[float | None, float]:
-        """Return the PSNR (None: the output is no image) and the largest difference of a pixel."""
+    def judge(self, run: Run) -> tuple[float | None, float | None, float]:
+        """Return the PSNR of images, the ratio of sounds, and the largest difference."""
         judged = None if self.inputs is None else held_out_inputs(self.inputs)
         reference = Reference(self.model, self.core, self.noise_types)
         made: list[Tensor] = []
@@ -78,8 +80,10 @@ class Sampled:
             wanted.append(reference(args, numbers).float().cpu())
             made.append(run(*tensors).float().cpu())
         one, two = torch.cat(made), torch.cat(wanted)
-        found = held_out_psnr((one, two), adapter_for(self.model), values_of(self.inputs))
-        return found, float((one - two).abs().max())
+        adapter = adapter_for(self.model)
+        found = held_out_psnr((one, two), adapter, values_of(self.inputs))
+        ratio = None if found is not None else held_out_snr((one, two), adapter)
+        return found, ratio, float((one - two).abs().max())
 
     def _drawn(
         self, inputs: Inputs | None, *, seed: int
@@ -132,7 +136,7 @@ def reduce_onnx(
                     _halve(path, made)
                 else:
                     _quantise(path, made, sampled, bits)
-                psnr, error = sampled.judge(open_graph(made))
+                psnr, snr, error = sampled.judge(open_graph(made))
         except (OSError, KeyboardInterrupt):
             raise
         except Exception as problem:  # the tools raise anything
@@ -140,19 +144,21 @@ def reduce_onnx(
                 f"{what} can't be written as {dtype}: {first_line(problem)}. Nothing was written; "
                 "leave --dtype out."
             ) from problem
-        if psnr is None:
+        decibels = snr if psnr is None else psnr
+        if decibels is None:
             raise ExportError(
                 f"the error of {what} as {dtype} can't be measured in dB, since the model's output "
-                "is no image in [-1, 1] or [0, 1]. Nothing was written; leave --dtype out."
+                "is no sound, nor an image in [-1, 1] or [0, 1]. Nothing was written; leave "
+                "--dtype out."
             )
-        if psnr >= least_psnr:
+        if decibels >= least_psnr:
             _keep_facts(path, made)
             made.replace(path)
-            return Reduced(psnr=psnr, error=error, activation_bits=bits)
-        best = max(best, psnr)
+            return Reduced(psnr=psnr, snr=snr, error=error, activation_bits=bits)
+        best = max(best, decibels)
         made.unlink()
     raise ExportError(
-        f"{what} as {dtype} has a PSNR of {best:.1f} dB to the model, below the limit of "
+        f"{what} as {dtype} is {best:.1f} dB from the model, below the limit of "
         f"{least_psnr:g} dB. Nothing was written; give a lower --least-psnr, or leave --dtype out."
     )
 

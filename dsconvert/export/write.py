@@ -86,7 +86,8 @@ def export_graph(
             where no adapter knows the model.
         noise_types: classes that add freshly drawn noise, besides the adapter's.
         dtype: of the weights; other than ``fp32`` for ONNX alone.
-        least_psnr: the limit in dB of such a graph's images to the model's.
+        least_psnr: the limit in dB of such a graph's images to the model's (of sounds: of the
+            signal-to-noise ratio).
 
     Raises:
         UsageError: the inputs are unknown.
@@ -154,6 +155,7 @@ def export_graph(
         seconds=time.perf_counter() - began,
         dtype=dtype,
         psnr=None if reduced is None else reduced.psnr,
+        snr=None if reduced is None else reduced.snr,
         activation_bits=32 if reduced is None else reduced.activation_bits,
     )
 

@@ -197,7 +197,7 @@ def export_file(
         if name == PLAIN:
             return file.save_safetensors(model, Path(path), noise=noise, overwrite=overwrite)
         if dtype != "fp32" and isinstance(inputs, RandomPixels):
-            raise UsageError(f"{needs_pictures(f'the generator of {file.path}')}.")
+            raise UsageError(f"{needs_pictures(f'the generator of {file.path}', inputs)}.")
         return export_graph(
             model,
             Path(path),

@@ -81,7 +81,7 @@ def adapter_inputs(adapter: Adapter, model: nn.Module) -> Inputs:
     return found if adapter.pictures(model) is None else RandomPixels(found)
 
 
-def needs_pictures(subject: str, sampler: Inputs | None = None) -> str:
+def needs_pictures(subject: str, sampler: Inputs | None) -> str:
     """Return the message for a generator (``subject``) that reads pictures, if none are given.
 
     ``sampler`` is its own, which tells sounds from pictures.
@@ -97,7 +97,7 @@ def needs_pictures(subject: str, sampler: Inputs | None = None) -> str:
     )
 
 
-def needs_pictures_to_fit(model: nn.Module, sampler: Inputs | None = None) -> str:
+def needs_pictures_to_fit(model: nn.Module, sampler: Inputs | None) -> str:
     """Return the message for a conversion of ``model``, which needs pictures that are not given."""
     needed = needs_pictures(f"this {type(model).__name__}", sampler)
     return (

@@ -187,4 +187,6 @@ class Export:
     dtype: ExportDtype = "fp32"
     psnr: float | None = None
     """Mean PSNR in dB to the model's images, where ``dtype`` is not ``fp32``."""
+    snr: float | None = None
+    """Signal-to-noise ratio in dB to the model's sounds, in its place."""
     activation_bits: int = 32

@@ -187,7 +187,7 @@ def test_a_vocoder_is_deployed_and_shared(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.extended
 @pytest.mark.parametrize("suffix", ["pt2", "onnx"])
-def test_a_vocoder_is_exported_as_a_graph(tmp_path: Path, suffix: str) -> None:
+def test_a_vocoder_is_exported_as_a_graph(wavs: Path, tmp_path: Path, suffix: str) -> None:
     if suffix == "onnx":
         for module in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(module)
@@ -197,7 +197,22 @@ def test_a_vocoder_is_exported_as_a_graph(tmp_path: Path, suffix: str) -> None:
     assert made.error < 1e-5
     mel = tensor("mel", (2, *made.inputs["x"][1:]))  # type: ignore[arg-type]
     with torch.no_grad():
-        assert torch.allclose(load_export(out)(mel), file.generator(mel), atol=1e-5)
+        wanted = file.generator(mel)
+    assert torch.allclose(load_export(out)(mel), wanted, atol=1e-5)
+    if suffix == "onnx":
+        with pytest.raises(UsageError, match=r"20 \.wav files"):
+            export_file(file, tmp_path / "half.onnx", dtype="fp16")
+        heard = with_calibration(file, wavs, crop=256)
+        half = export_file(heard, tmp_path / "half.onnx", dtype="fp16")
+        assert half.psnr is None
+        assert half.snr is not None
+        mel = tensor("mel", (2, *half.inputs["x"][1:]))  # type: ignore[arg-type]
+        with torch.no_grad():
+            wanted = file.generator(mel)
+        noise = load_export(tmp_path / "half.onnx")(mel) - wanted
+        ratio = 10 * math.log10(float(wanted.square().sum() / noise.square().sum()))
+        assert half.snr > 50
+        assert ratio > 50  # numbers that are no spectrogram of a voice
 
 
 @pytest.mark.slow
