@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dsconvert.util.numbers import counted
+
 SIDE = 64
 """Pixels a side of the copy that is judged."""
 RADIUS = 27.3
@@ -61,7 +63,7 @@ def main() -> None:
             if is_face(np.asarray(small)):
                 target.writestr(name, data)
                 kept += 1
-    print(f"wrote {options.out}: {kept} faces")
+    print(f"wrote {options.out}: {counted(kept, 'face')}")
 
 
 if __name__ == "__main__":
