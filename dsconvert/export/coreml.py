@@ -44,7 +44,7 @@ def write_coreml(core: Core, args: tuple[Tensor, ...], folder: Path, output: str
             wanted = core.module(*args)
         model = tools.convert(
             # Into the core operators: coremltools knows no others of newer versions of torch.
-            program.run_decompositions(),
+            _known(program.run_decompositions()),
             outputs=[tools.TensorType(name=output)],
             minimum_deployment_target=tools.target.iOS16,
             compute_precision=tools.precision.FLOAT32,
@@ -64,6 +64,19 @@ def write_coreml(core: Core, args: tuple[Tensor, ...], folder: Path, output: str
             f"the Core ML package, loaded again, takes {found} and makes {images}, not {expected} "
             f"and {tuple(wanted.shape)}. Nothing was written; export to another format."
         )
+
+
+def _known(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Write out what coremltools does not read: a default stride, and the copy that is none."""
+    operators = torch.ops.aten
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.target is operators.max_pool2d_with_indices.default and len(node.args) == 2:
+            node.args = (*node.args, node.args[1])
+        elif node.target is operators.alias.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    return program
 
 
 @contextmanager
