@@ -43,8 +43,7 @@ def write_coreml(core: Core, args: tuple[Tensor, ...], folder: Path, output: str
             program = torch.export.export(core.module, args, strict=False)
             wanted = core.module(*args)
         model = tools.convert(
-            # Into the core operators: coremltools knows no others of newer versions of torch.
-            _known(program.run_decompositions()),
+            _known(program),
             outputs=[tools.TensorType(name=output)],
             minimum_deployment_target=tools.target.iOS16,
             compute_precision=tools.precision.FLOAT32,
@@ -67,8 +66,16 @@ def write_coreml(core: Core, args: tuple[Tensor, ...], folder: Path, output: str
 
 
 def _known(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Write out what coremltools does not read: a default stride, and the copy that is none."""
+    """Return a program of operators that coremltools knows.
+
+    Those are the core operators, and a few whose decomposition it reads badly or not at all. Then
+    a default stride is written out, and copies that are none go.
+    """
     operators = torch.ops.aten
+    table = torch.export.default_decompositions()
+    for operator in (operators.im2col.default, operators.reflection_pad2d.default):
+        table.pop(operator, None)
+    program = program.run_decompositions(table)
     graph = program.graph
     for node in list(graph.nodes):
         if node.target is operators.max_pool2d_with_indices.default and len(node.args) == 2:

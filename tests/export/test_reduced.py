@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from dsconvert import load_export, open_file
 from dsconvert.cli import main
 from dsconvert.data.pictures import psnr
+from dsconvert.export.coreml import _known
 from dsconvert.formats.official import new_snapshot, save_snapshot
 from tests.made_models import moved_generator
 
@@ -112,3 +115,23 @@ def test_core_ml_without_its_package(small: Path, tmp_path: Path, monkeypatch, c
     monkeypatch.setitem(__import__("sys").modules, "coremltools", None)
     assert main(["export", str(small), "--out", str(tmp_path / "a.mlpackage")]) == 2
     assert 'pip install "coremltools' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_core_ml_gets_operators_that_its_tools_read() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.max_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 2)
+            return F.unfold(torch.ops.aten.alias.default(x), 3)
+
+    x = torch.randn(1, 2, 8, 8)
+    program = torch.export.export(Odd(), (x,), strict=False)
+    known = _known(program)
+    names = [str(n.target) for n in known.graph.nodes if n.op == "call_function"]
+    assert any("reflection_pad2d" in name for name in names)
+    assert any("im2col" in name for name in names)
+    assert not any("alias" in name or "aten.index" in name for name in names)
+    pools = [n for n in known.graph.nodes if "max_pool2d" in str(n.target)]
+    assert all(len(n.args) >= 3 for n in pools)
+    assert pools
+    assert torch.equal(known.module()(x), Odd()(x))
