@@ -6,6 +6,7 @@ snapshot a seed makes the latents that ``dsconvert generate`` and the official c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,24 +25,29 @@ from dsconvert.model.observe import evaluating
 
 _SAMPLES = 64
 _LARGEST_CONSTANT = 4096
+_LARGEST_TABLE = 1 << 18
+_REACHES = (2.0,)
+"""Where codebases truncate their normal latents."""
 _NOISE = 0x9E3779B9
 """Exclusive-or of an image's seed, for the seed of its noise."""
 _UNFIT = (
-    "a page can't fill the input {name} of {path}: it is neither latents nor a one-hot class. "
+    "a page can't fill the input {name} of {path}: it is neither latents nor a class. "
     "Export it to another format."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageInput:
-    """One input of a graph: normal latents, a class, noise, or constant numbers."""
+    """One input of a graph: normal latents, a class, its numbers, noise, or constant numbers."""
 
     name: str
-    kind: Literal["latent", "class", "noise", "constant"]
+    kind: Literal["latent", "class", "table", "noise", "constant"]
     shape: tuple[int, ...]
     """Of one image."""
     values: tuple[float, ...] = ()
-    """Of a constant."""
+    """Of a constant; of a table those of each class, one class after the other."""
+    reach: float | None = None
+    """Latents farther than this from zero are drawn anew."""
 
 
 def inputs_of(file: GeneratorFile, names: Mapping[str, tuple[int | str, ...]]) -> list[PageInput]:
@@ -65,6 +71,11 @@ def inputs_of(file: GeneratorFile, names: Mapping[str, tuple[int | str, ...]]) -
     second = file.draws(1)(0) if classes > 1 else draw(0)
     other = call.select(call.given(*like(second, model)), given)
     found: list[PageInput] = []
+
+    def of_classes(i: int) -> Tensor:
+        rows = (like(file.draws(label)(0), model) for label in range(classes))
+        return torch.cat([call.select(call.given(*row), given)[i] for row in rows])
+
     for name, shape in names.items():
         if name not in given:
             found.append(PageInput(name=name, kind="noise", shape=_sizes(shape)))
@@ -73,7 +84,11 @@ def inputs_of(file: GeneratorFile, names: Mapping[str, tuple[int | str, ...]]) -
             raise ExportError(_UNFIT.format(name=name, path=file.path))
         i = given.index(name)
         samples = torch.stack([d[i] for d in drawn])
-        found.append(_input(file, name, samples, labelled=not torch.equal(other[i], samples[0])))
+        labelled = not torch.equal(other[i], samples[0]) and torch.equal(samples[0], samples[1])
+        if labelled and samples.is_floating_point() and not _is_one_hot(samples):
+            found.append(_table(file, name, of_classes(i)))
+            continue
+        found.append(_input(file, name, samples, labelled=labelled))
     return found
 
 
@@ -95,7 +110,7 @@ def check_drawable(file: GeneratorFile) -> None:
 
 def classes_of(file: GeneratorFile) -> int:
     """Return the number of classes of the generator; 0 where it has none."""
-    return int(getattr(file.generator, "c_dim", 0))
+    return int(getattr(file.generator, "c_dim", 0) or getattr(file.inputs(), "classes", 0))
 
 
 def _sizes(shape: tuple[int | str, ...]) -> tuple[int, ...]:
@@ -105,13 +120,15 @@ def _sizes(shape: tuple[int | str, ...]) -> tuple[int, ...]:
 def _input(file: GeneratorFile, name: str, samples: Tensor, *, labelled: bool) -> PageInput:
     shape = tuple(samples.shape[2:])
     if not torch.equal(samples[0], samples[1]):
-        if not samples.is_floating_point() or not _is_normal(samples):
-            raise UsageError(
-                f"the latents {name} of {file.path} are not standard normal numbers, which are all "
-                "that a page draws: export it to another format."
-            )
-        return PageInput(name=name, kind="latent", shape=shape)
-    if labelled and len(shape) == 1 and float(samples[0].sum()) == 1 == float(samples[0].max()):
+        if samples.is_floating_point():
+            for reach in (*_REACHES, None):
+                if _is_normal(samples, reach):
+                    return PageInput(name=name, kind="latent", shape=shape, reach=reach)
+        raise UsageError(
+            f"the latents {name} of {file.path} are no standard normal numbers, nor truncated at "
+            "2, which are all that a page draws: export it to another format."
+        )
+    if labelled and _is_one_hot(samples):
         return PageInput(name=name, kind="class", shape=shape)
     if labelled or not samples.is_floating_point() or samples[0].numel() > _LARGEST_CONSTANT:
         raise ExportError(_UNFIT.format(name=name, path=file.path))
@@ -119,14 +136,33 @@ def _input(file: GeneratorFile, name: str, samples: Tensor, *, labelled: bool) -
     return PageInput(name=name, kind="constant", shape=shape, values=values)
 
 
-def _is_normal(samples: Tensor) -> bool:
-    """Whether the moments of many numbers are those of a standard normal distribution."""
+def _table(file: GeneratorFile, name: str, rows: Tensor) -> PageInput:
+    if rows.numel() > _LARGEST_TABLE:
+        raise ExportError(_UNFIT.format(name=name, path=file.path))
+    values = tuple(round(float(v), 7) for v in rows.flatten())
+    return PageInput(name=name, kind="table", shape=tuple(rows.shape[1:]), values=values)
+
+
+def _is_one_hot(samples: Tensor) -> bool:
+    first = samples[0, 0]
+    return first.ndim == 1 and float(first.sum()) == 1 == float(first.max())
+
+
+def _is_normal(samples: Tensor, reach: float | None) -> bool:
+    """Whether the moments of many numbers are those of normal ones, drawn anew beyond ``reach``."""
     flat = samples.double().flatten()
     margin = 5 / flat.numel() ** 0.5
+    second, fourth = 1.0, 3.0
+    if reach is not None:
+        if float(flat.abs().max()) > reach:
+            return False
+        density = 2 * reach * math.exp(-(reach**2) / 2) / math.sqrt(2 * math.pi)
+        second -= density / math.erf(reach / math.sqrt(2))
+        fourth = 3 * second - reach**2 * (1 - second)
     return (
         abs(float(flat.mean())) < margin
-        and abs(float(flat.square().mean()) - 1) < 2 * margin
-        and abs(float(flat.pow(4).mean()) - 3) < 10 * margin
+        and abs(float(flat.square().mean()) - second) < 2 * margin
+        and abs(float(flat.pow(4).mean()) - fourth) < 10 * margin
     )
 
 
@@ -161,12 +197,23 @@ def page_arguments(inputs: list[PageInput], seed: int, label: int = 0) -> list[T
     for each in inputs:
         size = int(np.prod(each.shape))
         if each.kind == "latent":
-            values: Any = numbers.randn(size)
+            values: Any = _normals(numbers, size, each.reach)
         elif each.kind == "noise":
             values = np.random.RandomState(seed ^ _NOISE).randn(size)
         elif each.kind == "class":
             values = np.eye(size)[label]
+        elif each.kind == "table":
+            values = np.asarray(each.values).reshape(-1, size)[label]
         else:
             values = np.asarray(each.values)
         tensors.append(torch.from_numpy(values.reshape(1, *each.shape)).float())
     return tensors
+
+
+def _normals(numbers: np.random.RandomState, size: int, reach: float | None) -> Any:
+    """Return normal numbers; those beyond ``reach`` are drawn anew, in turn, until none is left."""
+    values = numbers.randn(size)
+    if reach is not None:
+        while (beyond := np.flatnonzero(np.abs(values) > reach)).size:
+            values[beyond[0]] = numbers.randn()
+    return values

@@ -24,7 +24,8 @@ from dsconvert.cli import main
 from dsconvert.errors import ExportError, ForeignFileError, UsageError
 from dsconvert.formats.official import new_snapshot, save_snapshot
 from dsconvert.web import runtime
-from dsconvert.web.latents import inputs_of, page_arguments, range_of
+from dsconvert.web.latents import _normals, inputs_of, page_arguments, range_of
+from tests.adapters.originals import expected, filled
 from tests.made_models import moved_generator
 from tests.upscalers import state_file
 
@@ -64,6 +65,51 @@ def test_the_inputs_are_those_of_the_official_seeds(classes: Path) -> None:
     assert range_of(file) == "signed"
 
 
+@pytest.mark.parametrize(
+    ("name", "case", "saved"),
+    [
+        ("biggan_pytorch", "BigGAN", "G_ema.pth"),
+        ("pretrained_biggan", "BigGAN-deep", "pytorch_model.bin"),
+    ],
+)
+def test_classes_of_biggans_and_their_truncated_latents(
+    name: str, case: str, saved: str, tmp_path: Path
+) -> None:
+    path = written(tmp_path, name, case, saved)
+    file = open_file(path)
+    z, c = file.draws(1)(0)
+    names = dict(zip(("z", "y"), (("batch", *t.shape[1:]) for t in (z, c)), strict=True))
+    if name == "pretrained_biggan":
+        names = {"z": names["z"], "class_label": names["y"]}
+    inputs = inputs_of(file, names)
+    assert [i.kind for i in inputs] == ["latent", "class" if "pre" in name else "table"]
+    assert inputs[0].reach == (2.0 if "pre" in name else None)
+    assert torch.allclose(page_arguments(inputs, 3, label=1)[1], c, atol=1e-6)
+    drawn = torch.cat([page_arguments(inputs, seed)[0] for seed in range(200)])
+    assert (float(drawn.abs().max()) > 2) == ("pre" not in name)
+
+
+def written(folder: Path, name: str, case: str, saved: str) -> Path:
+    """A BigGAN as its codebase writes it."""
+    found = expected(name)[case]
+    if "settings" in found:
+        (folder / "config.json").write_text(json.dumps(found["settings"]))
+    torch.save(filled(found["shapes"]), folder / saved)
+    return folder / saved
+
+
+def settled(path: Path) -> Path:
+    """The file after a few steps of its spectral norms; random ones make no finite image."""
+    file = open_file(path)
+    model, draw = file.generator.train(), file.draws(None)
+    with torch.no_grad():
+        for seed in range(10):
+            model(*draw(seed))
+    # Not over the file itself, which is mapped into the memory of the model.
+    torch.save(model.state_dict(), path.with_name("settled"))
+    return path.with_name("settled").replace(path)
+
+
 def test_a_page_is_refused_for_what_it_can_not_show(tmp_path: Path) -> None:
     pictures = open_file(
         state_file(tmp_path / "u.pth"), module=ModuleSource(factory="tests.upscalers:Upscaler"),
@@ -88,16 +134,19 @@ def test_the_numbers_are_numpys(tmp_path: Path) -> None:
     script = """
     import { RandomState, between } from "./numbers.mjs";
     const out = [0, 7, 4294967295].map((s) => Array.from(new RandomState(s).normals(700)));
+    const near = Array.from(new RandomState(7).normals(700, 2.0));
     const half = Array.from(between(Float32Array.from(out[0]), Float32Array.from(out[1]), 0.25));
-    console.log(JSON.stringify([out, half]));
+    console.log(JSON.stringify([out, half, near]));
     """
     done = subprocess.run(
         [node, "--input-type=module", "-e", script],
         cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    made, quarter = json.loads(done.stdout)
+    made, quarter, near = json.loads(done.stdout)
     wanted = [np.random.RandomState(s).randn(700).astype(np.float32) for s in (0, 7, 2**32 - 1)]
     assert np.allclose(made, wanted, rtol=0, atol=1e-6)
+    assert np.allclose(near, _normals(np.random.RandomState(7), 700, 2.0), rtol=0, atol=1e-6)
+    assert np.abs(near).max() <= 2
     from dsconvert.model.latent_walk import between
 
     a, b = (torch.from_numpy(w)[None] for w in wanted[:2])
@@ -219,9 +268,14 @@ def browse(tmp_path: Path) -> Callable[[Path], dict]:
 
 @pytest.mark.slow
 @pytest.mark.extended
+@pytest.mark.parametrize("kind", ["projected_gan", "biggan_pytorch", "pretrained_biggan"])
 def test_a_browser_makes_the_images(
-    classes: Path, tmp_path: Path, browse: Callable[[Path], dict], capsys
+    kind: str, classes: Path, tmp_path: Path, browse: Callable[[Path], dict], capsys
 ) -> None:
+    if kind == "biggan_pytorch":
+        classes = written(tmp_path, kind, "BigGAN", "G_ema.pth")
+    elif kind == "pretrained_biggan":
+        classes = settled(written(tmp_path, kind, "BigGAN-deep", "pytorch_model.bin"))
     package = os.environ.get("ONNXRUNTIME_WEB")
     if not package or not Path(package).exists():
         pytest.skip("ONNXRUNTIME_WEB does not point to npm's onnxruntime-web (npm pack)")

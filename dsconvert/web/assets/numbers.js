@@ -58,8 +58,14 @@ export class RandomState {
     }
   }
 
-  normals(count) {
-    return Float32Array.from({ length: count }, () => this.normal());
+  // Normal numbers; with a reach, those beyond it are drawn anew, in turn, until none is left.
+  normals(count, reach = null) {
+    const made = Float64Array.from({ length: count }, () => this.normal());
+    const beyond = () => made.findIndex((value) => Math.abs(value) > reach);
+    if (reach !== null) {
+      for (let i = beyond(); i >= 0; i = beyond()) made[i] = this.normal();
+    }
+    return Float32Array.from(made);
   }
 }
 

@@ -51,7 +51,7 @@ class Model {
     const numbers = new RandomState(seed);
     const found = {};
     for (const input of this.inputs) {
-      if (input.kind === "latent") found[input.name] = numbers.normals(size(input));
+      if (input.kind === "latent") found[input.name] = numbers.normals(size(input), input.reach);
     }
     return found;
   }
@@ -65,6 +65,8 @@ class Model {
       } else if (input.kind === "class") {
         data = new Float32Array(size(input));
         data[label] = 1;
+      } else if (input.kind === "table") {
+        data = Float32Array.from(input.values.slice(label * size(input), (label + 1) * size(input)));
       } else if (input.kind === "constant") {
         data = Float32Array.from(input.values);
       }
@@ -104,6 +106,12 @@ class Model {
 
 function size(input) {
   return input.shape.reduce((a, b) => a * b, 1);
+}
+
+// The number of classes that an input tells apart; 0 for other inputs.
+function classesOf(input) {
+  if (input.kind === "table") return input.values.length / size(input);
+  return input.kind === "class" ? size(input) : 0;
 }
 
 function canvasFor(model) {
@@ -168,11 +176,11 @@ class Page {
       element("mixed").append(figure);
       this.rows.push({ canvases, mixed, caption });
     }
-    const classes = this.models[0].inputs.find((i) => i.kind === "class");
+    const classes = Math.max(0, ...this.models[0].inputs.map(classesOf));
     if (classes) {
       element("class-label").hidden = false;
-      for (let i = 0; i < size(classes); i += 1) element("class").append(new Option(String(i), i));
-      this.label = Math.min(Math.max(0, label), size(classes) - 1);
+      for (let i = 0; i < classes; i += 1) element("class").append(new Option(String(i), i));
+      this.label = Math.min(Math.max(0, label), classes - 1);
       element("class").value = String(this.label);
       element("class").addEventListener("change", () => this.changed());
     }
