@@ -123,8 +123,8 @@ def regressed(pictures: Tensor, options: argparse.Namespace) -> Path:
     return target
 
 
-def trained_on(start: Path, options: argparse.Namespace) -> Path:
-    """Run stage 2; return its newest snapshot."""
+def trained_on(start: Path, options: argparse.Namespace) -> tuple[Path, int]:
+    """Run stage 2; return its newest snapshot, and the number of images it was shown."""
     folder = options.run / "adversarial"
     config = TrainConfig(
         kimg=options.kimg, batch=8, mirror=True, tick_kimg=0.1, snapshot_ticks=5, keep_last=0,
@@ -135,7 +135,7 @@ def trained_on(start: Path, options: argparse.Namespace) -> Path:
     else:
         done = finetune(start, config, data=options.data, out=options.run, name=folder.name)
     print(f"trained on: {done.result.images} images")
-    return max((folder / "snapshots").glob("*.pkl"))
+    return max((folder / "snapshots").glob("*.pkl")), done.result.images
 
 
 def distance_to(pictures: Tensor, generator: nn.Module) -> float:
@@ -162,11 +162,10 @@ def main() -> None:
     images = open_images(options.data, resolution=128)
     pictures = to_range(torch.stack([images.image(i)[0] for i in range(len(images))]), CPU)
     found: dict[str, tuple[float, Generator]] = {}
-    for stage, run in (
-        ("regression", lambda: regressed(pictures, options)),
-        ("training", lambda: trained_on(options.run / "regressed.pkl", options)),
-    ):
-        generator = load_snapshot(run()).generator
+    first = regressed(pictures, options)
+    second, shown = trained_on(first, options)
+    for stage, path in (("regression", first), ("training", second)):
+        generator = load_snapshot(path).generator
         found[stage] = distance_to(pictures, generator), generator
         print(f"FD-lite0 to the {len(pictures)} pictures after {stage}: {found[stage][0]:.1f}")
     stage, (distance, generator) = min(found.items(), key=lambda item: item[1][0])
@@ -175,7 +174,7 @@ def main() -> None:
         "resolution": "128",
         "made": (
             f"examples/train_demo.py: {options.minutes:g} minutes of regression and "
-            f"{options.kimg:g} kimg of adversarial training on {len(pictures)} pictures of "
+            f"{shown / 1000:.1f} kimg of adversarial training on {len(pictures)} pictures of "
             f"{options.data.name}; kept: after {stage}; FD-lite0 to the pictures {distance:.1f}"
         ),
     }

@@ -16,6 +16,7 @@ from dsconvert.errors import AdapterError
 from ..latents import latents_and_classes
 from . import architecture
 from .restore import restored
+from .restore_layers import MAX_RESOLUTION
 from .sources import KNOWN_SOURCES
 
 _CLASSES: dict[tuple[str, str], type[nn.Module]] = {
@@ -33,6 +34,22 @@ _CLASSES: dict[tuple[str, str], type[nn.Module]] = {
         architecture.Noise,
     )
 }
+
+
+def _widest(block: Any) -> int:
+    return int(max(block.conv1.in_channels, block.conv1.out_channels))
+
+
+def _whole(config: Mapping[str, Any], name: str, least: int, most: int = 1 << 16) -> int:
+    value = config[name]
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{name} {value!r} is no whole number from {least} to {most}")
+    return value
+
+
+def _number(config: Mapping[str, Any], name: str) -> float | None:
+    value = config[name]
+    return None if value is None else float(value)
 
 
 @lru_cache(maxsize=1)
@@ -80,18 +97,59 @@ class StyleGan2(Adapter):
             "cfg": "stylegan2",
             "resolution": g.img_resolution,
             # channels = min(channel_base / resolution, channel_max), unless some were removed
-            "channel_base": max(b.conv1.out_channels * b.resolution for b in blocks),
-            "channel_max": max(b.conv1.out_channels for b in blocks),
+            "channel_base": max(_widest(b) * b.resolution for b in blocks),
+            "channel_max": max(_widest(b) for b in blocks),
             "architecture": last.architecture,
             "z_dim": g.z_dim,
             "w_dim": g.w_dim,
             "mapping_layers": g.mapping.num_layers,
+            "mapping_width": g.mapping.fc0.out_features,
+            "mapping_lr": g.mapping.fc0.bias_gain,
+            "mean_beta": g.mapping.w_avg_beta,
+            "embedding": g.mapping.embed.out_features if g.c_dim else 0,
+            "noise": last.conv1.use_noise,
+            "clamp": last.conv1.conv_clamp,
             "fp16_blocks": sum(b.use_fp16 for b in blocks),
             "conditional": g.c_dim > 0,
             "classes": g.c_dim,
             "img_channels": g.img_channels,
             "parameters": sum(p.numel() for p in generator.parameters()),
         }
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        """A generator with random weights, as :meth:`describe` describes it.
+
+        Raises:
+            AdapterError: there is no such generator.
+        """
+        try:
+            side = _whole(config, "resolution", 4, MAX_RESOLUTION)
+            if side & (side - 1):
+                raise ValueError("a resolution that is no power of two")
+            if config["architecture"] not in ("skip", "resnet", "orig"):
+                raise ValueError("an architecture that is none of skip, resnet, orig")
+            return architecture.Generator(
+                z_dim=_whole(config, "z_dim", 1),
+                c_dim=_whole(config, "classes", 0),
+                w_dim=_whole(config, "w_dim", 1),
+                img_resolution=side,
+                img_channels=_whole(config, "img_channels", 1, 64),
+                mapping_kwargs={
+                    "num_layers": _whole(config, "mapping_layers", 1, 100),
+                    "layer_features": _whole(config, "mapping_width", 1),
+                    "embed_features": _whole(config, "embedding", 0),
+                    "lr_multiplier": _number(config, "mapping_lr") or 1.0,
+                    "w_avg_beta": _number(config, "mean_beta"),
+                },
+                channel_base=_whole(config, "channel_base", side, 1 << 26),
+                channel_max=_whole(config, "channel_max", 1),
+                num_fp16_res=_whole(config, "fp16_blocks", 0, 16),
+                architecture=str(config["architecture"]),
+                conv_clamp=_number(config, "clamp"),
+                use_noise=bool(config["noise"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise AdapterError(f"these are no facts of a StyleGAN2 generator: {error}.") from None
 
     def sampler(
         self, model: nn.Module

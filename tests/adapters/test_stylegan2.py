@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from dsconvert_adapters.stylegan2 import ADAPTER, Generator, network
 from torch import Tensor, nn
 
 import dsconvert
+from dsconvert import export_model, load_generator
 from dsconvert.adapter import Adapter, Follows
 from dsconvert.core.merge import merge, merged_module
 from dsconvert.core.pipeline import apply, cost
@@ -253,13 +255,44 @@ def test_the_adapter() -> None:
     assert isinstance(ADAPTER, Adapter)
     assert ADAPTER.source() is not None
     assert ADAPTER.can_truncate
-    assert not ADAPTER.can_build
+    assert ADAPTER.can_build
     g = made(c_dim=3)
     facts = ADAPTER.describe(g)
     assert (facts["cfg"], facts["resolution"], facts["classes"]) == ("stylegan2", 16, 3)
     assert ADAPTER.describe(ranked(g, {}))["channel_base"] == facts["channel_base"] == 8 * 16
     with pytest.raises(AdapterError, match="no StyleGAN2 generator"):
         ADAPTER.describe(nn.Identity())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"c_dim": 3, "conv_clamp": 256.0, "num_fp16_res": 2},
+        {"architecture": "resnet", "use_noise": False},
+        {"architecture": "orig", "mapping_kwargs": {"num_layers": 3, "lr_multiplier": 0.1}},
+    ],
+)
+def test_it_is_stored_as_safetensors(config: dict[str, Any], tmp_path: Path) -> None:
+    """Every tensor and attribute comes back, of the original and of narrower, converted ones."""
+    pytest.importorskip("safetensors")
+    g = made(**config)
+    narrow = apply(g, plan_of(g, preset="fast", width=0.5), calibrate=8).model
+    for i, model in enumerate((g, ranked(g, {}), narrow)):
+        made_file = export_model(model, tmp_path / f"{i}.safetensors")
+        assert made_file.error == 0
+        again = load_generator(tmp_path / f"{i}.safetensors")
+        for name, module in model.named_modules():
+            for field in (*getattr(module, "FIELDS", {}), *getattr(module, "OPTIONS", {})):
+                twin = again.get_submodule(name)
+                assert getattr(twin, field) == getattr(module, field), (name, field)
+
+
+@pytest.mark.parametrize("wrong", [{"resolution": 24}, {"w_dim": 0}, {"architecture": "new"}])
+def test_facts_of_no_generator_are_refused(wrong: dict[str, Any]) -> None:
+    facts = {**ADAPTER.describe(made()), **wrong}
+    with pytest.raises(AdapterError, match="no facts of a StyleGAN2"):
+        ADAPTER.build(facts)
 
 
 def test_the_graph_asks_for_what_is_given_only() -> None:

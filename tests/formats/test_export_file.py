@@ -78,13 +78,14 @@ def test_a_module_of_the_users_own(
 
 def test_a_kind_that_nobody_rebuilds_is_refused_in_a_sentence(tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
-    from dsconvert_adapters.stylegan2 import Generator
+    from dsconvert_adapters.stylegan3 import Generator
 
     from dsconvert import export_model
     from dsconvert.errors import AdapterError
+    from tests.adapters.stylegan3_files import SMALL
 
-    g = Generator(z_dim=4, w_dim=4, img_resolution=8, channel_base=32, channel_max=4)
-    with pytest.raises(AdapterError, match=r"'stylegan2' can't rebuild .* export to another"):
+    g = Generator(z_dim=4, w_dim=4, img_resolution=16, **SMALL)
+    with pytest.raises(AdapterError, match=r"'stylegan3' can't rebuild .* export to another"):
         export_model(g, tmp_path / "g.safetensors")
     assert not list(tmp_path.iterdir())
 
