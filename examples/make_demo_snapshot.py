@@ -1,6 +1,6 @@
 """Write the demo's snapshot, in the official format, from the weights beside this file.
 
-demo.safetensors holds a small dense FastGAN (128 px, objects on white) that examples/train_demo.py
+demo.safetensors holds a small dense FastGAN (128 px, faces) that examples/train_demo.py
 made; its header names the sources. An official file holds more: the training network ``G`` beside
 its moving average ``G_ema`` (equal here, as two copies), and every spectrally normalised weight
 twice.
