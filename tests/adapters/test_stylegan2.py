@@ -269,8 +269,11 @@ def test_the_adapter() -> None:
     "config",
     [
         {"c_dim": 3, "conv_clamp": 256.0, "num_fp16_res": 2},
-        {"architecture": "resnet", "use_noise": False},
-        {"architecture": "orig", "mapping_kwargs": {"num_layers": 3, "lr_multiplier": 0.1}},
+        pytest.param({"architecture": "resnet", "use_noise": False}, marks=pytest.mark.extended),
+        pytest.param(
+            {"architecture": "orig", "mapping_kwargs": {"num_layers": 3, "lr_multiplier": 0.1}},
+            marks=pytest.mark.extended,
+        ),
     ],
 )
 def test_it_is_stored_as_safetensors(config: dict[str, Any], tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_the_most_telling_rows_come_first() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_run_is_written_and_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,7 @@ def test_added_noise_is_the_same_in_an_export(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_an_onnx_file_names_its_parts(tmp_path: Path, fast: nn.Module) -> None:
     extras("onnx")
     import onnx
