@@ -47,14 +47,10 @@ def held_out_psnr(
     Returns:
         None where the output is no image of 1, 3 or 4 channels, or of another range.
     """
-    if outputs is None:
+    images = None if outputs is None else _images(outputs, adapter)
+    if images is None:
         return None
-    try:
-        made, wanted = (_image(output, adapter) for output in outputs)
-    except AdapterError:
-        return None
-    if made.shape != wanted.shape:
-        return None
+    made, wanted = images
     scale = picture_range(wanted, known=adapter is not None, values=values)
     if scale is None:
         return None
@@ -76,14 +72,13 @@ def held_out_snr(outputs: tuple[Any, Any], adapter: Adapter | None) -> float | N
     Returns:
         None where the output is no sound.
     """
-    try:
-        made, wanted = (_image(output, adapter) for output in outputs)
-    except AdapterError:
+    images = _images(outputs, adapter)
+    if images is None or images[1].shape[1:3] != (1, 1):
         return None
-    if made.shape != wanted.shape or wanted.shape[1:3] != (1, 1):
-        return None
-    noise = float((made - wanted).double().square().sum())
-    value = 10 * math.log10(float(wanted.double().square().sum()) / max(noise, 1e-30))
+    made, wanted = images
+    power, noise = (float(x.double().square().sum()) for x in (wanted, made - wanted))
+    # A silent original has no power to compare with.
+    value = 10 * math.log10(power / max(noise, 1e-30)) if power > 0 else math.nan
     return value if math.isfinite(value) else None
 
 
@@ -97,16 +92,21 @@ def held_out_stft(outputs: tuple[Any, Any] | None, adapter: Adapter | None) -> f
     Returns:
         None where the output is no sound.
     """
-    if outputs is None or adapter is None:
+    images = None if outputs is None or adapter is None else _images(outputs, adapter)
+    if images is None or not is_sound(images[1]):
         return None
+    made, wanted = images
+    value = float(stft_distance(made.flatten(1), wanted.flatten(1)).mean())
+    return value if math.isfinite(value) else None
+
+
+def _images(outputs: tuple[Any, Any], adapter: Adapter | None) -> tuple[Tensor, Tensor] | None:
+    """Return two outputs as images of one shape; None where they are none."""
     try:
         made, wanted = (_image(output, adapter) for output in outputs)
     except AdapterError:
         return None
-    if made.shape != wanted.shape or not is_sound(wanted):
-        return None
-    value = float(stft_distance(made.flatten(1), wanted.flatten(1)).mean())
-    return value if math.isfinite(value) else None
+    return (made, wanted) if made.shape == wanted.shape else None
 
 
 def _image(output: Any, adapter: Adapter | None) -> Tensor:
