@@ -7,7 +7,6 @@ and converted (preset ``fast``, ranks from the kernels alone).
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,7 +43,6 @@ class Kind:
             reads latents.
         crop: of those.
         needs: packages that the file needs to be opened.
-        conversion: options of :func:`dsconvert.convert_file`.
     """
 
     write: Callable[[Path], Path]
@@ -141,26 +139,10 @@ def _lightweight(folder: Path) -> Path:
 
 def _original(name: str, case: str, file: str, wrap: str | None = None) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
-        found = originals.expected(name)[case]
-        state = originals.filled(found["shapes"])
-        if "settings" in found:
-            (folder / "config.json").write_text(json.dumps(found["settings"]))
-        path = _saved(state if wrap is None else {wrap: state}, folder / file)
-        return _settled(path) if name == "pretrained_biggan" else path
+        path = originals.written(folder, name, case, file, wrap)
+        return originals.settled(path) if name == "pretrained_biggan" else path
 
     return write
-
-
-def _settled(file: Path) -> Path:
-    """Let spectral norms converge, as training does."""
-    opened = open_file(file)
-    model, inputs = opened.generator.train(), opened.inputs()
-    assert inputs is not None
-    with torch.no_grad():
-        for i in range(10):
-            model(*inputs(2, torch.Generator().manual_seed(i)))
-    # Not over the file itself, which is mapped into the memory of the model.
-    return _saved(model.state_dict(), file.with_name("settled")).replace(file)
 
 
 def _committed(name: str) -> Callable[[Path], Path]:

@@ -8,7 +8,7 @@ from dsconvert_adapters.lightweight_gan import ADAPTER
 from torch import nn
 
 import dsconvert
-from dsconvert.core.held_out_psnr import held_out_psnr
+from dsconvert.core.held_out_psnr import held_out_psnr, held_out_snr
 from dsconvert.data.pictures import psnr
 from tests.made_models import moved_generator
 from tests.models import decoder
@@ -130,3 +130,10 @@ def test_a_promise_that_cannot_be_kept_is_said_as_such() -> None:
 def test_a_promise_that_is_kept_needs_no_word() -> None:
     # Wide enough: what balanced leaves alone costs little.
     assert dsconvert.plan(moved_generator(ngf=32), preset="balanced").note is None
+
+
+def test_the_ratio_of_sounds() -> None:
+    wanted = torch.ones(2, 1, 1, 50)
+    assert held_out_snr((wanted * 1.1, wanted), None) == pytest.approx(20, abs=0.01)
+    assert held_out_snr((wanted, torch.zeros_like(wanted)), None) is None  # silence
+    assert held_out_snr((wanted.mT, wanted.mT), None) is None  # no sound

@@ -25,7 +25,7 @@ from dsconvert.errors import ExportError, ForeignFileError, UsageError
 from dsconvert.formats.official import new_snapshot, save_snapshot
 from dsconvert.web import runtime
 from dsconvert.web.latents import _normals, inputs_of, page_arguments, range_of
-from tests.adapters.originals import expected, filled
+from tests.adapters.originals import settled, written
 from tests.made_models import moved_generator
 from tests.upscalers import state_file
 
@@ -87,27 +87,6 @@ def test_classes_of_biggans_and_their_truncated_latents(
     assert torch.allclose(page_arguments(inputs, 3, label=1)[1], c, atol=1e-6)
     drawn = torch.cat([page_arguments(inputs, seed)[0] for seed in range(200)])
     assert (float(drawn.abs().max()) > 2) == ("pre" not in name)
-
-
-def written(folder: Path, name: str, case: str, saved: str) -> Path:
-    """A BigGAN as its codebase writes it."""
-    found = expected(name)[case]
-    if "settings" in found:
-        (folder / "config.json").write_text(json.dumps(found["settings"]))
-    torch.save(filled(found["shapes"]), folder / saved)
-    return folder / saved
-
-
-def settled(path: Path) -> Path:
-    """The file after a few steps of its spectral norms; random ones make no finite image."""
-    file = open_file(path)
-    model, draw = file.generator.train(), file.draws(None)
-    with torch.no_grad():
-        for seed in range(10):
-            model(*draw(seed))
-    # Not over the file itself, which is mapped into the memory of the model.
-    torch.save(model.state_dict(), path.with_name("settled"))
-    return path.with_name("settled").replace(path)
 
 
 def test_a_page_is_refused_for_what_it_can_not_show(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsconvert import open_file
+
 HERE = Path(__file__).parent
 
 
@@ -54,3 +56,26 @@ def some(output: Tensor) -> list[float]:
     """Forty values, spread over the whole output."""
     flat = output.detach().double().flatten()
     return [round(float(v), 6) for v in flat[:: max(1, len(flat) // 40)][:40]]
+
+
+def written(folder: Path, name: str, case: str, saved: str, wrap: str | None = None) -> Path:
+    """A file as the codebase ``name`` writes it, under ``wrap`` if that is given."""
+    found = expected(name)[case]
+    state = filled(found["shapes"])
+    if "settings" in found:
+        (folder / "config.json").write_text(json.dumps(found["settings"]))
+    torch.save(state if wrap is None else {wrap: state}, folder / saved)
+    return folder / saved
+
+
+def settled(path: Path) -> Path:
+    """The file after a few steps of its spectral norms; random ones make no finite image."""
+    file = open_file(path)
+    model, inputs = file.generator.train(), file.inputs()
+    assert inputs is not None
+    with torch.no_grad():
+        for i in range(10):
+            model(*inputs(2, torch.Generator().manual_seed(i)))
+    # Not over the file itself, which is mapped into the memory of the model.
+    torch.save(model.state_dict(), path.with_name("settled"))
+    return path.with_name("settled").replace(path)
