@@ -8,7 +8,8 @@ VENV ?= .venv
 TORCH ?= torch==2.14.1 torchvision==0.29.1
 OUT ?= out
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+# Byte code comes with the first import: compiling all of torch takes a third of its installation.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test check check-fast lint types tests test-all test-oldest docs page release dist clean
 

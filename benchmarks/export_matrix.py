@@ -256,8 +256,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/export_matrix.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    # Cells of packages that are absent now were made by earlier versions, which stay named.
+    earlier: dict[str, str | None] = {}
+    if options.out.exists():
+        earlier = json.loads(options.out.read_text(encoding="utf-8"))["meta"]["versions"]
     meta = {
-        "versions": {name: _version(name) for name in _TOOLS},
+        "versions": {name: _version(name) or earlier.get(name) for name in _TOOLS},
         "python": platform.python_version(),
         "machine": platform.machine(),
     }

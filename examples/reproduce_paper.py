@@ -30,9 +30,8 @@ Lanczos, so no other preparation is needed:
 - landscape, art-painting, pokemon: the few-shot sets of FastGAN (odegeasslbc/FastGAN-pytorch links
   them in its README: "few-shot-images"); their ``img`` folders as they are, 256 px.
 - earthquake: the authors' own set, without a public source that we know; any folder, 512 px.
-- landscape-debian, for ``--scale small`` here: ``--prepare-landscape out.zip`` downloads the Debian
-  packages mate-backgrounds and lomiri-wallpapers-16.04 by apt-get and cuts squares from their
-  photographs.
+- landscape-debian, for ``--scale small`` here: ``examples/landscape_pictures.py`` cuts squares from
+  the photographs of two Debian packages.
 """
 
 from __future__ import annotations
@@ -47,13 +46,10 @@ import statistics
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +78,6 @@ SCALES: dict[str, dict[str, str]] = {
         "seeds": "0,1,2",
     },
 }  # fmt: skip
-PACKAGES = ("mate-backgrounds", "lomiri-wallpapers-16.04")
-PHOTOS = ("mate/nature", "_by_")
-NO_LANDSCAPE = ("Picture_", "analogpattern", "Stripes")
 
 
 @dataclass(frozen=True)
@@ -314,46 +307,6 @@ def markdown(made: Table, options: argparse.Namespace) -> str:
     )
 
 
-def prepare_landscape(target: Path, *, side: int = 256, per_photo: int = 24) -> None:
-    """Write squares from Debian's photo packages to ``target``, in the official zip layout."""
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for package in PACKAGES:
-            done = subprocess.run(["apt-get", "download", package], cwd=folder, capture_output=True)
-            if done.returncode:
-                print(f"{package} could not be downloaded; continuing without it")
-        for archive in folder.glob("*.deb"):
-            subprocess.run(["dpkg-deb", "-x", archive, folder / "files"], check=True)
-        photos = sorted(
-            p for p in (folder / "files").rglob("*.jpg")
-            if any(k in str(p) for k in PHOTOS) and not any(k in p.name for k in NO_LANDSCAPE)
-        )  # fmt: skip
-        if not photos:
-            raise SystemExit("there are no photographs: run apt-get update, then try again.")
-        count = 0
-        with zipfile.ZipFile(target, "w") as out:
-            for photo in photos:
-                with Image.open(photo) as opened:
-                    picture = opened.convert("RGB")
-                for extent, steps in ((1.0, 3), (0.7, 9), (0.5, per_photo - 12)):
-                    edge = int(min(picture.size) * extent)
-                    room = [e - edge for e in picture.size]
-                    for i in range(steps):
-                        # A low-discrepancy walk (the golden ratios) over the photograph.
-                        left = int(room[0] * ((0.5 + i * 0.7548776662) % 1))
-                        top = int(room[1] * ((0.5 + i * 0.5698402910) % 1))
-                        cut = picture.crop((left, top, left + edge, top + edge))
-                        data = BytesIO()
-                        cut.resize((side, side), Image.Resampling.LANCZOS).save(data, "PNG")
-                        out.writestr(f"00000/img{count:08d}.png", data.getvalue())
-                        count += 1
-            out.writestr("dataset.json", json.dumps({"labels": None}))
-    print(f"wrote {count} squares from {len(photos)} photographs to {target}")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the turns that are missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -373,12 +326,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--seconds", type=float, help="stop after so many, with what is done")
     add("--archive", type=Path, metavar="FILE", help="statistics of all arms, a .tar.gz")
     add("--table", action="store_true", help="only print the table of the runs so far")
-    add("--prepare-landscape", type=Path, metavar="ZIP")
     options = parser.parse_args(argv)
     stop_at = None if options.seconds is None else time.time() + options.seconds - SAVING
-    if options.prepare_landscape:
-        prepare_landscape(options.prepare_landscape)
-        return
     for name, value in SCALES[options.scale].items():
         if getattr(options, name) is None:
             setattr(options, name, value)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from dsconvert.data.images import open_images
 from dsconvert.formats.official import load_snapshot
 from dsconvert.metrics import sample_images
 from dsconvert.model.inputs import sampler_of
@@ -140,6 +141,20 @@ def test_faces_are_picked_out(tmp_path: Path) -> None:
     assert ": 1 face\n" in text
     with zipfile.ZipFile(tmp_path / "faces.zip") as file:
         assert file.namelist() == ["face.png"]
+
+
+def test_squares_of_a_photograph(tmp_path: Path) -> None:
+    """Each photograph gives 24 of 256 px, none twice."""
+    pixels = torch.arange(300 * 400).square().remainder(251).to(torch.uint8)
+    Image.fromarray(pixels.reshape(300, 400).numpy()).save(tmp_path / "photo.png")
+    write = runpy.run_path(str(EXAMPLES / "landscape_pictures.py"))["write"]
+    assert write([tmp_path / "photo.png"] * 2, tmp_path / "squares.zip") == 48
+    images = open_images(tmp_path / "squares.zip", resolution=256)
+    assert len(images) == 48
+    first = [images.image(i)[0] for i in range(24)]
+    assert all(tuple(each.shape) == (3, 256, 256) for each in first)
+    assert torch.equal(first[0], images.image(24)[0])
+    assert len({each.numpy().tobytes() for each in first}) == 24
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in EXAMPLES.glob("*.py")))

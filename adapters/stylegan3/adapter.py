@@ -15,6 +15,7 @@ from dsconvert.errors import AdapterError
 
 from ..latents import latents_and_classes
 from . import architecture
+from .build import built, input_facts, layer_facts, mapping_facts
 from .restore import restored
 from .sources import KNOWN_SOURCES
 
@@ -93,7 +94,27 @@ class StyleGan3(Adapter):
             "classes": g.c_dim,
             "img_channels": g.img_channels,
             "parameters": sum(p.numel() for p in generator.parameters()),
+            # What :meth:`build` needs beside these.
+            "stacked": stacked,
+            "output_scale": g.synthesis.output_scale,
+            "mapping": mapping_facts(g.mapping),
+            "input": input_facts(g.synthesis.input),
+            "structure": {
+                name: layer_facts(layer)
+                for name, layer in zip(g.synthesis.layer_names, layers, strict=True)
+            },
         }
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        """A generator as :meth:`describe` describes it; its tensors hold zeros.
+
+        Raises:
+            AdapterError: there is no such generator.
+        """
+        try:
+            return built(config)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise AdapterError(f"these are no facts of a StyleGAN3 generator: {error}.") from None
 
     def sampler(
         self, model: nn.Module

@@ -7,8 +7,9 @@ snapshot a seed makes the latents that ``dsconvert generate`` and the official c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -84,11 +85,8 @@ def inputs_of(file: GeneratorFile, names: Mapping[str, tuple[int | str, ...]]) -
             raise ExportError(_UNFIT.format(name=name, path=file.path))
         i = given.index(name)
         samples = torch.stack([d[i] for d in drawn])
-        labelled = not torch.equal(other[i], samples[0]) and torch.equal(samples[0], samples[1])
-        if labelled and samples.is_floating_point() and not _is_one_hot(samples):
-            found.append(_table(file, name, of_classes(i)))
-            continue
-        found.append(_input(file, name, samples, labelled=labelled))
+        by_class = not torch.equal(other[i], samples[0]) and torch.equal(samples[0], samples[1])
+        found.append(_input(file, name, samples, partial(of_classes, i) if by_class else None))
     return found
 
 
@@ -117,9 +115,17 @@ def _sizes(shape: tuple[int | str, ...]) -> tuple[int, ...]:
     return tuple(int(size) for size in shape[1:])
 
 
-def _input(file: GeneratorFile, name: str, samples: Tensor, *, labelled: bool) -> PageInput:
+def _input(
+    file: GeneratorFile, name: str, samples: Tensor, of_classes: Callable[[], Tensor] | None
+) -> PageInput:
+    """Return one input; ``of_classes`` gives its values for each class, if it follows the class."""
     shape = tuple(samples.shape[2:])
-    if not torch.equal(samples[0], samples[1]):
+    if of_classes is not None:
+        if _is_one_hot(samples):
+            return PageInput(name=name, kind="class", shape=shape)
+        if samples.is_floating_point():
+            return _table(file, name, of_classes())
+    elif not torch.equal(samples[0], samples[1]):
         if samples.is_floating_point():
             for reach in (*_REACHES, None):
                 if _is_normal(samples, reach):
@@ -128,12 +134,10 @@ def _input(file: GeneratorFile, name: str, samples: Tensor, *, labelled: bool) -
             f"the latents {name} of {file.path} are no standard normal numbers, nor truncated at "
             "2, which are all that a page draws: export it to another format."
         )
-    if labelled and _is_one_hot(samples):
-        return PageInput(name=name, kind="class", shape=shape)
-    if labelled or not samples.is_floating_point() or samples[0].numel() > _LARGEST_CONSTANT:
-        raise ExportError(_UNFIT.format(name=name, path=file.path))
-    values = tuple(float(v) for v in samples[0].flatten())
-    return PageInput(name=name, kind="constant", shape=shape, values=values)
+    elif samples.is_floating_point() and samples[0].numel() <= _LARGEST_CONSTANT:
+        values = tuple(float(v) for v in samples[0].flatten())
+        return PageInput(name=name, kind="constant", shape=shape, values=values)
+    raise ExportError(_UNFIT.format(name=name, path=file.path))
 
 
 def _table(file: GeneratorFile, name: str, rows: Tensor) -> PageInput:

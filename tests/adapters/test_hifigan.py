@@ -178,7 +178,7 @@ def test_a_vocoder_is_deployed_and_shared(tmp_path: Path) -> None:
         assert torch.allclose(deploy(model)(MEL), wanted, atol=1e-5)
     pytest.importorskip("safetensors")
     made = export_file(file, tmp_path / "g.safetensors")
-    assert made.error == 0
+    assert made.error < 1e-6
     assert torch.equal(sound(load_generator(tmp_path / "g.safetensors")), wanted)
     with pytest.raises(UsageError, match="reads spectrograms, and a page draws latents"):
         check_drawable(file)

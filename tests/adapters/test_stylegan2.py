@@ -283,7 +283,7 @@ def test_it_is_stored_as_safetensors(config: dict[str, Any], tmp_path: Path) -> 
     narrow = apply(g, plan_of(g, preset="fast", width=0.5), calibrate=8).model
     for i, model in enumerate((g, ranked(g, {}), narrow)):
         made_file = export_model(model, tmp_path / f"{i}.safetensors")
-        assert made_file.error == 0
+        assert made_file.error < 1e-6
         again = load_generator(tmp_path / f"{i}.safetensors")
         for name, module in model.named_modules():
             for field in (*getattr(module, "FIELDS", {}), *getattr(module, "OPTIONS", {})):

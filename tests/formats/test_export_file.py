@@ -37,7 +37,7 @@ def test_a_checkpoint_of_another_codebase(fastgan_file: Path, tmp_path: Path) ->
     pytest.importorskip("safetensors")
     out = tmp_path / "g.safetensors"
     made = export_file(file, out, noise="zero")
-    assert made.error == 0
+    assert made.error < 1e-6  # not every processor takes the same kernel for a tensor elsewhere
     assert sorted(p.name for p in tmp_path.glob("g.*")) == ["g.pt2", "g.safetensors"]
     again = open_file(out)
     z = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
@@ -76,14 +76,18 @@ def test_a_module_of_the_users_own(
         assert main(["export", "a.safetensors", *options, "--out", "b.pt2"]) == 0
 
 
-def test_a_kind_that_nobody_rebuilds_is_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_a_kind_that_nobody_rebuilds_is_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("safetensors")
-    from dsconvert_adapters.stylegan3 import Generator
+    from dsconvert_adapters.stylegan3 import Generator, StyleGan3
 
     from dsconvert import export_model
+    from dsconvert.adapter import Adapter
     from dsconvert.errors import AdapterError
     from tests.adapters.stylegan3_files import SMALL
 
+    monkeypatch.setattr(StyleGan3, "build", Adapter.build)
     g = Generator(z_dim=4, w_dim=4, img_resolution=16, **SMALL)
     with pytest.raises(AdapterError, match=r"'stylegan3' can't rebuild .* export to another"):
         export_model(g, tmp_path / "g.safetensors")
