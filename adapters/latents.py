@@ -1,12 +1,13 @@
-"""What generators are called with: the samplers that several codebases share."""
+"""The latents of generators: samplers and means that several codebases share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def normal_latents(size: int) -> Callable[[int, torch.Generator], tuple[torch.Tensor]]:
@@ -65,3 +66,15 @@ class ClassConditional:
     def of_class(self, label: int) -> ClassConditional:
         """Return the sampler of one class."""
         return replace(self, only=label)
+
+
+def moved_means(generator: nn.Module, args: Sequence[Any]) -> Sequence[Tensor]:
+    """Move the mean of w by the latents and classes of one call; return it.
+
+    Of StyleGAN2 and StyleGAN3; see :class:`dsconvert.adapter.Recipe`.
+    """
+    mapping: Any = generator.get_submodule("mapping")
+    if mapping.w_avg_beta is None:
+        return ()
+    mapping(*args[:2], update_emas=True)
+    return (mapping.w_avg,)

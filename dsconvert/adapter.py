@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dsconvert.errors import AdapterError
+from dsconvert.records.recipe import Recipe
 from dsconvert.util.entry_points import installed
 from dsconvert.util.image_output import image_path, image_tensor
 from dsconvert.util.module_protocols import Follows, Narrows, NormalisesWeight
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     """A state dict."""
 
 __all__ = [
-    "GROUP", "PERSISTENCE", "Adapter", "Follows", "Narrows", "NormalisesWeight",
+    "GROUP", "PERSISTENCE", "Adapter", "Follows", "Narrows", "NormalisesWeight", "Recipe",
     "adapter_for", "adapters", "as_adapter", "image_path", "image_tensor",
 ]  # fmt: skip
 
@@ -143,24 +144,23 @@ class Adapter(ABC):
 
     configurations: tuple[str, ...] = ()
     """Names of the configurations that :meth:`new_generator` builds (``dsconvert train --cfg``)."""
+    recipe: Recipe = Recipe()
+    """What the codebase's own training does in its own way."""
 
     def new_generator(
         self, *, cfg: str, resolution: int, ngf: int, classes: int, img_channels: int, z_dim: int
     ) -> nn.Module:
         """Build a generator for training, with weights from torch's global random state.
 
-        Raises:
-            AdapterError: an unknown configuration or resolution.
+        An unknown configuration or resolution raises AdapterError.
         """
         raise AdapterError(f"the adapter {self.name!r} builds no new generators.")
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         """Build the generator that :meth:`describe` describes by ``config``, with any weights.
 
-        Enables export to safetensors. ``config`` comes from a file: check every value.
-
-        Raises:
-            AdapterError: there is no such generator.
+        Enables export to safetensors. ``config`` comes from a file: check every value, and raise
+        AdapterError where there is no such generator.
         """
         raise AdapterError(f"the adapter {self.name!r} can't rebuild an architecture.")
 

@@ -3,7 +3,7 @@ r"""Make the weights of the demo's generator, examples/demo.safetensors.
     python examples/face_pictures.py emoji256.zip faces.zip
     python examples/train_demo.py --data faces.zip --out examples/demo.safetensors
 
-A dense FastGAN of the official architecture (128 px), in two stages:
+A dense generator of the official architecture, in two stages:
 
 1. regression: each latent is given one of the pictures, and the generator learns to draw it. On a
    CPU a generator so learns in minutes what hours of a game against a discriminator teach it:
@@ -12,7 +12,8 @@ A dense FastGAN of the official architecture (128 px), in two stages:
 
 FD-lite0 to the pictures is printed after each stage, and the better one is written: half precision,
 each weight once (the official file holds a spectrally normalised one twice). The same command
-continues a run that was interrupted.
+continues a run that was interrupted. With ``--cfg stylegan2`` the architecture is StyleGAN2's, and
+the file is a safetensors export, which every command of dsconvert reads.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 import copy
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +32,11 @@ from safetensors.torch import save_file
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from dsconvert import load_snapshot, new_snapshot, save_snapshot
+from dsconvert import export_model, load_snapshot, new_snapshot, save_snapshot
 from dsconvert.data.stream import to_range
 from dsconvert.metrics import LiteFeatures, frechet_distance, sample_images
 from dsconvert.model.inputs import sampler_of
-from dsconvert.train import TrainConfig, finetune, open_images, resume
+from dsconvert.train import NewGenerator, TrainConfig, finetune, new_generator, open_images, resume
 from dsconvert.util.allocator import keep_freed_memory
 
 CPU = torch.device("cpu")
@@ -70,11 +72,15 @@ class Assignment:
         self.directions = torch.linalg.qr(torch.randn(z_dim, DIRECTIONS)).Q
 
     @torch.no_grad()
-    def confine(self, generator: Generator) -> None:
+    def confine(self, generator: Any) -> None:
         """Let the first layer of ``generator`` read the directions alone."""
-        kernel = generator.synthesis.init.init[0].weight_orig  # (z_dim, O, 4, 4)
         onto = self.directions @ self.directions.t()
-        kernel.copy_(torch.einsum("zy,yohw->zohw", onto, kernel))
+        if isinstance(generator, Generator):
+            kernel = generator.synthesis.init.init[0].weight_orig  # (z_dim, O, 4, 4)
+            kernel.copy_(torch.einsum("zy,yohw->zohw", onto, kernel))
+        else:
+            weight = generator.mapping.fc0.weight  # (O, z_dim)
+            weight.copy_(weight @ onto)
 
     def draw(self, count: int) -> list[tuple[Tensor, int]]:
         """Return latents (z_dim,), each with the index of its picture."""
@@ -99,10 +105,14 @@ def regressed(pictures: Tensor, options: argparse.Namespace) -> Path:
     if target.exists():
         return target
     torch.manual_seed(options.seed)
-    student = Generator.from_config(resolution=128, ngf=options.ngf)
+    wanted = NewGenerator(
+        cfg=options.cfg, resolution=options.resolution, ngf=options.ngf, z_dim=options.z_dim
+    )
+    student: Any = new_generator(wanted, seed=options.seed)[0]
     student.train().requires_grad_(True).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(student.parameters(), lr=2e-3, betas=(0.9, 0.99))
     both = torch.cat([pictures, pictures.flip(3)])
+    none = torch.zeros(BATCH, 0)
     assignment = Assignment(both, student.z_dim)
     assignment.confine(student)
     began, steps, last = time.process_time(), 0, float("nan")
@@ -110,7 +120,7 @@ def regressed(pictures: Tensor, options: argparse.Namespace) -> Path:
         pairs = assignment.draw(ROUND)
         for i in range(0, len(pairs), BATCH):
             part = pairs[i : i + BATCH]
-            made = student(torch.stack([z for z, _ in part]), None)
+            made = student(torch.stack([z for z, _ in part]), none[: len(part)])
             loss = difference(made, both[[k for _, k in part]])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -118,7 +128,8 @@ def regressed(pictures: Tensor, options: argparse.Namespace) -> Path:
             steps, last = steps + 1, float(loss.detach())
     print(f"regression: {steps} steps of {BATCH} in {options.minutes:g} minutes; loss {last:.2f}")
     student.eval().requires_grad_(False)
-    settle_spectral_norm(student)
+    if isinstance(student, Generator):
+        settle_spectral_norm(student)
     save_snapshot(new_snapshot(student), {"G": copy.deepcopy(student), "G_ema": student}, target)
     return target
 
@@ -129,6 +140,7 @@ def trained_on(start: Path, options: argparse.Namespace) -> tuple[Path, int]:
     config = TrainConfig(
         kimg=options.kimg, batch=8, mirror=True, tick_kimg=0.1, snapshot_ticks=5, keep_last=0,
         ema_rampup=None, ema_kimg=0.2, channels_last=True, seed=options.seed,
+        precision=options.precision,
     )  # fmt: skip
     if (folder / "settings.json").is_file():
         done = resume(folder, kimg=options.kimg)
@@ -152,16 +164,20 @@ def main() -> None:
     add("--data", type=Path, required=True, help="folder or zip of images")
     add("--out", type=Path, required=True)
     add("--run", type=Path, default=Path("runs/demo"), help="folder for checkpoints")
+    add("--cfg", default="fastgan", choices=("fastgan", "stylegan2"))
+    add("--resolution", type=int, default=128)
     add("--ngf", type=int, default=16)
+    add("--z-dim", type=int)
+    add("--precision", default="fp32", help="of the second stage")
     add("--minutes", type=float, default=12.0, help="of the processor, for the regression")
     add("--kimg", type=float, default=8.0, help="length of adversarial training")
     add("--seed", type=int, default=0)
     options = parser.parse_args()
     keep_freed_memory()  # as the command line does
     options.run.mkdir(parents=True, exist_ok=True)
-    images = open_images(options.data, resolution=128)
+    images = open_images(options.data, resolution=options.resolution)
     pictures = to_range(torch.stack([images.image(i)[0] for i in range(len(images))]), CPU)
-    found: dict[str, tuple[float, Generator]] = {}
+    found: dict[str, tuple[float, nn.Module]] = {}
     first = regressed(pictures, options)
     second, shown = trained_on(first, options)
     for stage, path in (("regression", first), ("training", second)):
@@ -169,17 +185,17 @@ def main() -> None:
         found[stage] = distance_to(pictures, generator), generator
         print(f"FD-lite0 to the {len(pictures)} pictures after {stage}: {found[stage][0]:.1f}")
     stage, (distance, generator) = min(found.items(), key=lambda item: item[1][0])
-    facts = {
-        "ngf": str(options.ngf),
-        "resolution": "128",
-        "made": (
-            f"examples/train_demo.py: {options.minutes:g} minutes of regression and "
-            f"{shown / 1000:.1f} kimg of adversarial training on {len(pictures)} pictures of "
-            f"{options.data.name}; kept: after {stage}; FD-lite0 to the pictures {distance:.1f}"
-        ),
-    }
-    save_file(stored(generator), options.out, facts)
-    print(f"wrote {options.out} ({options.out.stat().st_size / 1e6:.1f} MB): {facts['made']}")
+    made = (
+        f"examples/train_demo.py: {options.minutes:g} minutes of regression and "
+        f"{shown / 1000:.1f} kimg of adversarial training on {len(pictures)} pictures of "
+        f"{options.data.name}; kept: after {stage}; FD-lite0 to the pictures {distance:.1f}"
+    )
+    if isinstance(generator, Generator):
+        facts = {"ngf": str(options.ngf), "resolution": str(options.resolution), "made": made}
+        save_file(stored(generator), options.out, facts)
+    else:
+        export_model(generator.half(), options.out, overwrite=True)
+    print(f"wrote {options.out} ({options.out.stat().st_size / 1e6:.1f} MB): {made}")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsconvert.adapter import PERSISTENCE, Adapter
+from dsconvert.adapter import PERSISTENCE, Adapter, Recipe
 from dsconvert.errors import AdapterError
 
-from ..latents import latents_and_classes
+from ..latents import latents_and_classes, moved_means
 from . import architecture
 from .restore import restored
 from .restore_layers import MAX_RESOLUTION
@@ -40,6 +40,10 @@ def _widest(block: Any) -> int:
     return int(max(block.conv1.in_channels, block.conv1.out_channels))
 
 
+_BASE = 256
+"""Channels times resolution, of one ``ngf``."""
+
+
 def _whole(config: Mapping[str, Any], name: str, least: int, most: int = 1 << 16) -> int:
     value = config[name]
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
@@ -61,6 +65,55 @@ class StyleGan2(Adapter):
     """Adapter for StyleGAN2 generators in ``torch_utils.persistence`` files."""
 
     name = "stylegan2"
+
+    configurations = ("stylegan2",)
+    recipe = Recipe(z_dim=64, learning_rate=2e-3, separable_heads=True, move_means=moved_means)
+
+    def new_generator(
+        self,
+        *,
+        cfg: str,
+        resolution: int,
+        ngf: int,
+        classes: int,
+        img_channels: int,
+        z_dim: int,
+    ) -> nn.Module:
+        """A new generator, from torch's global random state.
+
+        ``ngf`` is that of ``fastgan``: 128 gives the official numbers of channels, 32768 over the
+        resolution and at most 512. Two layers map the latents to 128 numbers, as Projected GAN's
+        ``cfg=stylegan2`` has it, and all layers compute in float32 (``--fp32=True``).
+
+        Raises:
+            AdapterError: another configuration, a resolution that is no power of two, or too small
+                an ``ngf`` for it.
+        """
+        if cfg not in self.configurations:
+            raise AdapterError(f"the adapter {self.name!r} builds stylegan2, not {cfg!r}.")
+        base = _BASE * ngf
+        if not 4 <= resolution <= MAX_RESOLUTION or resolution & (resolution - 1):
+            raise AdapterError(
+                f"StyleGAN2 has no resolution {resolution}: give a power of two from 4 to "
+                f"{MAX_RESOLUTION}."
+            )
+        if base < resolution:
+            raise AdapterError(
+                f"ngf {ngf} leaves no channels at {resolution} px; give "
+                f"{-(-resolution // _BASE)} or more."
+            )
+        return architecture.Generator(
+            z_dim=z_dim,
+            c_dim=classes,
+            w_dim=128,
+            img_resolution=resolution,
+            img_channels=img_channels,
+            mapping_kwargs={"num_layers": 2},
+            channel_base=base,
+            channel_max=4 * ngf,
+            num_fp16_res=0,
+            conv_clamp=None,
+        )
 
     @property
     def classes(self) -> Mapping[tuple[str, str], type[nn.Module]]:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsconvert.adapter import PERSISTENCE, Adapter
+from dsconvert.adapter import PERSISTENCE, Adapter, Recipe
 from dsconvert.errors import AdapterError
 
-from ..latents import latents_and_classes
+from ..latents import latents_and_classes, moved_means
 from . import architecture
 from .build import built, input_facts, layer_facts, mapping_facts
 from .restore import restored
@@ -43,6 +43,8 @@ class StyleGan3(Adapter):
     """Adapter for generators of StyleGAN3 and StyleGAN-XL in ``torch_utils.persistence`` files."""
 
     name = "stylegan3"
+
+    recipe = Recipe(learning_rate=2e-3, separable_heads=True, move_means=moved_means)
 
     @property
     def classes(self) -> Mapping[tuple[str, str], type[nn.Module]]:

@@ -173,7 +173,7 @@ def _linear(layer: architecture.FullyConnectedLayer) -> dict[str, Any]:
         "outputs": layer.out_features,
         "activation": layer.activation,
         "rate": layer.bias_gain,
-        "bias": layer.bias is not None,
+        "bias": layer._parameters["bias"] is not None,
     }
 
 

@@ -18,7 +18,9 @@ class NewGenerator(BaseSettings):
 
     subject: ClassVar[str] = "the settings of the new generator"
 
-    cfg: str = setting("fastgan", help="fastgan or fastgan_lite", metavar="NAME", default_text="")
+    cfg: str = setting(
+        "fastgan", help="fastgan, fastgan_lite or stylegan2", metavar="NAME", default_text=""
+    )
     preset: str = setting("none", help="how the generator is converted", choices=PRESETS)
     rank: int | None = setting(None, help="one rank for every rewrite", at_least=1)
     width: float = setting(
@@ -26,7 +28,9 @@ class NewGenerator(BaseSettings):
     )
     resolution: int = setting(256, help="of the images", metavar="PX", at_least=1)
     ngf: int = setting(128, help="channel multiplier", at_least=1)
-    z_dim: int = setting(256, help="latent size", at_least=1)
+    z_dim: int | None = setting(
+        None, help="latent size", default_text="256; 64 of stylegan2", at_least=1
+    )
     img_channels: int = setting(3, option="--channels", help="of an image", choices=(1, 3, 4))
     classes: int = setting(0, option=None, help="number of classes; 0: unconditional", at_least=0)
     spectral: Spectral = setting(
@@ -50,6 +54,9 @@ class DiscriminatorFacts(BaseSettings):
         4, option="--discs", help="discriminator heads", choices=(1, 2, 3, 4), group=RECIPE
     )
     rows: int | None = setting(None, option=None, help="rows of the class embedding")
+    separable: bool | None = setting(
+        None, option=None, help="heads of separable convolutions; None: as the codebase has them"
+    )
     augment: tuple[str, ...] = setting(
         POLICIES, option="--no-augment", flag=(), help="no DiffAugment", group=RECIPE
     )

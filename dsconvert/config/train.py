@@ -26,7 +26,7 @@ BACKBONE_HELP = "source of the ImageNet weights of the discriminator's backbone"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(BaseSettings):
-    """Settings of a run. The defaults are the official ones for ``cfg=fastgan``.
+    """Settings of a run. The defaults are the official ones.
 
     A kimg is a thousand real images shown. ``batch`` is over all processes; ``micro_batch`` is the
     part that one process takes at a time, with its gradients accumulated.
@@ -41,18 +41,20 @@ class TrainConfig(BaseSettings):
     micro_batch: int | None = setting(
         None, help="at a time; gradients add up", default_text="all", at_least=1, group=RECIPE
     )
-    lr_generator: float = setting(
-        2e-4,
+    lr_generator: float | None = setting(
+        None,
         option="--lr",
         help="learning rate of both networks",
+        default_text="0.0002; 0.002 of StyleGAN2 and StyleGAN3",
         above=0,
         metavar="X",
         group=RECIPE,
     )
-    lr_discriminator: float = setting(
-        2e-4,
+    lr_discriminator: float | None = setting(
+        None,
         option="--lr",
         help="learning rate of the discriminator",
+        default_text="as the generator's",
         above=0,
         metavar="X",
         group=RECIPE,

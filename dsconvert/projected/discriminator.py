@@ -34,27 +34,43 @@ def _conv(inputs: int, outputs: int, stride: int, padding: int, *, bias: bool) -
     return spectral_norm(nn.Conv2d(inputs, outputs, 4, stride, padding, bias=bias))
 
 
-class DownBlock(nn.Module):
-    """Maps (N, I, H, W) to (N, O, H/2, W/2)."""
+class SeparableConv2d(nn.Module):
+    """A depthwise 3x3 convolution and a pointwise one: (N, I, H, W) to (N, O, H, W)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.main = nn.Sequential(
-            _conv(inputs, outputs, 2, 1, bias=True),
-            nn.BatchNorm2d(outputs),
-            nn.LeakyReLU(0.2, inplace=True),
+        self.depthwise = spectral_norm(
+            nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False)
         )
+        self.pointwise = spectral_norm(nn.Conv2d(inputs, outputs, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Filter each channel, and mix them."""
+        return self.pointwise(self.depthwise(x))
+
+
+class DownBlock(nn.Module):
+    """Maps (N, I, H, W) to (N, O, H/2, W/2)."""
+
+    def __init__(self, inputs: int, outputs: int, *, separable: bool = False) -> None:
+        super().__init__()
+        behind = (nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2, inplace=True))
+        if separable:
+            conv = SeparableConv2d(inputs, outputs)
+            self.main = nn.Sequential(conv, *behind, nn.AvgPool2d(2, 2))
+        else:
+            self.main = nn.Sequential(_conv(inputs, outputs, 2, 1, bias=True), *behind)
 
     def forward(self, x: Tensor) -> Tensor:
         """Halve the map."""
         return self.main(x)
 
 
-def _down(channels: int, start: int) -> list[nn.Module]:
+def _down(channels: int, start: int, *, separable: bool) -> list[nn.Module]:
     blocks: list[nn.Module] = []
     while start > 8:
         start //= 2
-        blocks.append(DownBlock(channels, HEAD_CHANNELS[start]))
+        blocks.append(DownBlock(channels, HEAD_CHANNELS[start], separable=separable))
         channels = HEAD_CHANNELS[start]
     return blocks
 
@@ -62,11 +78,11 @@ def _down(channels: int, start: int) -> list[nn.Module]:
 class Head(nn.Module):
     """One unconditional head: maps a feature map to a plane of logits."""
 
-    def __init__(self, channels: int, start: int) -> None:
+    def __init__(self, channels: int, start: int, *, separable: bool = False) -> None:
         super().__init__()
         self.start_sz = start
         last = _conv(HEAD_CHANNELS[8], 1, 1, 0, bias=False)
-        self.main = nn.Sequential(*_down(channels, start), last)
+        self.main = nn.Sequential(*_down(channels, start, separable=separable), last)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:  # noqa: ARG002
         """Map (N, C, H, W) to (N, 1, h, w); ``c`` is not used."""
@@ -81,13 +97,14 @@ class HeadCond(nn.Module):
         channels: int,
         start: int,
         *,
+        separable: bool = False,
         rows: int = CLASS_ROWS,
         cmap_dim: int = 64,
         embedding_dim: int = 128,
     ) -> None:
         super().__init__()
         self.start_sz, self.cmap_dim = start, cmap_dim
-        self.main = nn.Sequential(*_down(channels, start))
+        self.main = nn.Sequential(*_down(channels, start, separable=separable))
         self.cls = _conv(HEAD_CHANNELS[8], cmap_dim, 1, 0, bias=False)
         self.embed = nn.Embedding(rows, embedding_dim)
         self.embed_proj = nn.Sequential(
@@ -104,14 +121,25 @@ class HeadCond(nn.Module):
 class Heads(nn.Module):
     """One head for each map of the projector."""
 
-    def __init__(self, channels: tuple[int, ...], *, num_discs: int, cond: bool, rows: int) -> None:
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        *,
+        num_discs: int,
+        cond: bool,
+        rows: int,
+        separable: bool = False,
+    ) -> None:
         super().__init__()
         self.disc_in_channels = list(channels[:num_discs])
         self.disc_in_res = list(RESOLUTIONS[:num_discs])
         made: dict[str, nn.Module] = {}
         pairs = zip(self.disc_in_channels, self.disc_in_res, strict=True)
         for i, (width, start) in enumerate(pairs):
-            made[str(i)] = HeadCond(width, start, rows=rows) if cond else Head(width, start)
+            if cond:
+                made[str(i)] = HeadCond(width, start, rows=rows, separable=separable)
+            else:
+                made[str(i)] = Head(width, start, separable=separable)
         self.mini_discs = nn.ModuleDict(made)
 
     def forward(self, maps: list[Tensor], c: Tensor) -> Tensor:
@@ -134,6 +162,7 @@ class ProjectedDiscriminator(nn.Module):
         num_discs: number of heads, starting at the finest map.
         weights: of the backbone, see :func:`dsconvert.projected.lite0.lite0`.
         rows: of the class embedding; None: 1000, or ``classes`` if that is more.
+        separable: heads of separable convolutions, which the official code has for ``stylegan2``.
 
     Raises:
         MissingExtraError: timm or the backbone's weights are not installed.
@@ -150,8 +179,10 @@ class ProjectedDiscriminator(nn.Module):
         num_discs: int = 4,
         weights: Weights = "auto",
         rows: int | None = None,
+        separable: bool = False,
     ) -> None:
         super().__init__()
+        self.separable = separable
         self.augment, self.interp224 = augment, resolution < SIDE
         self.resolution, self.classes = resolution, classes
         self.feature_network = Projector(cout=cout, expand=expand, weights=weights)
@@ -160,6 +191,7 @@ class ProjectedDiscriminator(nn.Module):
             num_discs=num_discs,
             cond=classes > 0,
             rows=rows or max(CLASS_ROWS, classes),
+            separable=separable,
         )
 
     @classmethod
@@ -174,7 +206,7 @@ class ProjectedDiscriminator(nn.Module):
         """Build a discriminator from the state dict of an official one; its shapes give the widths.
 
         Raises:
-            TrainingError: the tensors are not those of an official ``fastgan`` discriminator.
+            TrainingError: the tensors are not those of an official discriminator.
             MissingExtraError: timm is not installed.
         """
         prefix = "discriminator.mini_discs."
@@ -190,11 +222,12 @@ class ProjectedDiscriminator(nn.Module):
                 expand=ccm[1] != ccm[0],
                 num_discs=len({k.split(".")[2] for k in state if k.startswith(prefix)}),
                 rows=None if embed is None else embed.shape[0],
+                separable=any(k.startswith(prefix) and ".depthwise." in k for k in state),
             )
             made.load_state_dict(state)
         except (KeyError, RuntimeError, IndexError) as error:
             raise TrainingError(
-                "the file's discriminator is not one of cfg fastgan or fastgan_lite "
+                "the file's discriminator is not one of the official configurations "
                 f"({str(error)[:300]}). Start with a new one instead (--new-discriminator)."
             ) from error
         return made

@@ -18,6 +18,7 @@ from dsconvert.projected.discriminator import (
     HeadCond,
     Heads,
     ProjectedDiscriminator,
+    SeparableConv2d,
 )
 from dsconvert.projected.projector import RESOLUTIONS
 
@@ -57,6 +58,7 @@ FOREIGN: dict[tuple[str, str], type[nn.Module]] = {
     ("pg_modules.discriminator", "SingleDiscCond"): HeadCond,
     ("pg_modules.projector", "F_RandomProj"): _Projector,
     ("pg_modules.blocks", "DownBlock"): DownBlock,
+    ("pg_modules.blocks", "SeparableConv2d"): SeparableConv2d,
     ("pg_modules.blocks", "FeatureFusionBlock"): _Fusion,
     ("timm.models.efficientnet_blocks", "DepthwiseSeparableConv"): _Separable,
     ("timm.models.efficientnet_blocks", "InvertedResidual"): _Inverted,

@@ -18,7 +18,7 @@ from dsconvert.runs.folder import RunFolder, new_run_path
 from dsconvert.train.data_record import data_record
 from dsconvert.train.loop import TrainResult, train
 from dsconvert.train.run_report import write_layer_costs, write_run_report
-from dsconvert.train.schedule import fit_to_run
+from dsconvert.train.schedule import fit_to_run, with_rates
 from dsconvert.train.setup import NewGenerator, facts_of, official_saver
 from dsconvert.train.statistics import Report
 from dsconvert.util.processes import Processes, environment
@@ -97,7 +97,7 @@ def begin_run(
     Raises:
         DsconvertError: see :func:`dsconvert.train.train`.
     """
-    config, notes = fit_to_run(job.config)
+    config, notes = fit_to_run(with_rates(job.config, job.generator))
     job = replace(job, config=config)
     if job.procs.rank == 0:
         spent = write_layer_costs(job.folder, job.generator, wanted=wanted)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dsconvert.adapter import adapter_for
 from dsconvert.config.train import TrainConfig
 from dsconvert.data.images import ImageSet
 from dsconvert.data.stream import ImageStream
@@ -163,7 +164,14 @@ class _Loop:
         if resume:
             self.seconds_before = restore_state(state, folder=folder, config=config)
         procs.wait()
-        stepper = Stepper(config=config, data=data, latents=out.latents, procs=procs)
+        adapter = adapter_for(generator)
+        stepper = Stepper(
+            config=config,
+            data=data,
+            latents=out.latents,
+            procs=procs,
+            move_means=None if adapter is None else adapter.recipe.move_means,
+        )
         stream = ImageStream(
             data,
             batch=config.batch,

@@ -23,6 +23,7 @@ from dsconvert.train.setup import (
     DiscriminatorFacts,
     NewGenerator,
     discriminator_of,
+    facing,
     new_discriminator,
     new_generator,
 )
@@ -64,8 +65,7 @@ def train_new(
     # Reads names and labels only: networks that can't be built fail before the images are decoded.
     wanted = replace(wanted, classes=images_of(cache="never").classes)
     generator, plan = new_generator(wanted, seed=config.seed)
-    facts = discriminator or DiscriminatorFacts(resolution=wanted.resolution)
-    facts = replace(facts, resolution=wanted.resolution, classes=wanted.classes)
+    facts = facing(discriminator, generator, resolution=wanted.resolution, classes=wanted.classes)
     network = new_discriminator(facts, weights=backbone, seed=config.seed)
     images = images_of(progress=progress)
     structure = wanted.cfg if wanted.preset == "none" else f"{wanted.cfg}-{wanted.preset}"
@@ -143,11 +143,10 @@ def finetune(
     own_generator = generator is not None and same_structure(generator, ema)
     if generator is None or not own_generator:  # G_ema alone was converted, or G is an empty module
         generator = copy.deepcopy(ema)
-    wanted = discriminator or DiscriminatorFacts(resolution=resolution)
+    wanted = facing(discriminator, generator, resolution=resolution, classes=classes)
     network = None if new_heads else discriminator_of(snap, augment=wanted.augment)
     own = network is not None
     if network is None:
-        wanted = replace(wanted, resolution=resolution, classes=classes)
         network = new_discriminator(wanted, weights=backbone, seed=config.seed)
     images = replace(images_of(progress=progress), classes=classes)
     about = {

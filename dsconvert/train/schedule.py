@@ -1,4 +1,4 @@
-"""Shorten the phases of a training that would be longer than the run.
+"""What a run's settings leave open: its learning rates, and phases that would outlast it.
 
 The lengths are fixed when a run begins. A resumed run keeps them even if its length changes, so
 that no weight depends on where the run was interrupted.
@@ -8,12 +8,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import nn
+
+from dsconvert.adapter import Recipe, adapter_for
 from dsconvert.config.train import TrainConfig
 
 EMA_SHARE = 0.2
 """The default half-life of an average without a ramp-up is at most this share of the run."""
 BLUR_SHARE = 0.5
 """The blur ends after at most this share of the run."""
+
+
+def with_rates(config: TrainConfig, generator: nn.Module) -> TrainConfig:
+    """Return settings whose learning rates are numbers: given ones, or those of the codebase."""
+    adapter = adapter_for(generator)
+    official = (Recipe() if adapter is None else adapter.recipe).learning_rate
+    rate = official if config.lr_generator is None else config.lr_generator
+    theirs = official if config.lr_discriminator is None else config.lr_discriminator
+    return replace(config, lr_generator=rate, lr_discriminator=theirs)
 
 
 def fit_to_run(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from dsconvert.adapter import Adapter, adapters
+from dsconvert.adapter import Adapter, adapter_for, adapters
 from dsconvert.config.choices import POLICIES
 from dsconvert.config.train import DiscriminatorFacts, NewGenerator
 from dsconvert.core.analysis import analyse
@@ -52,13 +52,14 @@ def new_generator(wanted: NewGenerator, *, seed: int = 0) -> tuple[nn.Module, Pl
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        dense = builder_of(wanted.cfg).new_generator(
+        builder = builder_of(wanted.cfg)
+        dense = builder.new_generator(
             cfg=wanted.cfg,
             resolution=wanted.resolution,
             ngf=wanted.ngf,
             classes=wanted.classes,
             img_channels=wanted.img_channels,
-            z_dim=wanted.z_dim,
+            z_dim=wanted.z_dim or builder.recipe.z_dim,
         )
     if wanted.preset == "none" and wanted.width == 1:
         return dense, None
@@ -123,6 +124,7 @@ def new_discriminator(
             expand=facts.expand,
             num_discs=facts.num_discs,
             rows=facts.rows,
+            separable=bool(facts.separable),
             weights=weights,
         )
 
@@ -139,7 +141,19 @@ def facts_of(discriminator: ProjectedDiscriminator) -> DiscriminatorFacts:
         num_discs=len(heads),
         rows=None if embed is None else int(embed.num_embeddings),
         augment=tuple(discriminator.augment),
+        separable=discriminator.separable,
     )
+
+
+def facing(
+    facts: DiscriminatorFacts | None, generator: nn.Module, **known: int
+) -> DiscriminatorFacts:
+    """Return the facts of a new discriminator for ``generator``; ``known`` replace some."""
+    made = replace(facts or DiscriminatorFacts(resolution=0), **known)
+    if made.separable is not None:
+        return made
+    adapter = adapter_for(generator)
+    return replace(made, separable=adapter is not None and adapter.recipe.separable_heads)
 
 
 def discriminator_of(

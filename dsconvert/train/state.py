@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dsconvert.config.train import TrainConfig
 from dsconvert.forms import lean
 from dsconvert.model.inputs import sampler_of
+from dsconvert.train.schedule import with_rates
 from dsconvert.util.memory_format import in_channels_last
 
 Latents = Callable[[Tensor, torch.Generator], tuple[Any, ...]]
@@ -71,6 +72,7 @@ def new_state(
     Raises:
         DsconvertError: ``recompute="lean"``, and the generator can't be traced.
     """
+    config = with_rates(config, generator)
     for model in (generator, discriminator):
         model.to(device).train().requires_grad_(False)
         if config.channels_last:
@@ -78,7 +80,7 @@ def new_state(
     average = copy.deepcopy(generator) if ema is None else ema.to(device)
     average.eval().requires_grad_(False)
 
-    def adam(parameters: Any, lr: float) -> torch.optim.Adam:
+    def adam(parameters: Any, lr: Any) -> torch.optim.Adam:
         # A fused step is a few launches for all parameters; on a CPU launches cost nothing.
         return torch.optim.Adam(
             parameters,

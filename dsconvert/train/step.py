@@ -8,13 +8,14 @@ resumption, and whether one process takes its parts or several do.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsconvert.config.train import TrainConfig
 from dsconvert.data.images import ImageSet
@@ -36,6 +37,9 @@ from dsconvert.train.state import SUMS, Latents, TrainState
 from dsconvert.train.step_graph import StepGraphs, draws_ahead
 from dsconvert.util.devices import to_device
 from dsconvert.util.processes import Processes
+
+_MEANS = 4
+"""In the seeds, beside the phases' numbers (0, 1) and those of the networks' own draws (2, 3)."""
 
 
 def draw_seed(seed: int, step: int, phase: int, part: int) -> int:
@@ -69,6 +73,8 @@ class Stepper:
         data: gives the classes of generated images.
         latents: draws the generator's arguments.
         procs: the processes that train together.
+        move_means: moves the generator's running means by a call's arguments, and returns them
+            (:class:`dsconvert.adapter.Recipe`); None: it has none.
         capture: for tests, instead of a capture of CUDA graphs.
     """
 
@@ -76,6 +82,7 @@ class Stepper:
     data: ImageSet
     latents: Latents
     procs: Processes
+    move_means: Callable[[nn.Module, Sequence[Any]], Sequence[Tensor]] | None = None
     capture: Capture | None = None
     _graphs: StepGraphs | None = None
     _memory: MemoryFallback | None = None
@@ -104,6 +111,7 @@ class Stepper:
         state.scaler.step(state.opt_d)
         state.scaler.update()
 
+        self._move_means(state, labels)
         beta = ema_beta(
             batch=config.batch,
             seen=state.images,
@@ -115,6 +123,18 @@ class Stepper:
         state.step += 1
         self.procs.mean_([sums])
         return sums
+
+    @torch.no_grad()
+    def _move_means(self, state: TrainState, labels: Tensor) -> None:
+        """Move the generator's running means, by latents of their own and the batch's classes."""
+        if self.move_means is None:
+            return
+        seed = draw_seed(self.config.seed, state.step, _MEANS, self.procs.rank)
+        args = self.latents(labels.cpu(), torch.Generator().manual_seed(seed))
+        args = tuple(to_device(a, self.procs.device) if isinstance(a, Tensor) else a for a in args)
+        # The mean of what each process found is what one would find by the whole batch.
+        if means := self.move_means(state.generator, args):
+            self.procs.mean_(means)
 
     def _phase(self, phase: Phase, state: TrainState, batch: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Compute the gradients of a phase, averaged and finite; return its statistics."""

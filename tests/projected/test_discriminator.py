@@ -26,6 +26,7 @@ from dsconvert.projected.discriminator import ProjectedDiscriminator
 from dsconvert.projected.lite0 import lite0
 from dsconvert.projected.official import FOREIGN, official_form
 from dsconvert.projected.projector import doubling
+from dsconvert.train import NewGenerator, new_generator
 from dsconvert.train.losses import blur, blur_sigma, fake_loss, generator_loss, real_loss
 from tests.fake_cuda import fake_cuda
 from tests.train.parts import small_generator
@@ -93,9 +94,11 @@ def test_a_class_changes_the_logits() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("classes", [0, 3])
-def test_a_file_gives_back_the_same_discriminator(classes: int, tmp_path: Path) -> None:
-    net = moved(made(classes=classes), classes)
+@pytest.mark.parametrize(("classes", "separable"), [(0, False), (3, False), (3, True)])
+def test_a_file_gives_back_the_same_discriminator(
+    classes: int, separable: bool, tmp_path: Path
+) -> None:
+    net = moved(made(classes=classes, separable=separable), classes)
     generator = small_generator(classes=classes)
     about = {"class_name": "training.dataset.ImageFolderDataset", "resolution": 128}
     snap = new_snapshot(
@@ -115,7 +118,7 @@ def test_a_file_gives_back_the_same_discriminator(classes: int, tmp_path: Path) 
 
 
 def test_another_discriminator_is_refused() -> None:
-    with pytest.raises(TrainingError, match="fastgan"):
+    with pytest.raises(TrainingError, match="not one of the official configurations"):
         ProjectedDiscriminator.from_state({"conv.weight": torch.zeros(1)}, resolution=128)
 
 
@@ -310,7 +313,7 @@ torch.save(out, sys.argv[3])
     "PROJECTED_GAN_ROOT" not in os.environ or "PROJECTED_GAN_TIMM" not in os.environ,
     reason="needs checkouts: PROJECTED_GAN_ROOT and PROJECTED_GAN_TIMM (timm 0.4.12)",
 )
-@pytest.mark.parametrize("which", ["shared", "ours", "ours-conditional"])
+@pytest.mark.parametrize("which", ["shared", "ours", "ours-conditional", "ours-stylegan2"])
 def test_the_official_code_gives_the_same_logits(
     which: str, shared_snapshots: Path, tmp_path: Path
 ) -> None:
@@ -318,7 +321,12 @@ def test_the_official_code_gives_the_same_logits(
     classes = 4 if which == "ours-conditional" else 0
     path = shared_snapshots / "fastgan-256-full.pkl"
     if which != "shared":
-        net, generator = moved(made(classes=classes), classes), small_generator(classes=classes)
+        separable = which == "ours-stylegan2"
+        net = moved(made(classes=classes, separable=separable), classes)
+        generator = small_generator(classes=classes)
+        if separable:
+            style = NewGenerator(cfg="stylegan2", resolution=128, ngf=2, z_dim=8)
+            generator = new_generator(style)[0]
         path = tmp_path / "ours.pkl"
         snap = new_snapshot(generator, modules={"D": official_form(net)}, foreign=FOREIGN)
         save_snapshot(snap, generator, path)
