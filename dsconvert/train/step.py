@@ -129,9 +129,13 @@ class Stepper:
         """Move the generator's running means, by latents of their own and the batch's classes."""
         if self.move_means is None:
             return
-        seed = draw_seed(self.config.seed, state.step, _MEANS, self.procs.rank)
-        args = self.latents(labels.cpu(), torch.Generator().manual_seed(seed))
-        args = tuple(to_device(a, self.procs.device) if isinstance(a, Tensor) else a for a in args)
+        part, count = parts_of(self.config, self.procs.world)
+        drawn: list[tuple[Any, ...]] = []
+        for i, some in enumerate(labels.cpu().split(part)):
+            at = self.procs.rank * count + i
+            seed = draw_seed(self.config.seed, state.step, _MEANS, at)
+            drawn.append(self.latents(some, torch.Generator().manual_seed(seed)))
+        args = [to_device(torch.cat(each), self.procs.device) for each in zip(*drawn, strict=True)]
         # The mean of what each process found is what one would find by the whole batch.
         if means := self.move_means(state.generator, args):
             self.procs.mean_(means)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,6 +17,9 @@ from dsconvert.errors import AdapterError
 from dsconvert.formats.official import load_snapshot
 from dsconvert.train import NewGenerator, TrainConfig, new_generator
 from dsconvert.train.schedule import with_rates
+from dsconvert.train.state import latents_of
+from dsconvert.train.step import Stepper
+from dsconvert.util.processes import SingleProcess
 from tests.train.parts import small_generator, tiny_zip
 
 pytest.importorskip("timm", reason="timm is not installed (dsconvert[train])")
@@ -47,6 +52,32 @@ def test_each_codebase_has_its_own_learning_rate() -> None:
     assert rates(style) == (2e-3, 2e-3)
     assert rates(small_generator()) == (2e-4, 2e-4)
     assert rates(style, lr_generator=0.5) == (0.5, 2e-3)
+
+
+class _OneOfTwo(SingleProcess):
+    world = 2
+
+    def __init__(self, rank: int) -> None:
+        super().__init__("cpu")
+        self.rank = rank
+
+
+def test_two_processes_find_the_mean_of_one() -> None:
+    g: Any = new_generator(NewGenerator(cfg="stylegan2", resolution=8, ngf=2, classes=3))[0]
+    labels, data = torch.eye(3)[torch.tensor([0, 2, 1, 1])], cast("Any", None)
+
+    def mean(procs: Any, some: torch.Tensor) -> torch.Tensor:
+        twin = copy.deepcopy(g)
+        config, move = TrainConfig(batch=4, micro_batch=2), ADAPTER.recipe.move_means
+        latents = latents_of(g)
+        stepper = Stepper(config=config, data=data, latents=latents, procs=procs, move_means=move)
+        stepper._move_means(cast("Any", SimpleNamespace(generator=twin, step=3)), some)
+        return twin.mapping.w_avg
+
+    two = [mean(_OneOfTwo(rank), labels[2 * rank :][:2]) for rank in (0, 1)]
+    whole = mean(SingleProcess("cpu"), labels)
+    assert whole.abs().max() > 0
+    assert torch.allclose((two[0] + two[1]) / 2, whole, atol=1e-7)
 
 
 @pytest.mark.slow
