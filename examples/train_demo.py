@@ -140,12 +140,14 @@ def trained_on(start: Path, options: argparse.Namespace) -> tuple[Path, int]:
     config = TrainConfig(
         kimg=options.kimg, batch=8, mirror=True, tick_kimg=0.1, snapshot_ticks=5, keep_last=0,
         ema_rampup=None, ema_kimg=0.2, channels_last=True, seed=options.seed,
-        precision=options.precision,
+        precision=options.precision, lr_generator=options.lr, lr_discriminator=options.lr_d,
     )  # fmt: skip
     if (folder / "settings.json").is_file():
         done = resume(folder, kimg=options.kimg)
     else:
         done = finetune(start, config, data=options.data, out=options.run, name=folder.name)
+    if done.result.interrupted:
+        raise SystemExit(f"stopped after {done.result.images} images; the same command goes on")
     print(f"trained on: {done.result.images} images")
     return max((folder / "snapshots").glob("*.pkl")), done.result.images
 
@@ -168,6 +170,8 @@ def main() -> None:
     add("--resolution", type=int, default=128)
     add("--ngf", type=int, default=16)
     add("--z-dim", type=int)
+    add("--lr", type=float, help="of the generator, in the second stage")
+    add("--lr-d", type=float, help="of the discriminator")
     add("--precision", default="fp32", help="of the second stage")
     add("--minutes", type=float, default=12.0, help="of the processor, for the regression")
     add("--kimg", type=float, default=8.0, help="length of adversarial training")
