@@ -107,7 +107,8 @@ class Upsample(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """(N, 3, H, W) to (N, 3, 2H, 2W)."""
-        size = self._buffers["kernel"].shape[-1]  # type: ignore[union-attr]
+        # Old versions of torch.jit take no traced size for a padding.
+        size = int(self._buffers["kernel"].shape[-1])  # type: ignore[union-attr]
         kernel = self.kernel.expand(3, 1, size, size)
         return F.conv_transpose2d(input, kernel, stride=2, padding=size // 2 - 1, groups=3)
 

@@ -221,14 +221,15 @@ class ModulatedConv2d(nn.Module):
         """Apply the depthwise factor to the maps (1, N C, H, W) of all samples, then the filter."""
         filters = filters.reshape(-1, *shape[1:])
         if "blur" not in self._modules:
-            return F.conv2d(x, filters, padding=shape[-1] // 2, groups=groups)
+            # Old versions of torch.jit take no traced size for a padding.
+            return F.conv2d(x, filters, padding=int(shape[-1]) // 2, groups=groups)
         blur: Any = self.blur
         first, last = blur.pad
         if len(filters) > _MERGED_RANK * groups or first != last:
             y = F.conv_transpose2d(x, filters, stride=2, groups=groups)
             return blur(y, y.shape[1])
         # Both are linear and act on single channels: one kernel, their full convolution.
-        size = blur.kernel.shape[-1]
+        size = int(blur.kernel.shape[-1])
         flat = filters.reshape(-1, 1, *shape[2:])
         merged = F.conv2d(flat, blur.kernel.flip(0, 1)[None, None], padding=size - 1)
         merged = merged.reshape(len(filters), -1, *merged.shape[2:])
