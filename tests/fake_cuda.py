@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -88,4 +89,6 @@ class FakeCuda:
 @contextmanager
 def fake_cuda() -> Generator[FakeCuda, None, None]:
     """Make fake CUDA tensors within this context."""
+    if torch.__version__.startswith("2.6."):
+        pytest.skip("torch 2.6 asks for the driver in operators on fake tensors of a card")
     yield FakeCuda(FakeTensorMode())

@@ -221,7 +221,6 @@ class ModulatedConv2d(nn.Module):
         """Apply the depthwise factor to the maps (1, N C, H, W) of all samples, then the filter."""
         filters = filters.reshape(-1, *shape[1:])
         if "blur" not in self._modules:
-            # Old versions of torch.jit take no traced size for a padding.
             return F.conv2d(x, filters, padding=int(shape[-1]) // 2, groups=groups)
         blur: Any = self.blur
         first, last = blur.pad

@@ -19,6 +19,7 @@ from dsconvert.runs.stats import StatsWriter
 from dsconvert.train.checkpointing import restore_state, save_state
 from dsconvert.train.evaluator import FDLite0Evaluator
 from dsconvert.train.outputs import RunOutputs
+from dsconvert.train.schedule import with_rates
 from dsconvert.train.state import Latents, Save, TrainState, latents_of, new_state
 from dsconvert.train.statistics import Report, TrainStatistics
 from dsconvert.train.step import Stepper, parts_of
@@ -103,6 +104,7 @@ def train(
         OutputError: the disk can't take the run's files.
     """
     procs = procs or processes()
+    config = with_rates(config, generator)
     outputs = RunOutputs(
         config=config,
         data=data,

@@ -146,6 +146,16 @@ def test_a_nearer_student_whose_image_is_worse_is_not_better(pair) -> None:
         assert best.stale == 1  # 0.5 was the lowest
 
 
+def test_an_image_may_lose_a_quarter_of_what_the_distance_gains(pair) -> None:
+    """Figures of a good fit that was polished: FD-lite0 fell from 1.31x to 1.04x of its floor."""
+    for image, better in ((0.0246, True), (0.0280, False)):
+        best = BestStudent(DistillConfig(steps=3, **QUICK, image=1.0))
+        for step, (distance, error) in enumerate(((0.165, 0.0235), (0.106, image))):
+            found = HeldOutScore(distance=distance, terms={"image": error}, psnr=30.0)
+            best.add(found, pair[1], step=step, counts=True)
+        assert (best.step == 1) is better
+
+
 def test_a_start_that_is_not_finite_is_handed_back(pair) -> None:
     best = BestStudent(DistillConfig(steps=3, **QUICK))
     best.add(HeldOutScore(distance=float("nan"), terms={}, psnr=0.0), pair[1], step=0, counts=True)

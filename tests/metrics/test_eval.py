@@ -343,7 +343,7 @@ def test_a_download_is_kept_only_if_its_hash_fits(
         (["--against", "FILE", "--metrics", "pr-backbone"], "pr-backbone: name the network"),
         (["--against", "FILE", "--backbone", "tf_efficientnet_lite0"], "the network of FD-lite0"),
         (["--against", "FILE", "--backbone", "resnet5O"], "no network of that name; near it: "),
-        (["--against", "FILE", "--backbone", "test_resnet=FILE"], "can't be read as a state dict"),
+        (["--against", "FILE", "--backbone", "resnet10t=FILE"], "can't be read as a state dict"),
     ],
 )
 def test_bad_usage(snapshot_file: Path, capsys, words: list[str], said: str) -> None:
