@@ -17,9 +17,9 @@ PSNR_TOLERANCE = 0.1
 error of all images together: where some pictures are nothing but background, of which every student
 makes almost the original's, the mean of their own PSNR judges by these alone."""
 PSNR_SHARE = 0.25
-"""Or this share of the dB that the distance gains, if that is more: a good fit has the least squared
-error already, and what it lacks are features. (A rank-3 form of a 128 px generator: distance -1.9
-dB, held-out image +0.2 dB, FD-lite0 from 1.31x to 1.04x of its noise floor.)"""
+"""Or this share of the dB that the distance gains, if that is more: a good fit has the least
+squared error already, and what it lacks are features. (A rank-3 form of a 128 px generator:
+distance -1.9 dB, held-out image +0.2 dB, FD-lite0 from 1.31x to 1.04x of its noise floor.)"""
 _ONE_PERCENT = 0.99
 
 
