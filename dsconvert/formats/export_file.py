@@ -18,6 +18,7 @@ from dsconvert.formats.safetensors import save_plain
 from dsconvert.formats.seeds import unknown_inputs
 from dsconvert.model.inputs import Inputs, RandomPixels, needs_pictures
 from dsconvert.model.observe import undisturbed
+from dsconvert.model.precision import widen
 from dsconvert.model.wrappers import unwrapped
 from dsconvert.records import Export
 from dsconvert.util.files import check_target
@@ -215,12 +216,13 @@ def load_generator(path: str | os.PathLike[str]) -> nn.Module:
     """Load the generator of a file: ``G_ema`` of a snapshot, or that of a safetensors export.
 
     Returns:
-        a plain module, in eval mode, without gradients. Nothing in the file is executed.
+        a plain module, in eval mode, without gradients, in float32 also where the file holds half
+        precision. Nothing in the file is executed.
 
     Raises:
         SnapshotError: the file can't be read as either.
         MissingExtraError: it is a safetensors file, and safetensors is not installed.
     """
     if Path(path).suffix.lower() == ".safetensors":
-        return load_safetensors(Path(path))
+        return widen(load_safetensors(Path(path)))
     return load_snapshot(path).generator.eval().requires_grad_(False)

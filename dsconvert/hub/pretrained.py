@@ -18,6 +18,7 @@ from dsconvert.formats.base import GeneratorFile
 from dsconvert.formats.registry import load_safetensors
 from dsconvert.hub.card import card
 from dsconvert.hub.measure import CardFacts, measure
+from dsconvert.model.precision import widen
 from dsconvert.records import Plan
 from dsconvert.util.folders import check_new_folder, whole_folder
 from dsconvert.util.version import VERSION
@@ -181,7 +182,7 @@ def from_pretrained(
         adapters: further adapters, which need not be installed.
 
     Returns:
-        the generator in eval mode, without gradients.
+        the generator in eval mode, without gradients, in float32.
 
     Raises:
         MissingExtraError: safetensors, or for the hub huggingface_hub, is not installed.
@@ -195,7 +196,7 @@ def from_pretrained(
             raise ForeignFileError(
                 f"the folder {folder} holds no {WEIGHTS}; name one that save_pretrained wrote."
             )
-        return load_safetensors(folder / WEIGHTS, adapters=adapters)
+        return widen(load_safetensors(folder / WEIGHTS, adapters=adapters))
     if isinstance(name, Path) or not _is_hub_id(str(name)):
         raise ForeignFileError(
             f"there is no folder {name}, and it is no owner/name of a repository; mend the name."
@@ -210,7 +211,7 @@ def from_pretrained(
             f"{name} can't be loaded from the hub: {lines[0].rstrip('.')}. Check the name and the "
             "network, or name a folder."
         ) from error
-    return load_safetensors(Path(path), adapters=adapters)
+    return widen(load_safetensors(Path(path), adapters=adapters))
 
 
 def _is_hub_id(name: str) -> bool:
