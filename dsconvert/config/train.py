@@ -54,7 +54,7 @@ class TrainConfig(BaseSettings):
         None,
         option="--lr",
         help="learning rate of the discriminator",
-        default_text="as the generator's",
+        default_text="0.0002; 0.002 of StyleGAN2 and StyleGAN3",
         above=0,
         metavar="X",
         group=RECIPE,
