@@ -16,7 +16,7 @@ from dsconvert.errors import AdapterError
 from ..latents import latents_and_classes, moved_means
 from . import architecture
 from .restore import restored
-from .restore_layers import MAX_RESOLUTION
+from .restore_layers import MAX_RESOLUTION, is_side
 from .sources import KNOWN_SOURCES
 
 _CLASSES: dict[tuple[str, str], type[nn.Module]] = {
@@ -36,12 +36,12 @@ _CLASSES: dict[tuple[str, str], type[nn.Module]] = {
 }
 
 
-def _widest(block: Any) -> int:
-    return int(max(block.conv1.in_channels, block.conv1.out_channels))
-
-
 _BASE = 256
 """Channels times resolution, of one ``ngf``."""
+
+
+def _widest(block: Any) -> int:
+    return int(max(block.conv1.in_channels, block.conv1.out_channels))
 
 
 def _whole(config: Mapping[str, Any], name: str, least: int, most: int = 1 << 16) -> int:
@@ -92,7 +92,7 @@ class StyleGan2(Adapter):
         if cfg not in self.configurations:
             raise AdapterError(f"the adapter {self.name!r} builds stylegan2, not {cfg!r}.")
         base = _BASE * ngf
-        if not 4 <= resolution <= MAX_RESOLUTION or resolution & (resolution - 1):
+        if not is_side(resolution):
             raise AdapterError(
                 f"StyleGAN2 has no resolution {resolution}: give a power of two from 4 to "
                 f"{MAX_RESOLUTION}."
@@ -177,7 +177,7 @@ class StyleGan2(Adapter):
         """
         try:
             side = _whole(config, "resolution", 4, MAX_RESOLUTION)
-            if side & (side - 1):
+            if not is_side(side):
                 raise ValueError("a resolution that is no power of two")
             if config["architecture"] not in ("skip", "resnet", "orig"):
                 raise ValueError("an architecture that is none of skip, resnet, orig")

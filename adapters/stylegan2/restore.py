@@ -13,10 +13,10 @@ from torch import nn
 
 from . import architecture
 from .restore_layers import (
-    MAX_RESOLUTION,
     Problem,
     check_widths,
     has,
+    is_side,
     restore_demodulation,
     restore_filter,
     restore_fully_connected,
@@ -104,7 +104,7 @@ def _block(module: architecture.SynthesisBlock) -> Problem:
 
 def _synthesis(module: architecture.SynthesisNetwork) -> Problem:
     side = module.img_resolution
-    if not 4 <= side <= MAX_RESOLUTION or side & (side - 1):
+    if not is_side(side):
         return "has an img_resolution that is no power of two from 4 to 8192"
     inside: Any = module
     names = [f"b{r}" for r in module.resolutions()]

@@ -13,6 +13,11 @@ Problem = str | None
 MAX_RESOLUTION = 8192
 
 
+def is_side(size: int) -> bool:
+    """Return whether an image may have so many pixels a side: a power of two from 4."""
+    return 4 <= size <= MAX_RESOLUTION and not size & (size - 1)
+
+
 def shape_of(store: dict[str, Any], name: str) -> tuple[int, ...] | None:
     """Return the shape of a stored tensor, or None."""
     value = store.get(name)

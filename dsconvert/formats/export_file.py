@@ -18,7 +18,6 @@ from dsconvert.formats.safetensors import save_plain
 from dsconvert.formats.seeds import unknown_inputs
 from dsconvert.model.inputs import Inputs, RandomPixels, needs_pictures
 from dsconvert.model.observe import undisturbed
-from dsconvert.model.precision import widen
 from dsconvert.model.wrappers import unwrapped
 from dsconvert.records import Export
 from dsconvert.util.files import check_target
@@ -224,5 +223,5 @@ def load_generator(path: str | os.PathLike[str]) -> nn.Module:
         MissingExtraError: it is a safetensors file, and safetensors is not installed.
     """
     if Path(path).suffix.lower() == ".safetensors":
-        return widen(load_safetensors(Path(path)))
+        return load_safetensors(Path(path))
     return load_snapshot(path).generator.eval().requires_grad_(False)

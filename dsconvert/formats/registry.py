@@ -18,6 +18,7 @@ from dsconvert.formats.given_inputs import with_inputs
 from dsconvert.formats.official import FORMAT as OFFICIAL
 from dsconvert.formats.safetensors import FORMAT as SAFETENSORS
 from dsconvert.formats.safetensors import load_plain
+from dsconvert.model.precision import widen
 from dsconvert.util.files import check_regular
 
 if TYPE_CHECKING:
@@ -104,14 +105,15 @@ def load_safetensors(path: Path, *, adapters: Sequence[Adapter] = ()) -> nn.Modu
     """Load the generator of a safetensors file that dsconvert wrote, of any codebase.
 
     Returns:
-        a plain module, in eval mode, without gradients. Nothing in the file is executed.
+        a plain module, in eval mode, without gradients, in float32. Nothing in the file is
+        executed.
 
     Raises:
         MissingExtraError: safetensors is not installed.
         SnapshotError: the file can't be read.
     """
     if not is_marked(path):
-        return load_plain(path, adapters=adapters)
+        return widen(load_plain(path, adapters=adapters))
     return load_checkpoint(path, adapters=adapters).generator.eval().requires_grad_(False)
 
 

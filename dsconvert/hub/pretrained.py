@@ -18,7 +18,6 @@ from dsconvert.formats.base import GeneratorFile
 from dsconvert.formats.registry import load_safetensors
 from dsconvert.hub.card import card
 from dsconvert.hub.measure import CardFacts, measure
-from dsconvert.model.precision import widen
 from dsconvert.records import Plan
 from dsconvert.util.folders import check_new_folder, whole_folder
 from dsconvert.util.version import VERSION
@@ -196,7 +195,7 @@ def from_pretrained(
             raise ForeignFileError(
                 f"the folder {folder} holds no {WEIGHTS}; name one that save_pretrained wrote."
             )
-        return widen(load_safetensors(folder / WEIGHTS, adapters=adapters))
+        return load_safetensors(folder / WEIGHTS, adapters=adapters)
     if isinstance(name, Path) or not _is_hub_id(str(name)):
         raise ForeignFileError(
             f"there is no folder {name}, and it is no owner/name of a repository; mend the name."
@@ -211,7 +210,7 @@ def from_pretrained(
             f"{name} can't be loaded from the hub: {lines[0].rstrip('.')}. Check the name and the "
             "network, or name a folder."
         ) from error
-    return widen(load_safetensors(Path(path), adapters=adapters))
+    return load_safetensors(Path(path), adapters=adapters)
 
 
 def _is_hub_id(name: str) -> bool:
