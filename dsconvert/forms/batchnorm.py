@@ -7,35 +7,27 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from dsconvert.forms.layers import AddNoise
-from dsconvert.forms.nodes import module_of, replace_node
-from dsconvert.model.one_dimensional import Conv2dTypes
+from dsconvert.forms.nodes import changeable, layer_of, module_of, replace_node
 
 
 def fold_batch_norms(module: fx.GraphModule) -> None:
     """Fold batch normalisations into the convolutions in front, also across a noise injection."""
     graph = module.graph
-    calls: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+    free = changeable(module)
     for node in list(graph.nodes):
-        norm = module_of(module, node)
-        if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
+        norm = layer_of(module, node, nn.BatchNorm2d)
+        if norm is None or norm.running_mean is None:
             continue
         before: Any = node.args[0]
         injection = module_of(module, before)
         if isinstance(injection, AddNoise):
-            if len(before.users) != 1 or calls[str(before.target)] != 1:
+            if len(before.users) != 1:
                 continue
             site: Any = before.args[0]
         else:
             injection, site = None, before
-        conv = module_of(module, site)
-        if (
-            not isinstance(conv, Conv2dTypes)
-            or len(site.users) != 1
-            or calls[str(site.target)] != 1
-        ):
+        conv = layer_of(module, site)
+        if conv not in free or len(site.users) != 1:
             continue
         scale, shift = affine_of(norm)
         absorb(conv, scale, shift)

@@ -12,9 +12,12 @@ from torch import Tensor, fx, nn
 
 from dsconvert.forms.bands import BandedConvolution
 from dsconvert.forms.flat_graph import Core
+from dsconvert.forms.gates import halves_channels
 from dsconvert.forms.layers import AddNoise, FewChannels, GatedPointwise, GatedUpsample
-from dsconvert.forms.nodes import drop_dead, module_of, only_user, replace_node, sized
-from dsconvert.forms.spatial_filters import SpatialFilter, filter_of, is_pointwise, mixed
+from dsconvert.forms.nodes import drop_dead, layer_of, module_of, only_user, replace_node, sized
+from dsconvert.forms.spatial_filters import SpatialFilter, filter_of, mixed
+from dsconvert.kernels import is_pointwise
+from dsconvert.model.plain_layers import computes_as
 
 _FEW = 64
 """Pixels below which a map is left to the plain operators, but for matrix products: those of few
@@ -39,7 +42,7 @@ def fuse(core: Core) -> None:
     for count, node in enumerate(list(graph.nodes)):
         if node not in graph.nodes or not is_large(module, node):
             continue
-        conv: Any = module_of(module, node)
+        conv = layer_of(module, node)
         if FewChannels.fits(conv):
             # Under a new name: the graph may read the kernel itself, too, for a demodulation.
             name = f"few_{count}"
@@ -52,8 +55,8 @@ def fuse(core: Core) -> None:
         elif (spatial := filter_of(conv)) is not None:
             _band(module, node, spatial, f"fused_{count}")
     for count, node in enumerate(list(graph.nodes)):
-        conv = module_of(module, node)
-        if conv is not None and GatedPointwise.fits(conv) and len(sized(node) or ()) == 4:
+        conv = layer_of(module, node)
+        if is_pointwise(conv) and len(sized(node) or ()) == 4:
             tail = tail_of(module, node)
             made = GatedPointwise(conv, tail.weight, gate=tail.gate)
             put(module, f"mixed_{count}", made, node.args[0], tail)
@@ -74,6 +77,8 @@ def _instance_norms(module: fx.GraphModule) -> None:
         # In eval mode, stored statistics take the place of the instance's own.
         if type(norm) is not nn.InstanceNorm2d or norm.track_running_stats:
             continue
+        if not computes_as(norm, nn.InstanceNorm2d):
+            continue
         count = norm.num_features
         made = nn.GroupNorm(count, count, eps=norm.eps, affine=norm.affine)
         if norm.affine:
@@ -93,11 +98,11 @@ def is_large(module: fx.GraphModule, node: fx.Node) -> bool:
 def _band(module: fx.GraphModule, node: fx.Node, spatial: SpatialFilter, name: str) -> None:
     """Replace ``node``, and what belongs to it in front and behind, by one module."""
     source: Any = node.args[0]
-    before, after = module_of(module, source), only_user(node)
-    behind = module_of(module, after)
+    before, after = layer_of(module, source), only_user(node)
+    behind = layer_of(module, after)
     front = back = None
     if spatial.takes_front and is_pointwise(before) and len(source.users) == 1:
-        if before.bias is None:  # type: ignore[union-attr]
+        if before.bias is None:
             front, source = before, source.args[0]
     elif not spatial.upsamples and is_doubling(module, source) and len(source.users) == 1:
         doubled = spatial.upsampled()
@@ -113,21 +118,21 @@ def _band(module: fx.GraphModule, node: fx.Node, spatial: SpatialFilter, name: s
         return
     if spatial.is_depthwise and not spatial.upsamples:
         return  # at rank 1 the parts of ``layers`` are faster: 71 to 97 ms for ``fast``, ngf 64
-    made = mixed(spatial, front=front, back=back, noise=tail.weight, gate=tail.gate)  # type: ignore[arg-type]
+    made = mixed(spatial, front=front, back=back, noise=tail.weight, gate=tail.gate)
     put(module, name, made, source, tail)
 
 
 def is_doubling(module: fx.GraphModule, node: Any) -> bool:
     """Return whether ``node`` is a nearest upsample by 2 of a (N, C, H, W) map."""
-    kind = module_of(module, node)
+    layer = layer_of(module, node, nn.Upsample)
     after = sized(node)
     before = sized(node.args[0]) if isinstance(node, fx.Node) and node.args else None
     if before is None or after is None or len(after) != 4:
         return False
     if after[2:] != (2 * before[2], 2 * before[3]) or not isinstance(node, fx.Node):
         return False
-    if isinstance(kind, nn.Upsample):
-        return kind.mode == "nearest"
+    if layer is not None:
+        return layer.mode == "nearest"
     return node.target is F.interpolate and str(node.kwargs.get("mode", "nearest")) == "nearest"
 
 
@@ -139,7 +144,7 @@ def tail_of(module: fx.GraphModule, node: fx.Node) -> Tail:
     if after is not None and isinstance(injection, AddNoise) and after.args[0] is last:
         last, plane, weight = after, after.args[1], injection.weight.detach()
         after = only_user(last)
-    gate = after is not None and after.target is F.glu
+    gate = after is not None and halves_channels(after)
     if gate and after is not None:
         last = after
     if weight is not None and weight.numel() == 1:

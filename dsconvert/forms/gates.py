@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dsconvert.forms.nodes import drop_dead, module_of, replace_node
+from dsconvert.model.norms import other_hooks
+from dsconvert.model.plain_layers import computes_as
 
 
 def unify_gates(module: fx.GraphModule) -> None:
@@ -31,6 +33,12 @@ def unify_gates(module: fx.GraphModule) -> None:
         new.meta = dict(node.meta)
         replace_node(graph, node, new)
     drop_dead(graph)
+
+
+def halves_channels(node: fx.Node) -> bool:
+    """Return whether ``node`` is ``F.glu`` over the channels of a (N, C, H, W) map."""
+    options = (*node.args[1:], *node.kwargs.values())
+    return node.target is F.glu and options in ((1,), (-3,))
 
 
 def _gated(node: fx.Node) -> fx.Node | None:
@@ -64,10 +72,12 @@ def is_gate(module: nn.Module) -> bool:
     """Return whether ``module`` computes a gated linear unit over channels.
 
     A module that can't be traced (the official GLU asserts on a shape) is tested: it has no state,
-    and equals ``F.glu`` on random numbers.
+    and equals ``F.glu`` on random numbers. A module with hooks is none: they may change its result.
     """
-    if isinstance(module, nn.GLU):
-        return module.dim == 1
+    if other_hooks(module):
+        return False
+    if computes_as(module, nn.GLU):
+        return module.dim == 1  # type: ignore[attr-defined]
     state = (*module.parameters(), *module.buffers(), *module.children())
     if state or type(module).__module__.startswith("torch."):
         return False

@@ -11,14 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dsconvert.forms.flat_graph import Core
 from dsconvert.forms.fusion import is_doubling, put, tail_of
 from dsconvert.forms.gpu_convolutions import use_operators
-from dsconvert.forms.nodes import drop_dead, module_of, sized
+from dsconvert.forms.nodes import changeable, drop_dead, layer_of, sized
 from dsconvert.kernels import filters_of, noise_gate
+from dsconvert.model.upsampling import upsampled
 
 
 class NoiseGate(nn.Module):
@@ -64,33 +64,16 @@ def fixed(tensor: Tensor | None) -> nn.Parameter | None:
     return nn.Parameter(made, requires_grad=False)
 
 
-def doubled(weight: Tensor) -> Tensor:
-    """Return 3 x 3 filters behind a nearest x2 upsample as 4 x 4 transposed ones with stride 2.
-
-    The transposed kernel is the full correlation of the filter, flipped, with a 2 x 2 box: pixel x
-    adds to outputs 2x - 1 to 2x + 2.
-    """
-    channels, rank = weight.shape[:2]
-    flipped = weight.detach().double().flip(2, 3).reshape(-1, 1, 3, 3)
-    box = flipped.new_ones(1, 1, 2, 2)
-    made = F.conv2d(F.pad(flipped, (1, 1, 1, 1)), box)
-    return made.reshape(channels, rank, 4, 4).to(weight.dtype)
-
-
 def fuse_for_gpu(core: Core) -> None:
     """Put :class:`NoiseGate` modules into ``core``, in place."""
     module, graph = core.module, core.module.graph
-    calls: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+    free = changeable(module)
     for count, node in enumerate(list(graph.nodes)):
-        conv: Any = module_of(module, node)
-        if node not in graph.nodes or not isinstance(conv, nn.Conv2d | nn.ConvTranspose2d):
+        if node not in graph.nodes:
             continue
-        if len(sized(node) or ()) != 4:
-            continue
-        _fuse(module, node, conv, f"gpu_{count}", alone=calls[str(node.target)] == 1)
+        conv = layer_of(module, node)
+        if conv is not None and len(sized(node) or ()) == 4:
+            _fuse(module, node, conv, f"gpu_{count}", alone=conv in free)
     drop_dead(graph)
     module.delete_all_unused_submodules()
     use_operators(module)
@@ -103,7 +86,8 @@ def _fuse(module: fx.GraphModule, node: fx.Node, conv: Any, name: str, *, alone:
     if weight is not None:
         front = source
         if weight.shape[-1] == 3 and is_doubling(module, front) and len(front.users) == 1:  # type: ignore[union-attr]
-            weight, source = doubled(weight), front.args[0]  # type: ignore[union-attr]
+            weight = upsampled(weight.detach().double()).to(weight.dtype)
+            source = front.args[0]  # type: ignore[union-attr]
         put(module, name, NoiseGate(weight, conv.bias, tail.weight, gate=tail.gate), source, tail)
         return
     if tail.last is node or not alone:

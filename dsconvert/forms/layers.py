@@ -60,7 +60,7 @@ def _finish(
     return torch.ops.aten.glu.out(y, 1, out=out) if gate else out.copy_(y)
 
 
-_TAPS = ((3, 1), (2, 0))
+TAPS = ((3, 1), (2, 0))
 """Kernel rows that even and odd output rows of a k=4, s=2, p=1 transposed convolution see, in order
 of the input rows."""
 
@@ -96,8 +96,8 @@ class UpsampleDepthwise(torch.autograd.Function):
             (n, c, 2 * h, 2 * w), dtype=x.dtype, device=x.device,
             memory_format=torch.channels_last,
         )  # fmt: skip
-        for row, rows in enumerate(_TAPS):
-            for column, columns in enumerate(_TAPS):
+        for row, rows in enumerate(TAPS):
+            for column, columns in enumerate(TAPS):
                 part = kernel[:, :, rows][:, :, :, columns]
                 y = F.conv2d(x, part, bias, padding=1, groups=c)
                 out[:, :, row::2, column::2] = y[:, :, row : row + h, column : column + w]
@@ -118,8 +118,8 @@ class UpsampleDepthwise(torch.autograd.Function):
             grad_x = F.conv2d(grad, kernel, None, stride=2, padding=1, groups=c)
         if ctx.needs_input_grad[1]:
             grad_kernel = torch.zeros_like(kernel)
-            for row, rows in enumerate(_TAPS):
-                for column, columns in enumerate(_TAPS):
+            for row, rows in enumerate(TAPS):
+                for column, columns in enumerate(TAPS):
                     part = grad[:, :, row::2, column::2]
                     # The row and column that the forward pass has cut off.
                     part = F.pad(part, (column, 1 - column, row, 1 - row))
@@ -154,8 +154,8 @@ class GatedUpsample(nn.Module):
         self.gate = gate
         self.channels = conv.out_channels
         self.phases = nn.ModuleList()
-        for rows in _TAPS:
-            for columns in _TAPS:
+        for rows in TAPS:
+            for columns in TAPS:
                 part = nn.Conv2d(
                     conv.in_channels, conv.out_channels, 2, padding=1, groups=conv.groups,
                     bias=conv.bias is not None,
@@ -200,17 +200,6 @@ class GatedPointwise(nn.Module):
         bias = None if conv.bias is None else conv.bias.detach().clone()
         self.linear = PackedLinear(conv.weight.detach().flatten(1).clone(), bias)
         self.weight = None if noise is None else nn.Parameter(noise, requires_grad=False)
-
-    @staticmethod
-    def fits(conv: nn.Module) -> bool:
-        """Return whether ``conv`` is such a convolution."""
-        return (
-            isinstance(conv, nn.Conv2d)
-            and conv.kernel_size == (1, 1)
-            and conv.stride == (1, 1)
-            and conv.padding in ((0, 0), "valid", "same")
-            and conv.groups == 1
-        )
 
     def _tile(self, x: Tensor, plane: Tensor | None, out: Tensor | None = None) -> Tensor:
         return _finish(self.linear(x).permute(0, 3, 1, 2), self.weight, plane, self.gate, out)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from dsconvert.errors import ExportError
+from dsconvert.model.one_dimensional import Conv2dTypes
+from dsconvert.model.plain_layers import computes_as
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,35 @@ def module_of(module: fx.GraphModule, node: Any) -> nn.Module | None:
     if isinstance(node, fx.Node) and node.op == "call_module":
         return module.get_submodule(str(node.target))
     return None
+
+
+def layer_of(module: fx.GraphModule, node: Any, *kinds: type[nn.Module]) -> Any:
+    """Return the layer that ``node`` calls, if its parameters say all that it does; or None.
+
+    It is of one of ``kinds`` (by default a two-dimensional convolution), without code of its own
+    or parametrisations, and it is called with a map alone, without an ``output_size``.
+    """
+    layer = module_of(module, node)
+    if layer is None or len(node.args) != 1 or node.kwargs or parametrize.is_parametrized(layer):
+        return None
+    return layer if computes_as(layer, *(kinds or Conv2dTypes)) else None
+
+
+def changeable(module: fx.GraphModule) -> frozenset[nn.Module]:
+    """Return the modules whose parameters may change with one call: nothing else reads them.
+
+    Others are called twice, belong to a module that is called as a whole, or have a parameter that
+    the graph reads by itself (tied weights, a demodulation).
+    """
+    uses: Counter[nn.Module] = Counter()
+    for node in module.graph.nodes:
+        called = module_of(module, node)
+        if called is not None:
+            uses.update(called.modules())
+        elif node.op == "get_attr":
+            owner = str(node.target).rpartition(".")[0]
+            uses[module.get_submodule(owner)] += 1
+    return frozenset(m for m, times in uses.items() if times == 1)
 
 
 def replace_node(graph: fx.Graph, node: fx.Node, by: Any) -> None:

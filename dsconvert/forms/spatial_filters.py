@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dsconvert.forms.bands import BandedConvolution, Phase
+from dsconvert.forms.layers import TAPS
+from dsconvert.model.upsampling import upsampled
 
-_TAPS = ((3, 1), (2, 0))
-"""Kernel rows that even and odd output rows of a k=4, s=2, p=1 transposed convolution see, in order
-of the input rows."""
 _FOUR = tuple(
     Phase(row=row, column=column, step=2, above=1 - row, left=1 - column)
     for row in (0, 1)
@@ -81,18 +79,13 @@ class SpatialFilter:
         phase, kernel = self.phases[0], self.kernels[0]
         if kernel.shape[-2:] != (3, 3) or (phase.above, phase.left) != (1, 1) or self.upsamples:
             return None
-        k = kernel.double()
-        rows = (
-            torch.stack((k[:, :, 0], k[:, :, 1] + k[:, :, 2]), 2),
-            torch.stack((k[:, :, 0] + k[:, :, 1], k[:, :, 2]), 2),
-        )
-        parts: list[Tensor] = []
-        for r in rows:
-            parts += [
-                torch.stack((r[..., 0], r[..., 1] + r[..., 2]), 3),
-                torch.stack((r[..., 0] + r[..., 1], r[..., 2]), 3),
-            ]
-        return replace(self, phases=_FOUR, kernels=tuple(p.to(kernel.dtype) for p in parts))
+        full = upsampled(kernel.double()).to(kernel.dtype)
+        return replace(self, phases=_FOUR, kernels=_parts(full))
+
+
+def _parts(kernel: Tensor) -> tuple[Tensor, ...]:
+    """Return the kernels (O, C, 2, 2) of the four phases of a transposed one (O, C, 4, 4)."""
+    return tuple(kernel[:, :, rows][..., columns] for rows in TAPS for columns in TAPS)
 
 
 def filter_of(conv: Any) -> SpatialFilter | None:
@@ -111,8 +104,7 @@ def filter_of(conv: Any) -> SpatialFilter | None:
             return None
         # (I, O / groups, 4, 4) to (O, I / groups, 4, 4)
         full = weight.transpose(0, 1) if groups == 1 else weight.reshape(o, i // o, 4, 4)
-        kernels = tuple(full[:, :, rows][..., columns] for rows in _TAPS for columns in _TAPS)
-        phases = _FOUR
+        kernels, phases = _parts(full), _FOUR
     else:
         taps = conv.kernel_size
         padding = conv.padding
@@ -125,17 +117,6 @@ def filter_of(conv: Any) -> SpatialFilter | None:
         kernels = (weight,)
         phases = (Phase(row=0, column=0, step=1, above=padding[0], left=padding[1]),)
     return SpatialFilter(phases=phases, kernels=kernels, kind=kind, inputs=i, bias=bias)
-
-
-def is_pointwise(conv: nn.Module | None) -> bool:
-    """Return whether ``conv`` is a plain 1 x 1 convolution."""
-    return (
-        isinstance(conv, nn.Conv2d)
-        and conv.kernel_size == (1, 1)
-        and conv.stride == (1, 1)
-        and conv.padding in ((0, 0), "valid", "same")
-        and conv.groups == 1
-    )
 
 
 def mixed(

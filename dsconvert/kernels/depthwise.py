@@ -33,7 +33,8 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def filters_of(conv: nn.Module) -> Tensor | None:
     """Return the weight of ``conv`` as :func:`depthwise` takes it; None: another kind.
 
-    It is a view: gradients reach the weight.
+    It is a view: gradients reach the weight. The geometry decides alone: callers make sure that
+    the class computes as torch's own does.
     """
     if not isinstance(conv, _CONVOLUTIONS):
         return None

@@ -36,8 +36,11 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.dsconvert.pointwise(x, weight, bias)
 
 
-def is_pointwise(conv: nn.Module) -> bool:
-    """Return whether :func:`pointwise` does what ``conv`` does."""
+def is_pointwise(conv: nn.Module | None) -> bool:
+    """Return whether :func:`pointwise` does what a convolution of this geometry does.
+
+    Callers make sure that its class computes as torch's own does.
+    """
     return (
         isinstance(conv, nn.Conv2d)
         and conv.kernel_size == conv.stride == (1, 1)

@@ -17,6 +17,7 @@ from dsconvert.model import one_dimensional as row
 from dsconvert.model.graph import ConvTypes, TracedGraph, trace_graph
 from dsconvert.model.norms import norm_kind
 from dsconvert.model.observe import Observation, observe
+from dsconvert.model.plain_layers import computes_as
 from dsconvert.model.upsampling import interpolates_x2, nearest_x2
 from dsconvert.records import Site, Sites
 from dsconvert.util.module_protocols import normalises_weight
@@ -112,18 +113,10 @@ class _Surroundings:
         return upsample, noise, batchnorm, absorbs
 
 
-_COMPUTING = ("forward", "_conv_forward", "__call__")
-
-
 def _custom(conv: nn.Module) -> str | None:
     """Return the class name of a convolution with its own ``forward`` (timm's same-padding)."""
-    if normalises_weight(conv):
-        return None
-    plain = next(kind for kind in ConvTypes if isinstance(conv, kind))
-    # A parametrisation makes a class of its own too, but leaves these alone.
-    kind: Any = type(conv)
-    own = any(getattr(kind, n, None) is not getattr(plain, n, None) for n in _COMPUTING)
-    return kind.__name__ if own or "forward" in vars(conv) else None
+    known = normalises_weight(conv) or computes_as(conv, *ConvTypes)
+    return None if known else type(conv).__name__
 
 
 def _aliases(model: nn.Module) -> tuple[tuple[str, str], ...]:

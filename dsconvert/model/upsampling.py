@@ -1,11 +1,11 @@
-"""Nearest upsampling by 2, as a module and as a function."""
+"""Nearest upsampling by 2, as a module, as a function, and folded into a kernel."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from dsconvert.records import Site
 
@@ -36,3 +36,23 @@ def interpolates_x2(node: Any) -> bool:
     return bool(given.get("mode", "nearest") == "nearest" and pair == (2, 2)) and (
         given.get("size") is None
     )
+
+
+def upsampled(kernel: Tensor) -> Tensor:
+    """Fold a nearest x2 upsample into a 3x3, padding-1 kernel ``(..., 3, 3)`` -> ``(..., 4, 4)``.
+
+    Upsample(x2, nearest) then convolution equals one transposed convolution with k=4, stride 2,
+    padding 1, whose kernel is the full correlation of the flipped 3x3 kernel with a 2x2 box: each
+    input pixel is spread over a 2x2 block, then correlated. Exact, at the borders too. A kernel of
+    height 1, of one dimension, is doubled in its width alone: ``(..., 1, 3)`` -> ``(..., 1, 4)``.
+    """
+    height = kernel.shape[-2]
+    rows_down = (0,) if height == 1 else (0, 1)
+    out = kernel.new_zeros(*kernel.shape[:-2], height + len(rows_down) - 1, 4)
+    # A few rows at a time: the flipped copy of a whole kernel of a large generator is 150 MB.
+    for rows, result in zip(kernel.split(64), out.split(64), strict=True):
+        flipped = rows.flip(-1, -2)
+        for dy in rows_down:
+            for dx in (0, 1):
+                result[..., dy : dy + height, dx : dx + 3] += flipped
+    return out

@@ -111,23 +111,3 @@ def compose_depthwise_pointwise(depthwise: Tensor, pointwise: Tensor) -> Tensor:
 def compose_pointwise_depthwise(pointwise: Tensor, depthwise: Tensor) -> Tensor:
     """Return the dense ``(O, I, kh, kw)`` kernel of a pw -> dw pair."""
     return torch.einsum("ori,orhw->oihw", pointwise, depthwise)
-
-
-def upsampled(kernel: Tensor) -> Tensor:
-    """Fold a nearest x2 upsample into a 3x3, padding-1 kernel ``(..., 3, 3)`` -> ``(..., 4, 4)``.
-
-    Upsample(x2, nearest) then convolution equals one transposed convolution with k=4, stride 2,
-    padding 1, whose kernel is the full correlation of the flipped 3x3 kernel with a 2x2 box: each
-    input pixel is spread over a 2x2 block, then correlated. Exact, at the borders too. A kernel of
-    height 1, of one dimension, is doubled in its width alone: ``(..., 1, 3)`` -> ``(..., 1, 4)``.
-    """
-    height = kernel.shape[-2]
-    rows_down = (0,) if height == 1 else (0, 1)
-    out = kernel.new_zeros(*kernel.shape[:-2], height + len(rows_down) - 1, 4)
-    # A few rows at a time: the flipped copy of a whole kernel of a large generator is 150 MB.
-    for rows, result in zip(kernel.split(64), out.split(64), strict=True):
-        flipped = rows.flip(-1, -2)
-        for dy in rows_down:
-            for dx in (0, 1):
-                result[..., dy : dy + height, dx : dx + 3] += flipped
-    return out

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from dsconvert.fit import Sample, fit_transposed
+from dsconvert.model.upsampling import upsampled
 from dsconvert.records import Site
 from dsconvert.rules import factorise
 from dsconvert.rules.base import Built, FitMethod, Rule, assign, grids, named, why_not_separable
@@ -183,7 +184,7 @@ def _built(
     factors = factorise.pointwise_depthwise(kernel, rank)
     out = site.out_channels
     mix = pointwise(site.in_channels, out * rank, factors.pointwise, None, stride=stride)
-    spatial = _transposed(site, out * rank, out, factorise.upsampled(factors.depthwise), bias)
+    spatial = _transposed(site, out * rank, out, upsampled(factors.depthwise), bias)
     return Built(module=named(pointwise=mix, depthwise=spatial), residual=factors.residual)
 
 
@@ -225,7 +226,7 @@ class UpsampleMerge(Rule):
 
     def build(self, site: Site, kernel: Tensor, bias: Tensor | None, rank: int) -> Built:  # noqa: ARG002
         """See :class:`dsconvert.rules.Rule`."""
-        weight = factorise.upsampled(kernel.transpose(0, 1))
+        weight = upsampled(kernel.transpose(0, 1))
         return Built(module=_transposed(site, site.in_channels, 1, weight, bias), residual=0.0)
 
     def rank_of(self, module: nn.Module) -> int | None:

@@ -256,9 +256,6 @@ def test_what_does_not_fit_is_left_alone() -> None:
     assert not GatedUpsample.fits(nn.ConvTranspose2d(6, 6, 4, 2, 1))  # dense
     assert not GatedUpsample.fits(nn.ConvTranspose2d(6, 6, 4, 2, 0, groups=6))
     assert not GatedUpsample.fits(nn.ConvTranspose2d(6, 12, 4, 2, 1, groups=6))
-    assert not GatedPointwise.fits(nn.Conv2d(6, 6, 1, groups=2))
-    assert not GatedPointwise.fits(nn.Conv2d(6, 6, 1, stride=2))
-    assert not GatedPointwise.fits(nn.Conv2d(6, 6, 3, padding=1))
     assert not FewChannels.fits(nn.Conv2d(6, 3, 3))
     assert not FewChannels.fits(nn.Conv2d(6, 3, 3, padding=1, padding_mode="reflect"))
     assert not FewChannels.fits(nn.Conv2d(6, 8, 3, padding=1))

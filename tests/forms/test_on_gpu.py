@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from dsconvert import kernels
 from dsconvert.forms import Deployed, deploy, lean
 from dsconvert.forms.gpu_convolutions import OperatorConv2d, use_operators
-from dsconvert.forms.gpu_fusion import NoiseGate, doubled
+from dsconvert.forms.gpu_fusion import NoiseGate
 from dsconvert.forms.recompute import NormGate
 from dsconvert.forms.replay import Replayed
+from dsconvert.model.upsampling import upsampled
 from tests.fake_cuda import fake_cuda
 from tests.forms.generators import image, inputs_of
 from tests.models import decoder, latents
@@ -105,7 +106,7 @@ def test_a_model_without_noise_and_with_an_upsample_in_front() -> None:
 def test_a_filter_behind_an_upsample_is_a_transposed_one() -> None:
     weight, x = torch.randn(3, 2, 3, 3), torch.randn(1, 6, 4, 5)
     want = F.conv2d(F.interpolate(x, scale_factor=2), weight, padding=1, groups=3)
-    assert torch.allclose(kernels.depthwise(x, doubled(weight)), want, atol=1e-5)
+    assert torch.allclose(kernels.depthwise(x, upsampled(weight)), want, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dsconvert.model.upsampling import upsampled
 from dsconvert.rules import factorise
 
 
@@ -41,7 +42,7 @@ def test_pw_dw_loses_what_the_svd_says(kernel, rank):
 def test_upsample_then_convolution_is_one_transposed_convolution(kernel):
     x = torch.randn(2, 5, 6, 9, dtype=torch.float64)
     wanted = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), kernel, padding=1)
-    weight = factorise.upsampled(kernel).transpose(0, 1)
+    weight = upsampled(kernel).transpose(0, 1)
     got = F.conv_transpose2d(x, weight, stride=2, padding=1)
     assert (got - wanted).abs().max() < 1e-12
 
