@@ -251,6 +251,8 @@ def deploy(
             fuse_for_gpu(core)
         elif fused:
             fuse(core)
+        if _more_than_forward(model):  # before the kernels are rounded to ``dtype``
+            _check_forward_alone(model, core, inputs, noise_types, known)
         if dtype is not None:
             core.module.to(dtype)
         # Tensor cores read the channels of a pixel; cuDNN's float32 kernels want contiguous maps.
@@ -267,8 +269,6 @@ def deploy(
         made.eval().requires_grad_(False)
         made.dtype = dtype
         made.replayed = Replayed(most=graph) if graph else None
-        if _more_than_forward(model):
-            _check_forward_alone(model, core, inputs, noise_types, known)
     if compile:
         made.core = torch.compile(core.module, dynamic=False)  # type: ignore[assignment]
     return made
