@@ -16,6 +16,8 @@ from dsconvert.forms.layers import is_depthwise_upsample, upsample_depthwise
 from dsconvert.forms.recompute import Spatial
 from dsconvert.model.graph import ConvTypes
 from dsconvert.model.model_types import ModelTypes
+from dsconvert.model.norms import other_hooks
+from dsconvert.model.plain_layers import computes_as
 
 
 def spatial_of(conv: nn.Module) -> Spatial | None:
@@ -54,6 +56,17 @@ class Chain:
         return tuple(n for n in (self.conv, self.noise, self.gate) if n is not None)
 
 
+def _takes_part(module: nn.Module | None, *kinds: type[nn.Module]) -> bool:
+    """Return whether a step may perform ``module``: it computes as ``kinds`` do, without hooks."""
+    return module is not None and computes_as(module, *kinds) and not _hooked(module)
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Return whether hooks see, and may change, maps or gradients of ``module``."""
+    backward = module._backward_hooks or module._backward_pre_hooks
+    return other_hooks(module) or bool(backward)
+
+
 def find_chains(
     model: nn.Module, graph: fx.Graph, adapter: Adapter | None, types: ModelTypes
 ) -> list[Chain]:
@@ -61,11 +74,15 @@ def find_chains(
     modules = dict(model.named_modules(remove_duplicate=False))
     noises = types.noises
     own = types.norms if adapter is not None and adapter.can_affine else ()
-    calls = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
 
     def module(node: Any) -> nn.Module | None:
         called = isinstance(node, fx.Node) and node.op == "call_module"
         return modules.get(str(node.target)) if called else None
+
+    # A module that is called as a whole calls those inside it, which may have nodes elsewhere.
+    called = (module(node) for node in graph.nodes)
+    uses = Counter(m for each in called if each is not None for m in each.modules())
+    calls = {name: uses[m] for name, m in modules.items()}
 
     def alone(node: Any) -> bool:
         return isinstance(node, fx.Node) and len(node.users) == 1
@@ -74,27 +91,27 @@ def find_chains(
     for node in graph.nodes:
         norm: Any = module(node)
         plain = type(norm) is nn.BatchNorm2d and norm.track_running_stats and norm.affine
-        if not (plain or isinstance(norm, own)) or not isinstance(
-            getattr(norm, "momentum", None), float
-        ):
+        kinds = (nn.BatchNorm2d,) if plain else own
+        if not _takes_part(norm, *kinds) or not isinstance(getattr(norm, "momentum", None), float):
             continue
         if calls[str(node.target)] != 1 or not alone(node) or not node.args:
             continue
         gate: fx.Node = next(iter(node.users))
         gate_module = module(gate)
-        if gate_module is None or not is_gate(gate_module):
+        if gate_module is None or not is_gate(gate_module) or _hooked(gate_module):
             continue
         before: Any = node.args[0]
-        noise = before if isinstance(module(before), noises) and alone(before) else None
+        noise = before if _takes_part(module(before), *noises) and alone(before) else None
         site: Any = noise.args[0] if noise is not None else before
         conv: Any = module(site)
-        owned = isinstance(conv, ConvTypes) and alone(site)
+        owned = _takes_part(conv, *ConvTypes) and alone(site)
         # A parametrised convolution has its own class.
         cheap = (
             owned
             and type(conv) in ConvTypes
             and spatial_of(conv) is not None
             and calls[str(site.target)] == 1
+            and len(site.args) + len(site.kwargs) == 1  # no output_size
         )
         found.append(
             Chain(
