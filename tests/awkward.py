@@ -171,6 +171,27 @@ class Failing(Base):
         return self.tail(y)
 
 
+class Equalised(nn.Conv2d):
+    """ProGAN's: the kernel is scaled in each call."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return F.conv2d(input, self.weight * 0.5, self.bias, self.stride, self.padding)
+
+
+class OwnLayers(Base):
+    """The parameters of these layers do not say all that they do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Equalised(12, 12, 3, padding=1)
+        self.norm, self.gate = nn.BatchNorm2d(12), nn.GLU(1)
+        self.tail = Equalised(6, 3, 1)
+        self.gate.register_forward_hook(lambda m, i, o: 2 * o)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.gate(self.norm(self.body(torch.relu(self.head(x))))))
+
+
 def _hooked() -> nn.Module:
     model, collected = Base(), []
     model.body.register_forward_hook(lambda m, i, o: collected.append(o))
@@ -225,6 +246,7 @@ AWKWARD: dict[str, Callable[[], nn.Module]] = {
     "fails": Fails,
     "fails when converted": Failing,
     "hooks": _hooked,
+    "layers of its own": OwnLayers,
     "spectral norm": lambda: _normed(parametrizations.spectral_norm),
     "weight norm": lambda: _normed(parametrizations.weight_norm),
     "spectral norm, hook": lambda: _normed(spectral_norm),
