@@ -232,7 +232,6 @@ def test_a_convolution_that_somebody_else_reads_is_kept(name: str, how: str) -> 
 
 def test_complex_convolutions_are_kept() -> None:
     layers = [nn.Conv2d(8, 8, 3, padding=1, dtype=torch.complex64) for _ in range(2)]
-    layers.append(nn.utils.parametrizations.weight_norm(layers.pop()))
     model, x = nn.Sequential(*layers).eval(), torch.randn(1, 8, 8, 8, dtype=torch.complex64)
     plan = dsconvert.plan(model, preset="paper", example_inputs=(x,))
     assert [(d.action, d.reason) for d in plan.decisions] == [
