@@ -192,6 +192,111 @@ class OwnLayers(Base):
         return self.tail(self.gate(self.norm(self.body(torch.relu(self.head(x))))))
 
 
+class AddsInPlace(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.head(x))
+        y.add_(self.body(y))
+        return self.tail(y)
+
+
+class FillsMap(Base):
+    """As inverse wavelet transforms do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.head(x))
+        made = torch.zeros_like(y)
+        made[:, :6] = self.body(y)[:, :6]
+        made[:, 6:] = y[:, 6:]
+        return self.tail(made)
+
+
+class WritesThroughView(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.head(x))
+        first, _ = y.chunk(2, 1)
+        first[:, :, 1:].mul_(self.body(y)[:, :6, 1:])
+        return self.tail(y)
+
+
+class ActsInPlace(Base):
+    """Activations in place, of which two are behind a skip connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.LeakyReLU(0.2, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.head(x))
+        z = F.relu(self.body(y), inplace=True)
+        skip = F.leaky_relu(y[:, :6], 0.1, True)
+        return self.tail(torch.cat([skip, z[:, 6:]], 1) + y)
+
+
+class WritesOut(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.head(x))
+        torch.mul(y, self.body(y), out=y)
+        return self.tail(y)
+
+
+class WritesInside(Base):
+    """The writer is a module that torch.fx can't look into."""
+
+    class Mix(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            if float(x.abs().max()) < 0:
+                return x
+            return x.add_(y)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = self.Mix()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.head(x))
+        z = self.mix(y, self.body(y))
+        return self.tail(z + y)
+
+
+class WritesConstant(Base):
+    """The constant is made without looking at the input: the trace holds one for all calls."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.head(x))
+        scale = torch.ones(1, 12, 1, 1).mul_(self.body(y).mean())
+        return self.tail(y * scale)
+
+
+class WritesInput(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(2).sub_(0.5)
+        y = self.body(torch.relu(self.head(x)))
+        return self.tail(y) + x.add_(y[:, :3])
+
+
+class VectorNorm(Base):
+    """A head on pooled maps, as encoders have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.linear(self.main(x).mean((2, 3))))
+
+
+class OwnStateDict(Base):
+    """Leaves a part out of its files, as codebases do with a frozen encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Linear(2, 2)
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        made = super().state_dict(*args, **options)
+        return {name: value for name, value in made.items() if "extra" not in name}
+
+
 def _hooked() -> nn.Module:
     model, collected = Base(), []
     model.body.register_forward_hook(lambda m, i, o: collected.append(o))
@@ -229,6 +334,16 @@ def _batch_norm() -> nn.Module:
     return nn.Sequential(*layers, nn.Conv2d(12, 3, 1)).train()
 
 
+WRITERS: dict[str, Callable[[], nn.Module]] = {
+    "adds in place": AddsInPlace,
+    "fills a map": FillsMap,
+    "writes through a view": WritesThroughView,
+    "acts in place": ActsInPlace,
+    "writes out": WritesOut,
+    "writes inside a leaf": WritesInside,
+    "writes a constant": WritesConstant,
+    "writes its input": WritesInput,
+}
 AWKWARD: dict[str, Callable[[], nn.Module]] = {
     "stores a tensor": StoresTensor,
     "remembers": Remembers,
@@ -245,6 +360,9 @@ AWKWARD: dict[str, Callable[[], nn.Module]] = {
     "lists": Lists,
     "fails": Fails,
     "fails when converted": Failing,
+    "norm of vectors": VectorNorm,
+    "state dict of its own": OwnStateDict,
+    **WRITERS,
     "hooks": _hooked,
     "layers of its own": OwnLayers,
     "spectral norm": lambda: _normed(parametrizations.spectral_norm),

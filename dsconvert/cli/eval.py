@@ -42,7 +42,8 @@ class _Truncated(nn.Module):
 
 def _halves(images: ImageSet, samples: int, seed: int) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
     """Two disjoint random sets of ``samples`` images, in batches."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+    draw = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(images), generator=draw, device="cpu").tolist()
 
     def batches(indices: list[int]) -> Iterator[Tensor]:
         for start in range(0, len(indices), _BATCH):

@@ -9,7 +9,7 @@ from torch import nn
 
 from dsconvert.core.fit_layers import BATCH, FitOutcome, fit_layers
 from dsconvert.fit.statistics import buffers_of
-from dsconvert.model.copying import isolated_copy
+from dsconvert.model.copying import copy_tensors, isolated_copy, tensors_by_name
 from dsconvert.model.graph import ConvTypes, TracedGraph
 from dsconvert.model.inputs import Inputs, held_out_inputs, like
 from dsconvert.model.norms import fold, norm_kind
@@ -103,11 +103,11 @@ def fit_to_original(
         absorber=None if narrower is None else Absorber(teacher, narrower.groups, narrower.kept),
         student_graph=None if narrower is None else narrower.graph,
     )
-    fitted = working.state_dict()
+    fitted = tensors_by_name(working)
     if narrow:
         where = f"the converted {type(model).__name__}"
-        fitted = as_stored(fitted, student.state_dict(), where)
-    student.load_state_dict(fitted)
+        fitted = as_stored(fitted, tensors_by_name(student), where)
+    copy_tensors(fitted, student)
     return outcome
 
 

@@ -26,9 +26,7 @@ def randomise(model: nn.Module, plan: Plan, *, seed: int, narrowed: Collection[s
                 continue
             for module in model.get_submodule(decision.site).modules():
                 if isinstance(module, ConvTypes):
-                    needs_grad = module.weight.requires_grad
                     module.reset_parameters()
-                    module.requires_grad_(needs_grad)
 
 
 def restore_spectral_norm(

@@ -149,7 +149,7 @@ def _errors(call: LayerCall, site: Site) -> dict[int, Tensor]:
     found: dict[int, Tensor] = {}
     for rank in ranks:
         # The filters of an input channel are sorted: a lower rank is the first of them.
-        used = (torch.arange(unknowns) % size < rank).nonzero().flatten()
+        used = (torch.arange(unknowns, device="cpu") % size < rank).nonzero().flatten()
         try:
             mix = ridge_towards(start[used], xx[used][:, used], xy[used], _RIDGE)
         except NotFiniteError:

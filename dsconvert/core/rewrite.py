@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dsconvert.errors import PlanError, UsageError
 from dsconvert.model.editing import carry_hooks, copied, replace
 from dsconvert.model.graph import ConvTypes
-from dsconvert.model.norms import effective_weight, fold, norm_kind, trainable
+from dsconvert.model.norms import effective_weight, fold, norm_kind, train_alike
 from dsconvert.model.one_dimensional import Convolution, TransposedTypes, as_1d, outputs_first
 from dsconvert.records import Decision, Plan, Site, Sites, within
 from dsconvert.rules import Rule, rule_named
@@ -185,7 +185,7 @@ def rewrite(
             built = rule.build(site, exact, conv.bias, int(decision.rank or 1))
             made = as_1d(built.module) if site.dims == 1 else built.module
             new = made.to(dtype=kernel.dtype).train(conv.training)
-            new.requires_grad_(trainable(conv))
+            train_alike(new, conv)
             carry_hooks(conv, new)
             replace(result, conv, new)
             residuals[site.name] = built.residual

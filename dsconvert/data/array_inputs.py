@@ -52,7 +52,8 @@ class ArrayInputs:
                 f"all rows of {self.path} are held out, so none is left to fit to; give a smaller "
                 "--held-out (held_out= in Python)."
             )
-        picked = self.rows[torch.tensor(shuffled(len(self.rows), n, generator))]
+        order = shuffled(len(self.rows), n, generator)
+        picked = self.rows[torch.tensor(order, device="cpu")]
         return tuple(a[picked] for a in self.arrays)
 
 
@@ -60,7 +61,7 @@ def shuffled(count: int, n: int, generator: torch.Generator) -> list[int]:
     """Return ``n`` indices below ``count`` at random: each once before any comes again."""
     chosen: list[int] = []
     while len(chosen) < n:
-        chosen += torch.randperm(count, generator=generator).tolist()
+        chosen += torch.randperm(count, generator=generator, device="cpu").tolist()
     return chosen[:n]
 
 
@@ -101,7 +102,8 @@ def array_inputs(
             "rows; an array is one argument of a call, and all have the same number of rows, 2 or "
             "more."
         )
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(_SPLIT_SEED))
+    draw = torch.Generator().manual_seed(_SPLIT_SEED)
+    order = torch.randperm(count, generator=draw, device="cpu")
     judging = max(1, math.ceil(held_out * count))
     judging = count if held_out == 1 else min(judging, count - 1)
     return ArrayInputs(

@@ -88,7 +88,8 @@ def with_classes_of(inputs: Inputs, images: ImageSet) -> Inputs:
 
     def draw(n: int, random: torch.Generator) -> tuple[Any, ...]:
         latents, _ = inputs(n, random)
-        return latents, images.label(torch.randint(len(images), (n,), generator=random))
+        rows = torch.randint(len(images), (n,), generator=random, device="cpu")
+        return latents, images.label(rows)
 
     return draw
 

@@ -30,7 +30,7 @@ class DeviceImages:
             self._levels = images.decoded.to(device)
         else:
             self._levels = torch.empty(shape, dtype=torch.uint8, device=device)
-        self._indices = torch.arange(count)
+        self._indices = torch.arange(count, device="cpu")
         self._missing = set() if images.decoded is not None else set(range(count))
 
     @property

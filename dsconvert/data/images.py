@@ -147,7 +147,7 @@ class ImageSet:
     def label(self, indices: Tensor) -> Tensor:
         """Return the labels of ``indices`` (n,) as float32 (n, classes): one-hot, or vectors."""
         if self.labels is None:
-            return torch.zeros(len(indices), 0)
+            return torch.zeros(len(indices), 0, device="cpu")
         rows = self.labels[indices]
         return rows if rows.dim() == 2 else F.one_hot(rows, self.classes).float()
 
@@ -233,7 +233,7 @@ def _decoded(images: ImageSet, progress: Progress | None) -> ImageSet:
     return replace(
         images,
         names=tuple(images.names[i] for i in good),
-        labels=None if images.labels is None else images.labels[torch.tensor(good)],
+        labels=None if images.labels is None else images.labels[torch.tensor(good, device="cpu")],
         skipped=tuple(skipped),
         decoded=torch.stack(kept),
     )

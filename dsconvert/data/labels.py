@@ -52,11 +52,11 @@ def read_labels(files: DataFiles, names: Sequence[str]) -> Tensor:
                 f"{LABELS} in {files.path} has class {max(values)}; classes are counted from 0, "
                 f"and {_MOST_CLASSES} are the most."
             )
-        return torch.tensor(values, dtype=torch.int64)
+        return torch.tensor(values, dtype=torch.int64, device="cpu")
     try:
-        vectors = torch.tensor(values, dtype=torch.float32)
+        vectors = torch.tensor(values, dtype=torch.float32, device="cpu")
     except (TypeError, ValueError):
-        vectors = torch.zeros(())
+        vectors = torch.zeros((), device="cpu")
     if vectors.dim() != 2 or not vectors.isfinite().all():
         raise DataError(
             f"the labels of {LABELS} in {files.path} are neither whole numbers of 0 or more nor "
@@ -74,4 +74,4 @@ def _folder_labels(files: DataFiles, names: Sequence[str]) -> Tensor:
             "nothing to condition on. Give labels, or train a generator without classes."
         )
     place = {name: i for i, name in enumerate(known)}
-    return torch.tensor([place[f] for f in folders], dtype=torch.int64)
+    return torch.tensor([place[f] for f in folders], dtype=torch.int64, device="cpu")

@@ -75,7 +75,8 @@ class MelInputs:
         sounds, length = list(self.sounds.values()), self.spec.frames * self.spec.hop
         crops: list[Tensor] = []
         for i in shuffled(len(sounds), n, generator):
-            start = int(torch.randint(len(sounds[i]) - length + 1, (), generator=generator))
+            most = len(sounds[i]) - length + 1
+            start = int(torch.randint(most, (), generator=generator, device="cpu"))
             crops.append(sounds[i][start : start + length])
         return torch.stack(crops)
 

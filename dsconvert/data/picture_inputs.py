@@ -96,7 +96,7 @@ class PictureInputs:
 
     def _crop(self, picture: Tensor, generator: torch.Generator) -> Tensor:
         top, left = (
-            int(torch.randint(extent - self.size + 1, (), generator=generator))
+            int(torch.randint(extent - self.size + 1, (), generator=generator, device="cpu"))
             for extent in picture.shape[1:]
         )
         return picture[:, top : top + self.size, left : left + self.size]

@@ -31,7 +31,7 @@ class ShuffledImages(Dataset[Item]):
 
     def __init__(self, images: ImageSet, *, mirror: bool, seed: int) -> None:
         self.images, self.mirror, self.seed = images, mirror, seed
-        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
+        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64, device="cpu")
 
     def place(self, position: int) -> tuple[int, bool]:
         """Return the index of the image at ``position``, and whether it is flipped.
@@ -43,7 +43,8 @@ class ShuffledImages(Dataset[Item]):
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             size = count * (1 + self.mirror)
-            self._epoch, self._permutation = epoch, torch.randperm(size, generator=generator)
+            self._epoch = epoch
+            self._permutation = torch.randperm(size, generator=generator, device="cpu")
         flipped, index = divmod(int(self._permutation[at]), count)
         return index, bool(flipped)
 
@@ -71,7 +72,7 @@ class _Positions:
 def _collate(items: list[Item]) -> tuple[Tensor, Tensor, list[str]]:
     images = torch.stack([i for i, _, _ in items])
     problems = [p for _, _, p in items if p is not None]
-    return images, torch.tensor([n for _, n, _ in items]), problems
+    return images, torch.tensor([n for _, n, _ in items], device="cpu"), problems
 
 
 def _ignore_ctrl_c(_worker: int) -> None:
@@ -165,8 +166,8 @@ class ImageStream:
             images, indices = self._read()
             return images, self.images.label(indices)
         places = [self._order.place(p) for p in next(self._positions)]
-        wanted = torch.tensor([index for index, _ in places])
-        flipped = torch.tensor([mirrored for _, mirrored in places])
+        wanted = torch.tensor([index for index, _ in places], device="cpu")
+        flipped = torch.tensor([mirrored for _, mirrored in places], device="cpu")
         if self._kept.complete:
             self._batches = None  # the processes that read end
             images, indices = self._kept.take(wanted, flipped)

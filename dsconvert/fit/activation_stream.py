@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from dsconvert.errors import ConversionError
+from dsconvert.fit.copy_on_write import Values, copy_on_write, memory_of
 from dsconvert.fit.threads import all_threads, one_thread
 from dsconvert.model.graph import ConvTypes, TracedGraph
 from dsconvert.model.inputs import tensors_of
@@ -68,7 +69,6 @@ def _weights(model: nn.Module, name: str) -> int:
 
 FEWEST = 32
 """Batches that are kept however many positions each of them has: images differ as a whole, too."""
-Values = dict[fx.Node, Any]
 Selection = Mapping[fx.Node, tuple[int, Tensor]]
 """Per node of the teacher's graph whose value has more channels than the student's: the channel
 dimension, and the positions that the student keeps."""
@@ -139,6 +139,8 @@ class ActivationStream:
         """Per batch, the values of the teacher and of the student that are still in use."""
         self._batches = [tensors_of(batch) for batch in batches]
         tensors = [t for batch in self._batches for t in batch]
+        self._given = memory_of(tensors)
+        """Memory of the inputs and of the models' own tensors, which no run changes."""
         for model in (teacher, student):
             tensors += [*model.parameters(), *model.buffers()]
         self._accelerated = any(t.device.type != "cpu" for t in tensors)
@@ -200,13 +202,23 @@ class ActivationStream:
         diverged = diverged or touched or node in self._selection or node in self._own_numbers
         twin = self._twins[node]
         used = seen = 0
+        moved: set[fx.Node] = set()
         weights = _weights(self._teacher_model, name)
         for index, (teacher, student) in enumerate(self._values):
             self._draw(position, index)
-            with all_threads(weights * _pixels(self._values[0][0].get(node), self._maps)):
+            reads = [teacher[n] for n in node.all_input_nodes]
+            sides = (teacher,) if diverged else (teacher, student)
+            shared = self._given | memory_of(student.values()) if diverged else self._given
+            with (
+                copy_on_write(sides, reads, shared) as apart,
+                all_threads(weights * _pixels(self._values[0][0].get(node), self._maps)),
+            ):
                 teacher[node] = self._teacher.value(node, teacher)
-            if not diverged:
-                student[twin] = teacher[node]
+                if not diverged:
+                    student[twin] = teacher[node]
+            moved |= apart
+            if node.op == "get_attr":
+                self._given |= memory_of([teacher[node]])
             used += _bytes(teacher[node])
             seen += _pixels(teacher[node], self._maps)
             enough = self._positions is not None and seen >= self._positions
@@ -231,12 +243,22 @@ class ActivationStream:
             )
         if not diverged:
             return
-        self._diverged.add(node)
         weights = _weights(self._student_model, name)
         for index, (teacher, student) in enumerate(self._values):
             self._draw(position, index)
-            with all_threads(weights * _pixels(teacher[node], self._maps)):
+            reads = [student[n] for n in twin.all_input_nodes]
+            shared = self._given | memory_of(teacher.values())
+            with (
+                copy_on_write((student,), reads, shared) as apart,
+                all_threads(weights * _pixels(teacher[node], self._maps)),
+            ):
                 student[twin] = self._student.value(twin, student)
+            moved |= apart
+            if node.op == "get_attr":
+                self._given |= memory_of([student[twin]])
+        self._diverged.add(node)
+        if moved:  # values that were written on one side, and views of them
+            self._diverged |= {n for n, twin in self._twins.items() if {n, twin} & moved}
 
     def _selected(self, node: fx.Node, value: Any) -> Any:
         """Return a value of the teacher without the channels that the student lacks."""

@@ -62,11 +62,11 @@ _DEVICE_CHUNK = 1 << 26
 
 
 def _sums(values: Tensor, shift: Tensor | None = None) -> Tensor:
-    """Return the sums over batch and space, ``(C,)`` in double precision.
+    """Return the sums over batch and space of maps or of vectors (N, C), ``(C,)`` in double.
 
     With ``shift (C,)`` they are the sums of the squared differences from it.
     """
-    flat = values.flatten(2)
+    flat = values.flatten(2) if values.dim() > 2 else values.unsqueeze(2)
     if values.device.type != "cpu":  # no cache to stay in, and each launch costs time
         many = max(1, _DEVICE_CHUNK // max(1, flat[0].numel()))
         parts = flat.split(many)
@@ -160,10 +160,11 @@ def _padded(x: Tensor, conv: Conv, margin: int) -> Tensor:
     """Return ``x`` with ``margin`` pixels around it, padded as ``conv`` pads."""
     if isinstance(conv, nn.ConvTranspose2d) or conv.padding_mode == "zeros":
         return F.pad(x, (margin,) * 4)
-    ph, pw = _pairs(conv.padding, conv)
-    x = F.pad(x, (pw, pw, ph, ph), mode=conv.padding_mode)
-    # Beyond its own padding the convolution never reads.
-    return F.pad(x, (margin - pw, margin - pw, margin - ph, margin - ph))
+    # Its own padding: with padding="same" and an even kernel the sides differ.
+    own: list[int] = conv._reversed_padding_repeated_twice
+    x = F.pad(x, own, mode=conv.padding_mode)
+    # Beyond it the convolution never reads.
+    return F.pad(x, [margin - side for side in own])
 
 
 def moments(
@@ -280,13 +281,14 @@ def _draw(
     margin = max(reach, *_pairs(conv.padding, conv))
     spread = _padded(x, conv, margin).permute(0, 2, 3, 1)
     cells = n * height * width
-    pick = torch.randperm(cells, generator=generator)[: max(1, int(cells * share))].to(x.device)
+    order = torch.randperm(cells, generator=generator, device="cpu")
+    pick = order[: max(1, int(cells * share))].to(x.device)
     image, rest = pick // (height * width), pick % (height * width)
     row = rest // width * step[0] + margin
     column = rest % width * step[1] + margin
     if x.device.type == "cpu":
         patch = torch.stack([spread[image, row + a, column + b] for a, b in phase.shifts], 1)
     else:
-        down, right = torch.tensor(phase.shifts).to(x.device).unbind(1)
+        down, right = torch.tensor(phase.shifts, device="cpu").to(x.device).unbind(1)
         patch = spread[image[:, None], row[:, None] + down, column[:, None] + right]
     return patch.flatten(1), y.permute(0, 2, 3, 1)[image, rest // width, rest % width]

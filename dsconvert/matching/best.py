@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dsconvert.config.distill import DistillConfig
 from dsconvert.matching.evaluator import HeldOutScore
+from dsconvert.model.copying import tensors_by_name
 
 PSNR_TOLERANCE = 0.1
 """dB that the image may lose against the start while the distance falls. They are of the squared
@@ -77,7 +78,7 @@ class BestStudent:
         elif not self._better(score, self.start, self.score):
             return
         self.score, self.step = score, step
-        self.state = {k: v.detach().clone() for k, v in student.state_dict().items()}
+        self.state = {k: v.clone() for k, v in tensors_by_name(student).items()}
 
     def _better(self, score: HeldOutScore, start: HeldOutScore, best: HeldOutScore) -> bool:
         # Any finite distance is better than a start that is not finite.

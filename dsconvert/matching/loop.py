@@ -21,6 +21,7 @@ from dsconvert.matching.optim import Optimiser
 from dsconvert.matching.protocols import Adversary, Reason, Record, Schedule
 from dsconvert.matching.schedule import DistillSchedule
 from dsconvert.matching.statistics import EVERY, LossStatistics
+from dsconvert.model.copying import copy_tensors, tensors_by_name
 from dsconvert.util.interrupts import Interrupts
 from dsconvert.util.progress import Progress
 
@@ -146,7 +147,7 @@ class Loop:
         At least one evaluation has been made.
         """
         best = self.best.finished()
-        self.student.load_state_dict(self.best.state)
+        copy_tensors(self.best.state, self.student)
         self.student.eval()
         return LoopResult(
             steps=self.steps,
@@ -268,7 +269,7 @@ class Loop:
         state: dict[str, Any] = {
             "steps": self.steps,
             "seconds": self.seconds,
-            "student": self.student.state_dict(),
+            "student": tensors_by_name(self.student),
             "optimiser": self.optimiser.state(),
             "critic": None if self.critic is None else self.critic.state(),
             "scales": self.scales.state(),
@@ -281,7 +282,7 @@ class Loop:
 
     def _restore(self, data: dict[str, Any]) -> None:
         try:
-            self.student.load_state_dict(data["student"])
+            copy_tensors(data["student"], self.student)
             self.optimiser.restore(data["optimiser"])
         except (RuntimeError, ValueError) as error:
             raise UsageError(

@@ -100,7 +100,9 @@ def image_batches(
     """Yield the images of :func:`sample_images` in batches, for sets larger than the memory."""
     if samples < 1 or batch < 1:
         raise UsageError(f"samples ({samples}) and batch ({batch}) must be 1 or more.")
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    like = next(
+        (p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device="cpu")
+    )
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model):
         torch.manual_seed(seed)

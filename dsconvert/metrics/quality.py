@@ -107,7 +107,8 @@ class Judge:
                 mine.append(self._net(rounded(image)))
                 if self._features is None:
                     ours.append(self._net(rounded(original)))
-        near = summary("psnr", torch.cat(values), torch.empty(0), bootstrap=BOOTSTRAP, seed=seed)
+        nothing = torch.empty(0, device="cpu")
+        near = summary("psnr", torch.cat(values), nothing, bootstrap=BOOTSTRAP, seed=seed)
         fd = floor = ratio = interval = None
         if self._net is not None:
             if self._features is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import types
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,35 @@ from torch.nn.utils import parametrize
 
 from dsconvert.errors import UsageError
 from dsconvert.model.norms import norm_kind
+
+
+def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and persistent buffers of ``model``, detached, by their own names.
+
+    A class may define a ``state_dict`` that leaves some out, or renames them.
+    """
+    passing = {
+        f"{name}.{buffer}" if name else buffer
+        for name, module in model.named_modules()
+        for buffer in module._non_persistent_buffers_set
+    }
+    found: dict[str, Tensor] = dict(model.named_parameters())
+    found |= {n: b for n, b in model.named_buffers() if n not in passing}
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def copy_tensors(state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Write ``state``, from :func:`tensors_by_name` of a copy of ``model``, into ``model``.
+
+    Raises:
+        ValueError: a tensor is missing, or has another shape.
+    """
+    own = tensors_by_name(model)
+    wrong = [n for n, t in own.items() if n not in state or state[n].shape != t.shape]
+    if wrong:
+        raise ValueError(f"no tensor of the right shape for {', '.join(wrong)}")
+    for name, tensor in own.items():
+        tensor.copy_(state[name])
 
 
 def owned_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:

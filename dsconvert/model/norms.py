@@ -67,8 +67,25 @@ def effective_weight(module: nn.Module) -> Tensor:
 
 
 def trainable(module: nn.Module) -> bool:
-    """Return whether the module's weight, or a tensor behind it, requires a gradient."""
-    return any(p.requires_grad for p in module.parameters())
+    """Return whether the module's weights, or a tensor behind one, require a gradient."""
+    return any(p.requires_grad for n, p in module.named_parameters() if not _is_bias(n))
+
+
+def trainable_bias(module: nn.Module) -> bool:
+    """Return whether a bias of the module requires a gradient; without one, as its weights."""
+    found = [p.requires_grad for n, p in module.named_parameters() if _is_bias(n)]
+    return any(found) if found else trainable(module)
+
+
+def train_alike(new: nn.Module, old: nn.Module) -> None:
+    """Let weights and biases of ``new`` require a gradient where those of ``old`` do."""
+    weight, bias = trainable(old), trainable_bias(old)
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(bias if _is_bias(name) else weight)
+
+
+def _is_bias(name: str) -> bool:
+    return "bias" in name.split(".")
 
 
 def fold(module: nn.Module) -> None:
@@ -121,7 +138,8 @@ def respectralise(module: Convolution) -> float:
         spectral_norm(module, dim=dim)
     matrix = weight.transpose(0, dim).flatten(1).double()
     generator = torch.Generator().manual_seed(0)
-    v = torch.randn(matrix.shape[1], generator=generator, dtype=torch.float64).to(matrix.device)
+    v = torch.randn(matrix.shape[1], generator=generator, dtype=torch.float64, device="cpu")
+    v = v.to(matrix.device)
     u = matrix @ v
     for _ in range(_POWER_ITERATIONS):
         u = nn.functional.normalize(matrix @ v, dim=0)

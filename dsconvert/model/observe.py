@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,13 +22,17 @@ from dsconvert.records import Shape
 
 @contextmanager
 def undisturbed() -> Generator[None, None, None]:
-    """Restore the random states of torch, NumPy and Python at the end.
+    """Restore the random states of torch, NumPy and Python at the end, and leave inference mode.
 
-    A sampler or a ``forward`` may draw from any of them.
+    A sampler or a ``forward`` may draw from any of them. A tensor that is made in inference mode
+    can't be trained or written in place outside, and the results leave this context.
     """
     python, numpy = random.getstate(), np.random.get_state()
+    # Leaving inference mode turns gradients on; elsewhere the caller's mode stays.
+    inference = torch.is_inference_mode_enabled()
+    normal = torch.inference_mode(mode=False) if inference else nullcontext()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), normal:
             yield
     finally:
         random.setstate(python)
@@ -47,7 +51,7 @@ def evaluating(model: nn.Module) -> Generator[None, None, None]:
     weights = {m: m.__dict__["weight"] for m in modes if "weight" in m.__dict__}
     model.eval()
     try:
-        with torch.no_grad(), undisturbed():
+        with undisturbed(), torch.no_grad():
             yield
     finally:
         for module, mode in modes.items():

@@ -140,7 +140,8 @@ def _locked(
     """
     exempt = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, leaf_types))
     convs = {n: m for n, m in model.named_modules() if isinstance(m, ConvTypes)}
-    locked: dict[str, str] = {}
+    imaginary = {n for n, m in convs.items() if any(p.is_complex() for p in m.parameters())}
+    locked = dict.fromkeys(imaginary, "its weights are complex numbers")
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):

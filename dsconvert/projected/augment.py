@@ -26,12 +26,14 @@ _COLOR_RANGES = ((-0.5, 0.5), (0.0, 2.0), (0.5, 1.5))
 
 
 def _draw_color(count: int, _size: tuple[int, int]) -> Tensor:
-    return torch.stack([torch.rand(count) * (b - a) + a for a, b in _COLOR_RANGES], 1)
+    return torch.stack([torch.rand(count, device="cpu") * (b - a) + a for a, b in _COLOR_RANGES], 1)
 
 
 def _draw_translation(count: int, size: tuple[int, int]) -> Tensor:
     limits = [int(side * SHIFT + 0.5) for side in size]
-    return torch.stack([torch.randint(-m, m + 1, (count,)) for m in limits], 1).float()
+    return torch.stack(
+        [torch.randint(-m, m + 1, (count,), device="cpu") for m in limits], 1
+    ).float()
 
 
 def _hole(side: int) -> int:
@@ -40,7 +42,9 @@ def _hole(side: int) -> int:
 
 def _draw_cutout(count: int, size: tuple[int, int]) -> Tensor:
     sizes = [(side, _hole(side)) for side in size]
-    firsts = [torch.randint(0, side + 1 - h % 2, (count,)) - h // 2 for side, h in sizes]
+    firsts = [
+        torch.randint(0, side + 1 - h % 2, (count,), device="cpu") - h // 2 for side, h in sizes
+    ]
     return torch.stack(firsts, 1).float()
 
 
@@ -122,7 +126,7 @@ def draw_augmentation(policies: tuple[str, ...], count: int, size: tuple[int, in
         UsageError: a policy is unknown.
     """
     drawn = [_policy(name).draw(count, size) for name in policies]
-    return torch.cat(drawn, 1) if drawn else torch.zeros(count, 0)
+    return torch.cat(drawn, 1) if drawn else torch.zeros(count, 0, device="cpu")
 
 
 def diffaugment(

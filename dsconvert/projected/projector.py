@@ -25,8 +25,9 @@ for a data set of any resolution."""
 
 def doubling(size: int) -> Tensor:
     """Return the matrix (2 size, size) that doubles a row bilinearly, with aligned corners."""
-    at = torch.arange(2 * size, dtype=torch.float64) * ((size - 1) / (2 * size - 1))
-    return (1 - (at[:, None] - torch.arange(size)).abs()).clamp_(min=0).float()
+    line = torch.arange(2 * size, dtype=torch.float64, device="cpu")
+    at = line[:, None] * ((size - 1) / (2 * size - 1))
+    return (1 - (at - line[:size]).abs()).clamp_(min=0).float()
 
 
 class Fusion(nn.Module):

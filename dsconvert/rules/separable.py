@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from dsconvert.model.norms import effective_weight
+from dsconvert.model.norms import effective_weight, train_alike
 from dsconvert.records import Site
 from dsconvert.rules.base import assign, spatial_options
 
@@ -114,5 +114,5 @@ def dense_of(module: nn.Module, pair: Pair, kernel: Tensor, bias: Tensor | None)
     weight = kernel.transpose(0, 1) if transposed else kernel
     kind = effective_weight(pair.pointwise).dtype
     assign(dense, weight.to(kind), bias.detach() if bias is not None else None)
-    dense.requires_grad_(any(p.requires_grad for p in module.parameters()))
+    train_alike(dense, module)
     return dense.train(module.training)

@@ -19,6 +19,7 @@ from dsconvert.core.pipeline import plan_for
 from dsconvert.data.images import ImageSet
 from dsconvert.errors import AdapterError
 from dsconvert.formats.official import Snapshot, new_snapshot, save_snapshot
+from dsconvert.model.copying import copy_tensors, tensors_by_name
 from dsconvert.projected.discriminator import ProjectedDiscriminator
 from dsconvert.projected.lite0 import Weights
 from dsconvert.projected.official import FOREIGN, official_form
@@ -93,16 +94,16 @@ def _copy_initial_values(made: nn.Module, dense: nn.Module) -> None:
             continue
         if any(True for _ in module.children()):
             continue
-        mine, values = module.state_dict(), other.state_dict()
+        mine, values = tensors_by_name(module), tensors_by_name(other)
         if mine.keys() == values.keys() and all(mine[k].shape == values[k].shape for k in mine):
-            module.load_state_dict(values)
+            copy_tensors(values, module)
             if hasattr(other, "eps"):
                 module.__dict__["eps"] = other.eps
     for name, module in made.named_modules():
         other = theirs.get(name)
         # Conditional normalisations have children, which the loop above skips.
         if other is not None and hasattr(module, "stored_var") and hasattr(other, "eps"):
-            module.load_state_dict(other.state_dict())
+            copy_tensors(tensors_by_name(other), module)
             module.__dict__["eps"] = other.eps
 
 

@@ -86,7 +86,7 @@ def predict(student: list[Tensor], teacher: list[Tensor], *, linear: bool) -> Te
     """
     total = sum(s.numel() // s.shape[-1 if linear else 1] for s in student)
     step = max(1, total // SAMPLES)
-    own = cross = torch.zeros(())
+    own = cross = torch.zeros((), device="cpu")
     for s, wide in zip(student, teacher, strict=True):
         x = channel_rows(s, linear)[::step].double()
         t = wide

@@ -65,10 +65,10 @@ def choose(readings: Sequence[Reading], total: float) -> Curve:
     size = len(sides[0].left)
     loss = [_loss(sides, total)]
     order: list[int] = []
-    free = torch.ones(size, dtype=torch.bool)
+    free = torch.ones(size, dtype=torch.bool, device="cpu")
     block = max(1, size // _BLOCKS)
     while len(order) < size:
-        scores = torch.where(free, _sum(s.scores() for s in sides), -torch.ones(()).double())
+        scores = _sum(s.scores() for s in sides).masked_fill(~free, -1)
         count = min(block, size - len(order))
         candidates = scores.topk(min(_CANDIDATES * count, int(free.sum()))).indices
         chosen = _within(sides, candidates, count)
@@ -124,13 +124,13 @@ def _within(sides: Sequence[_Side], candidates: Tensor, count: int) -> list[int]
     """Choose ``count`` of the candidates one after the other."""
     slabs = [list(s.columns(candidates)) for s in sides]
     taken: list[int] = []
-    open_ = torch.ones(len(candidates), dtype=torch.bool)
+    open_ = torch.ones(len(candidates), dtype=torch.bool, device="cpu")
     for _ in range(count):
         gains = _sum(
             _scores(left, read, left[candidates, range(len(candidates))], side.floor)
             for side, (left, read) in zip(sides, slabs, strict=True)
         )
-        best = int(torch.where(open_, gains, -torch.ones(()).double()).argmax())
+        best = int(gains.masked_fill(~open_, -1).argmax())
         open_[best] = False
         unit = int(candidates[best])
         taken.append(unit)

@@ -51,7 +51,9 @@ def _same(
 ) -> bool:
     draw = torch.Generator().manual_seed(0)
     kept = {
-        g.name: torch.randperm(g.channels, generator=draw)[: max(1, g.channels // 2)].tolist()
+        g.name: torch.randperm(g.channels, generator=draw, device="cpu")[
+            : max(1, g.channels // 2)
+        ].tolist()
         for g in some
         if g.channels > 1
     }
@@ -79,7 +81,7 @@ def _silenced(model: nn.Module, groups: ChannelGroups, kept: Kept) -> nn.Module:
     removed = groups.removed(kept)
     for name, labels in groups.channels.columns.items():
         if (staying := groups.staying(labels, removed)) is not None:
-            gone = torch.ones(len(labels), dtype=torch.bool)
+            gone = torch.ones(len(labels), dtype=torch.bool, device="cpu")
             gone[staying] = False
             zero_columns(twin.get_submodule(name), gone.nonzero().flatten())
     return twin

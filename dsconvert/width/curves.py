@@ -82,7 +82,7 @@ def measure_curves(
         inputs = [a[0] for a in call.student_args]
         total = sum(x.numel() // x.shape[-1 if linear else 1] for x in inputs)
         step = max(1, total // SAMPLES)
-        moment = torch.zeros(())
+        moment = torch.zeros((), device="cpu")
         count = 0
         for x in inputs:
             flat = channel_rows(x, linear)[::step].double()
@@ -139,7 +139,8 @@ def _by_unit(second: Tensor, flat: Tensor, places: list[Tensor]) -> Reading:
 
     The choice takes one small step after the other, each of which depends on the last.
     """
-    own = torch.zeros(len(places[0]), len(places[0]), dtype=torch.float64)
+    size = len(places[0])
+    own = torch.zeros(size, size, dtype=torch.float64, device="cpu")
     use = torch.zeros_like(own)
     for place in places:
         here = place.to(flat.device)

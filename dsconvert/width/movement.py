@@ -14,7 +14,7 @@ from dsconvert.width.labels import FIXED, Axis
 def label_tensor(shape: Sequence[int], axis: Axis | None) -> Tensor:
     """Return a tensor of ``shape`` that holds each element's label."""
     if axis is None:
-        return torch.full(tuple(shape), FIXED)
+        return torch.full(tuple(shape), FIXED, device="cpu")
     view = [1] * len(shape)
     view[axis.dim] = -1
     return torch.from_numpy(axis.labels).reshape(view).expand(tuple(shape))

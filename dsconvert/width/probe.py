@@ -69,7 +69,8 @@ def _holds(
     size = x.shape[dim]
     free = size // 2 if halves else size
     for trial in range(_TRIALS):
-        order = torch.randperm(free, generator=torch.Generator().manual_seed(trial))
+        draw = torch.Generator().manual_seed(trial)
+        order = torch.randperm(free, generator=draw, device="cpu")
         kept = order[: max(1, free // 2)].sort().values.to(x.device)
         taken = torch.cat([kept, kept + free]) if halves else kept
         try:

@@ -230,6 +230,18 @@ def test_a_convolution_that_somebody_else_reads_is_kept(name: str, how: str) -> 
     fast(*args)
 
 
+def test_complex_convolutions_are_kept() -> None:
+    layers = [nn.Conv2d(8, 8, 3, padding=1, dtype=torch.complex64) for _ in range(2)]
+    model, x = nn.Sequential(*layers).eval(), torch.randn(1, 8, 8, 8, dtype=torch.complex64)
+    plan = dsconvert.plan(model, preset="paper", example_inputs=(x,))
+    assert [(d.action, d.reason) for d in plan.decisions] == [
+        ("keep", "its weights are complex numbers")
+    ] * 2
+    made = dsconvert.convert(model, preset="paper", example_inputs=(x,), init="svd")
+    with torch.no_grad():
+        assert torch.equal(made(x), model(x))
+
+
 def test_what_does_not_run_is_an_error_that_names_what_to_keep() -> None:
     model, args = awkward.made("fails when converted")
     with pytest.raises(ConversionError, match=r"no parameters.*--keep 'body'"):

@@ -183,6 +183,21 @@ def test_every_trainable_parameter_gets_a_finite_gradient(preset):
         assert torch.isfinite(p.grad).all(), (preset, name)
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_weights_and_biases_stay_frozen_each_by_itself(norm):
+    for weight, bias in ((False, True), (True, False)):
+        model = One(SITES["spectral hook" if norm else "padded"]())
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(bias if name.endswith("bias") else weight)
+        x = torch.randn(1, 6, 9, 11)
+        for options in ({}, {"init": "random"}):
+            made = dsconvert.convert(model, rank=1, example_inputs=(x,), **options)
+            assert isinstance(made.body, nn.Sequential)
+            for result in (made, dsconvert.merge(made)):
+                for name, parameter in result.named_parameters():
+                    assert parameter.requires_grad == (bias if name.endswith("bias") else weight)
+
+
 def test_without_inputs_it_falls_back_and_says_so():
     model = decoder()
     plan = dsconvert.plan(model)

@@ -124,12 +124,24 @@ def test_the_stream_drops_latents_but_never_below_two():
     assert counts[0] > counts[-1] == 2
 
 
-@pytest.mark.parametrize("kind", ["plain", "conditional"])
+@pytest.mark.parametrize("mode", ["reflect", "circular"])
+def test_moments_of_an_even_kernel_with_unequal_sides(mode):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 5, (4, 2), padding="same", padding_mode=mode, bias=False).double()
+    x = [torch.randn(4, 4, 9, 10, dtype=torch.float64) for _ in range(3)]
+    with torch.no_grad():
+        y = [conv(v) for v in x]
+        (m,) = moments(conv, x, y, samples=10_000)
+        kernel = conv.weight.flatten(2).transpose(1, 2).flatten(1)
+    assert torch.allclose(((kernel @ m.xx) * kernel).sum(1), m.yy, rtol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["plain", "conditional", "vectors"])
 def test_statistics_follow_the_inputs(kind):
     """A student whose maps are twice as large and shifted gets the teacher's outputs back."""
     torch.manual_seed(0)
-    if kind == "plain":
-        norm = nn.BatchNorm2d(5).eval()
+    if kind != "conditional":
+        norm = (nn.BatchNorm2d if kind == "plain" else nn.BatchNorm1d)(5).eval()
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2)
     else:
@@ -137,7 +149,8 @@ def test_statistics_follow_the_inputs(kind):
         norm.stored_mean.normal_()
         norm.stored_var.uniform_(0.5, 2)
     extra = (torch.randn(6, 3),) if kind == "conditional" else ()
-    teacher = [torch.randn(6, 5, 8, 8) for _ in range(4)]
+    shape = (60, 5) if kind == "vectors" else (6, 5, 8, 8)
+    teacher = [torch.randn(shape) for _ in range(4)]
     student = [2 * t + 1 for t in teacher]
     with torch.no_grad():
         wanted = norm(teacher[0], *extra)

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
 
 from dsconvert.errors import UsageError
-from dsconvert.model.copying import own_classes, owned_copy
+from dsconvert.model.copying import copy_tensors, own_classes, owned_copy, tensors_by_name
+from tests.awkward import OwnStateDict
 
 NORMS = (parametrizations.spectral_norm, parametrizations.weight_norm, spectral_norm, weight_norm)
 
@@ -104,3 +105,17 @@ def test_what_cannot_be_copied_is_said() -> None:
     net.lock = threading.Lock()  # type: ignore[assignment]
     with pytest.raises(UsageError, match=r"this Conv2d can't be copied: .*lock"):
         owned_copy(net)
+
+
+def test_tensors_pass_between_copies_whatever_a_state_dict_leaves_out() -> None:
+    model = OwnStateDict()
+    model.register_buffer("cache", torch.ones(1), persistent=False)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in (*twin.parameters(), *twin.buffers()):
+            tensor.add_(1)
+    copy_tensors(tensors_by_name(twin), model)
+    assert torch.equal(model.extra.weight, twin.extra.weight)
+    assert torch.equal(model.cache, torch.ones(1)), "no state dict holds it"
+    with pytest.raises(ValueError, match=r"extra\.weight, extra\.bias"):
+        copy_tensors(twin.state_dict(), model)
