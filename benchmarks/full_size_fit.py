@@ -40,6 +40,27 @@ def generator_of(file: str, ngf: int) -> Any:
     )
 
 
+class Stages:
+    """Says on stderr how far a conversion is: at the end of each stage, and every five seconds."""
+
+    def __init__(self) -> None:
+        self._began = self._said = time.perf_counter()
+        self._last: tuple[str, str] | None = None
+
+    def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002
+        """Take the state of the work."""
+        now, text = time.perf_counter(), f"{stage}: {done} of {total}"
+        if self._last is not None and self._last[0] != stage:
+            self._print(self._last[1], now)
+        elif done == total or now - self._said > 5:
+            self._print(text, now)
+        self._last = stage, text
+
+    def _print(self, text: str, now: float) -> None:
+        print(f"{now - self._began:6.1f} s  {text}", file=sys.stderr, flush=True)
+        self._said = now
+
+
 def one(file: str, preset: str, device: str, ngf: int) -> dict[str, object]:
     """Convert in this process."""
     import torch
@@ -51,7 +72,7 @@ def one(file: str, preset: str, device: str, ngf: int) -> dict[str, object]:
         torch.zeros(1, device=device)  # the start of CUDA is no part of the fit
         torch.cuda.synchronize()
     began = time.perf_counter()
-    done = apply(model, plan(model, preset=preset))
+    done = apply(model, plan(model, preset=preset), progress=Stages())
     if device != "cpu":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
@@ -98,7 +119,7 @@ def main() -> None:
                 *("--device", args.device, "--ngf", str(args.ngf)),
             ],
             check=True,
-            capture_output=True,
+            stdout=subprocess.PIPE,  # stderr says how far it is, also where the time ends first
             text=True,
         )
         row = json.loads(done.stdout.splitlines()[-1])
