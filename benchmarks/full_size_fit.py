@@ -41,24 +41,19 @@ def generator_of(file: str, ngf: int) -> Any:
 
 
 class Stages:
-    """Says on stderr how far a conversion is: at the end of each stage, and every five seconds."""
+    """Says on stderr when a stage of a conversion began, and every five seconds how far it is."""
 
     def __init__(self) -> None:
         self._began = self._said = time.perf_counter()
-        self._last: tuple[str, str] | None = None
+        self._stage = ""
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002
         """Take the state of the work."""
-        now, text = time.perf_counter(), f"{stage}: {done} of {total}"
-        if self._last is not None and self._last[0] != stage:
-            self._print(self._last[1], now)
-        elif done == total or now - self._said > 5:
-            self._print(text, now)
-        self._last = stage, text
-
-    def _print(self, text: str, now: float) -> None:
-        print(f"{now - self._began:6.1f} s  {text}", file=sys.stderr, flush=True)
-        self._said = now
+        now = time.perf_counter()
+        if stage != self._stage or now - self._said > 5:
+            text = f"{now - self._began:6.1f} s  {stage}: {done} of {total}"
+            print(text, file=sys.stderr, flush=True)
+            self._stage, self._said = stage, now
 
 
 def one(file: str, preset: str, device: str, ngf: int) -> dict[str, object]:

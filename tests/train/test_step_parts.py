@@ -161,11 +161,15 @@ def test_a_form_that_keeps_as_much_ends_in_advice_that_helps() -> None:
     generator = new_generator(wanted)[0]
     state = new_state(generator, Plain(), TrainConfig(), torch.device("cpu"))
 
+    calls: list[int] = []
+
     def full() -> Tensor:
+        calls.append(1)
         raise torch.OutOfMemoryError("full")
 
     with pytest.raises(torch.OutOfMemoryError):
         MemoryFallback(active=True).run(GENERATOR, TrainConfig(), state, full)
+    assert len(calls) == 1
     assert "--recompute blocks" in needs_less(TrainConfig())
     assert "--recompute" not in needs_less(TrainConfig(recompute="blocks"))
     z = torch.randn(2, 4)
