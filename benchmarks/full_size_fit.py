@@ -40,6 +40,22 @@ def generator_of(file: str, ngf: int) -> Any:
     )
 
 
+class Stages:
+    """Says on stderr when a stage of a conversion began, and every five seconds how far it is."""
+
+    def __init__(self) -> None:
+        self._began = self._said = time.perf_counter()
+        self._stage = ""
+
+    def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:  # noqa: ARG002
+        """Take the state of the work."""
+        now = time.perf_counter()
+        if stage != self._stage or now - self._said > 5:
+            text = f"{now - self._began:6.1f} s  {stage}: {done} of {total}"
+            print(text, file=sys.stderr, flush=True)
+            self._stage, self._said = stage, now
+
+
 def one(file: str, preset: str, device: str, ngf: int) -> dict[str, object]:
     """Convert in this process."""
     import torch
@@ -51,7 +67,7 @@ def one(file: str, preset: str, device: str, ngf: int) -> dict[str, object]:
         torch.zeros(1, device=device)  # the start of CUDA is no part of the fit
         torch.cuda.synchronize()
     began = time.perf_counter()
-    done = apply(model, plan(model, preset=preset))
+    done = apply(model, plan(model, preset=preset), progress=Stages())
     if device != "cpu":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
@@ -98,7 +114,7 @@ def main() -> None:
                 *("--device", args.device, "--ngf", str(args.ngf)),
             ],
             check=True,
-            capture_output=True,
+            stdout=subprocess.PIPE,  # stderr says how far it is, also where the time ends first
             text=True,
         )
         row = json.loads(done.stdout.splitlines()[-1])

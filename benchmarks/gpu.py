@@ -51,7 +51,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def parse() -> argparse.Namespace:
     """Return the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("seconds", type=float, help="the run ends by itself within them")
+    parser.add_argument("seconds", type=float, help="the run ends by itself within them, from when "
+                        "everything is imported")  # fmt: skip
+    parser.add_argument("--end", type=float, help="when it ends instead, in seconds since 1970")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gpu",
                         help="path of the results, without .json and .md")  # fmt: skip
@@ -66,11 +68,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--again", default="", help=f"what to measure anew: {both}")
     parser.add_argument("--older", default="", help="the same, unless this commit measured it")
-    # Of a run that goes on in another process.
-    parser.add_argument("--left", type=float, help=argparse.SUPPRESS)
+    # A run that goes on in another process keeps it.
     parser.add_argument("--began", type=float, default=time.time(), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.seconds = args.seconds if args.left is None else args.left
+    args.end = time.time() + args.seconds if args.end is None else args.end
     args.ngf = args.ngf or (2 if args.small else 128)
     return args
 
@@ -161,11 +162,25 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
 
-    def _over(self) -> None:
+    def note(self, error: str) -> None:
+        """Record that the row under way was not finished."""
         if self.row is not None:
-            self._results.put(self.row | {"error": "the time was over", "session": None})
+            self._results.put(self.row | {"error": error, "session": None})
+
+    def _over(self) -> None:
+        self.note("the time was over")
         print("the time is over", flush=True)
-        os._exit(0)
+        os._exit(verdict(self._results))
+
+
+def verdict(results: Results) -> int:
+    """Return the code that the process ends with; print which operations fell back, if any."""
+    try:
+        refuse(results.data["rows"])
+    except FellBackError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
 
 
 def broken(device: str) -> bool:
@@ -227,9 +242,9 @@ def one(
         }
 
 
-def again(args: argparse.Namespace, left: float) -> None:
+def again(args: argparse.Namespace) -> None:
     """Go on in a new process, since the device answers this one no more."""
-    more = ["--left", f"{left:.1f}", "--began", str(args.began)]
+    more = ["--end", str(args.end), "--began", str(args.began)]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *sys.argv, *more])
 
@@ -252,7 +267,7 @@ def is_done(known: dict[str, Any] | None, args: argparse.Namespace) -> bool:
     return "error" not in known and not anew
 
 
-def run(args: argparse.Namespace, results: Results, watchdog: Watchdog, end: float) -> None:
+def run(args: argparse.Namespace, results: Results, watchdog: Watchdog) -> None:
     """Measure the rows that are missing, in order, while there is time."""
     meta, started = results.data["meta"], time.time()
     device = meta["device"]
@@ -262,7 +277,7 @@ def run(args: argparse.Namespace, results: Results, watchdog: Watchdog, end: flo
         threads=torch.get_num_threads(), device=device,
     )  # fmt: skip
     bench = Bench(options)
-    counted, clock = Counted(bench), Clock(end - GRACE, bench, results)
+    counted, clock = Counted(bench), Clock(args.end - GRACE, bench, results)
     left = [t for t in wanted(args) if not is_done(results.find(t[0], t[1], t[2].name), args)]
     meta["missing"] = [name_of(*todo) for todo in left]
     results.write()
@@ -283,7 +298,7 @@ def run(args: argparse.Namespace, results: Results, watchdog: Watchdog, end: flo
         said = found.get("error") or f"{1000 * found['median_s']:.3g} ms"
         print(f"{time.time() - started:6.1f} s  {name_of(*todo)}: {said}", flush=True)
         if broken(device):
-            again(args, end - time.time())
+            again(args)
         release(device)
     made = len(results.data["rows"])
     print(f"{made} rows in {results.path}, {len(left)} left for another run")
@@ -292,7 +307,6 @@ def run(args: argparse.Namespace, results: Results, watchdog: Watchdog, end: flo
 def main() -> None:
     """Measure in the time that is given."""
     args = parse()
-    end = time.time() + args.seconds
     meta = meta_of(args, settle(Settings(device=args.device)).device)
     print(f"{meta['machine']}, driver {meta['driver']}, torch {meta['torch']}, commit {commit()}")
     results = Results(
@@ -303,13 +317,14 @@ def main() -> None:
         order=order_of,
         markdown=markdown,
     )
-    with warnings.catch_warnings(), Watchdog(end, results) as watchdog:
+    with warnings.catch_warnings(), Watchdog(args.end, results) as watchdog:
         warnings.simplefilter("ignore")  # of peers, in pages
-        run(args, results, watchdog, end)
-    try:
-        refuse(results.data["rows"])
-    except FellBackError as error:
-        raise SystemExit(f"error: {error}") from None
+        try:
+            run(args, results, watchdog)
+        except KeyboardInterrupt:  # also what gpu_visit.sh sends where the end comes too late
+            watchdog.note("interrupted")
+    if code := verdict(results):
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from dsconvert.bench.machine import seconds_of, seconds_of_each
 from dsconvert.bench.subject import arguments
 from dsconvert.config.train import DiscriminatorFacts, TrainConfig
 from dsconvert.data.images import ImageSet
-from dsconvert.errors import UsageError
+from dsconvert.errors import DsconvertError, UsageError
 from dsconvert.kernels import recording, replayed
 from dsconvert.model.editing import copied
 from dsconvert.model.inputs import examples_of
@@ -193,6 +193,10 @@ class _Data:
         return torch.zeros(len(indices), 0)
 
 
+class NotCapturedError(DsconvertError):
+    """A row of CUDA graphs would time ordinary steps."""
+
+
 class TrainRun:
     """The whole training step, as ``dsconvert train`` makes it: G, D, both optimisers, the average.
 
@@ -242,8 +246,13 @@ class TrainRun:
     def first(self) -> float:
         """Run once; return the seconds. Steps that are captured are so afterwards."""
         spent = seconds_of(self._step, self._device)
-        for _ in range(ORDINARY if self._captured else 0):
+        if not self._captured:
+            return spent
+        for _ in range(ORDINARY):
             self._step()
+        graphs = self._stepper.graphs
+        if graphs is None or not graphs.complete:  # the training would go on without
+            raise NotCapturedError(f"the step was not captured: {graphs and graphs.problem}")
         return spent
 
     def each(self, count: int) -> list[float]:

@@ -32,7 +32,9 @@ tree=$(git ls-files -coz --exclude-standard | xargs -0 du -cb 2> /dev/null | awk
 carried=$(du -sb .gpu | cut -f1)
 echo "$((tree >> 20)) MiB of the working tree and $((carried >> 20)) MiB in .gpu, of 64 MiB"
 if [ $((tree + carried)) -gt $((62 << 20)) ]; then
-    echo "too much for a lent machine (64 MiB). Large files of the tree that a visit does not need, which"
-    echo "git restore brings back afterwards: rm examples/teachers/*.safetensors examples/demo.safetensors"
+    echo "error: more than 62 MiB, too much for a lent machine. Take the large examples away, and run this again:"
+    echo "  rm examples/teachers/*.safetensors examples/demo.safetensors"
+    echo "After the visit: git restore examples. An example that the teacher is to start from: copy it to another"
+    echo "folder before, and name the copy as one of the FILEs."
     exit 1
 fi

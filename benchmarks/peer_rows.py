@@ -304,24 +304,26 @@ def _conv_macs(model: nn.Module, example: tuple[Any, ...]) -> int:
 def traffic(model: nn.Module, example: tuple[Any, ...]) -> tuple[float, float]:
     """Elements that the convolutions of one sample read and write, and their MACs.
 
-    Everything else is taken as fused away: this is what a floor may assume.
+    Everything else is taken as fused away: this is what a floor may assume. Every convolution that
+    runs counts, also of modules that ``model`` doesn't list (the folded backbone).
     """
     moved = macs = 0.0
 
-    def note(module: nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> None:
+    def note(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         nonlocal moved, macs
+        if not isinstance(module, ConvTypes):
+            return
         moved += args[0].numel() + out.numel()
         grid = args[0] if isinstance(module, nn.ConvTranspose2d) else out
         macs += module.weight.numel() / (
             module.in_channels if isinstance(module, nn.ConvTranspose2d) else module.out_channels
         ) * grid.numel()  # fmt: skip
 
-    handles = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, ConvTypes)]
+    handle = nn.modules.module.register_module_forward_hook(note)
     try:
         model(*example)
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
     return moved, macs
 
 

@@ -58,7 +58,13 @@ class Results:
         return next((r for r in self.data["rows"] if self.key(r) == key), None)
 
     def put(self, row: Row) -> None:
-        """Add or replace a row, and write."""
+        """Add or replace a row, and write.
+
+        A measured row stays if the new one failed; the error goes with it as ``last_error``.
+        """
+        old = self.find(*self.key(row))
+        if old is not None and "error" in row and "error" not in old:
+            row = {**old, "last_error": row["error"], "session": row.get("session")}
         rows = [r for r in self.data["rows"] if self.key(r) != self.key(row)]
         self.data["rows"] = sorted([*rows, row], key=lambda r: self._order(self.key(r)))
         self.write()

@@ -26,8 +26,8 @@ def code_of(error: DsconvertError) -> int:
 
 _SMALLER = {
     "convert": "give --device cpu, or --polish 0 (the polish needs most)",
-    "train": "resume with --recompute lean, or begin with a smaller --micro-batch",
-    "finetune": "resume with --recompute lean, or begin with a smaller --micro-batch",
+    "train": "resume with --recompute blocks, or begin with a smaller --micro-batch",
+    "finetune": "resume with --recompute blocks, or begin with a smaller --micro-batch",
     "distill": "give a smaller --batch, or --device cpu",
     "bench": "give a smaller --batch, or --device cpu",
 }

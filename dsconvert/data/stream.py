@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -136,32 +137,49 @@ class ImageStream:
         self.unreadable: set[str] = set()
         """The images that could not be read so far, each with the reason."""
         self._order = ShuffledImages(images, mirror=mirror, seed=seed)
-        self._positions = iter(_Positions(batch=batch, start=start, rank=rank, world=world))
-        positions = _Positions(batch=batch, start=start, rank=rank, world=world)
+        self._from = partial(_Positions, batch=batch, rank=rank, world=world)
+        self._batch, self._next, self._workers = batch, start, workers
+        self._positions = iter(self._from(start=start))
         self._kept = device_images(images, device)
-        pinned = torch.cuda.is_available() and (device is None or device.type == "cuda")
-        self._batches: Iterator[tuple[Tensor, Tensor, list[str]]] | None
-        if images.decoded is not None:
-            batches = (_collate([self._order[p] for p in group]) for group in positions)
-            self._batches = _pinned(batches) if pinned else batches
-        else:
-            # A copy, because each process that reads has its own epoch.
-            loader: DataLoader[Item] = DataLoader(
-                ShuffledImages(images, mirror=mirror, seed=seed),
-                batch_sampler=positions,
-                num_workers=workers,
-                collate_fn=_collate,
-                pin_memory=pinned,
-                worker_init_fn=_ignore_ctrl_c,
-                generator=torch.Generator().manual_seed(seed),
-            )
-            with _keep_sigchld_handler():
-                self._batches = iter(loader)
+        self._pinned = torch.cuda.is_available() and (device is None or device.type == "cuda")
+        self._batches: Iterator[tuple[Tensor, Tensor, list[str]]] | None = self._reader()
+
+    def _reader(self) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+        """Return the batches from the next one on."""
+        positions, order = self._from(start=self._next), self._order
+        if self.images.decoded is not None:
+            batches = (_collate([order[p] for p in group]) for group in positions)
+            return _pinned(batches) if self._pinned else batches
+        # A copy, because each process that reads has its own epoch.
+        loader: DataLoader[Item] = DataLoader(
+            ShuffledImages(self.images, mirror=order.mirror, seed=order.seed),
+            batch_sampler=positions,
+            num_workers=self._workers,
+            collate_fn=_collate,
+            pin_memory=self._pinned,
+            worker_init_fn=_ignore_ctrl_c,
+            generator=torch.Generator().manual_seed(order.seed),
+        )
+        with _keep_sigchld_handler():
+            return iter(loader)
+
+    def release(self) -> bool:
+        """Free the images that stay on a device; return whether there were any.
+
+        The batches that follow are the same, read and copied anew.
+        """
+        if self._kept is None:
+            return False
+        self._kept = None
+        if self._batches is None:
+            self._batches = self._reader()
+        return True
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
+        self._next += self._batch
         if self._kept is None:
             images, indices = self._read()
             return images, self.images.label(indices)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dsconvert.forms.packed import PackedLinear
+from dsconvert.util.autocast import in_mixed_type, mixed_type
 
 TILE = 4 << 20
 """Bytes of the part of a map that is processed at a time: it fits into a second-level cache slice
@@ -92,6 +93,7 @@ class UpsampleDepthwise(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         n, c, h, w = x.shape
         ctx.save_for_backward(x, kernel)
+        ctx.mixed = mixed_type(x)
         out = torch.empty(
             (n, c, 2 * h, 2 * w), dtype=x.dtype, device=x.device,
             memory_format=torch.channels_last,
@@ -115,7 +117,8 @@ class UpsampleDepthwise(torch.autograd.Function):
         grad = grad.contiguous(memory_format=torch.channels_last)
         grad_x = grad_kernel = None
         if ctx.needs_input_grad[0]:
-            grad_x = F.conv2d(grad, kernel, None, stride=2, padding=1, groups=c)
+            with in_mixed_type(x, ctx.mixed):
+                grad_x = F.conv2d(grad, kernel, None, stride=2, padding=1, groups=c)
         if ctx.needs_input_grad[1]:
             grad_kernel = torch.zeros_like(kernel)
             for row, rows in enumerate(TAPS):

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dsconvert.util.autocast import in_mixed_type, mixed_type
+
 Spatial = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 """``spatial(x, kernel, bias)``: a depthwise convolution with everything else fixed."""
 TILE = 2 << 20
@@ -102,7 +104,7 @@ class NormGate(torch.autograd.Function):
         ctx.save_for_backward(
             kept, kernel, kernel_bias, weight, plane, gain, bias, batch_mean, scale
         )
-        ctx.spatial, ctx.training = spatial, training
+        ctx.spatial, ctx.training, ctx.mixed = spatial, training, mixed_type(x)
         return out
 
     @staticmethod
@@ -116,7 +118,7 @@ class NormGate(torch.autograd.Function):
         x = made = y = kept
         leaves: tuple[Tensor, ...] = ()
         if ctx.spatial is not None:
-            with torch.enable_grad():
+            with torch.enable_grad(), in_mixed_type(kept, ctx.mixed):
                 x = kept.detach().requires_grad_(ctx.needs_input_grad[0])
                 leaves = tuple(
                     t.detach().requires_grad_() for t in (kernel, kernel_bias) if t is not None

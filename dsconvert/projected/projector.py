@@ -45,7 +45,9 @@ class Fusion(nn.Module):
         first here, on a quarter of the pixels.
         """
         mixed = self.out_conv(coarse if fine is None else coarse + fine)
-        if mixed.device.type != "cuda" or mixed.dtype != torch.float32 or not mixed.is_contiguous():
+        apart = mixed.device.type == "cuda" and mixed.dtype == torch.float32
+        # torch.compile would trace the change of the dictionary, and compile the upsampling itself.
+        if torch.compiler.is_compiling() or not (apart and mixed.is_contiguous()):
             return F.interpolate(mixed, scale_factor=2, mode="bilinear", align_corners=True)
         # On an H100 torch's kernel for this type and layout takes 11 ms of a step at batch 32, some
         # 35 times a copy of the same bytes. Two matrix products are cheap, as are their gradients.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -41,6 +41,9 @@ class CudaCapture:
                 self._stream = torch.cuda.Stream()
                 self._pool = torch.cuda.graph_pool_handle()
             current = torch.cuda.current_stream()
+            # Memory that ordinary steps have left belongs to their stream, and the runs on another
+            # one can't use it.
+            torch.cuda.empty_cache()
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
                 for _ in range(WARM):
@@ -61,11 +64,22 @@ class CudaCapture:
     def recover(self) -> None:
         """After a capture that failed: free its memory, and draw from a state of its own again.
 
-        A broken capture can leave the device's random generator in the state of a capture.
+        A broken capture can leave the device's random generator in the state of a capture, and the
+        allocator waiting for the capture's end, where it frees nothing. Each is mended whatever
+        becomes of the others.
         """
         with suppress(Exception), torch.cuda.device(self._device):
             torch.cuda.synchronize()
+        with suppress(Exception), torch.cuda.device(self._device):
             fresh = torch.Generator(device=self._device).graphsafe_get_state()
             index = torch.cuda.current_device()
             torch.cuda.default_generators[index].graphsafe_set_state(fresh)
+        with suppress(Exception), torch.cuda.device(self._device):
+            # The end of a broken capture raises before torch tells the allocator. If the allocator
+            # knows, the first call raises, and the second one is left out.
+            index, internals = torch.cuda.current_device(), cast("Any", torch._C)
+            earlier = getattr(internals, "_cuda_endAllocateCurrentStreamToPool", None)  # torch 2.6
+            (earlier or internals._cuda_endAllocateToPool)(index, self._pool)
+            internals._cuda_releasePool(index, self._pool)
+        with suppress(Exception), torch.cuda.device(self._device):
             torch.cuda.empty_cache()

@@ -18,12 +18,14 @@ from dsconvert.runs.folder import RunFolder
 from dsconvert.runs.stats import StatsWriter
 from dsconvert.train.checkpointing import restore_state, save_state
 from dsconvert.train.evaluator import FDLite0Evaluator
+from dsconvert.train.low_memory import needs_less
 from dsconvert.train.outputs import RunOutputs
 from dsconvert.train.schedule import with_rates
 from dsconvert.train.state import Latents, Save, TrainState, latents_of, new_state
 from dsconvert.train.statistics import Report, TrainStatistics
 from dsconvert.train.step import Stepper, parts_of
 from dsconvert.train.step_graph import why_no_graph
+from dsconvert.util.first_line import first_line
 from dsconvert.util.interrupts import Interrupts
 from dsconvert.util.processes import Processes, processes
 from dsconvert.util.progress import Progress, reports_progress
@@ -167,13 +169,6 @@ class _Loop:
             self.seconds_before = restore_state(state, folder=folder, config=config)
         procs.wait()
         adapter = adapter_for(generator)
-        stepper = Stepper(
-            config=config,
-            data=data,
-            latents=out.latents,
-            procs=procs,
-            move_means=None if adapter is None else adapter.recipe.move_means,
-        )
         stream = ImageStream(
             data,
             batch=config.batch,
@@ -184,6 +179,14 @@ class _Loop:
             world=procs.world,
             workers=config.workers,
             device=procs.device,
+        )
+        stepper = Stepper(
+            config=config,
+            data=data,
+            latents=out.latents,
+            procs=procs,
+            move_means=None if adapter is None else adapter.recipe.move_means,
+            release=stream.release,
         )
         writer = None
         if out.first:
@@ -211,8 +214,8 @@ class _Loop:
                 stopped = self._steps(state, stepper, stream, statistics, interrupts)
         except torch.cuda.OutOfMemoryError as error:
             raise TrainingError(
-                f"the device's memory is full ({str(error).splitlines()[0][:200]}). Resume with "
-                "recompute ('lean' or 'blocks'), or begin with a smaller micro_batch, or bf16."
+                f"the device's memory is full ({first_line(error)[:200].rstrip('.')}). "
+                f"{needs_less(config)}"
             ) from error
         finally:
             statistics.close()

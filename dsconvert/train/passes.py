@@ -116,6 +116,18 @@ def _enter_amp(stack: ExitStack, config: TrainConfig, part: PartInputs) -> None:
         stack.enter_context(torch.autocast(part.reals.device.type, dtype))
 
 
+def _backward(state: TrainState, loss: Tensor) -> None:
+    """Add the gradients of a loss, with autocast off.
+
+    Each operation's backward pass has the type of its forward pass by itself. With autocast on, it
+    would also round the formulas of gradients in float32, such as those of spectral norms.
+    """
+    kind = loss.device.type
+    mixed = torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, enabled=False) if mixed else nullcontext():
+        state.scaler.scale(loss).backward()
+
+
 def _logits(
     state: TrainState, images: Tensor, labels: Tensor, draws: Tensor | None, sigma: float
 ) -> Tensor:
@@ -134,7 +146,7 @@ def _generator_pass(
         made = image_tensor(_called(state, state.run_g, *part.args))
         loss = generator_loss(_logits(state, made, part.labels, part.fake_draws, sigma))
         # Inside the context, because a recomputed block runs again in the backward pass.
-        state.scaler.scale(loss / count).backward()
+        _backward(state, loss / count)
     return loss.detach()[None]
 
 
@@ -148,13 +160,13 @@ def _discriminator_pass(
         with local_gradients(state.run_d):
             fake = _logits(state, made, part.labels, part.fake_draws, sigma)
             loss_fake = fake_loss(fake)
-            state.scaler.scale(loss_fake / count).backward()
+            _backward(state, loss_fake / count)
         shown = to_range(part.reals, part.reals.device)
         if config.channels_last:
             shown = shown.contiguous(memory_format=torch.channels_last)
         real = _logits(state, shown, part.real_labels, part.real_draws, sigma)
         loss_real = real_loss(real)
-        state.scaler.scale(loss_real / count).backward()
+        _backward(state, loss_real / count)
     found = (
         loss_fake + loss_real, fake.mean(), real.mean(), fake.sign().mean(), real.sign().mean(),
     )  # fmt: skip

@@ -69,6 +69,8 @@ class _Divided(torch.autograd.Function):
         ctx: Any, norms: _Norms, u: Tensor, v: Tensor, sigma: Tensor, *kernels: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.norms = norms
+        # A kernel that the call did not use has no gradient, instead of one of zeros.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(u, v, sigma, *kernels)
         return tuple(k / s for k, s in zip(kernels, sigma.unbind(), strict=True))
 
@@ -140,7 +142,7 @@ class _Norms:
 
     @torch.no_grad()
     def iterated(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Iterate once: change the vectors of all layers; return copies of them, and the norms."""
+        """Iterate once; return the new vectors u and v of all layers, and the norms."""
         matrices = [_matrix(layer.raw, layer.hook.dim) for layer in self.layers]
         like = self.layers[0].left
         v = like.new_empty(sum(self.widths))
@@ -155,13 +157,16 @@ class _Norms:
             torch.mv(matrix, vector, out=out)
         # u is W v divided by its length: u^T W v is that length.
         u, sigma = self._unit(u, self.heights, self.rows)
-        _MANY._foreach_copy_([layer.right for layer in self.layers], right)
-        _MANY._foreach_copy_([layer.left for layer in self.layers], _segments(u, self.heights))
         return u, v, sigma
 
-
-def _keep(_module: nn.Module, _inputs: Any) -> None:
-    """Stand in for a hook that has nothing left to do."""
+    @torch.no_grad()
+    def store(self, u: Tensor, v: Tensor, which: Sequence[int]) -> None:
+        """Give the layers ``which`` their new vectors."""
+        if not which:
+            return
+        lefts, rights = _segments(u, self.heights), _segments(v, self.widths)
+        _MANY._foreach_copy_([self.layers[i].left for i in which], [lefts[i] for i in which])
+        _MANY._foreach_copy_([self.layers[i].right for i in which], [rights[i] for i in which])
 
 
 @contextmanager
@@ -169,7 +174,8 @@ def normalised_together(model: Any) -> Generator[None, None, None]:
     """Normalise all kernels of ``model`` now, for one call within this context.
 
     Where a layer would not iterate once (it is in eval mode, say), nothing is done, and each layer
-    normalises its own kernel as usual. A layer that one call uses several times iterates once.
+    normalises its own kernel as usual. A layer that one call uses several times iterates once; one
+    that it does not use keeps its vectors and gets no gradient, as with its hook.
     """
     if not isinstance(model, nn.Module):
         yield
@@ -185,11 +191,18 @@ def normalised_together(model: Any) -> Generator[None, None, None]:
     with torch.autocast(kind, enabled=False) if mixed else nullcontext():
         u, v, sigma = norms.iterated()
         made: Any = _Divided.apply(norms, u, v, sigma, *(layer.raw for layer in norms.layers))
-    for layer, kernel in zip(norms.layers, made, strict=True):
+    used: set[int] = set()
+
+    def noting(index: int) -> Any:
+        # Stands in for the hook, which has nothing else left to do.
+        return lambda _module, _inputs: used.add(index)
+
+    for i, (layer, kernel) in enumerate(zip(norms.layers, made, strict=True)):
         setattr(layer.module, layer.hook.name, kernel)
-        layer.module._forward_pre_hooks[layer.key] = _keep
+        layer.module._forward_pre_hooks[layer.key] = noting(i)
     try:
         yield
     finally:
         for layer in norms.layers:
             layer.module._forward_pre_hooks[layer.key] = layer.hook
+        norms.store(u, v, sorted(used))

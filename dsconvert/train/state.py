@@ -78,6 +78,8 @@ def new_state(
         if config.channels_last:
             in_channels_last(model)
     average = copy.deepcopy(generator) if ema is None else ema.to(device)
+    if config.channels_last:  # of one layout, they are moved in a few launches
+        in_channels_last(average)
     average.eval().requires_grad_(False)
 
     def adam(parameters: Any, lr: Any) -> torch.optim.Adam:

@@ -76,6 +76,8 @@ class Stepper:
         move_means: moves the generator's running means by a call's arguments, and returns them
             (:class:`dsconvert.adapter.Recipe`); None: it has none.
         capture: for tests, instead of a capture of CUDA graphs.
+        release: frees memory of the device that training can do without; returns whether there was
+            any.
     """
 
     config: TrainConfig
@@ -84,7 +86,9 @@ class Stepper:
     procs: Processes
     move_means: Callable[[nn.Module, Sequence[Any]], Sequence[Tensor]] | None = None
     capture: Capture | None = None
-    _graphs: StepGraphs | None = None
+    release: Callable[[], bool] | None = None
+    graphs: StepGraphs | None = None
+    """Made in the first step."""
     _memory: MemoryFallback | None = None
     _apart: dict[int, Any] = field(default_factory=dict)
     """Of each phase: the network that averages its gradients over the processes."""
@@ -102,8 +106,8 @@ class Stepper:
         """
         config, device = self.config, self.procs.device
         part, _ = parts_of(config, self.procs.world)
-        images, labels = to_device(images, device), to_device(labels, device)
-        batch = list(zip(images.split(part), labels.split(part), strict=True))
+        shown = to_device(images, device).split(part), to_device(labels, device).split(part)
+        batch = list(zip(*shown, strict=True))
         sums = torch.zeros(len(SUMS), device=device)
         sums[:1] = self._phase(GENERATOR, state, batch)
         state.scaler.step(state.opt_g)
@@ -111,6 +115,7 @@ class Stepper:
         state.scaler.step(state.opt_d)
         state.scaler.update()
 
+        # The labels as they were given: to read them back would wait for the whole step.
         self._move_means(state, labels)
         beta = ema_beta(
             batch=config.batch,
@@ -146,15 +151,15 @@ class Stepper:
         sigma = blur_sigma(
             state.images, initial=config.blur_init_sigma, fade_kimg=config.blur_fade_kimg
         )
-        if self._graphs is None:
-            self._graphs = StepGraphs.of(config, state, self.procs, self.capture)
-        if self._graphs.ready(phase) and sigma == 0 and len(batch) == 1:
+        if self.graphs is None:
+            self.graphs = StepGraphs.of(config, state, self.procs, self.capture)
+        if self.graphs.ready(phase) and sigma == 0 and len(batch) == 1:
             inputs, seed = self._inputs(phase, state, 0, *batch[0])
-            found = self._graphs.run(phase, config, state, inputs, seed)
+            found = self.graphs.run(phase, config, state, inputs, seed)
             if found is not None:
                 return found
         if self._memory is None:
-            self._memory = MemoryFallback.of(config, self.procs)
+            self._memory = MemoryFallback.of(config, self.procs, self.release)
         found = self._memory.run(
             phase, config, state, lambda: self._ordinary(phase, state, batch, sigma)
         )

@@ -29,6 +29,7 @@ from dsconvert.train.gradients import make_finite
 from dsconvert.train.passes import PartInputs, Phase
 from dsconvert.train.state import TrainState, changing_buffers
 from dsconvert.train.tensors import copy_tensors
+from dsconvert.util.first_line import first_line
 from dsconvert.util.processes import Processes
 
 ORDINARY = 3
@@ -103,6 +104,13 @@ class StepGraphs:
     _passes: dict[int, int] = field(default_factory=dict)
     """The ordinary passes of each phase so far."""
     _captured: dict[int, _Captured] = field(default_factory=dict)
+    problem: str = ""
+    """Why a capture has failed."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether both phases are replayed."""
+        return len(self._captured) == 2
 
     @classmethod
     def of(
@@ -153,11 +161,10 @@ class StepGraphs:
             return found.run(inputs, seed) if found.takes(inputs) else None
         buffers = changing_buffers(state)
         before = [b.clone() for b in buffers]
-        problem = ""
         try:
             return self._begin(phase, config, state, inputs, seed, buffers, before)
         except Exception as error:  # CUDA and the networks raise errors of many types
-            problem = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            self.problem = f"{type(error).__name__}: {first_line(error)[:200]}"
         # Outside of the handler: the error holds the frames, and they hold the tensors.
         capture, self.capture = self.capture, None
         self._captured.clear()
@@ -170,7 +177,7 @@ class StepGraphs:
         _LOG.warning(
             "the step can't be captured in a CUDA graph (%s): the training goes on without, slower "
             "but with the same result",
-            problem,
+            self.problem,
         )
         return None
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dsconvert.errors import UsageError
+from dsconvert.util.first_line import first_line
 
 
 def accelerator() -> str:
@@ -31,7 +32,7 @@ def usable(name: torch.device | str) -> torch.device:
             raise RuntimeError("it holds no data")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UsageError(
             f"device {str(name)!r} can't be used here: {reason}. This torch {torch.__version__} "
             f"offers {', '.join(dict.fromkeys((accelerator(), 'cpu')))}; give --device one of "

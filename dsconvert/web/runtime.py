@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dsconvert.errors import ForeignFileError
+from dsconvert.util.first_line import first_line
 
 VERSION = "1.30.0"
 PACKAGE = "onnxruntime-web"
@@ -94,7 +95,7 @@ def read_runtime(path: str) -> dict[str, bytes]:
     try:
         found = _from_folder(Path(path)) if Path(path).is_dir() else _from_archive(Path(path))
     except (OSError, tarfile.TarError, KeyError) as error:
-        reason = str(error).splitlines()[0].rstrip(":- ")
+        reason = first_line(error).rstrip(":- ")
         raise ForeignFileError(
             f"{path} can't be read as the package {PACKAGE} ({reason}); {wanted}."
         ) from None

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -20,7 +22,7 @@ import gpu  # noqa: E402
 from gpu_measure import Counted, floor, formed  # noqa: E402
 from gpu_report import markdown, order_of  # noqa: E402
 from gpu_rows import MODES, ORDER, ROWS, SHIPPED, Bench, works  # noqa: E402
-from peer_rows import Options, SkippedError  # noqa: E402
+from peer_rows import Options, SkippedError, traffic  # noqa: E402
 from results_file import Results  # noqa: E402
 
 from tests.fake_cuda import fake_cuda  # noqa: E402
@@ -188,6 +190,89 @@ def test_a_row_that_is_under_way_at_the_end_is_recorded(
     assert written["rows"][0]["error"] == "the time was over"
 
 
+def test_what_fell_back_is_told_also_where_the_time_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    results = results_at(tmp_path / "r.json")
+    row = {"row": "fast", "mode": "FP32", "operation": "forward_32"}
+    results.put(row | {"fell_back": ["depthwise (4 channels): no memory"]})
+    gpu.Watchdog(time.time() + 60, results)._over()
+    assert ended == [1]
+    assert "no memory" in capsys.readouterr().err
+
+
+def test_a_failure_leaves_the_row_that_was_measured_before(tmp_path: Path) -> None:
+    results = results_at(tmp_path / "r.json")
+    row = {"row": "fast", "mode": "FP32", "operation": "forward_32"}
+    results.put(row | {"median_s": 1.0, "session": 1})
+    results.put(row | {"error": "out of memory", "session": 2})
+    assert results.data["rows"] == [
+        row | {"median_s": 1.0, "session": 2, "last_error": "out of memory"}
+    ]
+    results.put(row | {"median_s": 2.0, "session": 3})
+    assert results.data["rows"] == [row | {"median_s": 2.0, "session": 3}]
+
+
+def test_the_end_of_a_run_does_not_depend_on_the_time_of_imports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "480", "--end", "1234.5"])
+    assert gpu.parse().end == 1234.5
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "480"])
+    assert 470 < gpu.parse().end - time.time() < 481
+
+
+def test_steps_that_were_not_captured_are_no_row_of_graphs() -> None:
+    from gpu_measure import NotCapturedError, TrainRun
+
+    def of(**graphs: Any) -> TrainRun:
+        run = object.__new__(TrainRun)
+        run._captured, run._device = True, "cpu"
+        run._stepper = cast("Any", SimpleNamespace(graphs=SimpleNamespace(**graphs)))
+        run._step = lambda: None  # type: ignore[method-assign]
+        return run
+
+    assert of(complete=True).first() >= 0
+    with pytest.raises(NotCapturedError, match="invalidated"):
+        of(complete=False, problem="RuntimeError: capture invalidated").first()
+
+
+def test_modules_that_are_not_listed_count() -> None:
+    """The discriminator runs folded copies of its backbone."""
+
+    class Copies(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.listed, self._copies = nn.Conv2d(3, 4, 1), [nn.Conv2d(3, 4, 1)]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self._copies[0](x)
+
+    assert traffic(Copies(), (torch.zeros(1, 3, 2, 2),)) == (28, 48)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="a script for Linux")
+@pytest.mark.parametrize("word", ["PASSED", "FAILED"])
+def test_tests_that_the_time_cuts_are_no_failures(word: str, tmp_path: Path) -> None:
+    stub = tmp_path / "python"
+    stub.write_text(
+        f"#!/bin/bash\necho '[gw0] [  9%] PASSED tests/a.py::b '\n"
+        f"echo '[gw0] [ 18%] {word} tests/a.py::c '\nexec sleep 60\n"
+    )
+    stub.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "benchmarks/gpu_visit.sh", "30", "tests=10"], cwd=ROOT, text=True, check=False,
+        capture_output=True, env={**os.environ, "DEVICE": "cpu", "PYTHON": str(stub),
+                                  "OUT": str(tmp_path / "out"), "VISIT": str(tmp_path / "visit")},
+    )  # fmt: skip
+    failed = word == "FAILED"
+    assert f"{1 if failed else 2} passed, {int(failed)} failed, cut by the time" in done.stdout
+    assert (done.returncode != 0) is failed
+
+
 @pytest.mark.slow
 def test_a_device_that_answers_no_more_gets_a_new_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -206,7 +291,7 @@ def test_a_device_that_answers_no_more_gets_a_new_process(
     monkeypatch.undo()
     monkeypatch.setattr(sys, "argv", raised.value.args[0][1:])
     again = gpu.parse()
-    assert 500 < again.seconds < 600
+    assert 500 < again.end - time.time() < 600
     (row,) = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     # The row that failed is not tried again in the same run.
     assert row["session"] == again.began

@@ -52,6 +52,26 @@ def test_batches_on_a_device_are_those_of_the_stream(
     assert kept.unreadable == plain.unreadable
 
 
+@pytest.mark.parametrize("cache", ["always", "never"])
+@pytest.mark.parametrize("after", [1, 12])
+def test_images_that_are_given_up_are_read_again(
+    after: int, cache: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before all of them were there, and after it."""
+    options: dict[str, object] = {"batch": 4, "mirror": True, "seed": 3, "start": 8}
+    images = open_images(path, resolution=16, cache=cache)  # type: ignore[arg-type]
+    plain = ImageStream(images, **options)  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "free_memory", lambda _: 1 << 30)
+    kept = ImageStream(images, device=CPU, **options)  # type: ignore[arg-type]
+    for i in range(after + 6):
+        if i == after:
+            assert kept.release()
+            assert not kept.release()
+        (a, one), (b, other) = next(plain), next(kept)
+        assert torch.equal(a, b)
+        assert torch.equal(one, other)
+
+
 def test_a_set_that_does_not_fit_stays_where_it_is(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

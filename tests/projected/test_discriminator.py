@@ -25,7 +25,7 @@ from dsconvert.projected.augment import (
 from dsconvert.projected.discriminator import ProjectedDiscriminator
 from dsconvert.projected.lite0 import lite0
 from dsconvert.projected.official import FOREIGN, official_form
-from dsconvert.projected.projector import doubling
+from dsconvert.projected.projector import Fusion, doubling
 from dsconvert.train import NewGenerator, new_generator
 from dsconvert.train.losses import blur, blur_sigma, fake_loss, generator_loss, real_loss
 from tests.fake_cuda import fake_cuda
@@ -178,6 +178,19 @@ def test_two_matrices_double_a_map_bilinearly() -> None:
     x = torch.randn(2, 3, 7, 16)
     want = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
     torch.testing.assert_close(doubling(7) @ (x @ doubling(16).t()), want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_compiled_pass_keeps_no_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile traces no change of a dictionary."""
+    with fake_cuda() as fake:
+        there, x = fake.model(Fusion(4, 3)), fake.tensor(torch.zeros(2, 4, 8, 8))
+        with fake.running(), torch.no_grad():
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.compiler, "is_compiling", lambda: True)
+                assert there(x).shape == (2, 3, 16, 16)
+            assert not there._doubling
+            there(x)
+            assert there._doubling
 
 
 def test_a_shift_of_all_images_at_once_is_that_of_each() -> None:

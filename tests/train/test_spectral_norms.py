@@ -136,6 +136,29 @@ def test_an_error_in_a_call_leaves_the_hooks_in_place() -> None:
     assert names == ["SpectralNorm"] * 4
 
 
+def test_a_layer_that_a_call_does_not_use_stays_as_it_is() -> None:
+    """Files have blocks of resolutions that never run; they must not enter Adam's state."""
+
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used = spectral_norm(nn.Conv2d(3, 4, 3))
+            self.unused = spectral_norm(nn.Conv2d(3, 4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    torch.manual_seed(0)
+    ordinary, x = Half().train(), torch.randn(2, 3, 5, 5)
+    ours = copy.deepcopy(ordinary)
+    step(ordinary, x, together=False)
+    step(ours, x, together=True)
+    assert ours.unused.weight_orig.grad is None
+    assert ours.used.weight_orig.grad is not None
+    for (name, a), b in zip(ordinary.named_buffers(), ours.buffers(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6), name
+
+
 def test_a_network_without_gradients_is_normalised_as_well() -> None:
     model = network()
     model.requires_grad_(False)

@@ -203,8 +203,13 @@ def stale(run: Callable[[], Sequence[Tensor]]) -> Any:
     return [t.clone() for t in run()], lambda: None
 
 
+def silent(run: Callable[[], Sequence[Tensor]]) -> Any:
+    run()
+    raise AssertionError
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("capture", [broken, stale])
+@pytest.mark.parametrize("capture", [broken, stale, silent])
 def test_a_capture_that_fails_costs_one_sentence(
     capture: Any,
     tmp_path: Path,
@@ -287,16 +292,64 @@ def test_a_capture_warms_up_on_its_own_stream(monkeypatch: pytest.MonkeyPatch) -
         "device": nothing, "Stream": Stream, "current_stream": Stream, "stream": nothing,
         "graph_pool_handle": lambda: "pool", "CUDAGraph": Graph, "graph": graph,
         "set_stream": lambda stream: seen.append("back"),
+        "empty_cache": lambda: seen.append("empty"),
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, value)
     capture = CudaCapture(torch.device("cuda"))
     made, replay = capture(lambda: (seen.append("run"), [torch.ones(1)])[1])
     replay()
     capture(lambda: [])
-    assert seen[:4] == ["wait", "run", "run", "wait"]
-    assert seen[5:9] == ["run", "captured", "back", "replay"]
+    assert seen[:5] == ["empty", "wait", "run", "run", "wait"]
+    assert seen[6:10] == ["run", "captured", "back", "replay"]
     first, second = (s for s in seen if isinstance(s, dict))
     assert first == second
     assert first["pool"] == "pool"
     assert made[0].tolist() == [1]
     capture.recover()  # raises nothing, whatever CUDA is
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_broken_capture_leaves_nothing_under_way(
+    known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the allocator waits for the end of a capture, it frees nothing."""
+    seen: list[Any] = []
+
+    @contextmanager
+    def nothing(*_: Any) -> Generator[None, None, None]:
+        yield
+
+    def ended(*args: Any) -> None:
+        seen.append(("end", *args))
+        if known:
+            raise RuntimeError("not currently recording to mempool_id")
+
+    def broken_device() -> None:
+        raise RuntimeError("CUDA error: capture invalidated")
+
+    class Drawn:
+        def __init__(self, device: Any) -> None:
+            pass
+
+        def graphsafe_get_state(self) -> str:
+            return "fresh"
+
+        def graphsafe_set_state(self, state: str) -> None:
+            seen.append(state)
+
+    monkeypatch.setattr(torch, "Generator", Drawn)
+    for name, value in {
+        "device": nothing, "synchronize": broken_device, "current_device": lambda: 0,
+        "default_generators": [Drawn(0)], "empty_cache": lambda: seen.append("empty"),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):
+        monkeypatch.setattr(torch._C, name, ended, raising=False)
+    released = ("released", 0, "pool")
+    monkeypatch.setattr(
+        torch._C, "_cuda_releasePool", lambda *a: seen.append(("released", *a)), raising=False
+    )
+    capture = CudaCapture(torch.device("cuda"))
+    capture._pool = "pool"
+    capture.recover()
+    assert seen == ["fresh", ("end", 0, "pool"), *([] if known else [released]), "empty"]

@@ -22,6 +22,7 @@ from dsconvert.errors import (
 )
 from dsconvert.formats.checkpoint import inert
 from dsconvert.util.extras import pip_install
+from dsconvert.util.first_line import first_line
 
 ENTRY = "dsconvert"
 """The entry that a converted checkpoint has beside the original's."""
@@ -96,8 +97,7 @@ def _torch(path: Path, form: str) -> Any:
         raise CorruptSnapshotError(f"{path} is damaged ({said}). Copy it again.") from error
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError) as error:
         raise CorruptSnapshotError(
-            f"{path} is damaged ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
-            "Copy it again."
+            f"{path} is damaged ({type(error).__name__}: {first_line(error)[:200]}). Copy it again."
         ) from error
 
 

@@ -1,0 +1,19 @@
+"""The type of autocast, for backward passes of our own, which repeat work of the forward pass."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def mixed_type(x: Tensor) -> torch.dtype | None:
+    """Return the type that autocast now chooses on the device of ``x``; None: it is off."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def in_mixed_type(x: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Return a context with what :func:`mixed_type` found, on the device of ``x``."""
+    return nullcontext() if dtype is None else torch.autocast(x.device.type, dtype)
