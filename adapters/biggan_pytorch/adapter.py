@@ -20,6 +20,8 @@ _WHOLE = (
     "dim_z", "bottom_width", "n_classes", "shared_dim", "vectors", "img_channels",
 )  # fmt: skip
 _LARGEST = 1 << 20
+_MOST_VECTORS = 16
+"""Singular vectors of a layer; each is two buffers in every layer."""
 
 
 class BigganPytorch(Adapter):
@@ -119,7 +121,8 @@ class BigganPytorch(Adapter):
         except (KeyError, TypeError, ValueError) as error:
             raise AdapterError(f"this describes no BigGAN ({error!r}).") from None
         sizes = [*numbers.values(), *(n for pair in channels for n in pair), *lists["inner"]]
-        if not channels or len(channels) > 64 or not all(0 <= n <= _LARGEST for n in sizes):
+        fits = numbers["vectors"] <= _MOST_VECTORS and all(0 <= n <= _LARGEST for n in sizes)
+        if not channels or len(channels) > 64 or not fits:
             raise AdapterError("this describes no BigGAN: a size is out of range.")
         if lists["inner"] and len(lists["inner"]) != len(channels):
             raise AdapterError("this describes no BigGAN: blocks lack their inner channels.")

@@ -190,14 +190,16 @@ class FCANet(nn.Module):
 
 def _cosines(width: int, channels: int) -> torch.Tensor:
     """DCT-II basis images (1, C, width, width): eight low frequencies a direction."""
+    weights = torch.zeros(1, channels, width, width)
+    if weights.is_meta:
+        return weights  # a file brings the values
     rows, columns = [0] * _FREQUENCIES, list(range(_FREQUENCIES))
-    place = torch.arange(width, device="cpu", dtype=torch.float64) + 0.5
+    place = torch.arange(width, dtype=torch.float64) + 0.5
 
     def basis(frequency: int) -> torch.Tensor:
         wave = torch.cos(math.pi * frequency * place / width) / math.sqrt(width)
         return wave if frequency == 0 else wave * math.sqrt(2)
 
-    weights = torch.zeros(1, channels, width, width, device="cpu")
     part = channels // (2 * _FREQUENCIES)
     for i, (u, v) in enumerate(zip(rows + columns, columns + rows, strict=True)):
         weights[:, i * part : (i + 1) * part] = torch.outer(basis(u), basis(v)).float()

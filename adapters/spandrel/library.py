@@ -29,6 +29,12 @@ _OTHER_INPUTS = {
 """Architectures whose forward call takes more than a picture in [0, 1], and what it takes."""
 _SIGNED_OUTPUT = frozenset({"MixDehazeNet"})
 """Architectures whose images are in [-1, 1]."""
+_UNBUILDABLE = (
+    TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError, NameError, LookupError,
+    AttributeError,
+)  # fmt: skip
+"""Errors of an architecture that is given arguments which it does not expect: an unknown word may
+leave a variable without a value."""
 _LARGEST = 1 << 16
 """The largest number among the arguments of an architecture; beyond, a file is damaged."""
 
@@ -198,7 +204,7 @@ def built(config: Mapping[str, Any]) -> nn.Module:
     with undisturbed():
         try:
             return kind(**arguments)
-        except (TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
+        except _UNBUILDABLE as error:
             raise AdapterError(
                 f"spandrel's {name} can't be built ({' '.join(str(error).split())[:200]})."
             ) from error

@@ -28,12 +28,16 @@ from .restore_layers import (
     stray_in,
 )
 
+_MAX_LAYERS = 100
+
 
 def _mapping(module: architecture.MappingNetwork) -> Problem:
-    layers = [f"fc{i}" for i in range(min(module.num_layers, 100))]
+    if not 1 <= module.num_layers <= _MAX_LAYERS:
+        return f"has {module.num_layers} layers"
+    layers = [f"fc{i}" for i in range(module.num_layers)]
     stray = stray_in(module, set(), {"w_avg"}, {"embed", *layers})
-    if stray is not None or not layers:
-        return stray or "has no layers"
+    if stray is not None:
+        return stray
     width: int | None = module.z_dim
     if module.c_dim:
         if (wrong := check_widths(module, "embed", module.c_dim, None)) is not None:

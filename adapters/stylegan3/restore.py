@@ -30,10 +30,12 @@ _MAX_LAYERS = 100
 
 
 def _mapping(module: architecture.MappingNetwork) -> Problem:
-    layers = [f"fc{i}" for i in range(min(module.num_layers, _MAX_LAYERS))]
+    if not 1 <= module.num_layers <= _MAX_LAYERS:
+        return f"has {module.num_layers} layers"
+    layers = [f"fc{i}" for i in range(module.num_layers)]
     stray = stray_in(module, set(), {"w_avg"}, {"embed", "embed_proj", *layers})
-    if stray is not None or not layers:
-        return stray or "has no layers"
+    if stray is not None:
+        return stray
     inside: Any = module
     width, mean = module.z_dim, (module.w_dim,)
     if module.c_dim:

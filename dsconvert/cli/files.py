@@ -41,6 +41,6 @@ def read_plan(path: str) -> Plan:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # a NUL in the path, or no UTF-8
         raise PlanError(f"can't read the plan {path}: {error}.") from None
     return Plan.from_json(text)

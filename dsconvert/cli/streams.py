@@ -10,6 +10,7 @@ from io import TextIOWrapper
 from typing import TextIO
 
 from dsconvert.errors import OutputError
+from dsconvert.util.foreign_text import printable
 
 
 class ReaderGone(Exception):  # noqa: N818 - not an error
@@ -42,9 +43,12 @@ def prepare() -> None:
 
 
 def complain(text: str) -> None:
-    """Write one line to standard error; a failure is ignored, as there is no other place for it."""
+    """Write one message to standard error; a failure is ignored: there is no other place for it.
+
+    A message may hold names from a file; their control characters become escapes.
+    """
     try:
-        sys.stderr.write(f"dsconvert: {text}\n")
+        sys.stderr.write(f"dsconvert: {printable(text)}\n")
         sys.stderr.flush()
     except (OSError, ValueError):
         _to_nowhere(sys.stderr)

@@ -22,6 +22,7 @@ from dsconvert.data.labels import LABELS
 from dsconvert.data.pictures import encoded
 from dsconvert.errors import OutputError
 from dsconvert.util.files import check_target, whole_file
+from dsconvert.util.foreign_text import from_json
 
 RECORD = ".dsconvert-images.json"
 """The file of a folder that says how its images are made; a hidden one, which is no image."""
@@ -65,7 +66,7 @@ class ImageFolder:
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return
         try:
-            found = json.loads((self.path / RECORD).read_text(encoding="utf-8"))
+            found = from_json((self.path / RECORD).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise OutputError(
                 f"{self.path} holds files that generate did not write; name a new folder."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from dsconvert.data.archive import DataFiles
 from dsconvert.errors import DataError
+from dsconvert.util.foreign_text import from_json
 
 LABELS = "dataset.json"
 _MOST_CLASSES = 1 << 16
@@ -29,8 +28,8 @@ def read_labels(files: DataFiles, names: Sequence[str]) -> Tensor:
     if LABELS not in files.names:
         return _folder_labels(files, names)
     try:
-        content = json.loads(files.read(LABELS))
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        content = from_json(files.read(LABELS))
+    except Exception as error:  # a zip raises errors of many types: a password, a compression
         raise DataError(f"{LABELS} in {files.path} can't be read: {error}.") from None
     try:
         table: dict[str, Any] = {str(k): v for k, v in content["labels"]}

@@ -11,7 +11,7 @@ into a project that has no dsconvert; there it takes three lines::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -76,6 +76,7 @@ _WORDS = (
 _POSITIVE = frozenset({"kernel_size", "stride", "dilation", "groups", "output_size"})
 _LIMIT = 1 << 20
 _DEPTH = 32
+_MODULES = 1 << 16
 _OWN = frozenset(vars(nn.Module()))
 
 
@@ -105,8 +106,9 @@ def restructure(model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
     missing += [n for n in others if n not in names and not _inside(n, replaced)]
     if missing:
         raise ValueError(f"the model has no module called {', '.join(missing)}")
+    left = iter(range(_MODULES))
     for name, spec in replaced.items():
-        new = _build(spec, _DEPTH)
+        new = _build(spec, _DEPTH, left)
         old = names.get(name)
         if old is None:
             model.get_submodule(_parent(name)).add_module(name.rpartition(".")[2], new)
@@ -328,14 +330,18 @@ def _describe(module: nn.Module, name: str, allowed: tuple[str, ...]) -> dict[st
     raise ValueError(f"{name} is a {type(module).__name__}, which a recipe has no words for")
 
 
-def _build(spec: Mapping[str, Any], depth: int) -> nn.Module:
+def _build(spec: Mapping[str, Any], depth: int, left: Iterator[int]) -> nn.Module:
+    """Return the module of ``spec``; ``left`` counts down the modules that may still be built."""
     kind = spec["type"]
     if depth == 0:
         raise ValueError("the modules of the recipe are nested too deeply")
+    if next(left, None) is None:
+        # Children may share their children in a file: a few bytes stand for many modules.
+        raise ValueError(f"the recipe has more than {_MODULES} modules")
     if kind in _CONTAINERS:
         made = _CONTAINERS[kind]()
         for name, child in spec["children"]:
-            made.add_module(str(name), _build(child, depth - 1))
+            made.add_module(str(name), _build(child, depth - 1, left))
         return made
     if kind not in _ARGUMENTS:
         raise ValueError(f"a recipe has no module of type {kind!r}")

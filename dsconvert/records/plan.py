@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dsconvert.errors import PlanError
 from dsconvert.records.widths import Width
+from dsconvert.util.foreign_text import from_json
 
 Action = Literal["keep", "rewrite", "remove"]
 
@@ -61,7 +62,7 @@ class Plan:
             PlanError: not JSON, not a plan, or a field is missing, unknown or of the wrong type.
         """
         try:
-            data: Any = json.loads(text)
+            data: Any = from_json(text)
         except ValueError as error:
             raise PlanError(
                 f"the plan is not JSON ({error}); write one with --plan-only."

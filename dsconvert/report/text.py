@@ -7,6 +7,7 @@ import re
 from rich.text import Text
 
 from dsconvert.records import Cost
+from dsconvert.util.foreign_text import printable
 
 
 def plain(value: object, style: str = "") -> Text:
@@ -15,8 +16,7 @@ def plain(value: object, style: str = "") -> Text:
     Names come from foreign files: rich must not read their brackets as markup, and an escape
     character must not reach the terminal.
     """
-    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(value))
-    return Text(shown, style=style)
+    return Text(printable(str(value)), style=style)
 
 
 def uncounted(*costs: Cost | None, verbose: bool = True) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from dsconvert.errors import OutputError, TrainingError
 from dsconvert.util.files import whole_file
+from dsconvert.util.foreign_text import from_json
 
 SETTINGS = "settings.json"
 BEST = "best.pkl"
@@ -175,7 +176,7 @@ class RunFolder:
             TrainingError: the folder holds no run that can be continued.
         """
         try:
-            settings: Any = json.loads(self.settings.read_text(encoding="utf-8"))
+            settings: Any = from_json(self.settings.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise TrainingError(
                 f"{self.path} is no run that can be continued; name a folder that holds {SETTINGS}."
@@ -232,6 +233,6 @@ def write_json(path: Path, data: Any) -> None:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file; an empty dictionary if it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}

@@ -11,6 +11,7 @@ from typing import Any
 
 from dsconvert.runs.folder import RunFolder
 from dsconvert.util.files import whole_file
+from dsconvert.util.foreign_text import from_json
 
 
 class StatsWriter:
@@ -88,7 +89,7 @@ def read_stats(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
-            row = json.loads(line)
+            row = from_json(line)
         except ValueError:
             continue
         if isinstance(row, dict):

@@ -19,7 +19,8 @@ def integer(value: int) -> bytes:
     if -(1 << 31) <= value < 1 << 31:
         return b"J" + struct.pack("<i", value)
     size = (value.bit_length() >> 3) + 1
-    return b"\x8a" + bytes([size]) + value.to_bytes(size, "little", signed=True)
+    head = b"\x8a" + bytes([size]) if size < 256 else b"\x8b" + struct.pack("<i", size)
+    return head + value.to_bytes(size, "little", signed=True)
 
 
 def bytes_header(length: int) -> bytes:

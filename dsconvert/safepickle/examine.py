@@ -60,22 +60,24 @@ def _describe(node: Node) -> str:
 def judge_state(state: Node, allow: AllowList) -> list[Objection]:
     """Return the objections to the state that an object of an allowed class is given."""
     both = tuple_of(state)
-    # An object with slots has a pair: its dict and its slots.
-    parts: tuple[Node, ...] = both if both is not None and len(both) == 2 else (state,)
+    if both is not None and len(both) == 2:
+        # An object with slots has a pair: its dict and its slots. An unpickler sets these by
+        # setattr, so that they may also be properties of the class, whose setters would run.
+        state, slots = both
+        if slots is not None:
+            return [(_describe(slots), "is state for slots, which no allowed class has")]
+    if state is None:
+        return []
+    pairs = dict_pairs(state)
+    if pairs is None:
+        return [(_describe(state), "is state that is not a dict")]
     found: list[Objection] = []
-    for part in parts:
-        if part is None:
-            continue
-        pairs = dict_pairs(part)
-        if pairs is None:
-            found.append((_describe(part), "is state that is not a dict"))
-            continue
-        for key, value in pairs:
-            if allow.forbids_attribute(key):
-                name = clean(key) if type(key) is str else type(key).__name__
-                found.append((f"attribute {name!r}", "would be overridden by the state"))
-            elif key.endswith("_hooks") and value is not None:
-                found.extend(_judge_hooks(value, allow))
+    for key, value in pairs:
+        if allow.forbids_attribute(key):
+            name = clean(key) if type(key) is str else type(key).__name__
+            found.append((f"attribute {name!r}", "would be overridden by the state"))
+        elif key.endswith("_hooks") and value is not None:
+            found.extend(_judge_hooks(value, allow))
     return found
 
 

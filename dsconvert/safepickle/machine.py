@@ -30,7 +30,14 @@ class Machine:
     drops from its stack or leaves in its memo.
     """
 
-    def __init__(self, cursor: Cursor, *, max_ops: int = MAX_OPS, persistent: bool = False) -> None:
+    def __init__(
+        self,
+        cursor: Cursor,
+        *,
+        max_ops: int = MAX_OPS,
+        max_text: int = MAX_TEXT,
+        persistent: bool = False,
+    ) -> None:
         self.cursor = cursor
         self.persistent = persistent
         """Whether persistent ids are welcome: only in the storages that torch nests."""
@@ -43,7 +50,7 @@ class Machine:
         self.stack: list[Node] = []
         self.marks: list[list[Node]] = []
         self.memo: dict[int, Node] = {}
-        self._max_ops = max_ops
+        self._max_ops, self._max_text = max_ops, max_text
         self._text = 0
 
     def run(self) -> Node:
@@ -95,8 +102,8 @@ class Machine:
     def count_text(self, length: int) -> None:
         """Account for a string that is kept in memory."""
         self._text += length
-        if self._text > MAX_TEXT:
-            raise self.fail(f"it holds more than {MAX_TEXT} bytes of text")
+        if self._text > self._max_text:
+            raise self.fail(f"it holds more than {self._max_text} bytes of text")
 
     def name(self, module: object, name: object) -> Global:
         """Return a global, and remember it even if the pickle drops it."""

@@ -173,17 +173,21 @@ def is_leaf(node: Node) -> bool:
 
 
 def dict_pairs(node: Node) -> list[tuple[Node, Node]] | None:
-    """Return the pairs of a dict, an OrderedDict or a dict subclass; None for anything else."""
+    """Return the pairs of a dict or an OrderedDict; None for anything else.
+
+    Another object may have items of its own, which are not what the pickle has put into it: those
+    of a ``ModuleDict`` are its modules.
+    """
     if isinstance(node, DictNode):
         return node.items
-    if not isinstance(node, Record):
+    if not isinstance(node, Record) or node.kind != "call":
+        return None
+    func = node.func
+    if not isinstance(func, Global) or func.key != ("collections", "OrderedDict"):
         return None
     pairs: list[tuple[Node, Node]] = []
     if node.args:
         first = list_of(node.args[0])
-        func = node.func
-        if not isinstance(func, Global) or func.key != ("collections", "OrderedDict"):
-            return None
         for item in first if first is not None else (None,):
             pair = tuple_of(item) or list_of(item)
             if pair is None or len(pair) != 2:

@@ -45,12 +45,14 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     This accepts a folder and a path that does not exist; the reader of the format reports those.
 
     Raises:
-        ForeignFileError: the path is a pipe, a socket or a device.
+        ForeignFileError: the path is a pipe, a socket or a device, or no path at all.
     """
     try:
         mode = Path(path).stat().st_mode
-    except (OSError, ValueError):
+    except OSError:
         return
+    except ValueError as error:  # a NUL
+        raise ForeignFileError(f"{str(path)!r} names no file ({error}). Check the path.") from error
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         what = "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
         raise ForeignFileError(

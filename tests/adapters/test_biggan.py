@@ -113,6 +113,8 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
         open_file(tmp_path / "short.pth")
     with pytest.raises(AdapterError, match="out of range"):
         biggan_pytorch.ADAPTER.make({**CONFIG, "dim_z": 1 << 40})
+    with pytest.raises(AdapterError, match="out of range"):
+        biggan_pytorch.ADAPTER.make({**CONFIG, "vectors": 17})
 
 
 CONFIG = biggan_pytorch.ADAPTER.read_config(filled(CASES["BigGAN"]["shapes"]))

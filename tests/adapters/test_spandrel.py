@@ -25,6 +25,7 @@ from dsconvert.errors import (
 from dsconvert.formats.restructure import restructure
 from dsconvert.testing import check_adapter
 from tests.adapters.spandrel_files import (
+    PICTURES,
     as_realesrgan,
     compact,
     library,
@@ -200,10 +201,22 @@ def test_a_config_from_a_file_is_checked() -> None:
         {**good, "arguments": {"num_feat": 10**9}},
         {**good, "arguments": {"num_feat": "many"}},
         {**good, "arguments": {"unknown": 1}},
+        {**good, "arguments": {"act_type": "x"}},
         {**good, "arguments": [1]},
     ):
         with pytest.raises(AdapterError):
             ADAPTER.build(wrong)
+
+
+def test_a_config_that_is_larger_than_its_file(tmp_path: Path) -> None:
+    path = written({"params": compact().state_dict()}, tmp_path / "in.pth")
+    file = open_file(path, adapters=[ADAPTER], inputs=lambda *_: (PICTURES,))
+    save_file(file, {file.generators[0]: file.generator}, tmp_path / "out.pth")
+    content = torch.load(tmp_path / "out.pth", weights_only=True)
+    content["dsconvert"]["config"]["arguments"] |= {"num_feat": 1 << 15, "num_conv": 1}
+    torch.save(content, tmp_path / "out.pth")
+    with pytest.raises(AdapterError, match="far larger than the file's tensors"):
+        _ = open_file(tmp_path / "out.pth", adapters=[ADAPTER]).generator
 
 
 def test_without_spandrel_a_clear_error_names_it(

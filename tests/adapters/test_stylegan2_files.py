@@ -201,6 +201,9 @@ def _damage(kind: str) -> Any:
         synthesis.img_resolution = g.img_resolution = 24
     elif kind == "layers":
         g.mapping.num_layers = 5
+    elif kind == "more layers":
+        g = made(mapping_kwargs={"num_layers": 100})
+        g.mapping.num_layers = 101
     elif kind == "w_avg":
         g.mapping.w_avg = torch.zeros(3)
     elif kind == "activation":
@@ -213,7 +216,7 @@ def _damage(kind: str) -> Any:
 @pytest.mark.parametrize(
     "kind",
     ["weight", "affine", "rgb", "const", "noise", "filter", "block", "resolution", "layers",
-     "w_avg", "activation", "up"],
+     "more layers",     "w_avg", "activation", "up"],
 )  # fmt: skip
 def test_parts_that_do_not_fit_are_named(kind: str, tmp_path: Path) -> None:
     path = official_file(tmp_path / "bad.pkl", _damage(kind))

@@ -96,6 +96,11 @@ def test_missing_file_and_folder(refused: Callable[..., str], tmp_path: Path) ->
     assert "folder" in refused(tmp_path, "--out", tmp_path / "o.pkl")
 
 
+def test_a_path_that_is_none(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "names no file" in refused("inspect", "a\0b")
+    assert "can't read the plan" in refused("x.pkl", "--plan", "a\0b", "--out", tmp_path / "o.pkl")
+
+
 def test_an_input_that_is_a_device(refused: Callable[..., str]) -> None:
     assert "is a device" in refused("inspect", os.devnull)
 
@@ -227,7 +232,11 @@ def test_spoiled_plans(
     assert word in said
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "\xff", '{"dsconvert_plan": 1}', '{"a": '])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", "\xff", "[" * 100_000, '{"dsconvert_plan": 1}', '{"a": '],
+    ids=["nothing", "list", "dict", "no text", "deep", "no decisions", "half"],
+)
 def test_no_plans(
     text: str, refused: Callable[..., str], tmp_path: Path, snapshot_file: Path
 ) -> None:

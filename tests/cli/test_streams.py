@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dsconvert.cli import main
 
@@ -103,3 +104,14 @@ def test_a_full_disk(
     assert "can't write" in said[0]
     assert lines == said or suffix == "xml"  # OpenVINO's telemetry has files of its own
     assert not list(tmp_path.iterdir())
+
+
+def test_no_escape_of_a_file_reaches_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"\x1b]0;owned\x07": torch.zeros(2)}, path)
+    assert main(["report", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert "\\x1b]0;owned\\x07" in said

@@ -104,6 +104,12 @@ def test_labels_in_a_damaged_zip(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"12345", b"54321"))  # the checksum stays
     with pytest.raises(DataError, match="Bad CRC"):
         open_images(path, conditional=True)
+    content = zipped(path, files).read_bytes()
+    # The flags of the file in the archive's list: it has a password.
+    at = content.index(b"PK\1\2", content.index(b"PK\1\2") + 1) + 8
+    path.write_bytes(content[:at] + b"\1" + content[at + 1 :])
+    with pytest.raises(DataError, match=r"password|encrypted"):
+        open_images(path, conditional=True)
 
 
 def test_what_is_no_data(tmp_path: Path) -> None:
@@ -136,6 +142,7 @@ def test_official_labels(tiny_data: Path, tmp_path: Path) -> None:
     assert images.label(torch.tensor([4])).tolist() == [[0, 1, 0]]
     assert open_images(tiny_data).classes == 0
     for text, what in (
+        (b"[" * 100_000, "nested too deeply"),
         (b'{"labels": null}', "no labels"),
         (b'{"labels": [["b.png", 0]]}', "no label for 1 of 1"),
         (b'{"labels": [["a.png", -1]]}', "neither whole numbers"),

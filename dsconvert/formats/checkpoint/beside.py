@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dsconvert.errors import CorruptSnapshotError
+from dsconvert.util.foreign_text import from_json
 
 _LARGEST = 1 << 20
 """Bytes; beyond, the file is something else."""
@@ -24,8 +24,8 @@ def settings(path: Path, name: str) -> dict[str, Any] | None:
     why = f"it has more than {_LARGEST} bytes"
     if where.stat().st_size <= _LARGEST:
         try:
-            found = json.loads(where.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            found = from_json(where.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             why = f"{type(error).__name__}: {error}"
         else:
             if isinstance(found, dict):

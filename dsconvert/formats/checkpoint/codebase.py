@@ -13,8 +13,9 @@ from torch import nn
 
 from dsconvert.adapter import Adapter, adapters
 from dsconvert.errors import UnsupportedSnapshotError
+from dsconvert.formats.bounded import bounded
 from dsconvert.formats.checkpoint.beside import settings
-from dsconvert.formats.checkpoint.places import ROOT, Place, State, alike, named, places
+from dsconvert.formats.checkpoint.places import ROOT, Place, State, alike, elements, named, places
 from dsconvert.formats.restructure import restructure
 from dsconvert.model.blank import blank
 from dsconvert.model.inputs import adapter_inputs
@@ -185,7 +186,7 @@ def _fits(adapter: Adapter, state: State, mark: Mapping[str, Any] | None) -> boo
     recipes = [None] if mark is None else [None, *mark["recipes"].values()]
     wanted = {name: tensor.shape for name, tensor in state.items()}
     for recipe in recipes:
-        with torch.device("meta"):
+        with bounded(elements(state)), torch.device("meta"):
             model = adapter.make(config)
             if recipe is not None:
                 restructure(model, recipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,9 @@ from dsconvert.adapter import adapter_for
 from dsconvert.config.choices import Noise
 from dsconvert.errors import CorruptSnapshotError, SnapshotError, UsageError
 from dsconvert.formats.base import GeneratorFile
+from dsconvert.formats.bounded import bounded
 from dsconvert.formats.checkpoint.codebase import UNEXPECTED, Codebase
-from dsconvert.formats.checkpoint.places import Place, untidied
+from dsconvert.formats.checkpoint.places import Place, elements, untidied
 from dsconvert.formats.checkpoint.read import ENTRY, read
 from dsconvert.formats.restructure import describe_changes, restructure
 from dsconvert.formats.safetensors.compare import exported, same_images
@@ -178,7 +180,10 @@ class Checkpoint(GeneratorFile):
         No memory is taken for other weights.
         """
         try:
-            model = self.codebase.blank(self.config)
+            # The user's own module may do anything, and its size is no concern of the file.
+            limit = bounded(elements(state)) if self.adapter is not None else nullcontext()
+            with limit:
+                model = self.codebase.blank(self.config)
             if recipe is not None:
                 with blank():
                     restructure(model, recipe)

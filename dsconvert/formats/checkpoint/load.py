@@ -119,7 +119,8 @@ def _mark(path: Path, content: dict[str, Any]) -> Mapping[str, Any] | None:
         raise UnsupportedSnapshotError(
             f"{path} was written by another version of dsconvert. Convert the original again."
         )
-    if not isinstance(mark.get("recipes"), Mapping) or not isinstance(mark.get("config"), Mapping):
+    tables = (mark.get("recipes"), mark.get("config"))
+    if not all(isinstance(t, Mapping) and all(isinstance(k, str) for k in t) for t in tables):
         raise CorruptSnapshotError(
             f"{path} has a damaged {ENTRY} entry. Convert the original again."
         )

@@ -87,6 +87,11 @@ class Place:
         return made
 
 
+def elements(state: State) -> int:
+    """Return the number of elements of all tensors."""
+    return sum(t.numel() for t in state.values())
+
+
 def _at(content: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any]:
     for name in path:
         content = content[name]
@@ -145,10 +150,12 @@ def mappings(
 ) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
     """Yield every mapping of names in a file, breadth first; those named in ``first`` go first."""
     level = [(path, content)]
-    for _ in range(_PATH_DEPTH):
+    for left in reversed(range(_PATH_DEPTH)):
         below: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = []
         for where, mapping in level:
             yield where, mapping
+            if not left:
+                continue  # nobody asks for what is below the last level
             order = dict.fromkeys((*(n for n in first if n in mapping), *mapping))
             below += [
                 ((*where, k), mapping[k])

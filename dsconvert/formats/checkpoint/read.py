@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import zipfile
@@ -21,8 +20,10 @@ from dsconvert.errors import (
     UnsupportedSnapshotError,
 )
 from dsconvert.formats.checkpoint import inert
+from dsconvert.formats.checkpoint.bounds import check_calls, check_content
 from dsconvert.util.extras import pip_install
 from dsconvert.util.first_line import first_line
+from dsconvert.util.foreign_text import from_json
 
 ENTRY = "dsconvert"
 """The entry that a converted checkpoint has beside the original's."""
@@ -53,8 +54,8 @@ def read(path: Path, form: str) -> dict[str, Any]:
 
     Raises:
         UnsupportedSnapshotError: this torch is too old to read it safely, or it holds no dict.
-        UnsafeSnapshotError: it names something that would have to run.
-        CorruptSnapshotError: it is damaged.
+        UnsafeSnapshotError: it names something that would have to run, or that takes memory.
+        CorruptSnapshotError: it is damaged, or unfolds to far more than its size.
     """
     content: Any = _safetensors(path) if form == "safetensors" else _torch(path, form)
     if not isinstance(content, Mapping) or not all(isinstance(k, str) for k in content):
@@ -83,8 +84,9 @@ def _torch(path: Path, form: str) -> Any:
     refuse_old_torch(path)
     if form == "zip":
         _check_zip(path)
+    check_calls(path, form)
     try:
-        return inert.load(path, mmap=form == "zip")
+        content = inert.load(path, mmap=form == "zip")
     except pickle.UnpicklingError as error:
         said = str(error)
         named = said.split("GLOBAL ")[1].split(" ")[0] if "GLOBAL " in said else None
@@ -99,6 +101,8 @@ def _torch(path: Path, form: str) -> Any:
         raise CorruptSnapshotError(
             f"{path} is damaged ({type(error).__name__}: {first_line(error)[:200]}). Copy it again."
         ) from error
+    check_content(path, content)
+    return content
 
 
 def _check_zip(path: Path) -> None:
@@ -130,7 +134,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
         raise CorruptSnapshotError(f"{path} is damaged ({error}). Copy it again.") from error
     if ENTRY in metadata:
         try:
-            content = {"state_dict": content, ENTRY: json.loads(metadata[ENTRY])}
+            content = {"state_dict": content, ENTRY: from_json(metadata[ENTRY])}
         except ValueError as error:
             raise CorruptSnapshotError(
                 f"{path} has a {ENTRY} entry that is no JSON ({error})."

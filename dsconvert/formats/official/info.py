@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+_MAX_WALKED = 5_000_000
+"""Objects of all entries, each counted once an entry; a pickle has up to 1,000,000."""
 _OURS = 4
 _FRAME = b"\x95"
 
@@ -86,9 +88,28 @@ def _type_name(node: Node) -> str:
     )
 
 
-def _entry(parsed: Pickle, key: str, node: Node, storages: Storages) -> EntryInfo:
-    walk = Walk(parsed.source)
-    walk.add([(key, node)])
+def _entries(parsed: Pickle, storages: Storages) -> tuple[EntryInfo, ...]:
+    """Return the facts about every entry.
+
+    Raises:
+        CorruptSnapshotError: the entries share so much that counting it would take for ever.
+    """
+    found: list[EntryInfo] = []
+    left = _MAX_WALKED
+    for key, node in parsed.entries:
+        walk = Walk(parsed.source)
+        walk.add([(key, node)])
+        left -= len(walk.nodes)
+        if left < 0:
+            raise CorruptSnapshotError(
+                f"{parsed.source.path} is damaged: its {len(parsed.entries)} entries all refer to "
+                "the same objects. Copy or download it again."
+            )
+        found.append(_entry(key, node, walk, storages))
+    return tuple(found)
+
+
+def _entry(key: str, node: Node, walk: Walk, storages: Storages) -> EntryInfo:
     parameters = tensors = nbytes = 0
     for item in walk.nodes:
         if is_parameter(item) and item.args and is_tensor(item.args[0]):
@@ -126,7 +147,7 @@ def inspect_snapshot(
     """
     parsed = parse(path)
     offences, storages = examine(parsed, (), adapters)
-    entries = tuple(_entry(parsed, k, v, storages) for k, v in parsed.entries)
+    entries = _entries(parsed, storages)
     node = dict(parsed.entries).get(GENERATOR)
     adapter, config, note, structure = None, {}, None, None
     if not is_module(node):

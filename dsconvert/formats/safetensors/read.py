@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,12 @@ from dsconvert.errors import (
     UnsupportedSnapshotError,
 )
 from dsconvert.export.graphs import need
+from dsconvert.formats.bounded import bounded
 from dsconvert.formats.restructure import restructure
 from dsconvert.formats.safetensors.header import KEY, VERSIONS, upgraded
 from dsconvert.model.blank import blank
 from dsconvert.model.norms import fold, norm_kind
+from dsconvert.util.foreign_text import from_json
 
 if TYPE_CHECKING:
     import os
@@ -76,11 +78,12 @@ def load_plain(path: str | os.PathLike[str], *, adapters: Sequence[Adapter] = ()
                     f"{path} holds weights without their architecture: it was not written by "
                     "dsconvert export. Name one that was, or a snapshot (.pkl)."
                 )
-            model = _built(path, text, adapters)
+            shapes = {k: file.get_slice(k).get_shape() for k in list(file.keys())}
+            with bounded(sum(map(math.prod, shapes.values()))):
+                model = _built(path, text, adapters)
             wanted = model.state_dict()
-            names = list(file.keys())
-            _check_tensors(path, wanted, {k: file.get_slice(k).get_shape() for k in names})
-            state = {k: file.get_tensor(k) for k in names}
+            _check_tensors(path, wanted, shapes)
+            state = {k: file.get_tensor(k) for k in shapes}
     except FileNotFoundError:
         raise ForeignFileError(f"there is no file {path}; mend the name.") from None
     except OSError as error:
@@ -104,12 +107,12 @@ def load_plain(path: str | os.PathLike[str], *, adapters: Sequence[Adapter] = ()
 
 def _built(path: str | os.PathLike[str], text: str, given: Sequence[Adapter]) -> nn.Module:
     try:
-        header: Any = json.loads(text)
+        header: Any = from_json(text)
         if not isinstance(header, dict):
             raise TypeError("no object")
         version, name = header["version"], header["adapter"]
         config, altered = header["config"], header["changes"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise CorruptSnapshotError(
             f"{path} has a damaged architecture in its header ({error!r}). Export it again."
         ) from None
@@ -127,7 +130,7 @@ def _built(path: str | os.PathLike[str], text: str, given: Sequence[Adapter]) ->
         )
     try:
         model = rebuilt(adapter, config)
-    except AdapterError as error:
+    except (AdapterError, ValueError) as error:
         raise CorruptSnapshotError(f"{path} describes no generator: {error}") from error
     try:
         with blank():

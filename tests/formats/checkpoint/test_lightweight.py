@@ -14,6 +14,7 @@ from torch import nn
 
 from dsconvert import convert_snapshot, open_file, save_file
 from dsconvert.formats.restructure import restructure
+from dsconvert.model.blank import blank
 from tests.made_models import moved
 from tests.models import output
 
@@ -109,3 +110,13 @@ def test_without_the_package() -> None:
     assert output(made, Z).shape == (2, 3, 128, 128)
     assert ADAPTER.describe(made)["image_size"] == 128
     assert ADAPTER.sampler(made)(3, torch.Generator().manual_seed(0))[0].shape == (3, 16)
+
+
+def test_no_memory_is_taken_for_a_gate_that_a_file_fills() -> None:
+    config = {
+        "latent_dim": 8, "channels": [8, 8, 1 << 18, 8, 8, 8, 8], "out_channels": 3,
+        "gates": {"1": "frequency"}, "attention": {}, "antialias": False,
+    }  # fmt: skip
+    with blank():
+        made = ADAPTER.make(config)
+    assert all(t.is_meta for t in made.state_dict().values())

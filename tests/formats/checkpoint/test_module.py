@@ -6,6 +6,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -172,7 +173,16 @@ def test_damaged_files_are_refused_in_one_sentence(state_file: Path, tmp_path: P
         load_checkpoint(tmp_path / "unknown.pth")
 
 
+def _fan_out() -> Any:
+    spec: dict[str, Any] = {"type": "ReLU"}
+    for _ in range(20):
+        spec = {"type": "Sequential", "children": [["0", spec], ["1", spec]]}
+    return spec
+
+
 HOSTILE_MARKS = {
+    "numbers for names": {"version": 1, "adapter": "module", "config": {}, "recipes": {7: {}}},
+    "shared children": {"replaced": {"head": _fan_out()}, "removed": [], "eps": {}},
     "no dict": 7,
     "another version": {"version": 2},
     "no recipes": {"version": 1, "adapter": "module", "config": {}},

@@ -145,6 +145,16 @@ def persisted(p: str, *, text: bytes | None = None, state: bytes | None = None) 
     return call(RECONSTRUCT, dct(*fields, (s("module_src"), source)))
 
 
+IDENTITY = g("torch.nn.modules.linear", "Identity")
+PLAIN = dct((s("training"), NONE))
+
+
+def _module_dict(items: bytes) -> bytes:
+    """A module whose ``items()`` are its modules, and not what the pickle sets."""
+    kind = g("torch.nn.modules.container", "ModuleDict")
+    return new(kind) + dct((s("_modules"), items)) + BUILD
+
+
 FRAGMENTS: dict[str, tuple[Callable[[str], bytes], bool]] = {
     # Every opcode that calls.
     "reduce": (lambda p: call(MKDIR, s(p)), True),
@@ -158,6 +168,13 @@ FRAGMENTS: dict[str, tuple[Callable[[str], bytes], bool]] = {
     "build-slots": (
         lambda p: new(trap("Slots")) + t(NONE, dct((s("x"), s(p)))) + BUILD,
         True,
+    ),
+    # The objects of torch that are allowed, with state that a dict does not hold.
+    "build-by-a-module": (lambda p: new(IDENTITY) + _module_dict(PLAIN) + BUILD, False),
+    "build-slots-of-a-module": (lambda p: new(IDENTITY) + t(NONE, PLAIN) + BUILD, False),
+    "hooks-in-a-module": (
+        lambda p: new(IDENTITY) + dct((s("_forward_hooks"), _module_dict(PLAIN))) + BUILD,
+        False,
     ),
     "build-on-class": (
         lambda p: (

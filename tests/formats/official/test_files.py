@@ -29,6 +29,7 @@ from dsconvert.formats.official import inspect_snapshot, load_snapshot, new_snap
 from dsconvert.formats.official.build import Builder
 from dsconvert.formats.official.policy import examine
 from dsconvert.formats.official.read import parse
+from dsconvert.safepickle.encode import integer
 from dsconvert.safepickle.machine import Machine
 from dsconvert.safepickle.nodes import Blob, DictNode, children
 from dsconvert.safepickle.source import Cursor, Source
@@ -438,3 +439,16 @@ def test_more_foreign_files(small: Path, tmp_path: Path) -> None:
         (tmp_path / "cut.pkl").write_bytes(data[:length])
         with pytest.raises(CorruptSnapshotError, match=r"truncated|early"):
             load_snapshot(tmp_path / "cut.pkl")
+
+
+@pytest.mark.parametrize("value", [255, 256, -(1 << 31), 1 << 2038, -(1 << 2039), 1 << 9000])
+def test_whole_numbers_of_any_size_are_written(value: int) -> None:
+    assert pickle.loads(b"\x80\x04" + integer(value) + b".") == value
+
+
+def test_entries_that_share_everything_are_counted_for_a_limited_time(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsconvert.formats.official.info._MAX_WALKED", 100)
+    with pytest.raises(CorruptSnapshotError, match="refer to the same objects"):
+        inspect_snapshot(small)
