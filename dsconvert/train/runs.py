@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,20 +17,30 @@ from dsconvert.errors import UsageError
 from dsconvert.formats.official import load_snapshot
 from dsconvert.projected.lite0 import Weights
 from dsconvert.runs.folder import RunFolder
+from dsconvert.train.checkpointing import check_settings
 from dsconvert.train.data_record import reopen
 from dsconvert.train.ema import same_structure
-from dsconvert.train.launch import RunResult, TrainingJob, begin_run, new_folder, run_job
+from dsconvert.train.evaluator import check_evaluation
+from dsconvert.train.launch import (
+    RunResult,
+    TrainingJob,
+    alone_in,
+    begin_run,
+    new_folder,
+    run_job,
+)
 from dsconvert.train.setup import (
     DiscriminatorFacts,
     NewGenerator,
     discriminator_of,
     facing,
+    facts_of,
     new_discriminator,
     new_generator,
 )
 from dsconvert.train.statistics import Report
 from dsconvert.train.step import parts_of
-from dsconvert.util.processes import processes
+from dsconvert.util.processes import Processes, processes
 from dsconvert.util.progress import Progress, reports_progress
 
 
@@ -68,6 +79,7 @@ def train_new(
     facts = facing(discriminator, generator, resolution=wanted.resolution, classes=wanted.classes)
     network = new_discriminator(facts, weights=backbone, seed=config.seed)
     images = images_of(progress=progress)
+    check_evaluation(config, images)
     structure = wanted.cfg if wanted.preset == "none" else f"{wanted.cfg}-{wanted.preset}"
     default = f"{structure}-{Path(data).stem}-{wanted.resolution}-batch{config.batch}"
     about = {
@@ -119,7 +131,8 @@ def finetune(
         report: see :func:`dsconvert.train.train`.
 
     Raises:
-        UsageError: the data have more classes than the generator, or the batch is not a multiple
+        UsageError: the data have more classes than the generator, the file's own discriminator has
+            another number of heads than ``discriminator`` asks for, or the batch is not a multiple
             of its parts.
         DsconvertError: see :func:`dsconvert.train.train`.
     """
@@ -146,9 +159,19 @@ def finetune(
     wanted = facing(discriminator, generator, resolution=resolution, classes=classes)
     network = None if new_heads else discriminator_of(snap, augment=wanted.augment)
     own = network is not None
+    if network is not None and wanted.num_discs not in (
+        DiscriminatorFacts(resolution=0).num_discs,
+        facts_of(network).num_discs,
+    ):
+        raise UsageError(
+            f"num_discs is {wanted.num_discs} (--discs), and the discriminator of {snapshot} has "
+            f"{facts_of(network).num_discs} heads: leave it out, or begin a new one "
+            "(new_heads, --new-discriminator)."
+        )
     if network is None:
         network = new_discriminator(wanted, weights=backbone, seed=config.seed)
     images = replace(images_of(progress=progress), classes=classes)
+    check_evaluation(config, images)
     about = {
         "command": "finetune",
         "snapshot": str(snapshot),
@@ -188,13 +211,36 @@ def resume(
         changes: new values of settings that no weight depends on (``kimg=200``).
 
     Raises:
-        TrainingError: there is no such run, no checkpoint, or its data have changed.
+        TrainingError: there is no such run, no checkpoint, its data have changed, a setting can't
+            change, or another process trains in the folder.
+        UsageError: a setting is unknown or out of range.
     """
     procs = processes(device)
     files = RunFolder(Path(folder))
     settings = files.read_settings()
-    images = reopen(settings["data"], progress=progress)
     config = TrainConfig.from_dict({**settings["config"], **changes})
+    check_settings(config, settings["config"])
+    with alone_in(files, procs):
+        job = _continued(files, settings, config, procs, progress=progress)
+        return run_job(job, resume=True, progress=progress, report=report)
+
+
+def _continued(
+    files: RunFolder,
+    settings: Mapping[str, Any],
+    config: TrainConfig,
+    procs: Processes,
+    *,
+    progress: Progress | None,
+) -> TrainingJob:
+    """Return the job of a run that goes on, and write its settings.
+
+    Raises:
+        TrainingError: its data have changed.
+        UsageError: it can't be evaluated on its data.
+    """
+    images = reopen(settings["data"], progress=progress)
+    check_evaluation(config, images)
     facts = settings["discriminator"]
     kept: dict[str, Any] = {**facts, "augment": tuple(facts["augment"])}
     snap = load_snapshot(files.start)
@@ -203,7 +249,7 @@ def resume(
         discriminator = new_discriminator(DiscriminatorFacts(**kept), weights="random")
     if procs.rank == 0:
         files.write_settings({**settings, "config": config.to_dict()})
-    job = TrainingJob(
+    return TrainingJob(
         folder=files,
         generator=snap.module("G"),
         discriminator=discriminator,
@@ -212,4 +258,3 @@ def resume(
         config=config,
         procs=procs,
     )
-    return run_job(job, resume=True, progress=progress, report=report)
