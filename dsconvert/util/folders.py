@@ -88,7 +88,7 @@ def check_new_folder(path: str | os.PathLike[str], *, kind: FolderKind, overwrit
             raise OutputError(f"{target} is a file, not a folder; name another.")
         check_target(target, overwrite=False)
         # Killed between the two renames of whole_folder: only these files hold the old content.
-        if left := glob.glob(f"{glob.escape(str(target))}{_REPLACED}*"):
+        if left := sorted(target.parent.glob(f"{glob.escape(target.name)}{_REPLACED}*")):
             raise OutputError(
                 f"{left[0]} holds the former content of {target}, which a process that was killed "
                 "did not replace: rename it back, or delete it."
