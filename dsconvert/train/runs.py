@@ -15,6 +15,7 @@ from dsconvert.config.train import TrainConfig
 from dsconvert.data.images import open_images
 from dsconvert.errors import UsageError
 from dsconvert.formats.official import load_snapshot
+from dsconvert.projected.discriminator import ProjectedDiscriminator
 from dsconvert.projected.lite0 import Weights
 from dsconvert.runs.folder import RunFolder
 from dsconvert.train.checkpointing import check_settings
@@ -40,6 +41,7 @@ from dsconvert.train.setup import (
 )
 from dsconvert.train.statistics import Report
 from dsconvert.train.step import parts_of
+from dsconvert.util.numbers import counted
 from dsconvert.util.processes import Processes, processes
 from dsconvert.util.progress import Progress, reports_progress
 
@@ -131,9 +133,9 @@ def finetune(
         report: see :func:`dsconvert.train.train`.
 
     Raises:
-        UsageError: the data have more classes than the generator, the file's own discriminator has
-            another number of heads than ``discriminator`` asks for, or the batch is not a multiple
-            of its parts.
+        UsageError: the data have more classes than the generator, ``backbone`` or the number of
+            heads is given though the file's own discriminator is used, or the batch is not a
+            multiple of its parts.
         DsconvertError: see :func:`dsconvert.train.train`.
     """
     procs = processes(device)
@@ -159,17 +161,10 @@ def finetune(
     wanted = facing(discriminator, generator, resolution=resolution, classes=classes)
     network = None if new_heads else discriminator_of(snap, augment=wanted.augment)
     own = network is not None
-    if network is not None and wanted.num_discs not in (
-        DiscriminatorFacts(resolution=0).num_discs,
-        facts_of(network).num_discs,
-    ):
-        raise UsageError(
-            f"num_discs is {wanted.num_discs} (--discs), and the discriminator of {snapshot} has "
-            f"{facts_of(network).num_discs} heads: leave it out, or begin a new one "
-            "(new_heads, --new-discriminator)."
-        )
     if network is None:
         network = new_discriminator(wanted, weights=backbone, seed=config.seed)
+    else:
+        _check_own(network, wanted, backbone, snapshot)
     images = replace(images_of(progress=progress), classes=classes)
     check_evaluation(config, images)
     about = {
@@ -190,6 +185,31 @@ def finetune(
         procs=procs,
     )
     return begin_run(job, about=about, wanted=None, progress=progress, report=report)
+
+
+def _check_own(
+    network: ProjectedDiscriminator,
+    wanted: DiscriminatorFacts,
+    backbone: Weights,
+    snapshot: str | Path,
+) -> None:
+    """Refuse settings of a new discriminator where the file's own one is used.
+
+    Raises:
+        UsageError: names the setting.
+    """
+    heads = facts_of(network).num_discs
+    idle = None
+    if backbone != "auto":
+        idle = f"backbone {backbone} (--backbone)"
+    elif wanted.num_discs not in (DiscriminatorFacts(resolution=0).num_discs, heads):
+        idle = f"num_discs {wanted.num_discs} (--discs)"
+    if idle is not None:
+        raise UsageError(
+            f"{idle} is of a new discriminator, and {snapshot} has its own, of "
+            f"{counted(heads, 'head')}: leave it out, or begin a new one (new_heads, "
+            "--new-discriminator)."
+        )
 
 
 @reports_progress

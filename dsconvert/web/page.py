@@ -29,7 +29,11 @@ KIND = FolderKind(
     key="dsconvert",
     names=(
         *(MARK, *_ASSETS, "runtime/*"),
-        *(f"{model}{end}" for model in ("model", "original") for end in (".onnx", "-seed0.png")),
+        *(
+            f"{model}{end}"
+            for model in ("model", "original")
+            for end in (".onnx", ".onnx.data", "-seed0.png")
+        ),
     ),
 )
 

@@ -279,7 +279,7 @@ def test_the_distance_is_of_the_images_that_are_shown(
 
     monkeypatch.setattr(compare, "LiteFeatures", lambda _: object())
     monkeypatch.setattr(compare, "feature_distance", measure)
-    monkeypatch.setattr(compare, "images_of", lambda *_, **__: torch.rand(1, 3, 8, 8))
+    monkeypatch.setattr(compare, "images_of", lambda *_, **__: torch.rand(1, 3, 64, 64))
     monkeypatch.setattr(GeneratorFile, "truncation", lambda _, psi: {"psi": psi})
     words = ["compare", str(conditional_file), str(conditional_file), "--class", "2"]
     words += ["--trunc", "0.5", "--noise-source", "official", "--distance", "5", "--seeds", "0"]

@@ -328,12 +328,16 @@ def test_a_run_that_is_refused_can_still_be_resumed(run: Path, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_heads_that_the_file_s_own_discriminator_does_not_have(
+def test_settings_of_a_new_discriminator_beside_the_file_s_own(
     tiny: Path, run: Path, tmp_path: Path, capsys
 ) -> None:
-    words = ["finetune", str(run / "snapshots" / "network-000000002.pkl"), "--data", str(tiny)]
-    assert main([*words, "--discs", "2", "--out", str(tmp_path)]) == 2
-    assert "has 1 heads" in capsys.readouterr().err
+    snapshot = sorted((run / "snapshots").glob("network-*.pkl"))[-1]
+    words = ["finetune", str(snapshot), "--data", str(tiny), "--out", str(tmp_path)]
+    for idle in (["--discs", "2"], ["--backbone", "random"]):
+        assert main([*words, *idle]) == 2
+        said = capsys.readouterr().err
+        assert idle[0] in said
+        assert "has its own, of 1 head:" in said
     assert not list(tmp_path.iterdir())
 
 
@@ -342,7 +346,8 @@ def test_a_narrower_generator_is_compared_with_the_whole_one(tmp_path: Path) -> 
     wanted = NewGenerator(resolution=64, ngf=4, z_dim=8, width=0.5)
     write_layer_costs(RunFolder(tmp_path), new_generator(wanted)[0], wanted=wanted)
     total = json.loads((tmp_path / "layers.json").read_text())[-1]
-    assert total["macs_before"] > 2 * total["macs_after"]
+    assert total["macs_before"] > total["macs_after"]
+    assert total["params_before"] > total["params_after"]
 
 
 @pytest.mark.slow
