@@ -13,7 +13,7 @@ from dsconvert.cli import streams
 from dsconvert.cli.codes import DONE, INTERRUPTED, USAGE, code_of, memory_sentence
 from dsconvert.cli.parser import parse
 from dsconvert.cli.stopping import Outcome, Stopped, terminable
-from dsconvert.errors import DsconvertError
+from dsconvert.errors import DsconvertError, MissedTargetError
 from dsconvert.util.allocator import keep_freed_memory
 
 _RUN = {
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _run(list(sys.argv[1:] if argv is None else argv), outcome)
     except DsconvertError as error:
-        streams.complain(str(error))
+        streams.complain(f"{error}{_kept(error, outcome)}")
         return code_of(error)
     except Stopped:
         streams.complain("interrupted.")
@@ -56,9 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         said = memory_sentence(error, outcome[0].command if outcome else None)
         if said is None:
             raise
-        streams.complain(said)
+        streams.complain(f"{said}{_kept(error, outcome)}")
         return USAGE
     return DONE
+
+
+def _kept(error: Exception, outcome: list[Outcome]) -> str:
+    """Return a sentence about the output that a command wrote before it failed, or nothing."""
+    if not outcome or not outcome[0].failed_late or isinstance(error, MissedTargetError):
+        return ""
+    return f" {outcome[0]}."
 
 
 def _run(words: list[str], outcome: list[Outcome]) -> None:

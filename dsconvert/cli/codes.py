@@ -12,7 +12,7 @@ INTERRUPTED = 130
 
 MEANINGS = {
     DONE: "done",
-    USAGE: "bad input or a failure, said in one sentence; nothing was written",
+    USAGE: "bad input or a failure, said in one sentence; nothing was written, unless it says so",
     MISSED: "a --target or --quality was missed; nothing was written, but with --best-effort",
     INTERRUPTED: "interrupted",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,13 +24,16 @@ from dsconvert.cli.sounds import (
     write_rows,
 )
 from dsconvert.config.files import CompareJob
+from dsconvert.data.classes import classes_of, with_class
 from dsconvert.data.picture_inputs import PictureInputs, as_shown
 from dsconvert.data.pictures import check_picture, psnr, save_picture, side_by_side
 from dsconvert.errors import UsageError
 from dsconvert.formats.alike import check_same_inputs
 from dsconvert.formats.base import GeneratorFile
-from dsconvert.metrics import LiteFeatures, feature_distance
+from dsconvert.formats.paint import picture_of
+from dsconvert.metrics import FeatureDistance, LiteFeatures, feature_distance
 from dsconvert.model.inputs import held_out_inputs
+from dsconvert.model.noise_source import noise_from
 from dsconvert.records.sounds import MelSpec
 from dsconvert.util.devices import for_work
 
@@ -82,6 +86,42 @@ def _sounds(
         say(text, f"wrote {', '.join(names)}", quiet=options.quiet)
 
 
+def _distance(
+    first: GeneratorFile,
+    second: GeneratorFile,
+    options: CompareJob,
+    features: LiteFeatures,
+    device: torch.device,
+) -> FeatureDistance:
+    """Measure FD-lite0 of the same images as the sheet shows: truncated, of that class and noise.
+
+    Raises:
+        UsageError: nothing says what the inputs look like, or a class can't be held in them.
+    """
+    inputs = first.inputs()
+    if inputs is None:
+        raise UsageError(f"--distance: the inputs of {options.snapshot} are unknown; add --input.")
+    inputs = held_out_inputs(inputs)
+    if options.label is not None:
+        if not classes_of(inputs):
+            raise UsageError(
+                f"--distance: the inputs of {options.snapshot} are not latents and a class, so "
+                "that --class can't be held; leave --distance out."
+            )
+        inputs = with_class(inputs, options.label)
+    one, two = (picture_of(f, trunc=options.trunc, device=device) for f in (first, second))
+    source = options.noise_source
+    with Bars(hidden=options.quiet) as bars, noise_from(one, source), noise_from(two, source):
+        return feature_distance(
+            two,
+            one,
+            inputs,
+            samples=options.distance or 0,
+            features=features,
+            progress=bars,
+        )
+
+
 def run(call: Call) -> None:
     """Show them side by side, with the PSNR of each pair."""
     options: CompareJob = call.options
@@ -124,17 +164,8 @@ def run(call: Call) -> None:
         "psnr_db_mean": float(values.mean()),
     }
     text = f"PSNR {values.mean():.1f} dB (mean), {values.min():.1f} dB (worst)"
-    inputs = first.inputs()
-    if options.distance and features is not None and inputs is not None:
-        with Bars(hidden=options.quiet) as bars:
-            fd = feature_distance(
-                second.picture(),
-                first.picture(),
-                held_out_inputs(inputs),
-                samples=options.distance,
-                features=features,
-                progress=bars,
-            )
+    if features is not None:
+        fd = _distance(first, second, options, features, device)
         data["fd_lite0"] = {**vars(fd), "distinguishable": fd.distinguishable}
         verdict = "distinguishable" if fd.distinguishable else "not distinguishable"
         text += (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from dsconvert.data.images import ImageSet
 from dsconvert.data.stream import to_range
 from dsconvert.errors import UsageError
 from dsconvert.formats.alike import check_same_inputs
-from dsconvert.formats.base import GeneratorFile
+from dsconvert.formats.paint import picture_of
 from dsconvert.metrics.distance import Inputs, sample_images
 from dsconvert.metrics.evaluate import FEW, Evaluation, Extractor, evaluate, extractors
 from dsconvert.model.inputs import RandomPixels, held_out_inputs, needs_pictures
@@ -27,17 +26,6 @@ from dsconvert.util.numbers import counted
 
 _BATCH = 25
 _DEFAULT = 1000
-
-
-class _Truncated(nn.Module):
-    """A generator that is called with further keywords."""
-
-    def __init__(self, model: nn.Module, keywords: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.model, self.keywords = model, keywords
-
-    def forward(self, *args: Any) -> Any:
-        return self.model(*args, **self.keywords)
 
 
 def _halves(images: ImageSet, samples: int, seed: int) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
@@ -65,7 +53,7 @@ def run(call: Call) -> None:
             f"the generator of {options.snapshot} makes sounds, and eval measures pictures; "
             "compare measures the STFT distance of two vocoders."
         )
-    student, inputs = _picture(file, options, device), file.inputs()
+    student, inputs = picture_of(file, trunc=options.trunc, device=device), file.inputs()
     if inputs is None:
         raise UsageError(
             f"{options.snapshot} can't be run: nothing says what its inputs look like; give "
@@ -78,7 +66,7 @@ def run(call: Call) -> None:
     if options.against:
         original = opened(options.against, options)
         check_same_inputs(file, original, otherwise="they can't be compared")
-        teacher = _picture(original, options, device)
+        teacher = picture_of(original, trunc=options.trunc, device=device)
     channels, side = _image(student, inputs)
     if teacher is not None and (channels, side) != _image(teacher, inputs):
         raise UsageError(
@@ -131,11 +119,6 @@ def run(call: Call) -> None:
         emit(as_data(options, found))
     else:
         say(*report(options, found))
-
-
-def _picture(file: GeneratorFile, options: EvalJob, device: torch.device) -> nn.Module:
-    model, more = file.picture().to(device), file.truncation(options.trunc)
-    return _Truncated(model, more) if more else model
 
 
 def _chosen(options: EvalJob, classes: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from dsconvert.cli.files import opened
 from dsconvert.cli.output import Bars, emit, say
 from dsconvert.cli.parser import Call
 from dsconvert.cli.sounds import check_medium, names_sound, write_rows
+from dsconvert.config.files import LARGEST_SHEET
 from dsconvert.config.generate import GenerateJob
 from dsconvert.data.image_files import ImageFolder, Key, write_zip
 from dsconvert.data.pictures import check_picture, grid, opaque, save_picture, to_images
@@ -31,7 +32,6 @@ from dsconvert.util.numbers import counted
 __all__ = ["images_of", "painter", "run", "stage"]
 
 Progress = Callable[[int], None]
-_LARGEST_GRID = 10_000
 
 
 def run(call: Call) -> None:
@@ -92,9 +92,9 @@ def _check(options: GenerateJob, keys: list[Key]) -> ImageFolder | None:
         )
     if options.kind == "picture" and not names_sound(options.out):
         check_picture(options.out, overwrite=options.overwrite)
-        if len(keys) > _LARGEST_GRID:
+        if len(keys) > LARGEST_SHEET:
             raise UsageError(
-                f"a grid of {len(keys)} images is too large (at most {_LARGEST_GRID}); name a "
+                f"a grid of {len(keys)} images is too large (at most {LARGEST_SHEET}); name a "
                 "FOLDER/ or a .zip."
             )
         return None

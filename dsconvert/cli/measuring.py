@@ -9,7 +9,7 @@ from torch import nn
 
 from dsconvert.cli.output import Bars
 from dsconvert.config.convert import ConvertJob
-from dsconvert.errors import DsconvertError, MissingExtraError, UsageError
+from dsconvert.errors import MissingExtraError, UsageError
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.formats.convert_file import FileConversion
 from dsconvert.metrics.features import LiteFeatures
@@ -76,7 +76,13 @@ def measured(
     device: torch.device,
     bars: Bars,
 ) -> FileConversion:
-    """Return the result with the quality of its main generator, where that is to be measured."""
+    """Return the result with the quality of its main generator, where that is to be measured.
+
+    The failure of a measurement that was not asked for is a note.
+
+    Raises:
+        DsconvertError: one that was asked for is impossible.
+    """
     key, main = result.main
     spent = sum(main.seconds.values())
     quick = options.measure is None
@@ -91,7 +97,7 @@ def measured(
             bars.note(f"quality not measured, which takes about {expected:.0f} s: --measure 400")
             return result
         found = judge.measure(student, progress=bars)
-    except DsconvertError as error:
+    except Exception as error:  # the result is written: what nobody asked for can't fail it
         if not quick:
             raise
         bars.note(f"quality not measured: {error}")

@@ -69,6 +69,11 @@ class Outcome:
         """Whether the output is new."""
         return bool(self._state() - self._before)
 
+    @property
+    def failed_late(self) -> bool:
+        """Whether a command that fails now leaves a new output; a training says itself what."""
+        return self.written and not self._runs
+
     def __str__(self) -> str:
         """The end of a sentence that begins with "interrupted"."""
         if self.command == "official-train":

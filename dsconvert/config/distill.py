@@ -247,3 +247,5 @@ class DistillJob(Device, Output, Messages, Source, Calibrated):
         super().check_typed(typed)
         if not any(typed.get(o) for o in ("--minutes", "--steps", "--patience")):
             raise UsageError("distill needs an end: --minutes M, --steps N or --patience N.")
+        if "--clock" in typed and not typed.get("--minutes"):
+            raise UsageError("--clock is the clock of --minutes M; add that, or leave it out.")

@@ -104,6 +104,8 @@ class ExportJob(Output, Messages, Source, Calibrated):
                 f"{option} is for the format {' or '.join(formats)}, and --out "
                 f"{typed.get('--out', '')} is of the format {name}; leave the option out."
             )
+        if "--seed" in typed and typed.get("--noise") != "fixed":
+            raise UsageError("--seed is of the fixed noise: add --noise fixed, or leave it out.")
         if "--distance" in typed and "--original" not in typed:
             raise UsageError("--distance N compares with --original FILE; name it.")
 

@@ -23,6 +23,10 @@ OUTPUT = Group("Output", last=True)
 MESSAGES = Group("Messages", last=True)
 
 
+LARGEST_SHEET = 10_000
+"""The most images of one picture."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Module(BaseSettings):
     """The factory of a generator whose codebase has no adapter."""
@@ -188,6 +192,8 @@ class ReportJob(Verbose, OptionalOutput, Messages, Source, Calibrated):
         out = typed.get("--out")
         if out and "--sensitivity" not in typed:
             raise UsageError("--out is the picture of --sensitivity; add that, or drop it.")
+        if "--overwrite" in typed and not out:
+            raise UsageError("--overwrite replaces the picture of --out FILE.svg; add that.")
         if out and not str(out).lower().endswith(".svg"):
             raise UsageError(f"--out {out}: the curves are written as SVG; end it in .svg.")
 
@@ -205,3 +211,12 @@ class CompareJob(Drawing, Output, Messages, Source, Calibrated):
     distance: int | None = setting(
         None, help="also FD-lite0 over N images, 2 or more (needs timm)", at_least=2
     )
+
+    def contradictions(self) -> list[str]:
+        """Problems that no single range tells."""
+        wrong = super().contradictions()
+        if len(self.seeds) > LARGEST_SHEET:
+            wrong.append(
+                f"seeds are {len(self.seeds)}, too many for one picture (at most {LARGEST_SHEET})"
+            )
+        return wrong

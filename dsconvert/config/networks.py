@@ -39,6 +39,18 @@ class NewGenerator(BaseSettings):
         "it, or none",
     )
 
+    def contradictions(self) -> list[str]:
+        """Settings of rewritten convolutions where the preset takes none."""
+        wrong: list[str] = []
+        if self.rank is not None and self.preset in ("none", "exact"):
+            wrong.append(f"rank is {self.rank}, and preset {self.preset} has no rank to choose")
+        if self.spectral != "keep" and self.preset in ("none", "exact"):
+            wrong.append(
+                f"spectral is {self.spectral}, and preset {self.preset} makes no factors to apply "
+                "it to"
+            )
+        return wrong
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorFacts(BaseSettings):

@@ -8,7 +8,8 @@ resumed run ends as an uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def distill(
     device: torch.device | str | None = None,
     sounds: bool = False,
     settings: dict[str, Any] | None = None,
+    files: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Distilled:
     """Train ``student`` to make the images of ``teacher``.
@@ -90,12 +92,14 @@ def distill(
         sounds: the outputs are sounds (N, 1, 1, T): the features are their spectra, compared by
             the multi-resolution STFT distance.
         settings: further facts for ``settings.json`` (the files' names, say).
+        files: SHA-256 of the files of both, by role; a resumed run must have the same.
         progress: see :data:`dsconvert.util.progress.Progress`; the unit is that of the run's end.
 
     Raises:
         UsageError: the student does not fit the teacher, or the folder holds another run.
         MissingExtraError: the backbone's weights are not installed (``features=0`` needs none).
-        TrainingError: the loss is no longer finite, or the checkpoint can't be read.
+        TrainingError: the loss is no longer finite, the checkpoint can't be read, or another
+            process trains in the folder.
         KeyboardInterrupt: the user stopped it. From the first step on, a checkpoint was written
             (where there is a folder); before, there is nothing to keep.
     """
@@ -105,7 +109,9 @@ def distill(
     began = clock(config)()
     sampler = inputs or sampler_of(teacher)
     # Check the folder before any work.
-    run = None if folder is None else DistillationRun(Path(folder), config, resume=resume)
+    run = None
+    if folder is not None:
+        run = DistillationRun(Path(folder), config, resume=resume, files=files)
     start = next((p for p in teacher.parameters()), None)
     place = torch.device(device or (start.device if start is not None else "cpu"))
     trained = working_copy(student)
@@ -122,16 +128,17 @@ def distill(
     critic = None
     if config.adversarial:
         critic = Critic(batches.target(SCALES), lr=config.lr_discriminator, weights=weights)
-    loop = Loop(
-        batches,
-        config,
-        began=began,
-        critic=critic,
-        record=run,
-        facts=settings,
-        progress=progress,
-    )
-    result = loop.run()
+    with nullcontext() if run is None else run.alone():
+        loop = Loop(
+            batches,
+            config,
+            began=began,
+            critic=critic,
+            record=run,
+            facts=settings,
+            progress=progress,
+        )
+        result = loop.run()
     notes = _notes(result)
     if lost := not_compared(batches, blocks):
         notes.append(

@@ -33,6 +33,7 @@ from dsconvert.runs.report import write_report
 from dsconvert.train.ema import same_structure
 from dsconvert.util.devices import for_work
 from dsconvert.util.files import check_target
+from dsconvert.util.folders import sha256
 from dsconvert.util.numbers import times_fewer
 from dsconvert.util.progress import Progress, reports_progress
 
@@ -107,6 +108,7 @@ def distill_snapshot(
         first = with_pictures(first, pictures)
         snap = snap if first.given is None else with_inputs(snap, first.given)
     check_output(snap, out, overwrite=overwrite)
+    digests = {"teacher": sha256(teacher), "student": sha256(student)}
     original, fast = first.generator, snap.generator
     inputs = first.inputs()
     if inputs is None:
@@ -128,6 +130,7 @@ def distill_snapshot(
         device=for_work(device),
         sounds=first.sounds() is not None,
         settings={"teacher": str(teacher), "student": str(student), "out": str(out)},
+        files=digests,
         progress=progress,
     )
     trained = done.student.get_submodule(name_in_wrapper)

@@ -20,9 +20,12 @@ from torch import Tensor
 
 from dsconvert.errors import ExportError
 from dsconvert.forms.flat_graph import Core
+from dsconvert.util.folders import FolderKind
 
-MARK = "Manifest.json"
-"""A file that each ``.mlpackage`` (a folder) holds."""
+KIND = FolderKind(
+    mark="Manifest.json", key="rootModelIdentifier", names=("Manifest.json", "Data/*")
+)
+"""An ``.mlpackage`` is a folder."""
 
 
 def write_coreml(core: Core, args: tuple[Tensor, ...], folder: Path, output: str) -> None:

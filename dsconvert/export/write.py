@@ -15,7 +15,7 @@ from dsconvert.errors import (
     ForeignFileError,
     UsageError,
 )
-from dsconvert.export.coreml import MARK, quiet, write_coreml
+from dsconvert.export.coreml import KIND, quiet, write_coreml
 from dsconvert.export.diagnose import blame
 from dsconvert.export.graphs import GRAPHS, OUTPUT, GraphFormat, Run, need
 from dsconvert.export.reduced import Sampled, reduce_onnx
@@ -51,7 +51,7 @@ def check_graph(path: str | os.PathLike[str], name: str, *, overwrite: bool) -> 
     if name == COREML:
         with quiet():
             need(name, "coremltools")
-        check_new_folder(path, mark=MARK, overwrite=overwrite)
+        check_new_folder(path, kind=KIND, overwrite=overwrite)
         return
     need(name, *GRAPHS[name].needs)
     check_target(path, overwrite=overwrite)
@@ -109,7 +109,7 @@ def export_graph(
     args = _args(model, core, inputs, 1 if name == COREML else BATCHES[0])
     reduced = None
     if name == COREML:
-        with whole_folder(target, mark=MARK, overwrite=overwrite) as folder:
+        with whole_folder(target, kind=KIND, overwrite=overwrite) as folder:
             _written(name, model, core, args, lambda: write_coreml(core, args, folder, OUTPUT))
             size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         with evaluating(core.module):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsconvert.config.files import Drawing, Sampling
 from dsconvert.formats.base import GeneratorFile
@@ -16,6 +16,27 @@ from dsconvert.model.noise_source import noise_from
 Progress = Callable[[int], None]
 Paint = Callable[[tuple[Any, ...], int], Tensor]
 """``paint(arguments, seed)`` returns images (1, C, H, W) in [-1, 1]; the seed is of the noise."""
+
+
+class _Truncated(nn.Module):
+    """A generator that is called with further keywords."""
+
+    def __init__(self, model: nn.Module, keywords: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model, self.keywords = model, keywords
+
+    def forward(self, *args: Any) -> Any:
+        return self.model(*args, **self.keywords)
+
+
+def picture_of(file: GeneratorFile, *, trunc: float, device: torch.device) -> nn.Module:
+    """Return a module that makes the file's truncated images; the generator is moved to ``device``.
+
+    Raises:
+        UsageError: truncation of a generator that can't.
+    """
+    model, more = file.picture().to(device), file.truncation(trunc)
+    return _Truncated(model, more) if more else model
 
 
 def painter(file: GeneratorFile, sampling: Sampling, *, device: torch.device) -> Paint:

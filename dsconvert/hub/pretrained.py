@@ -19,7 +19,7 @@ from dsconvert.formats.registry import load_safetensors
 from dsconvert.hub.card import card
 from dsconvert.hub.measure import CardFacts, measure
 from dsconvert.records import Plan
-from dsconvert.util.folders import check_new_folder, whole_folder
+from dsconvert.util.folders import FolderKind, check_new_folder, whole_folder
 from dsconvert.util.version import VERSION
 
 if TYPE_CHECKING:
@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 MARK = "config.json"
+KIND = FolderKind(
+    mark=MARK,
+    key="library",
+    value="dsconvert",
+    names=(MARK, WEIGHTS, "README.md", "plan.json", "samples.png", "samples.wav", "samples-*.wav"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +58,7 @@ def check_hub(path: str | os.PathLike[str], *, overwrite: bool) -> None:
         OutputError: the folder may not be written.
     """
     need("safetensors", "safetensors")
-    check_new_folder(path, mark=MARK, overwrite=overwrite)
+    check_new_folder(path, kind=KIND, overwrite=overwrite)
 
 
 def save_pretrained(
@@ -98,7 +104,7 @@ def save_pretrained(
             "from_pretrained could not load it: export it to .safetensors or .onnx."
         )
     name = title or Path(file.path or "generator").name
-    with whole_folder(path, mark=MARK, overwrite=overwrite) as folder:
+    with whole_folder(path, kind=KIND, overwrite=overwrite) as folder:
         made = file.save_safetensors(file.generator, folder / WEIGHTS, noise=noise, overwrite=False)
         measured = measure(file, original, distance=distance)
         facts = _facts(measured)

@@ -31,6 +31,9 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint, whole or not at all, then delete the oldest.
 
+    A checkpoint of more images is one that could not be read when the run was resumed. It is set
+    aside under another name, so that it neither counts as one nor is read in place of this one.
+
     Args:
         folder: of the run.
         images: number of images seen, which names the file.
@@ -49,9 +52,27 @@ def save_checkpoint(
             f"{error} The checkpoint before it is untouched: resume from that."
         ) from error
     remove_stale_parts(target.parent)
-    for old in folder.checkpoints()[: -max(keep, 1)]:
+    found = folder.checkpoints()
+    at = found.index(target) + 1
+    for later in found[at:]:
+        _set_aside(later)
+    for old in found[: max(0, at - max(keep, 1))]:
         old.unlink(missing_ok=True)
     return target
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a checkpoint so that the run no longer counts it; nothing is deleted.
+
+    Raises:
+        OutputError: the disk refuses.
+    """
+    aside = path.with_name(f"{path.name}.unreadable")
+    try:
+        path.replace(aside)
+    except OSError as error:
+        raise OutputError(f"can't rename {path} to {aside}: {error}.") from error
+    _LOG.warning("%s could not be read and is now %s", path, aside.name)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

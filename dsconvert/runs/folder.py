@@ -29,6 +29,7 @@ class RunFolder:
 
     ::
 
+        .lock               locked by the process that trains (:mod:`dsconvert.runs.lock`)
         settings.json       the settings, the data and the environment
         stats.jsonl         one line of statistics after the other
         grids/              sample images over time; the names are numbers of images seen
@@ -109,9 +110,14 @@ class RunFolder:
         """The snapshot with the lowest FD-lite0."""
         return self.path / "snapshots" / BEST
 
+    @property
+    def grids_folder(self) -> Path:
+        """The folder of the grids."""
+        return self.path / "grids"
+
     def grid(self, images: int) -> Path:
         """Return the path of the grid after ``images``."""
-        return self.path / "grids" / f"{images:0{self.digits}d}.png"
+        return self.grids_folder / f"{images:0{self.digits}d}.png"
 
     def snapshot(self, images: int) -> Path:
         """Return the path of the snapshot after ``images``."""
@@ -138,7 +144,7 @@ class RunFolder:
 
     def grids(self) -> list[Path]:
         """Return the grids, oldest first."""
-        return sorted((self.path / "grids").glob(_GRIDS))
+        return sorted(self.grids_folder.glob(_GRIDS))
 
     def images_saved(self) -> int | None:
         """Return the number of images of the newest checkpoint; None: there is none."""
@@ -194,30 +200,39 @@ class RunFolder:
 def new_run_path(out: str | Path, name: str | None, default: str) -> Path:
     """Make an empty folder for a run: ``OUT/NAME``, or ``OUT/00012-DEFAULT`` with the next number.
 
-    The numbered form is the official code's.
+    The numbered form is the official code's. Of processes that ask at once, each gets a folder of
+    its own, and one gets a ``name``, unless an empty folder of that name was there before.
 
     Raises:
         OutputError: the folder holds something already, or can't be made.
     """
     base = Path(out)
-    if name is None:
-        taken = [
-            int(m[1])
-            for p in (base.iterdir() if base.is_dir() else ())
-            if (m := re.match(r"(\d{5})-", p.name))
-        ]
-        found = base / f"{max(taken, default=-1) + 1:05d}-{default}"
-    else:
-        found = base / name
-    if found.exists() and (not found.is_dir() or any(found.iterdir())):
-        raise OutputError(
-            f"{found} exists; continue it with --resume {found}, or give another --name."
-        )
-    try:
-        found.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"the run's folder {found} can't be made: {error}.") from error
-    return found
+    while True:
+        found = base / (_next_name(base, default) if name is None else name)
+        try:
+            found.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"the folder {found.parent} can't be made: {error}.") from error
+        try:
+            found.mkdir()
+        except FileExistsError:
+            if name is None:  # another process has taken the number since it was chosen
+                continue
+            if found.is_dir() and not any(found.iterdir()):
+                return found
+            raise OutputError(
+                f"{found} exists; continue it with --resume {found}, or give another --name."
+            ) from None
+        except OSError as error:
+            raise OutputError(f"the run's folder {found} can't be made: {error}.") from error
+        return found
+
+
+def _next_name(base: Path, default: str) -> str:
+    """Return the name of the next numbered run in ``base``."""
+    names = [p.name for p in base.iterdir()] if base.is_dir() else []
+    taken = [int(m[1]) for name in names if (m := re.match(r"(\d{5,})-", name))]
+    return f"{max(taken, default=-1) + 1:05d}-{default}"
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -54,6 +55,25 @@ def _keep_implementation(optimiser: torch.optim.Optimizer, saved: dict[str, Any]
         theirs.update({k: mine[k] for k in ("fused", "foreach", "capturable") if k in mine})
 
 
+def check_settings(config: TrainConfig, stored: Mapping[str, Any]) -> None:
+    """Check that a run may go on with ``config``.
+
+    Args:
+        config: the settings to go on with.
+        stored: those of the run, as plain data.
+
+    Raises:
+        TrainingError: one that a weight depends on differs.
+    """
+    changed = config.fixed_changes(stored)
+    if changed:
+        raise TrainingError(
+            "a resumed run keeps its settings; these differ: "
+            + ", ".join(f"{k} was {then}, is {now}" for k, (then, now) in changed.items())
+            + ". Start a new run from its snapshot instead (finetune)."
+        )
+
+
 def restore_state(state: TrainState, *, folder: RunFolder, config: TrainConfig) -> float:
     """Load the newest checkpoint into ``state``; set the random generators.
 
@@ -70,13 +90,7 @@ def restore_state(state: TrainState, *, folder: RunFolder, config: TrainConfig) 
             "anew."
         )
     data = load_newest(found)
-    changed = config.fixed_changes(data["config"])
-    if changed:
-        raise TrainingError(
-            "a resumed run keeps its settings; these differ: "
-            + ", ".join(f"{k} was {then}, is {now}" for k, (then, now) in changed.items())
-            + ". Start a new run from its snapshot instead (finetune)."
-        )
+    check_settings(config, data["config"])
     try:
         for name in _MODULES:
             target = getattr(state, name)

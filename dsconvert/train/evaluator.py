@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import image_tensor
+from dsconvert.config.train import TrainConfig
 from dsconvert.data.images import ImageSet
 from dsconvert.data.stream import to_range
+from dsconvert.errors import UsageError
 from dsconvert.metrics import LiteFeatures, frechet_distance
 from dsconvert.model.observe import evaluating
 from dsconvert.train.state import Latents
@@ -18,6 +20,19 @@ _BATCH = 25
 _CPU = torch.device("cpu")
 _SEED = 20211101
 """Seed of the latents and of the choice of images, the same for all snapshots and all runs."""
+
+
+def check_evaluation(config: TrainConfig, data: ImageSet) -> None:
+    """Check that a run that is to be evaluated has enough images.
+
+    Raises:
+        UsageError: it has one.
+    """
+    if config.evaluate and len(data) < 2:
+        raise UsageError(
+            f"evaluate: a distance needs 2 images or more, and {data.path} has {len(data)}; set "
+            "evaluate to 0 (--evaluate 0), or add images."
+        )
 
 
 class FDLite0Evaluator:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from torch import nn
 
 from dsconvert.config.train import TrainConfig
 from dsconvert.data.images import ImageSet
-from dsconvert.errors import OutputError
+from dsconvert.errors import OutputError, TrainingError
 from dsconvert.formats.official import new_snapshot, save_snapshot
 from dsconvert.projected.discriminator import ProjectedDiscriminator
 from dsconvert.runs.folder import RunFolder, new_run_path
+from dsconvert.runs.lock import locked
 from dsconvert.train.data_record import data_record
 from dsconvert.train.loop import TrainResult, train
 from dsconvert.train.run_report import write_layer_costs, write_run_report
@@ -77,6 +79,27 @@ def new_folder(out: str | Path, name: str | None, default: str, procs: Processes
     return RunFolder(shared)
 
 
+@contextmanager
+def alone_in(folder: RunFolder, procs: Processes) -> Generator[None, None, None]:
+    """Hold the lock of a run's folder in the first process, for all processes of the training.
+
+    Raises:
+        TrainingError: another training holds it. Every process raises.
+        OutputError: the disk can't take the lock's file. Every process raises.
+    """
+    with ExitStack() as stack:
+        refused: TrainingError | OutputError | None = None
+        if procs.rank == 0:
+            try:
+                stack.enter_context(locked(folder.path))
+            except (TrainingError, OutputError) as error:
+                refused = error
+        refused = procs.share(refused)
+        if refused is not None:
+            raise refused
+        yield
+
+
 def begin_run(
     job: TrainingJob,
     *,
@@ -99,22 +122,34 @@ def begin_run(
     """
     config, notes = fit_to_run(with_rates(job.config, job.generator))
     job = replace(job, config=config)
-    if job.procs.rank == 0:
-        spent = write_layer_costs(job.folder, job.generator, wanted=wanted)
-        job.folder.write_settings(
-            {
-                "dsconvert_run": 1,
-                **about,
-                "data": data_record(job.images),
-                "discriminator": asdict(facts_of(job.discriminator)),
-                "config": config.to_dict(),
-                "cost": {"parameters": spent.params, "macs": spent.macs},
-                "environment": environment(job.procs),
-            },
-        )
-        # The structure that checkpoints are loaded into, whatever its origin.
-        save_snapshot(new_snapshot(job.generator), job.generator, job.folder.start, overwrite=True)
-    return run_job(job, resume=False, notes=notes, progress=progress, report=report)
+    with alone_in(job.folder, job.procs):
+        if job.procs.rank == 0:
+            _describe(job, about=about, wanted=wanted)
+        return run_job(job, resume=False, notes=notes, progress=progress, report=report)
+
+
+def _describe(job: TrainingJob, *, about: Mapping[str, Any], wanted: NewGenerator | None) -> None:
+    """Write the settings of a new run, and the structure of its generator.
+
+    Raises:
+        OutputError: another process has begun a run there, or the disk can't take the files.
+    """
+    if job.folder.settings.exists():
+        raise OutputError(f"another process has begun a run in {job.folder.path}; name another.")
+    spent = write_layer_costs(job.folder, job.generator, wanted=wanted)
+    job.folder.write_settings(
+        {
+            "dsconvert_run": 1,
+            **about,
+            "data": data_record(job.images),
+            "discriminator": asdict(facts_of(job.discriminator)),
+            "config": job.config.to_dict(),
+            "cost": {"parameters": spent.params, "macs": spent.macs},
+            "environment": environment(job.procs),
+        },
+    )
+    # The structure that checkpoints are loaded into, whatever its origin.
+    save_snapshot(new_snapshot(job.generator), job.generator, job.folder.start, overwrite=True)
 
 
 def run_job(

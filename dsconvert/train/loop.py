@@ -17,7 +17,7 @@ from dsconvert.errors import TrainingError, UsageError
 from dsconvert.runs.folder import RunFolder
 from dsconvert.runs.stats import StatsWriter
 from dsconvert.train.checkpointing import restore_state, save_state
-from dsconvert.train.evaluator import FDLite0Evaluator
+from dsconvert.train.evaluator import FDLite0Evaluator, check_evaluation
 from dsconvert.train.low_memory import needs_less
 from dsconvert.train.outputs import RunOutputs
 from dsconvert.train.schedule import with_rates
@@ -158,10 +158,12 @@ class _Loop:
     ) -> TrainResult:
         out = self.outputs
         config, data, procs, folder = out.config, out.data, out.procs, out.folder
-        if not resume and folder.checkpoints():
+        distilled = RunFolder.of_distillation(folder.path)
+        if not resume and (folder.checkpoints() or distilled.checkpoints()):
             raise UsageError(
                 f"{folder.path} holds a run already: continue it (resume), or name another folder."
             )
+        check_evaluation(config, data)
         procs.wait()  # no process may write before all have looked
         folder.make()
         state = new_state(generator, discriminator, config, procs.device, ema=ema)

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LEAST_FADE = 1.0
+"""A blur that fades out over this many kimg or fewer is left out, as in the official code."""
+
 
 def generator_loss(fake: Tensor) -> Tensor:
     """Return ``-E[D(G(z))]`` over all logits."""
@@ -27,9 +30,9 @@ def real_loss(real: Tensor) -> Tensor:
 def blur_sigma(images: int, *, initial: float, fade_kimg: float) -> float:
     """Return sigma in pixels after ``images``: it falls to 0 over ``fade_kimg``.
 
-    As in the official code, there is no blur if ``fade_kimg`` is 1 or less.
+    There is no blur if ``fade_kimg`` is :data:`LEAST_FADE` or less.
     """
-    if fade_kimg <= 1:
+    if fade_kimg <= LEAST_FADE:
         return 0.0
     return max(1 - images / (fade_kimg * 1000), 0.0) * initial
 

@@ -42,7 +42,7 @@ _LOG = logging.getLogger(__name__)
 def write_layer_costs(
     folder: RunFolder, generator: nn.Module, *, wanted: NewGenerator | None
 ) -> Cost:
-    """Write the cost of each layer, beside that of the dense architecture if it was converted.
+    """Write the cost of each layer, beside that of the dense architecture if it differs.
 
     Args:
         folder: of the run.
@@ -57,8 +57,9 @@ def write_layer_costs(
         OutputError: the disk can't take the file.
     """
     after = before = cost(generator)
-    if wanted is not None and wanted.preset != "none":
-        before = cost(new_generator(replace(wanted, preset="none"))[0])
+    if wanted is not None and (wanted.preset != "none" or wanted.width != 1):
+        dense = replace(wanted, preset="none", rank=None, width=1.0, spectral="keep")
+        before = cost(new_generator(dense)[0])
     write_json(folder.layers, finite(layer_rows(before, after)))
     return after
 

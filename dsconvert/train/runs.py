@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,22 +15,34 @@ from dsconvert.config.train import TrainConfig
 from dsconvert.data.images import open_images
 from dsconvert.errors import UsageError
 from dsconvert.formats.official import load_snapshot
+from dsconvert.projected.discriminator import ProjectedDiscriminator
 from dsconvert.projected.lite0 import Weights
 from dsconvert.runs.folder import RunFolder
+from dsconvert.train.checkpointing import check_settings
 from dsconvert.train.data_record import reopen
 from dsconvert.train.ema import same_structure
-from dsconvert.train.launch import RunResult, TrainingJob, begin_run, new_folder, run_job
+from dsconvert.train.evaluator import check_evaluation
+from dsconvert.train.launch import (
+    RunResult,
+    TrainingJob,
+    alone_in,
+    begin_run,
+    new_folder,
+    run_job,
+)
 from dsconvert.train.setup import (
     DiscriminatorFacts,
     NewGenerator,
     discriminator_of,
     facing,
+    facts_of,
     new_discriminator,
     new_generator,
 )
 from dsconvert.train.statistics import Report
 from dsconvert.train.step import parts_of
-from dsconvert.util.processes import processes
+from dsconvert.util.numbers import counted
+from dsconvert.util.processes import Processes, processes
 from dsconvert.util.progress import Progress, reports_progress
 
 
@@ -68,6 +81,7 @@ def train_new(
     facts = facing(discriminator, generator, resolution=wanted.resolution, classes=wanted.classes)
     network = new_discriminator(facts, weights=backbone, seed=config.seed)
     images = images_of(progress=progress)
+    check_evaluation(config, images)
     structure = wanted.cfg if wanted.preset == "none" else f"{wanted.cfg}-{wanted.preset}"
     default = f"{structure}-{Path(data).stem}-{wanted.resolution}-batch{config.batch}"
     about = {
@@ -119,8 +133,9 @@ def finetune(
         report: see :func:`dsconvert.train.train`.
 
     Raises:
-        UsageError: the data have more classes than the generator, or the batch is not a multiple
-            of its parts.
+        UsageError: the data have more classes than the generator, ``backbone`` or the number of
+            heads is given though the file's own discriminator is used, or the batch is not a
+            multiple of its parts.
         DsconvertError: see :func:`dsconvert.train.train`.
     """
     procs = processes(device)
@@ -148,7 +163,10 @@ def finetune(
     own = network is not None
     if network is None:
         network = new_discriminator(wanted, weights=backbone, seed=config.seed)
+    else:
+        _check_own(network, wanted, backbone, snapshot)
     images = replace(images_of(progress=progress), classes=classes)
+    check_evaluation(config, images)
     about = {
         "command": "finetune",
         "snapshot": str(snapshot),
@@ -167,6 +185,31 @@ def finetune(
         procs=procs,
     )
     return begin_run(job, about=about, wanted=None, progress=progress, report=report)
+
+
+def _check_own(
+    network: ProjectedDiscriminator,
+    wanted: DiscriminatorFacts,
+    backbone: Weights,
+    snapshot: str | Path,
+) -> None:
+    """Refuse settings of a new discriminator where the file's own one is used.
+
+    Raises:
+        UsageError: names the setting.
+    """
+    heads = facts_of(network).num_discs
+    idle = None
+    if backbone != "auto":
+        idle = f"backbone {backbone} (--backbone)"
+    elif wanted.num_discs not in (DiscriminatorFacts(resolution=0).num_discs, heads):
+        idle = f"num_discs {wanted.num_discs} (--discs)"
+    if idle is not None:
+        raise UsageError(
+            f"{idle} is of a new discriminator, and {snapshot} has its own, of "
+            f"{counted(heads, 'head')}: leave it out, or begin a new one (new_heads, "
+            "--new-discriminator)."
+        )
 
 
 @reports_progress
@@ -188,13 +231,36 @@ def resume(
         changes: new values of settings that no weight depends on (``kimg=200``).
 
     Raises:
-        TrainingError: there is no such run, no checkpoint, or its data have changed.
+        TrainingError: there is no such run, no checkpoint, its data have changed, a setting can't
+            change, or another process trains in the folder.
+        UsageError: a setting is unknown or out of range.
     """
     procs = processes(device)
     files = RunFolder(Path(folder))
     settings = files.read_settings()
-    images = reopen(settings["data"], progress=progress)
     config = TrainConfig.from_dict({**settings["config"], **changes})
+    check_settings(config, settings["config"])
+    with alone_in(files, procs):
+        job = _continued(files, settings, config, procs, progress=progress)
+        return run_job(job, resume=True, progress=progress, report=report)
+
+
+def _continued(
+    files: RunFolder,
+    settings: Mapping[str, Any],
+    config: TrainConfig,
+    procs: Processes,
+    *,
+    progress: Progress | None,
+) -> TrainingJob:
+    """Return the job of a run that goes on, and write its settings.
+
+    Raises:
+        TrainingError: its data have changed.
+        UsageError: it can't be evaluated on its data.
+    """
+    images = reopen(settings["data"], progress=progress)
+    check_evaluation(config, images)
     facts = settings["discriminator"]
     kept: dict[str, Any] = {**facts, "augment": tuple(facts["augment"])}
     snap = load_snapshot(files.start)
@@ -203,7 +269,7 @@ def resume(
         discriminator = new_discriminator(DiscriminatorFacts(**kept), weights="random")
     if procs.rank == 0:
         files.write_settings({**settings, "config": config.to_dict()})
-    job = TrainingJob(
+    return TrainingJob(
         folder=files,
         generator=snap.module("G"),
         discriminator=discriminator,
@@ -212,4 +278,3 @@ def resume(
         config=config,
         procs=procs,
     )
-    return run_job(job, resume=True, progress=progress, report=report)

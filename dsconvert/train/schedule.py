@@ -12,6 +12,7 @@ from torch import nn
 
 from dsconvert.adapter import Recipe, adapter_for
 from dsconvert.config.train import TrainConfig
+from dsconvert.train.losses import LEAST_FADE
 
 EMA_SHARE = 0.2
 """The default half-life of an average without a ramp-up is at most this share of the run."""
@@ -52,10 +53,16 @@ def fit_to_run(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
             f"({config.kimg:g}): G_ema is still mostly what it started from (--ema-kimg)"
         )
     longest = BLUR_SHARE * config.kimg
-    if config.blur_init_sigma and config.blur_fade_kimg > longest:
-        notes.append(
-            f"the blur fades out over {longest:g} kimg, half of this run, not over "
-            f"{config.blur_fade_kimg:g}"
-        )
-        config = replace(config, blur_fade_kimg=longest)
+    if config.blur_init_sigma:
+        wanted, fade = config.blur_fade_kimg, min(config.blur_fade_kimg, longest)
+        if fade <= LEAST_FADE:
+            notes.append(
+                f"there is no blur: it would fade out over {fade:g} kimg, and needs more than "
+                f"{LEAST_FADE:g} (--blur-kimg; at most half of the run, --kimg)"
+            )
+        elif fade < wanted:
+            notes.append(
+                f"the blur fades out over {fade:g} kimg, half of this run, not over {wanted:g}"
+            )
+        config = replace(config, blur_fade_kimg=fade)
     return config, tuple(notes)

@@ -17,13 +17,25 @@ from dsconvert.formats.alike import check_same_inputs
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.formats.export_file import export_file
 from dsconvert.records import Export
-from dsconvert.util.folders import check_new_folder, whole_folder
+from dsconvert.util.folders import FolderKind, check_new_folder, whole_folder
 from dsconvert.util.version import VERSION
 from dsconvert.web import runtime as browser
 from dsconvert.web.latents import check_drawable, inputs_of, page_arguments, range_of
 
 MARK = "page.json"
 _ASSETS = ("index.html", "page.css", "page.js", "numbers.js")
+KIND = FolderKind(
+    mark=MARK,
+    key="dsconvert",
+    names=(
+        *(MARK, *_ASSETS, "runtime/*"),
+        *(
+            f"{model}{end}"
+            for model in ("model", "original")
+            for end in (".onnx", ".onnx.data", "-seed0.png")
+        ),
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +57,7 @@ def check_page(path: str, *, overwrite: bool) -> None:
         MissingExtraError: a library that ONNX needs is not installed.
         OutputError: the folder may not be written.
     """
-    check_new_folder(path, mark=MARK, overwrite=overwrite)
+    check_new_folder(path, kind=KIND, overwrite=overwrite)
     check_graph(Path(path).parent / ".dsconvert-page.onnx", "onnx", overwrite=True)
 
 
@@ -90,7 +102,7 @@ def write_page(
     sources: list[tuple[str, GeneratorFile, ExportDtype]] = [("model.onnx", file, dtype)]
     if original is not None:
         sources.append(("original.onnx", original, "fp32"))
-    with whole_folder(path, mark=MARK, overwrite=overwrite) as folder:
+    with whole_folder(path, kind=KIND, overwrite=overwrite) as folder:
         made: list[Export] = []
         facts: list[dict[str, Any]] = []
         for name, source, kind in sources:

@@ -14,11 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dsconvert.cli import main
+from dsconvert.cli import compare, main
 from dsconvert.cli.output import Bars
 from dsconvert.config.values import seeds
 from dsconvert.data.pictures import psnr, to_images
+from dsconvert.formats.base import GeneratorFile
 from dsconvert.formats.official import load_snapshot
+from dsconvert.metrics import FeatureDistance
 
 SVD = ("--init", "svd", "--calibrate", "0")
 FIT = ("--calibrate", "8", "--polish", "0")
@@ -256,6 +258,33 @@ def test_compare_is_deterministic_and_says_the_psnr(
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     expected = psnr(official_image(converted, 5), official_image(snapshot_file, 5))
     assert runs[0]["5"] == pytest.approx(float(expected), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_the_distance_is_of_the_images_that_are_shown(
+    conditional_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of their class, truncation and noise, as eval measures."""
+    seen: list[tuple] = []
+
+    def measure(student, teacher, inputs, **_: object) -> FeatureDistance:
+        labels = inputs(5, torch.Generator().manual_seed(0))[1].argmax(1).tolist()
+        for model in (student, teacher):
+            sources = {m.noise_source for m in model.modules() if hasattr(m, "noise_source")}
+            seen.append((labels, model.keywords, sources))
+        return FeatureDistance(
+            samples=5, value=1, floor=1, value_interval=(1, 1), floor_interval=(1, 1),
+            excess=0, interval=(0, 0), same_latents=1, psnr=1,
+        )  # fmt: skip
+
+    monkeypatch.setattr(compare, "LiteFeatures", lambda _: object())
+    monkeypatch.setattr(compare, "feature_distance", measure)
+    monkeypatch.setattr(compare, "images_of", lambda *_, **__: torch.rand(1, 3, 64, 64))
+    monkeypatch.setattr(GeneratorFile, "truncation", lambda _, psi: {"psi": psi})
+    words = ["compare", str(conditional_file), str(conditional_file), "--class", "2"]
+    words += ["--trunc", "0.5", "--noise-source", "official", "--distance", "5", "--seeds", "0"]
+    assert main([*words, "--out", str(tmp_path / "a.png")]) == 0
+    assert seen == [([2] * 5, {"psi": 0.5}, {"official"})] * 2
 
 
 @pytest.mark.slow

@@ -159,6 +159,22 @@ def test_an_option_without_its_value_names_the_command(
     assert f"'{words[1]}' requires an argument. (see dsconvert {command} --help)" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        (("export", "a.pkl", "--out", "a.safetensors", "--seed", "3"), "--noise fixed"),
+        (("export", "a.pkl", "--out", "a/", "--format", "hub", "--seed", "3"), "--noise fixed"),
+        (("export", "a.pkl", "--out", "a.onnx", "--noise", "zero", "--seed", "3"), "--noise fixed"),
+        (("report", "a.pkl", "--overwrite"), "--out FILE.svg"),
+        (("compare", "a.pkl", "b.pkl", "--out", "a.png", "--seeds", "0-10000"), "at most 10000"),
+    ],
+)
+def test_an_option_without_effect(
+    words: tuple[str, ...], word: str, refused: Callable[..., str]
+) -> None:
+    assert word in refused(*words)
+
+
 def test_missing_output(refused: Callable[..., str], snapshot_file: Path) -> None:
     assert "--out" in refused(snapshot_file)
     assert "--out" in refused("generate", snapshot_file)

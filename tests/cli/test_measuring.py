@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dsconvert.cli import main
+from dsconvert.cli import main, measuring
+from dsconvert.errors import UsageError
 from dsconvert.metrics.quality import Judge
 from dsconvert.report.tables import quality_cells
 from tests.metrics.test_eval import Painter, colours, pooled
@@ -63,6 +64,35 @@ def test_the_report_says_how_good_the_result_is(
     assert entry["quality"]["samples"] == 4
     assert entry["quality"]["psnr"] > 60  # dB: exact up to rounding
     assert entry["quality"]["ratio"] == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_measurement_that_fails_after_the_file_is_written(
+    asked: bool,
+    snapshot_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One that nobody asked for is a note; one that was asked for says that the file is there."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise UsageError("the images are not finite.") if asked else RuntimeError("no memory")
+
+    monkeypatch.setattr(measuring, "prepared", lambda *_: None)
+    monkeypatch.setattr(measuring, "judge_of", fails)
+    monkeypatch.setattr(measuring, "_LEAST", 0.0)
+    out = tmp_path / "exact.pkl"
+    words = [str(snapshot_file), "--preset", "exact", "--polish", "0", "--calibrate", "0"]
+    words += ["--out", str(out), *(["--measure", "4"] if asked else [])]
+    assert main(words) == (2 if asked else 0)
+    said = capsys.readouterr().err
+    if asked:
+        assert said.endswith(f"dsconvert: the images are not finite. {out} is written whole.\n")
+    else:
+        assert "quality not measured: no memory" in said
+    assert out.exists()
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from dsconvert.matching.evaluator import evaluate_student
 from dsconvert.matching.loss import ProjectedMaps, Scales
 from dsconvert.metrics import sample_images
 from dsconvert.model.inputs import sampler_of
+from dsconvert.util.folders import sha256
 from tests.models import decoder, output
 
 NO_BACKBONE = ["--features", "0", "--batch", "2"]
@@ -94,7 +95,9 @@ def test_the_command_teaches_both_generators_and_keeps_the_rest(
         "report.html",
     }  # fmt: skip
     assert "<svg" in (folder / "report.html").read_text()
-    assert json.loads((folder / "settings.json").read_text())["teacher"] == str(snapshot_file)
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["teacher"] == str(snapshot_file)
+    assert settings["sha256"] == {"teacher": sha256(snapshot_file), "student": sha256(fast_file)}
 
     # The same again is refused.
     assert main([*words, *NO_BACKBONE, "--overwrite"]) == 2
@@ -237,6 +240,7 @@ def test_a_state_dict_of_any_code_learns(
         (["--steps", "2", "--image", "0", "--blocks", "0", "--features", "0"], "nothing ties it"),
         (["--steps", "2", "--resume"], "no checkpoint to resume"),
         (["--steps", "2", "--device", "abacus"], "device 'abacus'"),
+        (["--steps", "2", "--clock", "cpu"], "the clock of --minutes"),
     ],
 )
 def test_bad_usage_is_one_sentence(

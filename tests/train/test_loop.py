@@ -32,6 +32,7 @@ from dsconvert.train import (
 )
 from dsconvert.train import train as train_networks
 from dsconvert.train.ema import ema_beta, update_ema
+from dsconvert.train.losses import blur_sigma
 from dsconvert.train.recompute import blocks, recomputing, without_power_iteration
 from dsconvert.train.schedule import fit_to_run
 from dsconvert.train.state import new_state
@@ -437,6 +438,18 @@ def test_a_short_run_shortens_what_would_outlast_it() -> None:
     sharp, (note,) = fit_to_run(blurred)
     assert sharp.blur_fade_kimg == 5
     assert "not over 200" in note
+    for kimg, fade in ((2.0, 200.0), (10.0, 0.5)):  # too short to fade: the loop leaves it out
+        none = TrainConfig(kimg=kimg, blur_init_sigma=2, blur_fade_kimg=fade)
+        unblurred, (note,) = fit_to_run(none)
+        assert blur_sigma(0, initial=2, fade_kimg=unblurred.blur_fade_kimg) == 0
+        assert note.startswith("there is no blur")
+
+
+def test_a_distillation_s_folder_is_not_trained_in(tmp_path: Path, data: ImageSet) -> None:
+    RunFolder.of_distillation(tmp_path).checkpoint(8).write_text("x")
+    with pytest.raises(UsageError, match="holds a run already"):
+        trained(tmp_path, data, config(2))
+    assert [p.name for p in tmp_path.iterdir()] == ["images-0000000008.pt"]
 
 
 @pytest.mark.slow

