@@ -115,7 +115,7 @@ class _Surroundings:
 _COMPUTING = ("forward", "_conv_forward", "__call__")
 
 
-def _custom(conv: nn.Module) -> str | None:
+def own_forward(conv: nn.Module) -> str | None:
     """Return the class name of a convolution with its own ``forward`` (timm's same-padding)."""
     if normalises_weight(conv):
         return None
@@ -215,7 +215,7 @@ def _site(
         noise=noise,
         batchnorm=batchnorm,
         absorbs_scale=absorbs,
-        custom=_custom(conv),
+        custom=own_forward(conv),
         locked=locked,
         # Spectral norm stores one kernel; weight norm adds a gain per slice, not counted here.
         params=conv.in_channels * conv.out_channels // conv.groups * kh * kw
