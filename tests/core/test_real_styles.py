@@ -216,6 +216,20 @@ def test_merge_keeps_hooks() -> None:
     agree(dsconvert.merge(made), model)
 
 
+class ByKeyword(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(F.relu(self.body(input=F.relu(self.head(x)))))
+
+
+def test_a_convolution_that_is_called_by_keyword_has_its_macs() -> None:
+    by_keyword, plain = (
+        dsconvert.plan(kind(), preset="paper", rank=1, inputs=image).decisions
+        for kind in (ByKeyword, Net)
+    )
+    assert any(d.action == "rewrite" for d in plain)
+    assert [d.macs_after for d in by_keyword] == [d.macs_after for d in plain]
+
+
 class Doubles(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
