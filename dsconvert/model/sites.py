@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from dsconvert.errors import TraceError
 from dsconvert.model import one_dimensional as row
 from dsconvert.model.graph import ConvTypes, TracedGraph, trace_graph
+from dsconvert.model.model_types import check_leaves
 from dsconvert.model.norms import norm_kind
 from dsconvert.model.observe import Observation, observe
 from dsconvert.model.upsampling import interpolates_x2, nearest_x2
@@ -252,9 +252,7 @@ def find_sites(
         TraceError: the model's own ``forward`` can't be traced, a named leaf does not exist, or
             the model fails on its example inputs.
     """
-    names = {n for n, _ in model.named_modules(remove_duplicate=False)}
-    if unknown := sorted(set(leaves) - names):
-        raise TraceError(f"no such module to keep as a leaf: {', '.join(unknown)}.")
+    check_leaves(model, leaves)
     leaf_types = (*leaf_types, *noise_types, *norm_types)
     examples = None if example_inputs is None else tuple(example_inputs)
     # First, so that a model which fails on its inputs gets that message and not one of the trace.
