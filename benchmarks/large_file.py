@@ -43,7 +43,7 @@ def step(name: str, path: Path, repo: Path | None, timm: Path | None) -> dict[st
         assert data["G_ema"] is not None
     else:
         from dsconvert.adapter import adapters
-        from dsconvert.formats.convert_file import convert_snapshot
+        from dsconvert.formats.convert_file import convert_file
         from dsconvert.formats.official import inspect_snapshot, load_snapshot, save_snapshot
 
         adapters()  # imports the adapters
@@ -52,7 +52,7 @@ def step(name: str, path: Path, repo: Path | None, timm: Path | None) -> dict[st
             inspect_snapshot(path)
         elif name in CONVERSIONS:
             snap = load_snapshot(path)
-            result = convert_snapshot(snap, preset=name, init="svd", calibrate=0)
+            result = convert_file(snap, preset=name, init="svd", calibrate=0)
             save_snapshot(snap, result.models, path.with_suffix(".out"), overwrite=True)
         elif name != "imports":
             snap = load_snapshot(path)

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from dsconvert.formats.base import ModuleSource
     from dsconvert.formats.convert_file import (
         convert_file,
-        convert_snapshot,
         plan_file,
-        plan_snapshot,
     )
     from dsconvert.formats.export_file import export_model, load_generator
     from dsconvert.formats.official import (
@@ -70,9 +68,7 @@ _HOMES = {
     "dsconvert.formats.base": ("ModuleSource",),
     "dsconvert.formats.convert_file": (
         "convert_file",
-        "convert_snapshot",
         "plan_file",
-        "plan_snapshot",
     ),
     "dsconvert.formats.export_file": ("export_model", "load_generator"),
     "dsconvert.util.allocator": ("keep_freed_memory",),
@@ -101,7 +97,6 @@ __all__ = [
     "array_inputs",
     "convert",
     "convert_file",
-    "convert_snapshot",
     "cost",
     "deploy",
     "export_model",
@@ -119,7 +114,6 @@ __all__ = [
     "picture_inputs",
     "plan",
     "plan_file",
-    "plan_snapshot",
     "save_file",
     "save_pretrained",
     "save_snapshot",

@@ -153,8 +153,8 @@ def kept(
     bars("measure the result", 0, 1)
     promises = promises_of(
         wanted or (_FREE,), work.analysis.model, found.conversion.model,
-        inputs=inputs, probe=probe, clock=work.clock, before=found.chosen.before,
-        promised=found.chosen.figures,
+        inputs=inputs, probe=probe, clock=work.clock, adapter=work.analysis.adapter,
+        before=found.chosen.before, promised=found.chosen.figures,
     )  # fmt: skip
     result = Kept(
         found=found, qualities=qualities, promises=promises if wanted else (),

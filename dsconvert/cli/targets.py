@@ -51,6 +51,7 @@ def planned(
             refit=options.rewriting.refit,
             remove=options.rewriting.remove,
             inputs=inputs,
+            adapter=file.adapter,
             calibrate=8 if fitting.calibrate is None else min(8, fitting.calibrate),
             seed=fitting.seed,
             remeasure=targets.remeasure,
@@ -71,7 +72,9 @@ def checked(
 ) -> MeasuredPlan:
     """Measure the promised figures on the converted model."""
     main = models[file.generators[0]]
-    promises = verify(measured, file.generator, main, inputs=file.inputs(), clock=clock)
+    promises = verify(
+        measured, file.generator, main, inputs=file.inputs(), adapter=file.adapter, clock=clock
+    )
     return dataclasses.replace(measured, promises=promises)
 
 

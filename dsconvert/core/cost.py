@@ -22,6 +22,7 @@ from torch import nn
 
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.inputs import map_tensors, tensors_of
+from dsconvert.model.model_types import check_leaves
 from dsconvert.model.observe import evaluating
 from dsconvert.records import Cost, LayerCost
 
@@ -91,6 +92,7 @@ def count(
     inputs: Sequence[Any] | None = None,
     *,
     leaves: tuple[type[nn.Module], ...] = (),
+    named_leaves: Sequence[str] = (),
     own: bool = False,
 ) -> Cost:
     """Count ``model`` for one sample.
@@ -102,13 +104,18 @@ def count(
             Without them only parameters are counted, and ``note`` says why.
         leaves: classes that use their children's weights without calling them; what is inside one
             that ran is not reported as uncalled.
+        named_leaves: modules of this kind, by their names.
         own: the copy may share the parameters, since no other code has the model, or its
             ``forward`` writes into none.
 
     Returns:
         The cost. ``macs`` is None, and ``note`` says why, without inputs and where torch.jit
         can't trace the model (a conversion may continue).
+
+    Raises:
+        TraceError: no module has one of the names.
     """
+    check_leaves(model, named_leaves)
     if inputs is None:
         return _cost(model, {}, None, {}, (), NO_INPUTS)
     twin = isolated_copy(model, share_parameters=own)
@@ -130,7 +137,9 @@ def count(
         unsupported = dict(analysis.unsupported_ops())
         # fvcore also takes a module that leaves no operator behind (nn.Identity) for uncalled.
         used = tuple(
-            f"{n}." for n, m in twin.named_modules() if isinstance(m, leaves) and n in called
+            f"{n}."
+            for n, m in twin.named_modules()
+            if n in called and (isinstance(m, leaves) or n in named_leaves)
         )
         idle = {_inner(k, plain) for k in analysis.uncalled_modules()} - called
         uncalled = tuple(sorted(n for n in idle if n and not n.startswith(used)))

@@ -15,6 +15,7 @@ from dsconvert.core.analysis import Analysis, analyse
 from dsconvert.core.conversion import apply_to, check_inputs, check_options
 from dsconvert.core.cost import count
 from dsconvert.core.merge import merge
+from dsconvert.core.notes import log_notes
 from dsconvert.core.planner import make_plan
 from dsconvert.core.polish import apply_and_polish
 from dsconvert.core.polish_options import polish_options
@@ -127,28 +128,17 @@ def plan_for(
     budgeted = preset == "balanced" and rank is None
     fitted = init == "fit" and calibrate != 0
     chooser = width_chooser(
-        analysis,
-        preset=preset,
-        width=width,
-        init=init,
-        calibrate=calibrate,
-        polished=polished,
-        seed=seed,
-        progress=progress,
-    )
+        analysis, preset=preset, width=width, init=init, calibrate=calibrate, polished=polished,
+        seed=seed, progress=progress,
+    )  # fmt: skip
     return make_plan(
-        analysis.sites,
-        preset=preset,
-        rank=rank,
-        keep=keep,
-        refit=refit,
-        remove=remove,
+        analysis.sites, preset=preset, rank=rank, keep=keep, refit=refit, remove=remove,
         total_macs=analysis.cost.macs if budgeted else None,
         widths=chooser,
         groups=None if chooser is None else analysis.groups,
         sounds=analysis.sounds,
         losses=rank_losses(analysis, seed=seed, progress=progress) if budgeted and fitted else None,
-    )
+    )  # fmt: skip
 
 
 def costed_plan(
@@ -182,18 +172,24 @@ def cost(
     model: nn.Module,
     example_inputs: Sequence[Any] | None = None,
     *,
+    leaves: Sequence[str] = (),
     inputs: Inputs | None = None,
     adapter: Adapter | None = None,
 ) -> Cost:
     """Return parameters and MACs of ``model``, counted by fvcore for one sample.
 
-    ``example_inputs``, ``inputs`` and ``adapter`` are as for :func:`plan`.
+    The other arguments are as for :func:`plan`; what is inside a leaf that ran is not reported as
+    uncalled.
+
+    Raises:
+        TraceError: no module has the name of a leaf.
     """
     model = unwrapped(model)
     with undisturbed():
         known = adapter_for(model) if adapter is None else as_adapter(adapter)
         examples = examples_for(model, example_inputs, inputs, known)
-        return count(model, examples, leaves=types_of(model, known).leaves)
+        types = types_of(model, known).leaves
+        return count(model, examples, leaves=types, named_leaves=leaves)
 
 
 @reports_progress
@@ -281,7 +277,9 @@ def convert(
 ) -> nn.Module:
     """Return a faster copy of ``model``: its own class, with some children replaced.
 
-    See :func:`plan` and :func:`apply` for the arguments and errors.
+    See :func:`plan` and :func:`apply` for the arguments and errors. Only :func:`apply` returns the
+    record of the conversion; here the logger ``dsconvert`` gets its notes, those about something
+    that was not done (the fit, without inputs) as warnings.
     """
     check_options(init, calibrate)
     options = polish_options(polish, polish_steps, init=init)
@@ -295,6 +293,8 @@ def convert(
             analysis, preset=preset, rank=rank, width=width, keep=keep, refit=refit, remove=remove,
             init=init, calibrate=calibrate, polished=options.wanted, seed=seed, progress=report,
         )  # fmt: skip
-        return apply_and_polish(
+        made = apply_and_polish(
             analysis, decided, options, init=init, calibrate=calibrate, seed=seed, progress=report
-        ).model
+        )
+    log_notes(made)
+    return made.model

@@ -192,9 +192,8 @@ def _removed(
             names.append(m)
     running = [m for m in names if not within(m, sites.dead)]
     if running:
-        why = "runs" if sites.shapes_known else "may run: nothing says what the inputs look like"
         raise PlanError(
-            f"--remove: {', '.join(running)} {why}. Only modules that never run can go."
+            f"--remove: {', '.join(running)} {sites.not_dead}. Only modules that never run can go."
         )
     if by_itself:
         names += [u for u in sites.unused if within(u, sites.dead) and not within(u, names)]

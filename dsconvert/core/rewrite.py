@@ -76,7 +76,9 @@ def check(sites: Sites, plan: Plan) -> Matched:
         else:
             rewrites.append((site, decision, rule))
     problems += [
-        f"{name} is to be removed but runs" for name in plan.remove if not within(name, sites.dead)
+        f"{name} is to be removed but {sites.not_dead}"
+        for name in plan.remove
+        if not within(name, sites.dead)
     ]
     unknown = [name for name in plan.keep if name not in sites.modules]
     if unknown:

@@ -266,11 +266,3 @@ def _again(conversion: Conversion, twin: str) -> Conversion:
         notes=(*conversion.notes, f"the same weights as {twin}: fitted once"),
         seconds={},
     )
-
-
-plan_snapshot = plan_file
-"""The name of :func:`plan_file` in version 0.1."""
-convert_snapshot = convert_file
-"""The name of :func:`convert_file` in version 0.1."""
-SnapshotConversion = FileConversion
-"""The name of :class:`FileConversion` in version 0.1."""

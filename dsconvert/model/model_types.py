@@ -1,16 +1,20 @@
 """The module classes that an adapter names, together with the original code's of the same names.
 
 An adapter knows its own classes. A live model of the original code has other classes of the same
-names and meanings; so every stage asks here and not the adapter itself.
+names and meanings; so every stage asks here and not the adapter itself. Single modules that must
+not be traced into are named by the user.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.nn.utils import parametrize
+
+from dsconvert.errors import TraceError
 
 if TYPE_CHECKING:
     from dsconvert.adapter import Adapter
@@ -55,3 +59,14 @@ def _also_theirs(model: nn.Module, types: Types) -> Types:
     found = (parametrize.type_before_parametrizations(m) for m in model.modules())
     theirs = dict.fromkeys(kind for kind in found if kind.__name__ in names)
     return (*types, *(kind for kind in theirs if kind not in types))
+
+
+def check_leaves(model: nn.Module, leaves: Sequence[str]) -> None:
+    """Check that ``leaves`` are names of modules.
+
+    Raises:
+        TraceError: at least one is not.
+    """
+    names = {n for n, _ in model.named_modules(remove_duplicate=False)}
+    if unknown := sorted(set(leaves) - names):
+        raise TraceError(f"no such module to keep as a leaf: {', '.join(unknown)}.")

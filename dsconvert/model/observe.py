@@ -125,7 +125,7 @@ def _guarded(name: str, conv: nn.Module, observed: Observation) -> None:
         if not depth:
             if kwargs.keys() - {"input"} or len(args) > 1:
                 observed.extra.setdefault(name, next(iter(kwargs), "a second argument"))
-            observed.record(name, args, output)
+            observed.record(name, args or (kwargs.get("input"),), output)
         return output
 
     def read(self: nn.Module, attribute: str) -> Any:

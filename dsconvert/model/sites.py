@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from dsconvert.errors import TraceError
 from dsconvert.model import one_dimensional as row
 from dsconvert.model.graph import ConvTypes, TracedGraph, trace_graph
+from dsconvert.model.model_types import check_leaves
 from dsconvert.model.norms import norm_kind
 from dsconvert.model.observe import Observation, observe
 from dsconvert.model.plain_layers import computes_as
@@ -113,7 +113,7 @@ class _Surroundings:
         return upsample, noise, batchnorm, absorbs
 
 
-def _custom(conv: nn.Module) -> str | None:
+def own_forward(conv: nn.Module) -> str | None:
     """Return the class name of a convolution with its own ``forward`` (timm's same-padding)."""
     known = normalises_weight(conv) or computes_as(conv, *ConvTypes)
     return None if known else type(conv).__name__
@@ -209,7 +209,7 @@ def _site(
         noise=noise,
         batchnorm=batchnorm,
         absorbs_scale=absorbs,
-        custom=_custom(conv),
+        custom=own_forward(conv),
         locked=locked,
         # Spectral norm stores one kernel; weight norm adds a gain per slice, not counted here.
         params=conv.in_channels * conv.out_channels // conv.groups * kh * kw
@@ -246,9 +246,7 @@ def find_sites(
         TraceError: the model's own ``forward`` can't be traced, a named leaf does not exist, or
             the model fails on its example inputs.
     """
-    names = {n for n, _ in model.named_modules(remove_duplicate=False)}
-    if unknown := sorted(set(leaves) - names):
-        raise TraceError(f"no such module to keep as a leaf: {', '.join(unknown)}.")
+    check_leaves(model, leaves)
     leaf_types = (*leaf_types, *noise_types, *norm_types)
     examples = None if example_inputs is None else tuple(example_inputs)
     # First, so that a model which fails on its inputs gets that message and not one of the trace.

@@ -83,6 +83,11 @@ class Sites:
     """Further names of modules with several names, each with the first name."""
     unused: tuple[str, ...] = ()
 
+    @property
+    def not_dead(self) -> str:
+        """The reason why a module outside of ``dead`` can't be removed, for a sentence about it."""
+        return "runs" if self.shapes_known else "may run: nothing says what the inputs look like"
+
     def holding(self, names: Sequence[str]) -> Sites:
         """Return a copy in which no site may change one of the modules ``names``."""
         if not names:

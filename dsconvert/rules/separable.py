@@ -60,19 +60,26 @@ def depthwise(site: Site, inp: int, out: int, weight: Tensor, bias: Tensor | Non
 def pair_of(module: nn.Module, *names: str, stride: tuple[int, int] = (1, 1)) -> Pair | None:
     """Return the factors of ``module`` if it is a separable pair in the order of ``names``.
 
-    A pair is an ``nn.Sequential`` of exactly the children ``depthwise`` and ``pointwise``; the
-    pointwise has the given stride.
+    A pair is an ``nn.Sequential`` of exactly the children ``depthwise`` and ``pointwise``, as the
+    rules build it: the pointwise is a matrix at each pixel, with the given stride, the depthwise
+    reads or writes each channel of the dense convolution by a group of its own, and only the
+    second one has a bias. (A network may have pairs of these names that are none of ours.)
     """
     if type(module) is not nn.Sequential or [n for n, _ in module.named_children()] != [*names]:
         return None
     spatial, point = module.get_submodule("depthwise"), module.get_submodule("pointwise")
     if not isinstance(point, nn.Conv2d) or point.kernel_size != (1, 1):
         return None
-    if point.stride != stride:
+    padded = point.padding not in ((0, 0), "same", "valid")
+    if point.stride != stride or point.groups != 1 or padded:
         return None
     if not isinstance(spatial, nn.Conv2d | nn.ConvTranspose2d):
         return None
-    if spatial.groups != min(spatial.in_channels, spatial.out_channels):
+    first = names[0] == "depthwise"
+    if spatial.groups != (spatial.in_channels if first else spatial.out_channels):
+        return None
+    # A bias of the first factor is cut off where the second one pads: no dense bias equals it.
+    if (spatial if first else point).bias is not None:
         return None
     return Pair(spatial, point)
 

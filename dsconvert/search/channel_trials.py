@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dsconvert.core.analysis import Analysis
 from dsconvert.search.trial_rig import LayerTrials, Rig, Trial
 from dsconvert.util.progress import Progress
-from dsconvert.width.absorb import channel_rows, least_squares
+from dsconvert.width.absorb import predicting, second_moments
 
 SHARES = (1 / 4, 1 / 2, 3 / 4)
 """Shares of a group's channels that are tried."""
-_ROWS = 20_000
-"""Positions of a batch behind the second moments."""
 
 
 def moments(model: nn.Module, names: Sequence[str], batches: Sequence[Any]) -> dict[str, Tensor]:
@@ -25,9 +22,8 @@ def moments(model: nn.Module, names: Sequence[str], batches: Sequence[Any]) -> d
 
     def record(name: str) -> Callable[[nn.Module, Any], None]:
         def hook(module: nn.Module, args: Any) -> None:
-            rows = channel_rows(args[0], isinstance(module, nn.Linear))
-            rows = rows[:: max(1, len(rows) // _ROWS)].double()
-            found[name] = found.get(name, 0) + rows.t() @ rows / len(rows)
+            own = second_moments([args[0]], linear=isinstance(module, nn.Linear))
+            found[name] = found.get(name, 0) + own
 
         return hook
 
@@ -67,26 +63,9 @@ def width_trials(
     trials: list[Trial] = []
     for share in SHARES:
         count = max(1, round(group.channels * share))
-        removed = analysis.groups.removed({name: tuple(sorted(curve.order[:count]))})
-        handles: list[Any] = []
-        for consumer in group.consumers:
-            columns = analysis.groups.channels.columns.get(consumer)
-            staying = None if columns is None else analysis.groups.staying(columns, removed)
-            if staying is None or consumer not in second:
-                continue
-            rows = second[consumer][staying]
-            matrix = least_squares(rows[:, staying].clone(), rows)
-            layer = rig.model.get_submodule(consumer)
-            handles.append(
-                layer.register_forward_pre_hook(
-                    _predicting(matrix, staying, linear=isinstance(layer, nn.Linear))
-                )
-            )
-        try:
+        kept = {name: tuple(sorted(curve.order[:count]))}
+        with predicting(rig.model, analysis.groups, group.consumers, kept, second):
             image, features = rig.loss()
-        finally:
-            for handle in handles:
-                handle.remove()
         trials.append(
             Trial(
                 step=count, macs=sum(own) * count / group.channels, error=None, image=image,
@@ -97,16 +76,3 @@ def width_trials(
         name=name, kind="width", rule=None, whole=group.channels, macs=float(sum(own)),
         trials=tuple(trials),
     )  # fmt: skip
-
-
-def _predicting(matrix: Tensor, staying: Tensor, *, linear: bool) -> Any:
-    """Return a hook that replaces the removed channels of an input by their prediction."""
-
-    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x: Tensor = args[0]
-        way, kept = matrix.to(x), staying.to(x.device)
-        if linear:
-            return (x[..., kept] @ way, *args[1:])
-        return (torch.einsum("nkhw,kc->nchw", x[:, kept], way), *args[1:])
-
-    return hook

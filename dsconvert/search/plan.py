@@ -23,8 +23,11 @@ from dsconvert.core.planner import make_plan
 from dsconvert.core.presets import structural
 from dsconvert.core.widths import width_chooser
 from dsconvert.errors import MissedTargetError, UsageError
+from dsconvert.model.copying import isolated_copy
 from dsconvert.model.graph import ConvTypes
-from dsconvert.model.inputs import Inputs
+from dsconvert.model.inputs import Inputs, like
+from dsconvert.model.observe import undisturbed
+from dsconvert.model.wrappers import unwrapped
 from dsconvert.search.attempts import Solution, Task, solution, unchanged
 from dsconvert.search.candidates import Candidates, samples
 from dsconvert.search.clock import ORIGINAL, Clock, MachineClock
@@ -50,6 +53,7 @@ _CHECKED = 2
 
 
 @reports_progress
+@undisturbed()
 def plan_measured(
     model: nn.Module,
     targets: Sequence[str | Target],
@@ -115,12 +119,15 @@ def plan_measured(
         TargetError: a target is malformed.
         MissedTargetError: the targets are out of reach; the message names the nearest.
         MissingExtraError: scipy is not installed.
-        DsconvertError: the model can't be traced or run.
+        DsconvertError: the model can't be traced or run, or its MACs are a target and can't be
+            counted.
     """
     wanted = parse_targets(targets)
     solver()  # fail early if SciPy is missing
     settings = settle(settings or Settings())
-    analysis = analyse(model, leaves=leaves, inputs=inputs, adapter=adapter)
+    # The search runs the model and its parts many times; a forward and hooks may store things.
+    own = isolated_copy(unwrapped(model))
+    analysis = analyse(own, leaves=leaves, inputs=inputs, adapter=adapter)
     if (sampler := analysis.sampler) is None:
         raise UsageError(
             f"a plan for {type(model).__name__} can't be measured: nothing says what its "
@@ -164,7 +171,9 @@ def plan_measured(
         for layout in tried
     ]
     plain = dataclasses.replace(probes[0], channels_last=False)
-    before = whole_costs(analysis.model, {}, sampler, plain, clock=task.clock)[ORIGINAL]
+    before = whole_costs(
+        analysis.model, {}, sampler, plain, clock=task.clock, adapter=analysis.adapter
+    )[ORIGINAL]
     if all(_met(t, before) for t in wanted):
         best = solution(task, plain, unchanged(task, before, _MET))
     else:
@@ -227,17 +236,12 @@ def _samples(task: Task, calibrate: int, seed: int, progress: Progress | None) -
     if progress is not None:
         progress("activations", 0, 1, "")
     generator = torch.Generator().manual_seed(seed)
-    like = next(task.analysis.model.parameters(), torch.empty(0))
+    model = task.analysis.model
     batches = [
-        tuple(
-            a.to(like.device, like.dtype if a.is_floating_point() else a.dtype)
-            if isinstance(a, torch.Tensor)
-            else a
-            for a in task.inputs(min(4, calibrate - start), generator)
-        )
+        like(task.inputs(min(4, calibrate - start), generator), model)
         for start in range(0, calibrate, 4)
     ]
-    return samples(task.analysis.model, task.free, batches)
+    return samples(model, task.free, batches)
 
 
 def _parts(task: Task, timer: Timer, losses: Mapping[str, Any], progress: Progress | None) -> Parts:

@@ -111,6 +111,7 @@ def candidates(
         progress("time the plans", 0, 1, counted(len(models), "plan"))
     figures = whole_costs(
         work.analysis.model, models, work.inputs, work.probe, clock=work.clock,
+        adapter=work.analysis.adapter,
     )  # fmt: skip
     sensitivity = known()
     found: list[Try] = []

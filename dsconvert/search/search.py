@@ -136,6 +136,7 @@ def _attempt(
         task.inputs,
         probe,
         clock=task.clock,
+        adapter=task.original.adapter,
         targets=task.targets,
     )
     loss = sum(o[i].loss for o, i in zip(options, choice, strict=True))

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
+from dsconvert.adapter import Adapter
 from dsconvert.bench.machine import threads
 from dsconvert.core.pipeline import cost
-from dsconvert.model.inputs import Inputs, sampler_of
+from dsconvert.errors import UsageError
+from dsconvert.model.inputs import Inputs, examples_of, resolved_sampler, sampler_of
+from dsconvert.model.observe import undisturbed
 from dsconvert.search.clock import ORIGINAL, Clock, MachineClock, operation, subject
 from dsconvert.search.consistency import TRIES, noisy
 from dsconvert.search.decide import changes_nothing
@@ -43,6 +45,7 @@ def whole_costs(
     probe: Probe,
     *,
     clock: Clock,
+    adapter: Adapter | None = None,
     targets: Sequence[Target] = (),
     patient: bool = False,
 ) -> dict[str, Figures]:
@@ -58,8 +61,12 @@ def whole_costs(
         inputs: sampler of inputs.
         probe: what is measured, and how.
         clock: measures times.
+        adapter: as for :func:`dsconvert.plan`.
         targets: of the others.
         patient: measure again after any miss, however large.
+
+    Raises:
+        UsageError: MACs are asked for, and a model's can't be counted.
     """
     models = {ORIGINAL: original, **others}
     found: dict[str, Figures] = {name: {} for name in models}
@@ -77,9 +84,18 @@ def whole_costs(
                 found[name][metric] = Figure(float(sum(p.numel() for p in model.parameters())))
         elif metric == "macs":
             for name, model in models.items():
-                example = inputs(1, torch.Generator().manual_seed(0))
-                found[name][metric] = Figure(float(cost(model, example).macs or 0))
+                found[name][metric] = Figure(_macs(model, inputs, adapter))
     return found
+
+
+def _macs(model: nn.Module, inputs: Inputs, adapter: Adapter | None) -> float:
+    counted = cost(model, examples_of(model, inputs), adapter=adapter)
+    if counted.macs is None:
+        raise UsageError(
+            f"macs can't be a target for this {type(model).__name__}: {counted.note}. Take another "
+            "one (params, memory, latency or train-time)."
+        )
+    return float(counted.macs)
 
 
 def _timed(
@@ -129,6 +145,7 @@ def verify(
     converted: nn.Module,
     *,
     inputs: Inputs | None = None,
+    adapter: Adapter | None = None,
     clock: Clock | None = None,
 ) -> tuple[Promise, ...]:
     """Run the original and the converted model in turn; return the promises with the figures.
@@ -139,16 +156,18 @@ def verify(
 
     Args:
         measured: from :func:`~dsconvert.search.plan.plan_measured`.
-        original: the model that was planned for.
-        converted: the result of :func:`dsconvert.apply`.
+        original: the model that was planned for; does not change.
+        converted: the result of :func:`dsconvert.apply`; does not change.
         inputs: as for the plan.
+        adapter: as for the plan.
         clock: measures times; None: this machine.
     """
     if changes_nothing(measured.plan):
         return tuple(dataclasses.replace(p, measured=p.promised) for p in measured.promises)
+    sampler = resolved_sampler(original, inputs, adapter) or sampler_of(original)
     return _checked(
-        measured.promises, original, converted, inputs=inputs or sampler_of(original),
-        probe=measured.probe, clock=clock or MachineClock(),
+        measured.promises, original, converted, inputs=sampler,
+        probe=measured.probe, clock=clock or MachineClock(), adapter=adapter,
     )  # fmt: skip
 
 
@@ -160,6 +179,7 @@ def promises_of(
     inputs: Inputs,
     probe: Probe,
     clock: Clock,
+    adapter: Adapter | None = None,
     before: Figures,
     promised: Figures,
 ) -> tuple[Promise, ...]:
@@ -172,6 +192,7 @@ def promises_of(
         inputs: sampler of inputs.
         probe: what is measured, and how.
         clock: measures times.
+        adapter: as for :func:`dsconvert.plan`.
         before: the original's figures in an earlier measurement.
         promised: the plan's figures in that measurement.
     """
@@ -179,9 +200,12 @@ def promises_of(
         Promise(target=t, before=before[t.metric].value, promised=promised[t.metric].value)
         for t in targets
     ]
-    return _checked(rows, original, converted, inputs=inputs, probe=probe, clock=clock)
+    return _checked(
+        rows, original, converted, inputs=inputs, probe=probe, clock=clock, adapter=adapter
+    )
 
 
+@undisturbed()
 def _checked(
     promises: Sequence[Promise],
     original: nn.Module,
@@ -190,6 +214,7 @@ def _checked(
     inputs: Inputs,
     probe: Probe,
     clock: Clock,
+    adapter: Adapter | None,
 ) -> tuple[Promise, ...]:
     seen = whole_costs(
         original,
@@ -197,6 +222,7 @@ def _checked(
         inputs,
         probe,
         clock=clock,
+        adapter=adapter,
         targets=[p.target for p in promises],
         patient=True,
     )

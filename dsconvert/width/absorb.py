@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +23,72 @@ _RIDGE = 1e-6
 def channel_rows(value: Tensor, linear: bool) -> Tensor:
     """Return a map as a matrix of positions and channels: (N, C, H, W) -> (N H W, C)."""
     return value.flatten(0, -2) if linear else value.movedim(1, -1).flatten(0, -2)
+
+
+def second_moments(inputs: Sequence[Tensor], *, linear: bool) -> Tensor:
+    """Return ``E[x x^T]`` between the channels of maps ``x``, ``(C, C)``, in double precision.
+
+    Args:
+        inputs: maps, batch by batch; at most :data:`SAMPLES` positions, evenly spaced, count.
+        linear: whether channels are the last dimension.
+    """
+    total = sum(x.numel() // x.shape[-1 if linear else 1] for x in inputs)
+    step = max(1, total // SAMPLES)
+    moment, count = torch.zeros((), device="cpu"), 0
+    for x in inputs:
+        rows = channel_rows(x, linear)[::step].double()
+        moment, count = moment + rows.t() @ rows, count + len(rows)
+    return moment / count
+
+
+@contextmanager
+def predicting(
+    model: nn.Module,
+    groups: ChannelGroups,
+    consumers: Iterable[str],
+    kept: Kept,
+    second: Mapping[str, Tensor],
+) -> Generator[None, None, None]:
+    """Let ``consumers`` read a prediction of the channels that ``kept`` leaves out.
+
+    Args:
+        model: a copy; its consumers have hooks inside of the ``with`` block.
+        groups: of the model.
+        consumers: names of layers; one without second moments reads its input as it is.
+        kept: units that stay.
+        second: the second moments of each consumer's input, by name.
+    """
+    removed = groups.removed(kept)
+    handles: list[Any] = []
+    try:
+        for name in consumers:
+            labels = groups.channels.columns.get(name)
+            staying = None if labels is None else groups.staying(labels, removed)
+            if staying is None or name not in second:
+                continue
+            layer = model.get_submodule(name)
+            staying = staying.to(second[name].device)
+            rows = second[name][staying]
+            matrix = least_squares(rows[:, staying], rows)
+            hook = _predicting(matrix, staying, linear=isinstance(layer, nn.Linear))
+            handles.append(layer.register_forward_pre_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _predicting(matrix: Tensor, staying: Tensor, *, linear: bool) -> Any:
+    """Return a hook that replaces the removed channels of an input by their prediction."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x: Tensor = args[0]
+        way, kept = matrix.to(x), staying.to(x.device)
+        if linear:
+            return (x[..., kept] @ way, *args[1:])
+        return (torch.einsum("nk...,kc->nc...", x[:, kept], way), *args[1:])
+
+    return hook
 
 
 class Absorber:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsconvert.model.inputs import tensors_of
-from dsconvert.width.absorb import least_squares
+from dsconvert.width.absorb import predicting
 from dsconvert.width.choose import Curve
 from dsconvert.width.groups import ChannelGroups
 
@@ -67,9 +67,8 @@ def calibrated(
                 if count >= size or not curve.loss[count] > 0:
                     continue
                 kept = {name: tuple(sorted(curve.order[:count]))}
-                real = _trial(
-                    model, groups, consumers[name], kept, second, batches, wanted, spread, seed
-                )
+                with predicting(model, groups, consumers[name], kept, second):
+                    real = _trial(model, batches, wanted, spread, seed)
                 points.append((count, real / curve.loss[count]))
             made[name] = _scaled(curve, points)
     return made
@@ -119,53 +118,18 @@ def _spread(outputs: Sequence[Sequence[Tensor]]) -> list[float]:
 
 def _trial(
     model: nn.Module,
-    groups: ChannelGroups,
-    consumers: Sequence[str],
-    kept: dict[str, tuple[int, ...]],
-    second: Mapping[str, Tensor],
     batches: Sequence[tuple[Any, ...]],
     wanted: Sequence[Sequence[Tensor]],
     spread: Sequence[float],
     seed: int,
 ) -> float:
-    """Return the relative error of the output where consumers read a prediction of their input."""
-    removed = groups.removed(kept)
-    handles: list[Any] = []
-    for name in consumers:
-        staying = groups.staying(groups.channels.columns[name], removed)
-        if staying is None or name not in second:
-            continue
-        layer = model.get_submodule(name)
-        matrix = _projection(second[name], staying)
-        linear = isinstance(layer, nn.Linear)
-        handles.append(layer.register_forward_pre_hook(_predicting(matrix, staying, linear)))
-    try:
-        total, count = 0.0, 0
-        for i, batch in enumerate(batches):
-            got = bands(_outputs(model, batch, seed + i))
-            errors = [
-                float((g - w).double().square().sum()) / max(s, 1e-300)
-                for g, w, s in zip(got, wanted[i], spread, strict=True)
-            ]
-            total, count = total + sum(errors) / len(errors), count + len(got[0])
-        return total / count
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _projection(second: Tensor, staying: Tensor) -> Tensor:
-    """Return the least-squares matrix (kept, C) from second moments."""
-    rows = second[staying].double()
-    return least_squares(rows[:, staying], rows)
-
-
-def _predicting(matrix: Tensor, staying: Tensor, linear: bool) -> Any:
-    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x: Tensor = args[0]
-        way = matrix.to(x)
-        if linear:
-            return (x[..., staying] @ way, *args[1:])
-        return (torch.einsum("nk...,kc->nc...", x[:, staying], way), *args[1:])
-
-    return hook
+    """Return the relative error of the output of ``model`` as it is now."""
+    total, count = 0.0, 0
+    for i, batch in enumerate(batches):
+        got = bands(_outputs(model, batch, seed + i))
+        errors = [
+            float((g - w).double().square().sum()) / max(s, 1e-300)
+            for g, w, s in zip(got, wanted[i], spread, strict=True)
+        ]
+        total, count = total + sum(errors) / len(errors), count + len(got[0])
+    return total / count

@@ -15,7 +15,7 @@ from dsconvert.model.copying import isolated_copy
 from dsconvert.model.graph import TracedGraph
 from dsconvert.model.inputs import Inputs, like
 from dsconvert.model.one_dimensional import TransposedTypes
-from dsconvert.width.absorb import SAMPLES, channel_rows
+from dsconvert.width.absorb import second_moments
 from dsconvert.width.calibrate import TRIALS, calibrated
 from dsconvert.width.choose import Curve, Reading, choose
 from dsconvert.width.groups import ChannelGroups, folded_copy
@@ -79,15 +79,8 @@ def measure_curves(
 
     def collect(call: LayerCall) -> None:
         linear = isinstance(call.student, nn.Linear)
-        inputs = [a[0] for a in call.student_args]
-        total = sum(x.numel() // x.shape[-1 if linear else 1] for x in inputs)
-        step = max(1, total // SAMPLES)
-        moment = torch.zeros((), device="cpu")
-        count = 0
-        for x in inputs:
-            flat = channel_rows(x, linear)[::step].double()
-            moment, count = moment + flat.t() @ flat, count + len(flat)
-        second[call.name] = second.get(call.name, 0) + moment / count
+        found = second_moments([a[0] for a in call.student_args], linear=linear)
+        second[call.name] = second.get(call.name, 0) + found
 
     with torch.no_grad(), torch.random.fork_rng():
         ActivationStream(

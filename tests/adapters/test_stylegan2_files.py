@@ -24,7 +24,7 @@ from dsconvert.errors import (
     UnsafeSnapshotError,
     UnsupportedSnapshotError,
 )
-from dsconvert.formats.convert_file import convert_snapshot
+from dsconvert.formats.convert_file import convert_file
 from dsconvert.formats.official import inspect_snapshot, load_snapshot, new_snapshot, save_snapshot
 from dsconvert.formats.official.dump import Dumper
 from dsconvert.formats.official.persistence import node_of
@@ -79,7 +79,7 @@ def test_what_is_written_runs_without_dsconvert(tmp_path: Path) -> None:
     g = made(c_dim=3)
     path, out = official_file(tmp_path / "sg2.pkl", g), tmp_path / "fast.pkl"
     snap = load_snapshot(path)
-    result = convert_snapshot(snap, preset="fast", init="svd", calibrate=0)
+    result = convert_file(snap, preset="fast", init="svd", calibrate=0)
     assert set(result.models) == {"G", "G_ema"}
     save_snapshot(snap, result.models, out)
     z, c = inputs(g)
@@ -91,7 +91,7 @@ def test_what_is_written_runs_without_dsconvert(tmp_path: Path) -> None:
     assert again.config["source"] == "dsconvert"
     assert torch.equal(again.generator(z, c, noise_mode="const"), here)
     # Converting a converted file finds nothing left to do, and breaks nothing.
-    twice = convert_snapshot(again, preset="exact", calibrate=0).models["G_ema"]
+    twice = convert_file(again, preset="exact", calibrate=0).models["G_ema"]
     assert torch.allclose(twice(z, c, noise_mode="const"), here, atol=1e-5)
 
 

@@ -19,7 +19,7 @@ from dsconvert.core.merge import merged_module
 from dsconvert.core.pipeline import apply
 from dsconvert.core.pipeline import plan as plan_of
 from dsconvert.errors import AdapterError, CorruptSnapshotError
-from dsconvert.formats.convert_file import convert_snapshot
+from dsconvert.formats.convert_file import convert_file
 from dsconvert.formats.official import inspect_snapshot, load_snapshot, save_snapshot
 from dsconvert.records import Plan
 from dsconvert.testing import check_adapter
@@ -127,9 +127,9 @@ def test_full_rank_is_the_original_and_demodulation_knows_the_pair(rule: str) ->
 def test_width_is_followed_through_the_filters(options: Any, tmp_path: Path) -> None:
     g = made(channel_base=1024, **options)
     snap = load_snapshot(written(tmp_path / "sg3.pkl", g))
-    whole = convert_snapshot(snap, preset="none", width=1.0, init="svd", calibrate=0).models
+    whole = convert_file(snap, preset="none", width=1.0, init="svd", calibrate=0).models
     assert (images(whole["G_ema"]) - images(g)).abs().max() < 1e-5
-    result = convert_snapshot(snap, preset="none", width=0.5, init="svd", calibrate=8)
+    result = convert_file(snap, preset="none", width=0.5, init="svd", calibrate=8)
     # All maps but the image, the input's among them.
     assert [len(k) for k in result.main[1].kept.values()] == [8] * 6
     assert result.main[1].before.macs > 1.3 * result.main[1].after.macs
@@ -143,7 +143,7 @@ def test_width_is_followed_through_the_filters(options: Any, tmp_path: Path) -> 
 def test_a_converted_file_is_written_and_read(tmp_path: Path) -> None:
     g = made(c_dim=3)
     snap = load_snapshot(written(tmp_path / "sg3.pkl", g))
-    result = convert_snapshot(snap, preset="fast", init="svd", calibrate=0)
+    result = convert_file(snap, preset="fast", init="svd", calibrate=0)
     assert set(result.models) == {"G", "G_ema"}
     save_snapshot(snap, result.models, tmp_path / "fast.pkl")
     assert TEXT.encode() not in (tmp_path / "fast.pkl").read_bytes()
@@ -157,7 +157,7 @@ def test_a_converted_file_is_written_and_read(tmp_path: Path) -> None:
 def test_a_written_file_runs_without_dsconvert(tmp_path: Path) -> None:
     g = made(c_dim=3)
     snap = load_snapshot(written(tmp_path / "sg3.pkl", g))
-    fast = convert_snapshot(snap, preset="fast", init="svd", calibrate=0).models
+    fast = convert_file(snap, preset="fast", init="svd", calibrate=0).models
     save_snapshot(snap, fast, tmp_path / "fast.pkl")
     z, c = arguments(g)
     torch.save({"z": z, "c": c}, tmp_path / "inputs.pt")

@@ -12,7 +12,7 @@ from dsconvert_adapters.stylegan3 import ADAPTER, Generator
 
 from dsconvert import from_pretrained, load_generator, open_file, save_pretrained
 from dsconvert.errors import AdapterError
-from dsconvert.formats.convert_file import convert_snapshot
+from dsconvert.formats.convert_file import convert_file
 from dsconvert.formats.export_file import export_file
 from dsconvert.formats.official import load_snapshot, save_snapshot
 from tests.adapters.stylegan3_files import RADIAL, by_class, images, made, official, official_file
@@ -51,7 +51,7 @@ def test_as_safetensors(kind: str, tmp_path: Path) -> None:
 def test_a_converted_one(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     snap = load_snapshot(file_of(KINDS[kind](), tmp_path))
-    result = convert_snapshot(snap, init="svd", **options).models
+    result = convert_file(snap, init="svd", **options).models
     save_snapshot(snap, result, tmp_path / "fast.pkl")
     save_pretrained(open_file(tmp_path / "fast.pkl"), tmp_path / "hub")
     assert torch.equal(images(from_pretrained(tmp_path / "hub")), images(result["G_ema"]))

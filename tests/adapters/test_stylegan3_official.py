@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from dsconvert.formats.convert_file import convert_snapshot
+from dsconvert.formats.convert_file import convert_file
 from dsconvert.formats.official import load_snapshot, save_snapshot
 from tests.adapters.official_stylegan3 import images
 
@@ -63,7 +63,7 @@ def test_same_image_here_and_there(variant: str, width: float, tmp_path: Path) -
     assert there["images"].std() > 0.02
     assert (images(snap.generator, there["z"], there["c"]) - there["images"]).abs().max() < 1e-5
     narrower = width < 1
-    result = convert_snapshot(
+    result = convert_file(
         snap, preset="fast", width=width, init="svd", calibrate=8 if narrower else 0
     )
     assert bool(result.main[1].kept) == narrower

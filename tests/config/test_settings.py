@@ -156,7 +156,7 @@ def test_a_job_is_made_from_some_of_its_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["plan", "convert", "apply", "plan_snapshot", "convert_snapshot", "export_model"]
+    "name", ["plan", "convert", "apply", "plan_file", "convert_file", "export_model"]
 )
 def test_public_functions_have_the_defaults_of_the_settings(name: str) -> None:
     import dsconvert

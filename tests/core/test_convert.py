@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import pickle
 import re
 import subprocess
@@ -257,6 +258,29 @@ def test_a_plan_for_another_model_changes_nothing():
     plan = dsconvert.plan(decoder(), inputs=latents)
     with pytest.raises(PlanError, match="no convolution called"):
         dsconvert.apply(One(SITES["plain"]()), plan)
+
+
+def test_a_module_that_may_run_is_not_said_to_run():
+    plan = dsconvert.plan(decoder(), inputs=latents, remove=["dead"])
+    words = "may run: nothing says what the inputs look like"
+    with pytest.raises(PlanError, match=f"dead is to be removed but {words}"):
+        dsconvert.apply(decoder(), plan)
+    with pytest.raises(PlanError, match=f"dead {words}"):
+        dsconvert.plan(decoder(), remove=["dead"])
+
+
+def test_convert_logs_the_notes_of_its_record(caplog):
+    def logged(level, **options):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="dsconvert"):
+            dsconvert.convert(decoder(), rank=1, **options)
+        return [r.getMessage() for r in caplog.records if r.levelno == level]
+
+    (warning,) = logged(logging.WARNING)
+    assert warning.startswith("not fitted")
+    assert not logged(logging.WARNING, init="svd", calibrate=0)
+    told = logged(logging.INFO, inputs=latents, init="svd", calibrate=8)
+    assert [t for t in told if t.startswith("statistics re-estimated: ")]
 
 
 @pytest.mark.slow

@@ -11,7 +11,9 @@ from dsconvert_adapters.projected_gan import Generator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import dsconvert
 from dsconvert.core.cost import NO_INPUTS, count
+from dsconvert.errors import TraceError
 
 CONVOLUTIONS = {
     "plain": nn.Conv2d(6, 8, 3),
@@ -105,6 +107,23 @@ def test_layers_unsupported_and_uncalled():
     ]
     assert counted.unsupported["aten::cdist"] == 1
     assert counted.uncalled == ("dead",)
+
+
+class Reads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, self.inner.weight)
+
+
+def test_what_is_inside_a_named_leaf_is_not_reported_as_uncalled():
+    model, x = nn.Sequential(Reads()), torch.randn(1, 3, 5, 5)
+    assert dsconvert.cost(model, (x,)).uncalled == ("0.inner",)
+    assert dsconvert.cost(model, (x,), leaves=["0"]).uncalled == ()
+    with pytest.raises(TraceError, match="nobody"):
+        dsconvert.cost(model, (x,), leaves=["nobody"])
 
 
 def test_the_model_and_the_world_are_left_alone(caplog, capfd):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,76 @@ def test_merge_keeps_hooks() -> None:
     model.body.register_forward_hook(lambda _module, _args, output: output * 2)
     made = dsconvert.convert(model, preset="paper", rank=9, init="svd", calibrate=0, inputs=image)
     agree(dsconvert.merge(made), model)
+
+
+class ByKeyword(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(F.relu(self.body(input=F.relu(self.head(x)))))
+
+
+def test_a_convolution_that_is_called_by_keyword_has_its_macs() -> None:
+    by_keyword, plain = (
+        dsconvert.plan(kind(), preset="paper", rank=1, inputs=image).decisions
+        for kind in (ByKeyword, Net)
+    )
+    assert any(d.action == "rewrite" for d in plain)
+    assert [d.macs_after for d in by_keyword] == [d.macs_after for d in plain]
+
+
+class Doubles(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def _depthwise(kind: Any = nn.Conv2d, *, bias: bool = False, hooked: bool = False) -> nn.Module:
+    made = kind(3, 3, 3, padding=1, groups=3, bias=bias)
+    if hooked:
+        made.register_forward_hook(lambda _module, _args, output: output * 2)
+    return made
+
+
+def _pointwise(kind: Any = nn.Conv2d, *, bias: bool = False, **options: Any) -> nn.Module:
+    return kind(3, 3, 1, bias=bias, **options)
+
+
+@pytest.mark.parametrize("order", [("depthwise", "pointwise"), ("pointwise", "depthwise")])
+@pytest.mark.parametrize(
+    ("depthwise", "pointwise"),
+    [
+        (_depthwise(), _pointwise()),
+        (_depthwise(bias=True), _pointwise()),
+        (_depthwise(), _pointwise(bias=True)),
+        (_depthwise(), _pointwise(groups=3)),
+        (_depthwise(), _pointwise(padding=1)),
+        (_depthwise(Doubles), _pointwise()),
+        (_depthwise(), _pointwise(Doubles)),
+        (_depthwise(hooked=True), _pointwise()),
+    ],
+)
+def test_merge_keeps_the_image_of_pairs_of_the_networks_own(
+    order: tuple[str, str], depthwise: nn.Module, pointwise: nn.Module
+) -> None:
+    parts = {"depthwise": depthwise, "pointwise": pointwise}
+    pair = nn.Sequential(OrderedDict((name, parts[name]) for name in order))
+    model = nn.Sequential(pair, nn.ReLU())
+    agree(dsconvert.merge(model), model)
+
+
+def test_merge_keeps_a_bottleneck_by_the_names_of_ours() -> None:
+    spatial, point = nn.Conv2d(3, 1, 3, padding=1, bias=False), nn.Conv2d(1, 3, 1)
+    model = nn.Sequential(nn.Sequential(OrderedDict(depthwise=spatial, pointwise=point)))
+    agree(dsconvert.merge(model), model)
+
+
+def test_merge_of_a_bare_convolution() -> None:
+    model = nn.Conv2d(12, 12, 3, padding=1)
+    model.register_forward_hook(lambda _module, _args, output: output * 2)
+    x = torch.randn(2, 12, 8, 8)
+    made = dsconvert.convert(model, preset="paper", rank=9, init="svd", example_inputs=(x,))
+    assert type(made) is nn.Sequential
+    merged = dsconvert.merge(made)
+    assert type(merged) is nn.Conv2d
+    torch.testing.assert_close(merged(x), model(x), rtol=1e-4, atol=1e-4)
 
 
 def test_deploy_leaves_the_random_state(tmp_path: Path) -> None:

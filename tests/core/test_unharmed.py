@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 import dsconvert
+from dsconvert.bench import Settings
 from dsconvert.errors import DsconvertError
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.observe import undisturbed
+from dsconvert.search import plan_measured
 from tests import awkward
 
 Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
@@ -137,9 +139,17 @@ def _export(model: nn.Module, args: tuple[Any, ...], inputs: Inputs, folder: Pat
     dsconvert.export_model(model, folder / "made.pt2", inputs=inputs)
 
 
+def _measured(model: nn.Module, args: tuple[Any, ...], inputs: Inputs, folder: Path) -> None:
+    targets = ["params=0.9x", "macs=0.9x", "memory=1.1x"]
+    plan_measured(
+        model, targets, inputs=inputs, cache=folder, settings=Settings(device="cpu", threads=1),
+        best_effort=True,
+    )  # fmt: skip
+
+
 DONE = (
     _plan, _plan_without, _convert, _exact, _random, _apply, _wrong_plan, _wrong_inputs,
-    _wrong_keep, _cost, _merge, _deploy, _lean, _export,
+    _wrong_keep, _cost, _merge, _deploy, _lean, _export, _measured,
 )  # fmt: skip
 
 # Each is harmed in the way of another: a layer that is read, and norms of each spelling.

@@ -18,7 +18,7 @@ from dsconvert.cli.output import Bars
 from dsconvert.core.pipeline import apply, plan
 from dsconvert.distill import DistillConfig, distill
 from dsconvert.distill.files import distill_snapshot
-from dsconvert.formats.convert_file import convert_snapshot
+from dsconvert.formats.convert_file import convert_file
 from dsconvert.formats.official import new_snapshot
 from dsconvert.matching import loop as matching_loop
 from dsconvert.matching.batches import TeacherBatches
@@ -49,7 +49,7 @@ def few_judges(monkeypatch: pytest.MonkeyPatch) -> None:
 def fast_file(snapshot_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small snapshot at rank 1, not fitted."""
     snap = load_snapshot(snapshot_file)
-    made = convert_snapshot(snap, preset="paper", init="svd", calibrate=0)
+    made = convert_file(snap, preset="paper", init="svd", calibrate=0)
     path = tmp_path_factory.mktemp("fast") / "fast.pkl"
     save_snapshot(snap, made.models, path)
     return path
@@ -198,7 +198,7 @@ def test_an_interrupted_run_says_what_is_saved_and_how_it_goes_on(
 @pytest.mark.extended
 def test_a_conditional_generator_learns(conditional_file: Path, tmp_path: Path) -> None:
     snap = load_snapshot(conditional_file)
-    made = convert_snapshot(snap, preset="paper", init="svd", calibrate=0)
+    made = convert_file(snap, preset="paper", init="svd", calibrate=0)
     fast, out = tmp_path / "fast.pkl", tmp_path / "out.pkl"
     save_snapshot(snap, made.models, fast)
     words = ["distill", str(conditional_file), str(fast), "--out", str(out), "--steps", "2"]

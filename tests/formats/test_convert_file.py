@@ -11,7 +11,7 @@ import torch
 from dsconvert.config.distill import DistillConfig
 from dsconvert.core import polish as polish_stage
 from dsconvert.errors import MissingExtraError, UsageError
-from dsconvert.formats.convert_file import convert_file, convert_snapshot
+from dsconvert.formats.convert_file import convert_file
 from dsconvert.formats.official import new_snapshot
 from tests.made_models import drifted, moved_generator
 
@@ -21,7 +21,7 @@ def test_equal_generators_are_fitted_once():
     model = moved_generator(ngf=2)
     snap = new_snapshot(model)
     snap.live["G"] = copy.deepcopy(model)
-    done = convert_snapshot(snap, preset="paper", calibrate=8).conversions
+    done = convert_file(snap, preset="paper", calibrate=8).conversions
     assert done["G"].seconds == {}
     assert any("fitted once" in note for note in done["G"].notes)
     assert done["G"].model is not done["G_ema"].model
@@ -40,7 +40,7 @@ def test_unequal_generators_are_fitted_each():
     with torch.no_grad():
         next(other.parameters()).add_(0.1)
     snap.live["G"] = other
-    done = convert_snapshot(snap, preset="paper", calibrate=8).conversions
+    done = convert_file(snap, preset="paper", calibrate=8).conversions
     assert "fit" in done["G"].seconds
 
 
@@ -49,7 +49,7 @@ def test_unequal_generators_are_fitted_each():
 def test_a_live_generator_is_left_as_it_was(init):
     model = moved_generator(ngf=2)
     before = copy.deepcopy(model.state_dict())
-    convert_snapshot(new_snapshot(model), preset="fast", init=init, calibrate=0)
+    convert_file(new_snapshot(model), preset="fast", init=init, calibrate=0)
     after = model.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -60,7 +60,7 @@ def test_weights_that_are_not_finite_are_refused():
     with torch.no_grad():
         model.get_submodule("synthesis.feat_16.1").weight_orig[0, 0] = float("nan")
     with pytest.raises(UsageError, match=r"1 of the weights .*feat_16\.1\.weight_orig"):
-        convert_snapshot(new_snapshot(model), preset="paper", init="svd", calibrate=0)
+        convert_file(new_snapshot(model), preset="paper", init="svd", calibrate=0)
 
 
 def no_backbone(**_: object) -> None:

@@ -13,7 +13,7 @@ import torch
 from dsconvert_adapters import fastgan_pytorch, lightweight_gan
 from torch import Tensor, nn
 
-from dsconvert import ModuleSource, convert_snapshot, open_file, save_file
+from dsconvert import ModuleSource, convert_file, open_file, save_file
 from dsconvert.cli import main
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.formats.convert_file import FileConversion
@@ -116,7 +116,7 @@ def opened(path: Path) -> GeneratorFile:
 def narrower(
     file: GeneratorFile, preset: str = "exact", width: float = 0.5, calibrate: int = 8
 ) -> FileConversion:
-    return convert_snapshot(file, preset=preset, width=width, init="svd", calibrate=calibrate)
+    return convert_file(file, preset=preset, width=width, init="svd", calibrate=calibrate)
 
 
 def _further(*kinds: str) -> list[Any]:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import spectral_norm
 
 import dsconvert
-from dsconvert import ModuleSource, convert_snapshot, export_model, open_file, save_file
+from dsconvert import ModuleSource, convert_file, export_model, open_file, save_file
 from dsconvert.cli import main
 from dsconvert.errors import OutputError
 from dsconvert.formats.official import load_snapshot, new_snapshot, save_snapshot
@@ -135,7 +135,7 @@ def test_a_state_dict_there_and_back(tmp_path: Path, kind: torch.dtype | str) ->
     reference = Decoder()
     reference.load_state_dict(model.state_dict())
     assert torch.equal(output(file.generator, Z), output(reference.eval(), Z))
-    result = convert_snapshot(file, preset="paper", calibrate=8)
+    result = convert_file(file, preset="paper", calibrate=8)
     assert {p.dtype for p in result.main[1].model.parameters()} == {torch.float32}
     save_file(file, result.models, out)
     before = model.state_dict()
@@ -169,7 +169,7 @@ def test_a_snapshot_there_and_back(tmp_path: Path, kind: torch.dtype | str) -> N
     save_snapshot(new_snapshot(model), model, path)
     file = load_snapshot(path)
     assert {p.dtype for p in file.generator.parameters()} == {torch.float32}
-    result = convert_snapshot(file, preset="paper", calibrate=8)
+    result = convert_file(file, preset="paper", calibrate=8)
     save_file(file, result.models, out)
     back = load_snapshot(out)
     for key in ("G", "G_ema"):
@@ -188,7 +188,7 @@ def test_a_safetensors_export_there_and_back(tmp_path: Path) -> None:
     assert {v.dtype for v in load_file(path).values()} >= {torch.float16, torch.float32}
     file = open_file(path)
     assert {p.dtype for p in file.generator.parameters()} == {torch.float32}
-    result = convert_snapshot(file, preset="paper", calibrate=8)
+    result = convert_file(file, preset="paper", calibrate=8)
     save_file(file, result.models, out)
     before, after = load_file(path), load_file(out)
     shared = before.keys() & after.keys()

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dsconvert import convert_snapshot, load_snapshot, save_snapshot
+from dsconvert import convert_file, load_snapshot, save_snapshot
 from dsconvert.cli import main
 from dsconvert.errors import SnapshotError, UsageError
 from dsconvert.official_trainer import ConversionSettings, launch
@@ -190,7 +190,7 @@ def test_a_file_of_ours_with_an_old_discriminator_is_resumed(
     """G, G_ema and a discriminator pickled under timm 0.4.12 (256 px, ngf 4), balanced preset."""
     snap = load_snapshot(shared_snapshots / "fastgan-256-full.pkl")
     fast = tmp_path / "fast.pkl"
-    save_snapshot(snap, convert_snapshot(snap, init="svd", calibrate=0).models, fast)
+    save_snapshot(snap, convert_file(snap, init="svd", calibrate=0).models, fast)
     path = tmp_path / "tiny256.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(4):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from dsconvert import apply, plan
+from dsconvert import apply, cost, plan
+from dsconvert.adapter import Adapter
 from dsconvert.bench import Settings
 from dsconvert.cli import convert, main
 from dsconvert.cli.codes import MEANINGS, code_of
@@ -19,7 +20,7 @@ from dsconvert.errors import MissedTargetError, UsageError
 from dsconvert.formats.official import load_snapshot
 from dsconvert.search import Clock, MeasuredPlan, plan_measured, verify
 from dsconvert.search.records import Probe
-from tests.models import decoder, latents
+from tests.models import Decoder, decoder, latents
 from tests.search.clocks import ByWeight, whole
 
 CPU = Settings(device="cpu", threads=1)
@@ -76,6 +77,61 @@ def test_less_time_costs_more_loss_and_the_promise_holds(tmp_path: Path) -> None
         losses.append(found.loss)
     assert losses == sorted(losses)
     assert losses[0] < losses[-1]
+
+
+def test_macs_are_counted_in_the_types_of_the_model(tmp_path: Path) -> None:
+    model = decoder().to(torch.bfloat16)
+    options = {"settings": CPU, "cache": tmp_path, "inputs": latents, "calibrate": 0}
+    (promise,) = plan_measured(model, ["macs=0.5x"], **options).promises
+    assert promise.before == cost(decoder(), inputs=latents).macs
+    assert promise.promised <= promise.budget
+
+
+class Uncountable(Decoder):
+    """torch.jit, which counts, fails where torch.fx does not."""
+
+    def forward(self, z: torch.Tensor, flag: bool = False) -> torch.Tensor:
+        if torch.jit.is_tracing():
+            raise RuntimeError("not under torch.jit")
+        return super().forward(z, flag)
+
+
+def test_macs_that_can_not_be_counted_are_no_target(tmp_path: Path) -> None:
+    options = {"settings": CPU, "cache": tmp_path, "inputs": latents}
+    with pytest.raises(UsageError, match=r"macs can't be a target .*not under torch\.jit"):
+        plan_measured(Uncountable().eval(), ["macs=1K"], **options)
+
+
+class Own(Adapter):
+    """Knows the inputs of the decoder, which no installed adapter does."""
+
+    name = "own"
+
+    def matches(self, model: nn.Module) -> bool:
+        return isinstance(model, Decoder)
+
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        return {}
+
+    def sampler(self, model: nn.Module) -> Any:
+        return latents
+
+
+def test_a_given_adapter_serves_the_plan_and_its_check(tmp_path: Path) -> None:
+    model = decoder()
+    found = planned(tmp_path, "macs=0.9x", inputs=None, adapter=Own())
+    result = apply(model, found.plan, adapter=Own(), init="svd", calibrate=0)
+    (promise,) = verify(found, model, result.model, adapter=Own(), clock=ByWeight())
+    assert promise.measured == promise.promised
+
+
+def test_a_timed_plan_and_its_check_leave_the_random_state(tmp_path: Path) -> None:
+    model, converted = decoder(), decoder()
+    before = torch.get_rng_state()
+    options = {"settings": CPU, "cache": tmp_path, "inputs": latents, "repeats": 1}
+    found = plan_measured(model, ["latency=0.9x"], best_effort=True, **options)
+    verify(found, model, converted, inputs=latents)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class DenseIsFast(ByWeight):

@@ -25,7 +25,7 @@ from dsconvert.cli import main
 from dsconvert.cli.train import Watcher
 from dsconvert.core.pipeline import apply, plan
 from dsconvert.errors import AdapterError, TrainingError, UsageError
-from dsconvert.formats.convert_file import convert_snapshot
+from dsconvert.formats.convert_file import convert_file
 from dsconvert.formats.official import load_snapshot, new_snapshot, save_snapshot
 from dsconvert.runs.folder import RunFolder
 from dsconvert.runs.lock import locked
@@ -122,7 +122,7 @@ def test_a_snapshot_holds_what_an_official_one_holds(run: Path) -> None:
     ema, plain = snap.module("G_ema").state_dict(), snap.module("G").state_dict()
     assert ema.keys() == plain.keys()
     assert any(not torch.equal(ema[k], plain[k]) for k in ema)
-    result = convert_snapshot(snap, preset="exact", calibrate=0)  # the main job takes it
+    result = convert_file(snap, preset="exact", calibrate=0)  # the main job takes it
     assert set(result.conversions) == {"G_ema", "G"}
 
 

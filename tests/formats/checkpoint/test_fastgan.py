@@ -10,7 +10,7 @@ import pytest
 import torch
 from dsconvert_adapters.fastgan_pytorch import Generator
 
-from dsconvert import convert_snapshot, open_file, save_file
+from dsconvert import convert_file, open_file, save_file
 from dsconvert.cli import main
 from dsconvert.errors import CorruptSnapshotError, UsageError
 from dsconvert.formats.checkpoint import load_checkpoint, save_checkpoint
@@ -43,7 +43,7 @@ def test_a_converted_file_makes_the_same_pictures_when_read_back(
     fastgan_file: Path, tmp_path: Path, preset: str
 ) -> None:
     file = open_file(fastgan_file)
-    result = convert_snapshot(file, preset=preset, init="svd", calibrate=0)
+    result = convert_file(file, preset=preset, init="svd", calibrate=0)
     out = tmp_path / "fast.pth"
     save_file(file, result.models, out)
     back = open_file(out)
@@ -60,7 +60,7 @@ def test_a_converted_file_makes_the_same_pictures_when_read_back(
 def test_a_user_without_dsconvert_can_load_it(fastgan_file: Path, tmp_path: Path) -> None:
     """``restructure.py`` alone, and the original class: what the docs tell FastGAN's users."""
     file = open_file(fastgan_file)
-    result = convert_snapshot(file, preset="fast", init="svd", calibrate=0)
+    result = convert_file(file, preset="fast", init="svd", calibrate=0)
     save_file(file, result.models, tmp_path / "fast.pth")
     content = torch.load(tmp_path / "fast.pth", weights_only=True)
     generator = Generator(ngf=4, nz=16, im_size=256)
@@ -164,7 +164,7 @@ def test_the_original_code_agrees(fastgan_code: ModuleType, tmp_path: Path, size
     for key, official in {"g": raw, "g_ema": averaged}.items():
         for a, b in zip(output(file.module(key), Z), output(official.eval(), Z), strict=True):
             assert (a - b).abs().max() < 1e-5
-    result = convert_snapshot(file, preset="fast", init="svd", calibrate=0)
+    result = convert_file(file, preset="fast", init="svd", calibrate=0)
     save_file(file, result.models, tmp_path / "fast.pth")
     content = torch.load(tmp_path / "fast.pth", weights_only=True)
     theirs = restructure(

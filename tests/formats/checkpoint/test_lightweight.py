@@ -12,7 +12,7 @@ import torch
 from dsconvert_adapters.lightweight_gan import ADAPTER, Generator
 from torch import nn
 
-from dsconvert import convert_snapshot, open_file, save_file
+from dsconvert import convert_file, open_file, save_file
 from dsconvert.formats.restructure import restructure
 from dsconvert.model.blank import blank
 from tests.made_models import moved
@@ -69,7 +69,7 @@ def test_the_package_reads_what_comes_back(
         picture = output(file.picture(), Z)
         assert torch.allclose(picture, output(file.generator, Z) * 2 - 1)
 
-        result = convert_snapshot(file, preset="fast", init="svd", calibrate=0)
+        result = convert_file(file, preset="fast", init="svd", calibrate=0)
         save_file(file, result.models, old.model_name(2))
         new = trainer(lightweight_code, tmp_path, **options)
         recipes = torch.load(old.model_name(2), weights_only=True)["dsconvert"]["recipes"]

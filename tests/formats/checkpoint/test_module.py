@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file as save_safetensors
 from torch import nn
 
-from dsconvert import ModuleSource, convert_snapshot, open_file, save_file
+from dsconvert import ModuleSource, convert_file, open_file, save_file
 from dsconvert.cli import main
 from dsconvert.errors import (
     CorruptSnapshotError,
@@ -58,7 +58,7 @@ def test_any_layout_goes_there_and_back(model: nn.Module, tmp_path: Path, layout
     torch.save(LAYOUTS[layout](model.state_dict()), tmp_path / "in.pth")
     file = load_checkpoint(tmp_path / "in.pth", module=SOURCE)
     assert torch.equal(output(file.generator, Z), output(model, Z))
-    result = convert_snapshot(file, preset="balanced", init="svd", calibrate=8)
+    result = convert_file(file, preset="balanced", init="svd", calibrate=8)
     save_file(file, result.models, tmp_path / "out.pth")
     back = open_file(tmp_path / "out.pth", module=SOURCE)
     assert torch.equal(output(back.generator, Z), output(result.main[1].model, Z))

@@ -15,7 +15,7 @@ from dsconvert_adapters import fastgan_pytorch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from dsconvert import ModuleSource, convert_snapshot, open_file, save_file
+from dsconvert import ModuleSource, convert_file, open_file, save_file
 from dsconvert.cli import main
 from dsconvert.formats.checkpoint.places import named, places
 from dsconvert.formats.restructure import restructure
@@ -121,7 +121,7 @@ def test_what_a_wrapper_saved_it_loads_again(tmp_path: Path, kind: str, entry: s
     file = open_file(path, module=SOURCE)
     before = uncompiled(wrapped.get_submodule(prefix) if prefix else wrapped)
     assert torch.equal(output(file.generator, Z), output(before, Z))
-    result = convert_snapshot(file, preset="paper", init="svd", calibrate=0)
+    result = convert_file(file, preset="paper", init="svd", calibrate=0)
     save_file(file, result.models, out)
 
     content = torch.load(out, weights_only=True)
@@ -156,7 +156,7 @@ def test_lightnings_other_entries_stay(tmp_path: Path) -> None:
     }
     torch.save(content, tmp_path / "lit.ckpt")
     file = open_file(tmp_path / "lit.ckpt", module=SOURCE)
-    result = convert_snapshot(file, preset="paper", init="svd", calibrate=0)
+    result = convert_file(file, preset="paper", init="svd", calibrate=0)
     save_file(file, result.models, tmp_path / "out.ckpt")
     written = torch.load(tmp_path / "out.ckpt", weights_only=False)
     for key in ("epoch", "pytorch-lightning_version", "hyper_parameters", "callbacks"):
@@ -188,7 +188,7 @@ def test_a_key_may_name_a_prefix(tmp_path: Path, key: str) -> None:
 def test_safetensors_of_a_wrapped_state_dict(tmp_path: Path) -> None:
     torch.save({"state_dict": Lit("netG", decoder()).state_dict()}, tmp_path / "in.ckpt")
     file = open_file(tmp_path / "in.ckpt", module=SOURCE)
-    result = convert_snapshot(file, preset="paper", init="svd", calibrate=0)
+    result = convert_file(file, preset="paper", init="svd", calibrate=0)
     save_file(file, result.models, tmp_path / "fast.safetensors")
     back = open_file(tmp_path / "fast.safetensors", module=SOURCE)
     assert torch.equal(output(back.generator, Z), output(result.main[1].model, Z))
@@ -241,7 +241,7 @@ def test_adapters_read_wrapped_files(fastgan_file: Path, tmp_path: Path, wrapper
     key = {"Lightning": "state_dict.generator"}.get(wrapper, "g")
     for a, b in zip(output(file.module(key), Z), output(original.eval(), Z), strict=True):
         assert torch.equal(a, b)
-    result = convert_snapshot(file, preset="paper", init="svd", calibrate=0)
+    result = convert_file(file, preset="paper", init="svd", calibrate=0)
     save_file(file, result.models, tmp_path / "out.pth")
     back = open_file(tmp_path / "out.pth")
     assert back.generators == file.generators

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dsconvert.formats.convert_file import convert_snapshot
+from dsconvert.formats.convert_file import convert_file
 from dsconvert.formats.official import load_snapshot, new_snapshot, save_snapshot
 from tests.formats.official.conftest import shared_folder, small_generator
 
@@ -137,7 +137,7 @@ def test_converted_files(path: Path, tmp_path: Path, preset: str) -> None:
     expected = torch.load(path.with_suffix(".expected.pt"), weights_only=True)
     z, c = expected["z"], expected["c"]
     snap = load_snapshot(path)
-    result = convert_snapshot(snap, preset=preset, init="svd", calibrate=8)
+    result = convert_file(snap, preset=preset, init="svd", calibrate=8)
     file = tmp_path / "fast.pkl"
     save_snapshot(snap, result.models, file)
     official = official_picture(file, z, c)
@@ -152,7 +152,7 @@ def test_narrower_files(tmp_path: Path, classes: int, cfg: str) -> None:
     """Blocks of fewer channels than the official classes would build run there as here."""
     model = small_generator(classes=classes, cfg=cfg, ngf=8)
     snap = new_snapshot(model)
-    result = convert_snapshot(snap, preset="balanced", width=0.5, init="svd", calibrate=8)
+    result = convert_file(snap, preset="balanced", width=0.5, init="svd", calibrate=8)
     assert len(result.main[1].kept) >= 6
     file = tmp_path / "narrower.pkl"
     save_snapshot(snap, result.models, file)
