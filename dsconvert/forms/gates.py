@@ -81,7 +81,7 @@ def is_gate(module: nn.Module) -> bool:
     state = (*module.parameters(), *module.buffers(), *module.children())
     if state or type(module).__module__.startswith("torch."):
         return False
-    probe = torch.randn(2, 6, 3, 5, generator=torch.Generator().manual_seed(0))
+    probe = torch.randn(2, 6, 3, 5, generator=torch.Generator().manual_seed(0), device="cpu")
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             found: Any = module(probe.clone())

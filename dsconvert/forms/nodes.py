@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections import Counter
 from dataclasses import dataclass
@@ -124,9 +125,20 @@ def _writes(node: fx.Node) -> bool:
     return (
         in_place
         or operator_in_place
-        or node.kwargs.get("inplace") is True
+        or _asks_in_place(node)
         or (node.kwargs.get("out") is not None)
     )
+
+
+def _asks_in_place(node: fx.Node) -> bool:
+    """Return whether an option ``inplace`` is True, by name or (``F.relu(x, True)``) by place."""
+    if "inplace" in node.kwargs:
+        return node.kwargs["inplace"] is True
+    try:
+        place = list(inspect.signature(node.target).parameters).index("inplace")  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # a method's name, a function of C, or one without the option
+        return False
+    return place < len(node.args) and node.args[place] is True
 
 
 def _module(node: fx.Node) -> nn.Module | None:
