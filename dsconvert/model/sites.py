@@ -15,6 +15,7 @@ from torch import fx, nn
 from dsconvert.errors import TraceError
 from dsconvert.model import one_dimensional as row
 from dsconvert.model.graph import ConvTypes, TracedGraph, trace_graph
+from dsconvert.model.inputs import as_args
 from dsconvert.model.norms import norm_kind
 from dsconvert.model.observe import Observation, observe
 from dsconvert.model.upsampling import interpolates_x2, nearest_x2
@@ -256,7 +257,7 @@ def find_sites(
     if unknown := sorted(set(leaves) - names):
         raise TraceError(f"no such module to keep as a leaf: {', '.join(unknown)}.")
     leaf_types = (*leaf_types, *noise_types, *norm_types)
-    examples = None if example_inputs is None else tuple(example_inputs)
+    examples = None if example_inputs is None else as_args(example_inputs)
     # First, so that a model which fails on its inputs gets that message and not one of the trace.
     observed = observe(model, examples, owned=owned) if examples is not None else None
     traced = trace_graph(
