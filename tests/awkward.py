@@ -171,11 +171,27 @@ class Failing(Base):
         return self.tail(y)
 
 
-def _hooked() -> nn.Module:
+class Takes(Base):
+    """Beside its convolutions it holds a parameter that has no gradient, by its type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = nn.Parameter(torch.tensor([2, 0, 1]), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.main(x[:, self.index])
+
+
+def _hooked(*, trained: bool = False) -> nn.Module:
     model, collected = Base(), []
     model.body.register_forward_hook(lambda m, i, o: collected.append(o))
+    model.body.register_forward_hook(lambda m, i, k, o: collected.append(k), with_kwargs=True)
+    model.body.register_full_backward_hook(lambda m, i, o: collected.append(o))
     model.register_forward_pre_hook(lambda m, i: collected.append(i))
-    model.collected = collected
+    if trained:
+        model(image(2)).sum().backward()
+    else:
+        model.collected = collected
     return model
 
 
@@ -224,7 +240,9 @@ AWKWARD: dict[str, Callable[[], nn.Module]] = {
     "lists": Lists,
     "fails": Fails,
     "fails when converted": Failing,
+    "integer parameter": Takes,
     "hooks": _hooked,
+    "hooks, trained": lambda: _hooked(trained=True),
     "spectral norm": lambda: _normed(parametrizations.spectral_norm),
     "weight norm": lambda: _normed(parametrizations.weight_norm),
     "spectral norm, hook": lambda: _normed(spectral_norm),

@@ -14,8 +14,8 @@ from dsconvert.bench.machine import running, seconds_of, seconds_of_each, settle
 from dsconvert.bench.records import Operation
 from dsconvert.config.measure import Settings
 from dsconvert.errors import DsconvertError, MeasureError
-from dsconvert.model.editing import copied
-from dsconvert.model.inputs import Inputs
+from dsconvert.model.copying import isolated_copy
+from dsconvert.model.inputs import Inputs, as_args
 from dsconvert.util.memory_format import in_channels_last
 
 
@@ -56,7 +56,7 @@ class Subject(Protocol):
 
 def arguments(inputs: Inputs, batch: int) -> tuple[Any, ...]:
     """Return the arguments of a call, the same in every process."""
-    return tuple(inputs(batch, torch.Generator().manual_seed(batch)))
+    return as_args(inputs(batch, torch.Generator().manual_seed(batch)))
 
 
 class LocalSubject:
@@ -91,7 +91,7 @@ class LocalSubject:
         self._settings = settings = settle(settings)
         self._inputs = inputs
         self._base = base
-        model = copied(model) if copy else model
+        model = isolated_copy(model) if copy else model
         self.params = sum(p.numel() for p in model.parameters())
         dtype = weight_type(settings)
         model = model.to(settings.device)
@@ -132,6 +132,7 @@ class LocalSubject:
         with torch.no_grad(), running(self._settings):
             return self._run(*args)
 
+    @torch.enable_grad()
     def _loss(self, batch: int) -> Tensor:
         args = self._args(batch)
         self._mode(True)
