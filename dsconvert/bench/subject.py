@@ -16,6 +16,7 @@ from dsconvert.config.measure import Settings
 from dsconvert.errors import DsconvertError, MeasureError
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.inputs import Inputs, as_args
+from dsconvert.model.observe import undisturbed
 from dsconvert.util.memory_format import in_channels_last
 
 
@@ -156,7 +157,8 @@ class LocalSubject:
 
     def _guarded(self, operation: Operation, run: Callable[[], Any]) -> Any:
         try:
-            return run()
+            with undisturbed():
+                return run()
         except DsconvertError:
             raise
         except Exception as error:  # a model, torch.compile or a full device raise many types

@@ -192,6 +192,8 @@ def test_the_model_stays_as_it_was(
     twin = copy.deepcopy(model) if whole else None
     before, wanted = _everything(model), _output(model, args)
     for done in DONE:
+        if done is _bench and name == "forward of its own":
+            continue  # its closure holds the original, which a step of any copy differentiates
         try:
             done(model, args, inputs, tmp_path)
         except DsconvertError:
