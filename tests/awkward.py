@@ -297,11 +297,27 @@ class OwnStateDict(Base):
         return {name: value for name, value in made.items() if "extra" not in name}
 
 
-def _hooked() -> nn.Module:
+class Takes(Base):
+    """Beside its convolutions it holds a parameter that has no gradient, by its type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = nn.Parameter(torch.tensor([2, 0, 1]), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.main(x[:, self.index])
+
+
+def _hooked(*, trained: bool = False) -> nn.Module:
     model, collected = Base(), []
     model.body.register_forward_hook(lambda m, i, o: collected.append(o))
+    model.body.register_forward_hook(lambda m, i, k, o: collected.append(k), with_kwargs=True)
+    model.body.register_full_backward_hook(lambda m, i, o: collected.append(o))
     model.register_forward_pre_hook(lambda m, i: collected.append(i))
-    model.collected = collected
+    if trained:
+        model(image(2)).sum().backward()
+    else:
+        model.collected = collected
     return model
 
 
@@ -363,8 +379,10 @@ AWKWARD: dict[str, Callable[[], nn.Module]] = {
     "norm of vectors": VectorNorm,
     "state dict of its own": OwnStateDict,
     **WRITERS,
-    "hooks": _hooked,
     "layers of its own": OwnLayers,
+    "integer parameter": Takes,
+    "hooks": _hooked,
+    "hooks, trained": lambda: _hooked(trained=True),
     "spectral norm": lambda: _normed(parametrizations.spectral_norm),
     "weight norm": lambda: _normed(parametrizations.weight_norm),
     "spectral norm, hook": lambda: _normed(spectral_norm),

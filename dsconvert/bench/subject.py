@@ -14,8 +14,9 @@ from dsconvert.bench.machine import running, seconds_of, seconds_of_each, settle
 from dsconvert.bench.records import Operation
 from dsconvert.config.measure import Settings
 from dsconvert.errors import DsconvertError, MeasureError
-from dsconvert.model.editing import copied
-from dsconvert.model.inputs import Inputs
+from dsconvert.model.copying import isolated_copy
+from dsconvert.model.inputs import Inputs, as_args
+from dsconvert.model.observe import undisturbed
 from dsconvert.util.memory_format import in_channels_last
 
 
@@ -56,7 +57,7 @@ class Subject(Protocol):
 
 def arguments(inputs: Inputs, batch: int) -> tuple[Any, ...]:
     """Return the arguments of a call, the same in every process."""
-    return tuple(inputs(batch, torch.Generator().manual_seed(batch)))
+    return as_args(inputs(batch, torch.Generator().manual_seed(batch)))
 
 
 class LocalSubject:
@@ -91,7 +92,7 @@ class LocalSubject:
         self._settings = settings = settle(settings)
         self._inputs = inputs
         self._base = base
-        model = copied(model) if copy else model
+        model = isolated_copy(model) if copy else model
         self.params = sum(p.numel() for p in model.parameters())
         dtype = weight_type(settings)
         model = model.to(settings.device)
@@ -132,6 +133,7 @@ class LocalSubject:
         with torch.no_grad(), running(self._settings):
             return self._run(*args)
 
+    @torch.enable_grad()
     def _loss(self, batch: int) -> Tensor:
         args = self._args(batch)
         self._mode(True)
@@ -155,7 +157,8 @@ class LocalSubject:
 
     def _guarded(self, operation: Operation, run: Callable[[], Any]) -> Any:
         try:
-            return run()
+            with undisturbed():
+                return run()
         except DsconvertError:
             raise
         except Exception as error:  # a model, torch.compile or a full device raise many types

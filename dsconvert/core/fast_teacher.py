@@ -11,7 +11,7 @@ from dsconvert.core.conversion import apply_to
 from dsconvert.core.cost import count
 from dsconvert.core.planner import make_plan
 from dsconvert.errors import DsconvertError
-from dsconvert.model.editing import copied
+from dsconvert.model.copying import isolated_copy
 from dsconvert.model.graph import ConvTypes
 from dsconvert.model.inputs import Inputs
 from dsconvert.model.norms import fold, norm_kind
@@ -25,20 +25,20 @@ def fast_teacher(model: nn.Module, *, inputs: Inputs | None = None) -> nn.Module
     try:
         analysis = analyse(model, inputs=inputs)
     except DsconvertError:
-        return _folded(copied(model))
+        return _folded(isolated_copy(model))
     return fast_form(analysis)
 
 
 def fast_form(analysis: Analysis) -> nn.Module:
     """Return the same of an analysed model, which does not change."""
     try:
-        kept = replace(analysis, owned=False)
-        decided = make_plan(kept.sites, preset="exact")
-        uncounted = count(kept.model)  # MACs, which take a run each, are of no use here
+        own = replace(analysis, model=isolated_copy(analysis.model), owned=True)
+        decided = make_plan(own.sites, preset="exact")
+        uncounted = count(own.model)  # MACs, which take a run each, are of no use here
         costs = (uncounted, uncounted)
-        made = apply_to(kept, decided, init="svd", calibrate=0, costs=costs).model
+        made = apply_to(own, decided, init="svd", calibrate=0, costs=costs).model
     except DsconvertError:
-        made = analysis.result(copied(analysis.model))
+        made = analysis.result(isolated_copy(analysis.model))
     return _folded(made)
 
 

@@ -121,6 +121,7 @@ class _Polisher:
         try:
             trained = working_copy(self._whole(given.model), frozen=given.plan.keep)
             if not any(p.requires_grad for p in trained.parameters()):
+                self._notes.append("polish: every weight is kept, or frozen in the model")
                 return self._unchanged("exact")
             loop = self._prepared(trained)
         except KeyboardInterrupt:

@@ -28,6 +28,7 @@ from dsconvert.matching.loop import Loop, LoopResult, clock
 from dsconvert.matching.protocols import Reason
 from dsconvert.matching.setup import as_given, not_compared, teacher_batches, working_copy
 from dsconvert.model.inputs import Inputs, sampler_of
+from dsconvert.model.observe import undisturbed
 from dsconvert.projected.lite0 import Weights
 from dsconvert.util.progress import Progress, reports_progress
 
@@ -56,6 +57,7 @@ class Distilled:
 
 
 @reports_progress
+@undisturbed()
 def distill(
     teacher: nn.Module,
     student: nn.Module,

@@ -8,7 +8,7 @@ import torch
 
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import GeneratorFile
-from dsconvert.model.inputs import held_out_inputs
+from dsconvert.model.inputs import as_args, held_out_inputs
 
 
 def check_same_inputs(first: GeneratorFile, second: GeneratorFile, *, otherwise: str) -> None:
@@ -37,7 +37,7 @@ def _inputs(file: GeneratorFile) -> list[Any] | None:
     sampler = file.inputs()
     if sampler is None:
         return None
-    arguments = held_out_inputs(sampler)(1, torch.Generator().manual_seed(0))
+    arguments = as_args(held_out_inputs(sampler)(1, torch.Generator().manual_seed(0)))
     return [list(a.shape[1:]) if isinstance(a, torch.Tensor) else a for a in arguments]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dsconvert.errors import UsageError
-from dsconvert.model.inputs import RandomPixels, held_out_inputs, needs_pictures
+from dsconvert.model.inputs import RandomPixels, as_args, held_out_inputs, needs_pictures
 
 if TYPE_CHECKING:
     from dsconvert.adapter import Sampler
@@ -69,7 +69,7 @@ def sampled_draws(sampler: Sampler | None, label: int | None, path: Path | None)
         raise UsageError(f"{needs_pictures(f'the generator of {path}', sampler)}.")
     whole: Any = sampler
     draw = held_out_inputs(sampler if label is None else whole.of_class(label))
-    return lambda seed: draw(1, torch.Generator().manual_seed(seed))
+    return lambda seed: as_args(draw(1, torch.Generator().manual_seed(seed)))
 
 
 def unknown_inputs(path: Path | None) -> str:

@@ -6,12 +6,11 @@ A batch depends on the run's seed and its number alone. Each purpose has its own
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from dsconvert.config.distill import DistillConfig
 from dsconvert.errors import UsageError
 from dsconvert.matching.loss import Objective, Scales, TeacherOutput
-from dsconvert.model.inputs import Inputs, held_out_inputs, tensors_of
+from dsconvert.model.inputs import Inputs, held_out_inputs, like, tensors_of
 
 HELD_OUT, SCALES, TRAINING = 0, 100_000, 1_000_000
 """The first number of each purpose."""
@@ -54,14 +53,9 @@ class TeacherBatches:
         """Return the teacher's side of batch ``number``, with the backbone's maps if ``maps``."""
         seed = self.config.seed * _NUMBERS + number
         inputs = held_out_inputs(self.inputs) if number < SCALES else self.inputs
-        args = inputs(self.config.batch, torch.Generator().manual_seed(seed))
-        placed = tuple(
-            (a.to(self.device, torch.float32) if a.is_floating_point() else a.to(self.device))
-            if isinstance(a, Tensor)
-            else a
-            for a in args
-        )
-        return self.objective.run_teacher(placed, seed, maps=maps)
+        sample = inputs(self.config.batch, torch.Generator().manual_seed(seed))
+        args = like(sample, self.objective.student)
+        return self.objective.run_teacher(args, seed, maps=maps)
 
     def held_out(self, index: int) -> TeacherOutput:
         """Return one of the batches that judge the student."""

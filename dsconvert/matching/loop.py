@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dsconvert.config.distill import DistillConfig
 from dsconvert.errors import TrainingError, UsageError
@@ -184,13 +183,14 @@ class Loop:
                 saved = self.seconds
         return reason
 
+    @torch.enable_grad()
     def _step(self) -> None:
         seconds = self.seconds
         blockwise = self._alone = self.schedule.alone(self.steps, seconds)
         self._rate = self.config.lr * self.schedule.rate(self.steps, seconds)
         target = self.batches.training(self.steps, maps=not blockwise)
         image, blocks = self.objective.run_student(target, blockwise=blockwise)
-        terms: dict[str, Tensor] = self.objective.terms(target, image, blocks, self.scales)
+        terms = self.objective.terms(target, image, blocks, self.scales)
         if blockwise:
             terms = {"blocks": terms["blocks"]}
         loss = weighted_loss(terms, self.config)
@@ -217,6 +217,7 @@ class Loop:
             self.objective.solve_readouts()
         self.statistics.count(values)
 
+    @torch.enable_grad()
     def trial_step(self) -> float:
         """Return the mean seconds of a step, by the configured clock; nothing is learnt."""
         took = math.inf

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dsconvert.config.distill import DistillConfig
 from dsconvert.data.spectrograms import SpectrumMaps
@@ -14,7 +14,7 @@ from dsconvert.errors import UsageError
 from dsconvert.matching.batches import TeacherBatches
 from dsconvert.matching.blocks import trunk_blocks
 from dsconvert.matching.loss import Objective, ProjectedMaps
-from dsconvert.model.editing import copied
+from dsconvert.model.copying import isolated_copy, owned_copy
 from dsconvert.model.inputs import Inputs
 from dsconvert.projected.lite0 import Weights
 from dsconvert.records import within
@@ -22,11 +22,17 @@ from dsconvert.util.memory_format import in_channels_last
 
 
 def working_copy(student: nn.Module, *, frozen: Collection[str] = ()) -> nn.Module:
-    """Return a float32 copy of ``student`` to train; the modules ``frozen`` get no gradients."""
-    made = copy.deepcopy(copied(student)).float().requires_grad_(True)
+    """Return a float32 copy of ``student`` to train, with hooks of its own.
+
+    Parameters without gradients stay as they are, unless all are without: a moving average is
+    stored like that. So do the modules ``frozen``, and tensors that are no floating-point ones.
+    """
+    made = isolated_copy(student).float()
+    stored = not any(p.requires_grad for p in made.parameters())
     for name, parameter in made.named_parameters():
-        if within(name.rpartition(".")[0], tuple(frozen)):
-            parameter.requires_grad_(False)
+        held = within(name.rpartition(".")[0], tuple(frozen))
+        trained = (stored or parameter.requires_grad) and not held
+        parameter.requires_grad_(trained and parameter.is_floating_point())
     return made
 
 
@@ -88,14 +94,19 @@ def not_compared(batches: TeacherBatches, blocks: Sequence[str] | None = None) -
     return tuple(n for n in names if n not in objective.blocks)
 
 
-def as_given(made: nn.Module, like: nn.Module) -> nn.Module:
-    """Give ``made`` the dtypes, devices, modes and gradient flags of ``like``, in plain layout."""
-    for mine, theirs in zip(made.parameters(), like.parameters(), strict=True):
-        mine.data = mine.data.to(theirs.device, theirs.dtype).contiguous()
-        mine.requires_grad_(theirs.requires_grad)
-        mine.grad = None
-    for mine, theirs in zip(made.buffers(), like.buffers(), strict=True):
-        mine.data = mine.data.to(theirs.device, theirs.dtype).contiguous()
-    for mine, theirs in zip(made.modules(), like.modules(), strict=True):
-        mine.training = theirs.training
-    return made
+def as_given(trained: nn.Module, like: nn.Module) -> nn.Module:
+    """Return a copy of ``like`` with the parameters and buffers of ``trained``, in plain layout.
+
+    ``trained`` is the working copy. All else is as in ``like``: types, devices, modes, gradient
+    flags, hooks, and the attributes that a forward pass stores on its module.
+    """
+    memo: dict[int, Any] = {}
+    for mine, theirs in zip(trained.parameters(), like.parameters(), strict=True):
+        memo[id(theirs)] = nn.Parameter(_placed(mine, theirs), theirs.requires_grad)
+    for mine, theirs in zip(trained.buffers(), like.buffers(), strict=True):
+        memo[id(theirs)] = _placed(mine, theirs)
+    return owned_copy(like, memo)
+
+
+def _placed(tensor: Tensor, like: Tensor) -> Tensor:
+    return tensor.detach().to(like.device, like.dtype).contiguous()

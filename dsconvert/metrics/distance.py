@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from dsconvert.errors import UsageError
 from dsconvert.metrics.features import LiteFeatures
 from dsconvert.metrics.frechet import Interval, compare_sets, frechet_distance
-from dsconvert.model.inputs import Inputs
+from dsconvert.model.inputs import Inputs, device_of, like
 from dsconvert.model.observe import evaluating
 from dsconvert.model.parts import images_in_parts, random_state, set_random_state
 from dsconvert.util.progress import reports_progress
@@ -100,30 +99,22 @@ def image_batches(
     """Yield the images of :func:`sample_images` in batches, for sets larger than the memory."""
     if samples < 1 or batch < 1:
         raise UsageError(f"samples ({samples}) and batch ({batch}) must be 1 or more.")
-    like = next(
-        (p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device="cpu")
-    )
+    device = device_of(model)
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model):
         torch.manual_seed(seed)
-        state = random_state(like.device)
+        state = random_state(device)
     for start in range(0, samples, batch):
         # The noise continues from the last batch, whatever the caller draws in between.
         with evaluating(model):
-            set_random_state(like.device, state)
+            set_random_state(device, state)
             count = min(batch, samples - start)
-            args = [_like(a, like) for a in inputs(count, generator)]
+            args = like(inputs(count, generator), model)
             made = images_in_parts(model, args, batch=count).float().clamp(-1, 1).cpu()
-            state = random_state(like.device)
+            state = random_state(device)
         if progress is not None:
             progress(start + len(made))
         yield made
-
-
-def _like(value: Any, like: Tensor) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
 
 
 @reports_progress

@@ -87,7 +87,13 @@ def owned_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
     return made
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS: dict[str, tuple[str, ...]] = {
+    "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
+    "_backward_hooks": (),
+    "_backward_pre_hooks": (),
+}
+"""The tables of a module that hold hooks of calls, each with the tables of their options."""
 
 
 def isolated_copy(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
@@ -116,7 +122,7 @@ def isolate_hooks(model: nn.Module, memo: dict[int, Any] | None = None) -> None:
     """Give the hooks of ``model`` copies of what they refer to, in place."""
     memo = {} if memo is None else memo
     for module in model.modules():
-        for table in _HOOKS:
+        for table in HOOKS:
             hooks: dict[int, Any] = getattr(module, table)
             for key, hook in hooks.items():
                 hooks[key] = _isolated(hook, memo)
@@ -128,6 +134,8 @@ def _isolated(hook: Any, memo: dict[int, Any]) -> Any:
         return hook
     cell: Any = types.CellType
     try:
+        for value in (*(c.cell_contents for c in hook.__closure__ or ()), hook.__defaults__):
+            _detach(value, memo, set())  # features that it has collected in training, say
         held = [copy.deepcopy(c.cell_contents, memo) for c in hook.__closure__ or ()]
         defaults = copy.deepcopy(hook.__defaults__, memo)
     except (TypeError, ValueError, RuntimeError):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from dsconvert.model.copying import owned_copy
+from dsconvert.model.copying import HOOKS, owned_copy
 
 
 def copied(model: nn.Module, replaced: frozenset[str] = frozenset()) -> nn.Module:
@@ -21,10 +21,16 @@ def copied(model: nn.Module, replaced: frozenset[str] = frozenset()) -> nn.Modul
 
 def carry_hooks(old: nn.Module, new: nn.Module) -> None:
     """Copy the hooks of ``old`` to ``new``, its replacement, without those of a norm."""
-    for table in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+    for table, options in HOOKS.items():
         for key, hook in getattr(old, table).items():
-            if type(hook).__name__ not in ("SpectralNorm", "WeightNorm"):
-                getattr(new, table)[key] = hook
+            if type(hook).__name__ in ("SpectralNorm", "WeightNorm"):
+                continue
+            getattr(new, table)[key] = hook
+            for option in options:
+                if key in getattr(old, option):
+                    getattr(new, option)[key] = getattr(old, option)[key]
+    # torch calls backward hooks only where it is set.
+    new._is_full_backward_hook = old._is_full_backward_hook
 
 
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -106,6 +106,10 @@ def trace_graph(
         TraceError: the model's own ``forward`` can't be traced; the message names the line.
     """
     twin = isolated_copy(model, share_parameters=True).eval()
+    for module in twin.modules():
+        # For an old backward hook torch searches the output for a tensor: without end in a proxy.
+        module._backward_hooks.clear()
+        module._backward_pre_hooks.clear()
     own = set(vars(twin))
     tracer = Tracer(examples, leaf_types, leaf_names)
     try:

@@ -14,7 +14,10 @@ from dsconvert.config.choices import Values
 from dsconvert.errors import AdapterError, UsageError
 
 Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
-"""``inputs(n, generator)`` returns the positional arguments of one forward call, batch n."""
+"""``inputs(n, generator)`` returns the positional arguments of one forward call, batch n.
+
+A tensor or a mapping by itself is the only argument (:func:`as_args`).
+"""
 
 
 def map_tensors(function: Callable[[torch.Tensor], Any], value: Any) -> Any:
@@ -37,6 +40,15 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
     return found
 
 
+def as_args(sample: Any) -> tuple[Any, ...]:
+    """Return the positional arguments of one call, as a sampler or ``example_inputs`` gives them.
+
+    A tensor or a mapping by itself is the only argument: a tensor is also a sequence, of samples
+    without a batch, and a network of convolutions runs on these, too.
+    """
+    return (sample,) if isinstance(sample, Tensor | Mapping) else tuple(sample)
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the parameters; the CPU without any."""
     tensor = next(model.parameters(), None)
@@ -49,11 +61,16 @@ def dtype_of(model: nn.Module) -> torch.dtype:
     return tensor.dtype if tensor is not None else torch.float32
 
 
-def like(args: tuple[Any, ...], model: nn.Module) -> tuple[Any, ...]:
-    """Return ``args`` on the model's device, floating-point tensors in its dtype."""
+def like(sample: Any, model: nn.Module) -> tuple[Any, ...]:
+    """Return the arguments of one call on the model's device, floating-point tensors in its dtype.
+
+    Args:
+        sample: see :func:`as_args`.
+        model: whose device and dtype.
+    """
     device, dtype = device_of(model), dtype_of(model)
     return map_tensors(
-        lambda a: a.to(device, dtype) if a.is_floating_point() else a.to(device), args
+        lambda a: a.to(device, dtype) if a.is_floating_point() else a.to(device), as_args(sample)
     )
 
 
@@ -149,7 +166,7 @@ def examples_for(
 ) -> tuple[Any, ...] | None:
     """Return arguments of one call with batch 1, given or sampled; None if both are missing."""
     if example_inputs is not None:
-        return tuple(example_inputs)
+        return as_args(example_inputs)
     sampler = resolved_sampler(model, inputs, adapter)
     if sampler is None:
         return None
@@ -185,6 +202,4 @@ def examples_of(
             f"no installed adapter knows {type(model).__name__}; pass inputs, a function "
             "(n, generator) -> arguments of one call."
         )
-    sample: Any = sampler(n, torch.Generator().manual_seed(seed))
-    args: tuple[Any, ...] = (sample,) if isinstance(sample, Tensor | Mapping) else tuple(sample)
-    return like(args, model)
+    return like(sampler(n, torch.Generator().manual_seed(seed)), model)

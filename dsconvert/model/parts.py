@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsconvert.adapter import image_tensor
-from dsconvert.model.inputs import map_tensors
+from dsconvert.model.inputs import map_tensors, tensors_of
 from dsconvert.util.full_memory import halving
 
 RandomState = tuple[Tensor, Tensor | None]
@@ -68,7 +68,7 @@ def images_in_parts(model: nn.Module, args: Sequence[Any], *, batch: int) -> Ten
         args: of the call; tensors with ``batch`` rows are cut.
         batch: number of images.
     """
-    device = next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+    device = next((t.device for t in tensors_of(tuple(args))), torch.device("cpu"))
     before = random_state(device)
 
     def part(start: int, stop: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from dsconvert.model import one_dimensional as row
 from dsconvert.model.graph import ConvTypes, TracedGraph, trace_graph
+from dsconvert.model.inputs import as_args
 from dsconvert.model.model_types import check_leaves
 from dsconvert.model.norms import norm_kind
 from dsconvert.model.observe import Observation, observe
@@ -248,7 +249,7 @@ def find_sites(
     """
     check_leaves(model, leaves)
     leaf_types = (*leaf_types, *noise_types, *norm_types)
-    examples = None if example_inputs is None else tuple(example_inputs)
+    examples = None if example_inputs is None else as_args(example_inputs)
     # First, so that a model which fails on its inputs gets that message and not one of the trace.
     observed = observe(model, examples, owned=owned) if examples is not None else None
     traced = trace_graph(

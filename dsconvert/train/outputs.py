@@ -15,6 +15,7 @@ from dsconvert.config.train import TrainConfig
 from dsconvert.data.images import ImageSet
 from dsconvert.data.pictures import grid, save_picture
 from dsconvert.data.stream import to_range
+from dsconvert.model.inputs import map_tensors
 from dsconvert.model.observe import evaluating
 from dsconvert.runs.folder import RunFolder
 from dsconvert.train.evaluator import FDLite0Evaluator
@@ -43,7 +44,7 @@ def grid_inputs(
     inputs: list[tuple[Any, ...]] = []
     for rows in picks.split(8):
         args = latents(data.label(rows), random)
-        inputs.append(tuple(a.to(device) if isinstance(a, Tensor) else a for a in args))
+        inputs.append(map_tensors(lambda t: t.to(device), args))
     return inputs
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dsconvert.adapter import image_tensor
 from dsconvert.config.train import TrainConfig
 from dsconvert.data.stream import to_range
+from dsconvert.model.inputs import map_tensors, tensors_of
 from dsconvert.train.losses import blur, fake_loss, generator_loss, real_loss
 from dsconvert.train.recompute import blocks, recomputing
 from dsconvert.train.spectral_norms import normalised_together
@@ -46,19 +47,19 @@ class PartInputs:
     def tensors(self) -> list[Tensor]:
         """All tensors, in order."""
         own = (getattr(self, f.name) for f in fields(self) if f.name != "args")
-        return [t for t in (*self.args, *own) if isinstance(t, Tensor)]
+        return [*tensors_of(self.args), *(t for t in own if isinstance(t, Tensor))]
 
     @property
     def plain(self) -> tuple[Any, ...]:
-        """The arguments of the generator that are no tensors."""
-        return tuple(a for a in self.args if not isinstance(a, Tensor))
+        """The arguments of the generator without their tensors."""
+        return map_tensors(lambda _: None, self.args)
 
     def clone(self) -> PartInputs:
         """Return the same with tensors of its own."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "args"}
         return replace(
             self,
-            args=tuple(a.clone() if isinstance(a, Tensor) else a for a in self.args),
+            args=map_tensors(lambda t: t.clone(), self.args),
             **{k: None if t is None else t.clone() for k, t in own.items()},
         )
 

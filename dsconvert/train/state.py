@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dsconvert.config.train import TrainConfig
 from dsconvert.forms import lean
-from dsconvert.model.inputs import sampler_of
+from dsconvert.model.inputs import as_args, sampler_of
 from dsconvert.train.schedule import with_rates
 from dsconvert.util.memory_format import in_channels_last
 
@@ -170,7 +170,7 @@ def latents_of(generator: nn.Module) -> Latents:
     sampler = sampler_of(generator)
 
     def draw(labels: Tensor, random: torch.Generator) -> tuple[Any, ...]:
-        args = sampler(len(labels), random)
+        args = as_args(sampler(len(labels), random))
         if len(args) == 2 and isinstance(args[1], Tensor) and args[1].dim() == 2:
             return args[0], labels if args[1].shape[1] else args[1]
         return args

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dsconvert.config.train import TrainConfig
 from dsconvert.data.images import ImageSet
 from dsconvert.errors import UsageError
+from dsconvert.model.inputs import map_tensors
 from dsconvert.train.cuda_capture import Capture
 from dsconvert.train.ema import ema_beta, update_ema
 from dsconvert.train.gradients import finite_gradients
@@ -145,6 +146,7 @@ class Stepper:
         if means := self.move_means(state.generator, args):
             self.procs.mean_(means)
 
+    @torch.enable_grad()
     def _phase(self, phase: Phase, state: TrainState, batch: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Compute the gradients of a phase, averaged and finite; return its statistics."""
         config = self.config
@@ -224,7 +226,7 @@ class Stepper:
             drawn = [*to_device(made, device).split(len(reals)), None]
         shown = slice(0, 0 if phase is GENERATOR else len(reals))
         inputs = PartInputs(
-            args=tuple(to_device(a, device) if isinstance(a, Tensor) else a for a in args),
+            args=map_tensors(lambda t: to_device(t, device), args),
             labels=to_device(labels, device),
             reals=reals[shown],
             real_labels=real_labels[shown],

@@ -75,6 +75,14 @@ def test_kept_of_a_step_scales_with_the_batch() -> None:
     assert three - one == pytest.approx(2 * per_sample, rel=0.02)
 
 
+def test_a_step_differentiates_whatever_the_caller_has_set() -> None:
+    subject = LocalSubject("m", small(), pixels, ONE_THREAD)
+    with torch.no_grad():
+        assert subject.seconds(STEP) > 0
+        kept = subject.kept(STEP)
+    assert kept == subject.kept(STEP) > 0
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model = small()
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -98,6 +98,22 @@ FORWARDS: list[Any] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("wrapped", [lambda x: x, lambda x: [x]])
+def test_a_tensor_by_itself_is_the_only_argument(wrapped: Any) -> None:
+    """It is a sequence as well: of one sample, which has no batch."""
+    model = Net().main.eval()
+    wanted = dsconvert.plan(model, rank=1, example_inputs=(X,))
+    assert wanted == dsconvert.plan(model, rank=1, inputs=lambda n, g: wrapped(X))
+    assert wanted == dsconvert.plan(model, rank=1, example_inputs=wrapped(X))
+
+
+@pytest.mark.parametrize("kind", ["register_backward_hook", "register_full_backward_hook"])
+def test_a_backward_hook_does_not_stop_the_trace(kind: str) -> None:
+    model = nn.Sequential(Net().main)
+    getattr(model[0], kind)(lambda *_: None)
+    assert len(analyse(model, example_inputs=(X,)).sites.convolutions) == 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("forward", "args"), FORWARDS, ids=lambda v: getattr(v, "__name__", ""))
 def test_forward_takes_what_real_code_takes(forward: Any, args: tuple[Any, ...]) -> None:

@@ -216,6 +216,37 @@ def test_a_forward_pass_in_training_does_not_stop_a_conversion():
     dsconvert.convert(model, preset="fast", example_inputs=(torch.randn(1, 6, 8, 8),))
 
 
+def test_hooks_of_every_kind_are_carried():
+    """With their options: one without is called with other arguments, or not at all."""
+    torch.manual_seed(0)
+    model, called = One(SITES["padded"]()), []
+    body = model.body
+    body.register_forward_pre_hook(lambda m, args: called.append("before"))
+    body.register_forward_pre_hook(
+        lambda m, args, kwargs: called.append("before, kwargs"), with_kwargs=True
+    )
+    body.register_forward_hook(lambda m, args, out: called.append("after"))
+    body.register_forward_hook(
+        lambda m, args, kwargs, out: called.append("after, kwargs"), with_kwargs=True
+    )
+    body.register_forward_hook(lambda m, args, out: called.append("always"), always_call=True)
+    body.register_full_backward_pre_hook(lambda m, out: called.append("before backward"))
+    body.register_full_backward_hook(lambda m, inp, out: called.append("after backward"))
+    x = torch.randn(1, 6, 8, 8)
+    model(x.clone().requires_grad_()).sum().backward()
+    wanted, called[:] = list(called), []
+    made = dsconvert.convert(model, rank=1, example_inputs=(x,))
+    assert isinstance(made.body, nn.Sequential)
+    for each in (made, dsconvert.merge(made)):
+        assert called == []
+        each(x.clone().requires_grad_()).sum().backward()
+        assert called == wanted
+        called.clear()
+    with pytest.raises(RuntimeError):
+        made(torch.zeros(1, 5, 8, 8))
+    assert "always" in called
+
+
 class Untraceable(nn.Module):
     def __init__(self):
         super().__init__()

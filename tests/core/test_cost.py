@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dsconvert
 from dsconvert.core.cost import NO_INPUTS, count
+from dsconvert.core.pipeline import cost
 from dsconvert.errors import TraceError
 
 CONVOLUTIONS = {
@@ -160,3 +161,11 @@ def test_what_fvcore_cannot_run_is_a_note_not_a_crash():
     assert counted.macs is None
     assert "expected input[1, 5, 9, 9] to have 6 channels" in str(counted.note)
     assert model.training
+
+
+def test_a_tensor_by_itself_is_the_only_argument():
+    model = nn.Sequential(nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8))
+    for n in (1, 2):
+        x = torch.randn(n, 6, 9, 9)
+        assert cost(model, x) == cost(model, (x,)) == cost(model, inputs=lambda *_: x)  # noqa: B023
+        assert cost(model, x).macs

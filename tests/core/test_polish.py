@@ -27,6 +27,7 @@ from dsconvert.errors import MissingExtraError, PolishError, UsageError
 from dsconvert.records import Conversion, PolishForecast
 from dsconvert.report.jsonable import conversion_dict
 from dsconvert.report.tables import conversion_report
+from tests import awkward
 from tests.models import decoder, latents, output
 
 
@@ -206,6 +207,49 @@ def test_what_is_kept_keeps_its_bytes(teacher) -> None:
     for name in ("head", "block1.3"):
         assert equal(made.model.get_submodule(name), teacher.get_submodule(name))
     assert all(p.requires_grad for p in made.model.parameters())
+
+
+def pixels(n: int, generator: torch.Generator) -> tuple[torch.Tensor]:
+    return (torch.randn(n, 3, 8, 8, generator=generator),)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", ["head", "all"])
+def test_frozen_parameters_stay_unless_all_are(frozen: str) -> None:
+    """A moving average is stored without gradients, and is polished as a whole."""
+    model = awkward.made("integer parameter")[0]
+    (model if frozen == "all" else model.head).requires_grad_(False)
+    decided = plan(model, rank=1, inputs=pixels)
+    made = apply(model, decided, inputs=pixels, calibrate=16, polish_steps=3)
+    assert made.polish.best_step
+    assert equal(made.model.head, model.head) == (frozen == "head")
+    assert not equal(made.model.tail, model.tail)
+    assert torch.equal(made.model.index, model.index)
+    assert not made.model.head.weight.requires_grad
+    assert made.model.tail.weight.requires_grad == (frozen == "head")
+
+
+@pytest.mark.slow
+def test_the_result_has_the_hooks_and_attributes_of_the_fit() -> None:
+    model, seen = awkward.Remembers().eval(), []
+    model.body.register_forward_hook(lambda m, i, o: seen.append(o))
+    decided = plan(model, rank=1, inputs=pixels)
+    made = apply(model, decided, inputs=pixels, calibrate=16, polish_steps=2)
+    assert made.polish.best_step
+    assert seen == made.model.history == []
+    assert made.model.steps == 0
+    made.model(awkward.image())
+    assert len(seen) == 1
+
+
+@pytest.mark.slow
+def test_it_does_not_follow_the_caller_s_gradient_mode(teacher, fitted) -> None:
+    wanted = polished(teacher, fitted, steps=2)
+    with torch.no_grad():
+        made = polished(teacher, fitted, steps=2)
+        assert not torch.is_grad_enabled()
+    assert equal(made.model, wanted.model)
+    assert not equal(made.model, fitted.model)
 
 
 def with_rate(monkeypatch: pytest.MonkeyPatch, rate: float) -> None:

@@ -52,6 +52,13 @@ def test_it_learns_and_leaves_both_alone(pair) -> None:
     assert all(p.grad is None for p in done.student.parameters())
 
 
+def test_it_does_not_follow_the_caller_s_gradient_mode(pair) -> None:
+    config = DistillConfig(steps=2, lr=1e-2, **QUICK)
+    with torch.no_grad():
+        done = distill(*pair, latents, config=config)
+    assert done.end == distill(*pair, latents, config=config).end != done.before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optimiser", [pytest.param("adam", marks=pytest.mark.extended), "muon"])
 def test_a_run_that_was_cut_off_ends_bit_equal(pair, tmp_path: Path, optimiser: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from dsconvert.config.distill import DistillConfig
 from dsconvert.matching import batches as module
 from dsconvert.matching.batches import LAG, TeacherBatches
 from dsconvert.matching.loss import Objective, TeacherOutput
+from dsconvert.model.inputs import tensors_of
 
 
 class _Counting(nn.Module):
@@ -71,6 +74,25 @@ def test_a_batch_with_maps_is_not_taken_for_one_without() -> None:
         batches.training(step, maps=False)
     batches.training(LAG, maps=True)
     assert teacher.calls == LAG + 1
+
+
+@pytest.mark.parametrize(
+    "wrapped", [lambda z: z, lambda z: (z,), lambda z: ([z],), lambda z: ({"z": z},)]
+)
+def test_arguments_are_placed_however_they_are_nested(wrapped: Any) -> None:
+    class Takes(_Counting):
+        def forward(self, z: Any) -> Tensor:
+            return super().forward(*tensors_of(z))
+
+    objective = Objective(Takes(), Takes(), blocks=(), features=None)
+    made = TeacherBatches(
+        objective,
+        lambda n, g: wrapped(torch.randn(n, 2, generator=g, dtype=torch.float64)),
+        DistillConfig(steps=8, batch=4),
+    )
+    args = made.training(0).args
+    assert len(args) == 1
+    assert [(t.dtype, tuple(t.shape)) for t in tensors_of(args)] == [(torch.float32, (4, 2))]
 
 
 def test_held_out_batches_are_run_once_while_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:

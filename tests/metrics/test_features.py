@@ -13,6 +13,7 @@ from torch import nn
 
 from dsconvert.errors import MissingExtraError, UsageError
 from dsconvert.metrics import LiteFeatures, feature_distance, sample_images
+from dsconvert.model.inputs import tensors_of
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +137,15 @@ def test_sampling_is_seeded_and_leaves_no_trace():
     assert [m.training for m in (model, model.up, model.norm)] == [True, True, False]
 
 
-def test_sampling_follows_the_dtype():
-    images = sample_images(toy().double(), latents, samples=2, seed=0)
+@pytest.mark.parametrize("wrapped", [lambda z: (z,), lambda z: z, lambda z: ([z],)])
+def test_sampling_follows_the_dtype(wrapped):
+    class Takes(Toy):
+        def forward(self, z):
+            return super().forward(*tensors_of(z))
+
+    model = Takes().eval().double()
+    images = sample_images(model, lambda n, g: wrapped(*latents(n, g)), samples=2, seed=0)
+    assert images.shape == (2, 3, 32, 32)
     assert images.dtype == torch.float32
 
 

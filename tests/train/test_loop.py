@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dsconvert.cli.train import line
 from dsconvert.data.stream import ImageStream
 from dsconvert.errors import TrainingError, UsageError
+from dsconvert.model.inputs import tensors_of
 from dsconvert.runs.checkpoint import load_checkpoint
 from dsconvert.runs.folder import RunFolder
 from dsconvert.train import (
@@ -33,6 +34,7 @@ from dsconvert.train import (
 from dsconvert.train import train as train_networks
 from dsconvert.train.ema import ema_beta, update_ema
 from dsconvert.train.losses import blur_sigma
+from dsconvert.train.outputs import grid_inputs
 from dsconvert.train.recompute import blocks, recomputing, without_power_iteration
 from dsconvert.train.schedule import fit_to_run
 from dsconvert.train.state import new_state
@@ -188,11 +190,19 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(data: ImageSet, cut: i
             if p.grad is not None
         ]
 
-    whole, parted = gradients(1), gradients(2 * cut)
+    whole = gradients(1)
+    with torch.no_grad():  # the caller's, which a step does not follow
+        parted = gradients(2 * cut)
     assert len(whole) == 3
     assert all(g.abs().max() > 1e-3 for g in whole)
     for one, other in zip(whole, parted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_nested_arguments_of_a_grid_are_put_on_the_device(data: ImageSet) -> None:
+    place = torch.device("meta")
+    made = grid_inputs(data, config(1), lambda labels, _: ([torch.ones(len(labels), 4)],), place)
+    assert [t.device for t in tensors_of(made)] == [place] * len(made)
 
 
 @pytest.mark.slow
