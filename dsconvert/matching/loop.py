@@ -242,9 +242,8 @@ class Loop:
         found = evaluate_student(self.batches, self.scales)
         score = found.score
         self._train_mode()
-        self.schedule.evaluated(
-            self.steps, self.seconds, took=self.seconds - began, distance=score.distance
-        )
+        now = self.seconds
+        self.schedule.evaluated(self.steps, now, took=now - began, distance=score.distance)
         self.best.add(score, self.student, step=self.steps, counts=not self._alone)
         terms = {f"held_{n}": v for n, v in score.terms.items()}
         self._line(held_distance=score.distance, held_psnr=score.psnr, **terms)
