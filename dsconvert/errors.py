@@ -72,6 +72,10 @@ class TrainingError(DsconvertError):
     """A training can't go on, or can't be resumed; says what is safe and how to continue."""
 
 
+class NoGradientsError(TrainingError):
+    """A model can't be differentiated."""
+
+
 class MeasureError(DsconvertError):
     """A model fails while it is measured, or the process that ran it has ended."""
 

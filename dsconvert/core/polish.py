@@ -24,7 +24,7 @@ from dsconvert.core.polish_config import NEAR, NEAR_RATE, polish_config
 from dsconvert.core.polish_options import PolishOptions, as_pictures, check_polishable
 from dsconvert.core.polish_schedule import PolishSchedule
 from dsconvert.data.spectrograms import is_sound
-from dsconvert.errors import MissingExtraError, PolishError, TrainingError
+from dsconvert.errors import MissingExtraError, NoGradientsError, PolishError, TrainingError
 from dsconvert.matching.batches import TeacherBatches
 from dsconvert.matching.loop import Loop, LoopResult
 from dsconvert.matching.setup import as_given, teacher_batches, working_copy
@@ -126,6 +126,9 @@ class _Polisher:
             loop = self._prepared(trained)
         except KeyboardInterrupt:
             return self._unchanged("interrupted")
+        except NoGradientsError as error:
+            self._notes.append(f"polish: {error}")
+            return self._unchanged("undifferentiable")
         start = loop.best.finished().start
         if start.distance < _EXACT:
             return self._recorded(loop.result("patience"), "exact", None)

@@ -22,6 +22,7 @@ from dsconvert.core.polish_options import as_pictures
 from dsconvert.core.presets import separable
 from dsconvert.core.rewrite import kernel_of
 from dsconvert.data.spectrograms import RESOLUTIONS, magnitudes
+from dsconvert.errors import NoGradientsError
 from dsconvert.fit.activation_stream import ActivationStream, LayerCall
 from dsconvert.fit.least_squares import ridge_towards
 from dsconvert.fit.overflow import NotFiniteError
@@ -69,7 +70,9 @@ class _Shown(nn.Module):
 def rank_losses(
     analysis: Analysis, *, seed: int = 0, progress: Progress | None = None
 ) -> RankLosses:
-    """Measure the losses of a model that is given sounds or pictures; empty for other models.
+    """Measure the losses of a model that is given sounds or pictures.
+
+    Empty for other models, and for one that can't be differentiated.
 
     Args:
         analysis: of the original.
@@ -89,7 +92,10 @@ def rank_losses(
     own = isolated_copy(twin)
     shown = _Shown(as_pictures(analysis, own), sounds=analysis.sounds)
     prefix = next(f"{n}." for n, m in shown.named_modules() if m is own)
-    weights, spread = sensitivities(shown, [prefix + n for n in sites], pairs, seed=seed)
+    try:
+        weights, spread = sensitivities(shown, [prefix + n for n in sites], pairs, seed=seed)
+    except NoGradientsError:
+        return {}
     losses: dict[str, dict[int, float]] = {}
 
     def visit(call: LayerCall) -> None:

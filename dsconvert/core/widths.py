@@ -8,7 +8,7 @@ from dsconvert.config.choices import Width as Share
 from dsconvert.config.convert import Fitting
 from dsconvert.core.analysis import Analysis
 from dsconvert.core.presets import WIDTH_LOSS, one_pixel
-from dsconvert.errors import PlanError
+from dsconvert.errors import NoGradientsError, PlanError
 from dsconvert.records import Width
 from dsconvert.util.progress import Progress
 from dsconvert.width import cost_model, equal_widths, held, share_out
@@ -43,7 +43,9 @@ def width_chooser(
 
     Raises:
         PlanError: the share is out of range.
+        NoGradientsError: (by the choice) ``auto`` is asked for, and needs gradients.
     """
+    asked = width is not None
     if width is None:
         possible = analysis.sampler is not None and calibrate != 0 and init != "random"
         # The channels of a trained vocoder are all in use: ranks cost it less.
@@ -60,7 +62,16 @@ def width_chooser(
             raise PlanError(f"width {share:g} is no share above 0, up to 1 (all channels).")
         return lambda keep: equal_widths(analysis.groups, share, keep, whole=first_map(analysis))
     loss = WIDTH_LOSS.get(preset, WIDTH_LOSS["balanced"])
-    return lambda keep: _by_loss(analysis, loss, keep, seed, progress)
+
+    def chosen(keep: Sequence[str]) -> tuple[Width, ...]:
+        try:
+            return _by_loss(analysis, loss, keep, seed, progress)
+        except NoGradientsError:
+            if asked:
+                raise
+            return ()  # a polish that follows says why
+
+    return chosen
 
 
 def default_width(preset: str, *, polished: bool) -> Share:

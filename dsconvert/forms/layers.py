@@ -61,7 +61,7 @@ def _finish(
     return torch.ops.aten.glu.out(y, 1, out=out) if gate else out.copy_(y)
 
 
-TAPS = ((3, 1), (2, 0))
+_TAPS = ((3, 1), (2, 0))
 """Kernel rows that even and odd output rows of a k=4, s=2, p=1 transposed convolution see, in order
 of the input rows."""
 
@@ -98,8 +98,8 @@ class UpsampleDepthwise(torch.autograd.Function):
             (n, c, 2 * h, 2 * w), dtype=x.dtype, device=x.device,
             memory_format=torch.channels_last,
         )  # fmt: skip
-        for row, rows in enumerate(TAPS):
-            for column, columns in enumerate(TAPS):
+        for row, rows in enumerate(_TAPS):
+            for column, columns in enumerate(_TAPS):
                 part = kernel[:, :, rows][:, :, :, columns]
                 y = F.conv2d(x, part, bias, padding=1, groups=c)
                 out[:, :, row::2, column::2] = y[:, :, row : row + h, column : column + w]
@@ -121,8 +121,8 @@ class UpsampleDepthwise(torch.autograd.Function):
                 grad_x = F.conv2d(grad, kernel, None, stride=2, padding=1, groups=c)
         if ctx.needs_input_grad[1]:
             grad_kernel = torch.zeros_like(kernel)
-            for row, rows in enumerate(TAPS):
-                for column, columns in enumerate(TAPS):
+            for row, rows in enumerate(_TAPS):
+                for column, columns in enumerate(_TAPS):
                     part = grad[:, :, row::2, column::2]
                     # The row and column that the forward pass has cut off.
                     part = F.pad(part, (column, 1 - column, row, 1 - row))
@@ -157,8 +157,8 @@ class GatedUpsample(nn.Module):
         self.gate = gate
         self.channels = conv.out_channels
         self.phases = nn.ModuleList()
-        for rows in TAPS:
-            for columns in TAPS:
+        for rows in _TAPS:
+            for columns in _TAPS:
                 part = nn.Conv2d(
                     conv.in_channels, conv.out_channels, 2, padding=1, groups=conv.groups,
                     bias=conv.bias is not None,

@@ -8,13 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from dsconvert.forms.bands import BandedConvolution, Phase
-from dsconvert.forms.layers import TAPS
 from dsconvert.model.upsampling import upsampled
 
+_PLACES = ((0, 0), (0, 1), (1, 0), (1, 1))
 _FOUR = tuple(
-    Phase(row=row, column=column, step=2, above=1 - row, left=1 - column)
-    for row in (0, 1)
-    for column in (0, 1)
+    Phase(row=row, column=column, step=2, above=1 - row, left=1 - column) for row, column in _PLACES
 )
 _WIDE = 1 << 20
 """Numbers of a dense kernel above which each band would spend its time on the kernel's layout."""
@@ -85,7 +83,8 @@ class SpatialFilter:
 
 def _parts(kernel: Tensor) -> tuple[Tensor, ...]:
     """Return the kernels (O, C, 2, 2) of the four phases of a transposed one (O, C, 4, 4)."""
-    return tuple(kernel[:, :, rows][..., columns] for rows in TAPS for columns in TAPS)
+    # Even output rows see kernel rows 3 and 1, odd ones 2 and 0; columns alike.
+    return tuple(kernel[:, :, 1 - row :: 2, 1 - column :: 2].flip(2, 3) for row, column in _PLACES)
 
 
 def filter_of(conv: Any) -> SpatialFilter | None:

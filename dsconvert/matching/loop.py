@@ -21,6 +21,7 @@ from dsconvert.matching.protocols import Adversary, Reason, Record, Schedule
 from dsconvert.matching.schedule import DistillSchedule
 from dsconvert.matching.statistics import EVERY, LossStatistics
 from dsconvert.model.copying import copy_tensors, tensors_by_name
+from dsconvert.model.gradients import differentiating
 from dsconvert.util.interrupts import Interrupts
 from dsconvert.util.progress import Progress
 
@@ -183,7 +184,7 @@ class Loop:
                 saved = self.seconds
         return reason
 
-    @torch.enable_grad()
+    @differentiating()
     def _step(self) -> None:
         seconds = self.seconds
         blockwise = self._alone = self.schedule.alone(self.steps, seconds)
@@ -217,7 +218,7 @@ class Loop:
             self.objective.solve_readouts()
         self.statistics.count(values)
 
-    @torch.enable_grad()
+    @differentiating()
     def trial_step(self) -> float:
         """Return the mean seconds of a step, by the configured clock; nothing is learnt."""
         took = math.inf
@@ -226,8 +227,7 @@ class Loop:
             self._train_mode()
             target = self.batches.target(TRAINING)
             new = self._clock() - began
-            image, blocks = self.objective.run_student(target)
-            terms = self.objective.terms(target, image, blocks, self.scales)
+            terms = self.objective.terms(target, *self.objective.run_student(target), self.scales)
             weighted_loss(terms, self.config).backward()
             self.optimiser.zero_grad()
             once = self._clock() - began

@@ -60,7 +60,9 @@ class Cost:
 SOUND_LIMIT = 1.2
 """The STFT distance of a vocoder to its original above which a conversion warns. HiFi-GAN V1 of
 LJSpeech is 1.22 from recordings."""
-PolishEnd = Literal["steps", "minutes", "settled", "exact", "interrupted", "diverged"]
+PolishEnd = Literal[
+    "steps", "minutes", "settled", "exact", "interrupted", "diverged", "undifferentiable"
+]
 """Why a polish ended: the steps asked for, the time, the held-out distance no longer fell, nothing
 was left to improve, Ctrl-C or SIGTERM, or the loss was no longer finite."""
 

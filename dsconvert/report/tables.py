@@ -181,6 +181,7 @@ _ENDS: dict[PolishEnd, str] = {
     "exact": "nothing to improve",
     "interrupted": "interrupted, the best so far is kept",
     "diverged": "the loss was not finite, the best so far is kept",
+    "undifferentiable": "the model has no gradients, the fit stays",
 }
 
 

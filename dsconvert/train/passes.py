@@ -22,6 +22,7 @@ from dsconvert.train.losses import blur, fake_loss, generator_loss, real_loss
 from dsconvert.train.recompute import blocks, recomputing
 from dsconvert.train.spectral_norms import normalised_together
 from dsconvert.train.state import TrainState
+from dsconvert.util.autocast import is_mixed
 
 AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -124,8 +125,7 @@ def _backward(state: TrainState, loss: Tensor) -> None:
     would also round the formulas of gradients in float32, such as those of spectral norms.
     """
     kind = loss.device.type
-    mixed = torch.is_autocast_enabled(kind)
-    with torch.autocast(kind, enabled=False) if mixed else nullcontext():
+    with torch.autocast(kind, enabled=False) if is_mixed(kind) else nullcontext():
         state.scaler.scale(loss).backward()
 
 

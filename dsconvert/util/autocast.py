@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 
 
+def is_mixed(kind: str) -> bool:
+    """Return whether autocast is on for a type of device; some have none."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def mixed_type(x: Tensor) -> torch.dtype | None:
     """Return the type that autocast now chooses on the device of ``x``; None: it is off."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return torch.get_autocast_dtype(kind) if is_mixed(kind) else None
 
 
 def in_mixed_type(x: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:

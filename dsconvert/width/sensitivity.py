@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsconvert.model.gradients import differentiating
 from dsconvert.model.inputs import tensors_of
 
 
@@ -52,7 +53,7 @@ def sensitivities(
         handles.append(layer.register_forward_hook(record(name, layer)))
     spread, images = 0.0, []
     try:
-        with torch.random.fork_rng(), torch.enable_grad():
+        with torch.random.fork_rng(), differentiating():
             torch.manual_seed(seed)
             for batch in batches:
                 outputs = [t for t in tensors_of(model(*batch)) if t.is_floating_point()]

@@ -23,7 +23,7 @@ from dsconvert.core.polish_schedule import (
     steps_before_fall,
     total_after,
 )
-from dsconvert.errors import MissingExtraError, PolishError, UsageError
+from dsconvert.errors import MissingExtraError, NoGradientsError, PolishError, UsageError
 from dsconvert.records import Conversion, PolishForecast
 from dsconvert.report.jsonable import conversion_dict
 from dsconvert.report.tables import conversion_report
@@ -394,3 +394,21 @@ def test_a_narrower_model_is_polished_through_read_outs(teacher) -> None:
     made = apply(teacher, decided, inputs=latents, calibrate=16, polish_steps=30)
     assert any(w.kept < w.channels for w in made.plan.widths)
     assert made.polish.distance_after < 0.95 * made.polish.distance_before
+
+
+@pytest.mark.parametrize("name", ["writes out", "adds in place"])
+def test_a_model_without_gradients_is_fitted_and_says_so(name: str) -> None:
+    model, _ = awkward.made(name)
+
+    def pictures(n: int, generator: torch.Generator) -> tuple[torch.Tensor]:
+        return (torch.randn(n, 3, 8, 8, generator=generator),)
+
+    fitted = apply(model, plan(model, rank=2, inputs=pictures), inputs=pictures, calibrate=8)
+    made = polish(analyse(model, inputs=pictures), fitted, PolishOptions(steps=2))
+    assert made.model is fitted.model
+    assert any("gradients can't be computed" in n for n in made.notes)
+    text = "\n".join(line for line in conversion_report(made) if isinstance(line, str))
+    assert "the model has no gradients, the fit stays" in text
+    with pytest.raises(NoGradientsError, match="--width"):
+        plan(model, preset="none", width="auto", inputs=pictures)
+    convert(model, inputs=pictures, calibrate=8, polish_steps=2)  # widths by default, none here

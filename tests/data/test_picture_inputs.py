@@ -108,6 +108,8 @@ def test_the_polish_judges_by_held_out_inputs() -> None:
             return (torch.full((n, 3, 8, 8), 2.0),)
 
     class Objective:
+        student = torch.nn.Identity()
+
         def run_teacher(self, placed: tuple, seed: int, *, maps: bool) -> float:
             return float(placed[0].mean())
 
