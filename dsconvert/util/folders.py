@@ -140,5 +140,6 @@ def whole_folder(
         if old.is_dir() and not real.exists():  # interrupted between the two renames
             with suppress(OSError):
                 old.rename(real)
-        for rest in (part, old):
-            shutil.rmtree(rest, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
+        if real.exists():  # else the former content has no other copy
+            shutil.rmtree(old, ignore_errors=True)
