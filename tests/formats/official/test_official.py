@@ -153,7 +153,7 @@ def test_narrower_files(tmp_path: Path, classes: int, cfg: str) -> None:
     model = small_generator(classes=classes, cfg=cfg, ngf=8)
     snap = new_snapshot(model)
     result = convert_file(snap, preset="balanced", width=0.5, init="svd", calibrate=8)
-    assert len(result.main[1].kept) >= 6
+    assert len(result.main[1].kept) >= 5  # every free map but the first
     file = tmp_path / "narrower.pkl"
     save_snapshot(snap, result.models, file)
     z, c = torch.randn(2, 8), torch.eye(max(classes, 2))[:2, :classes]
