@@ -1,4 +1,4 @@
-"""Arguments of a module's call in the order of its ``forward``: ``conv(input=x)`` is ``conv(x)``."""
+"""The arguments of a module's call in the order of its ``forward``: of ``conv(input=x)``, too."""
 
 from __future__ import annotations
 

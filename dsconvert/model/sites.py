@@ -13,8 +13,8 @@ from typing import Any
 from torch import fx, nn
 
 from dsconvert.model import one_dimensional as row
-from dsconvert.model.graph import ConvTypes, TracedGraph, trace_graph
 from dsconvert.model.call_arguments import by_position
+from dsconvert.model.graph import ConvTypes, TracedGraph, trace_graph
 from dsconvert.model.inputs import as_args
 from dsconvert.model.model_types import check_leaves
 from dsconvert.model.norms import norm_kind

@@ -162,13 +162,15 @@ def _try(row: Mapping[str, Any]) -> Try:
         for name in ("psnr_interval", "ratio_interval"):
             facts[name] = None if facts[name] is None else tuple(map(float, facts[name]))
         _check_numbers(v for name, v in facts.items() if not name.endswith("_interval"))
-        return Quality(**facts | {"psnr": float(facts["psnr"])})
+        facts["psnr"] = float(facts["psnr"])
+        return Quality(**facts)
 
     def polish(found: Mapping[str, Any] | None) -> Polish | None:
         if found is None:
             return None
-        _check_numbers(v for name, v in found.items() if name != "ended")
-        return Polish(**found | {"ended": str(found["ended"])})
+        facts: dict[str, Any] = {**found, "ended": str(found["ended"])}
+        _check_numbers(v for name, v in facts.items() if name != "ended")
+        return Polish(**facts)
 
     return Try(
         name=str(row["name"]),

@@ -253,7 +253,7 @@ NOISES: dict[str, Callable[[Any, Tensor], Tensor]] = {
 class NamedGate(nn.Module):
     """A gate whose ``forward`` has an argument that it does not need."""
 
-    def forward(self, halves: Tensor, x: Any = None) -> Tensor:  # noqa: ARG002
+    def forward(self, halves: Tensor, x: Any = None) -> Tensor:
         return F.glu(halves, 1)
 
 

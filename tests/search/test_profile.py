@@ -156,7 +156,13 @@ def test_two_runs_at_once_lose_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"\xff\xfe", b"{", b"[]", b"{}", b"null", b'{"header": {}, "times": 3, "settled": []}',
+        b"",
+        b"\xff\xfe",
+        b"{",
+        b"[]",
+        b"{}",
+        b"null",
+        b'{"header": {}, "times": 3, "settled": []}',
         b"[" * 100_000,
     ],
 )
