@@ -15,8 +15,10 @@ from dsconvert.bench.records import Operation
 from dsconvert.config.measure import Settings
 from dsconvert.errors import DsconvertError, MeasureError
 from dsconvert.model.copying import isolated_copy
+from dsconvert.model.editing import trainable
 from dsconvert.model.inputs import Inputs, as_args
 from dsconvert.model.observe import undisturbed
+from dsconvert.model.precision import WORKING, widen
 from dsconvert.util.memory_format import in_channels_last
 
 
@@ -96,8 +98,9 @@ class LocalSubject:
         self.params = sum(p.numel() for p in model.parameters())
         dtype = weight_type(settings)
         model = model.to(settings.device)
-        # Only floating-point tensors are converted, not the indices of an embedding.
-        model = model.to(dtype) if dtype != torch.float32 else model
+        # Only floating-point tensors are converted, not the indices of an embedding, and for
+        # float32 no complex numbers.
+        model = widen(model) if dtype == WORKING else model.to(dtype)
         if settings.channels_last:
             model = in_channels_last(model)
         self._model = model
@@ -124,8 +127,7 @@ class LocalSubject:
         if self._training != training:
             self._training = training
             self._model.train(training)
-            for parameter in self._model.parameters():
-                parameter.requires_grad_(training and parameter.is_floating_point())
+            trainable(self._model, training)
 
     def _forward(self, batch: int) -> Any:
         args = self._args(batch)

@@ -42,7 +42,8 @@ def measured(file: GeneratorFile, bars: Bars) -> Sensitivity:
     found = layer_trials(
         analyse(file.generator, inputs=inputs, adapter=file.adapter),
         picture=file.picture,
-        features=lite_features(torch.device("cpu")),
+        # The network of the features has learned from pictures.
+        features=None if file.sounds() is not None else lite_features(torch.device("cpu")),
         progress=bars,
     )
     if not found.layers:

@@ -8,6 +8,7 @@ from torch import nn
 from dsconvert.model.copying import owned_copy
 from dsconvert.model.editing import carry_hooks, replace
 from dsconvert.model.norms import norm_kind, other_hooks
+from dsconvert.model.observe import undisturbed
 from dsconvert.model.one_dimensional import Conv1dTypes, ConvTypes, as_1d, as_2d
 from dsconvert.model.sites import own_forward
 from dsconvert.model.wrappers import unwrapped
@@ -43,8 +44,8 @@ def merge(model: nn.Module) -> nn.Module:
     Those of the rule ``low-pw-dw`` stay as they are: after a fit no convolution of the doubled
     map equals them. A converted bare convolution gives a bare convolution.
     """
-    result = owned_copy(unwrapped(model))
-    with torch.no_grad():
+    with undisturbed(), torch.no_grad():
+        result = owned_copy(unwrapped(model))
         for _, module in list(result.named_modules()):
             if (dense := merged_module(module)) is not None:
                 carry_hooks(module, dense)

@@ -75,6 +75,8 @@ class ImageFolder:
             raise OutputError(
                 f"{self.path / RECORD} can't be read ({error}); name a new folder."
             ) from None
+        if not isinstance(found, dict):
+            raise OutputError(f"{self.path / RECORD} is damaged; name a new folder.")
         now = json.loads(json.dumps(self._made_by))
         if overwrite or found == now:
             return

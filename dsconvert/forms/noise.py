@@ -14,6 +14,7 @@ from dsconvert.forms.layers import AddNoise
 from dsconvert.forms.nodes import module_of, replace_node, sized
 from dsconvert.model.model_types import Types
 from dsconvert.model.observe import evaluating
+from dsconvert.model.plain_layers import computes_as
 
 NOISE_INPUT = "noise"
 DRAWS = (
@@ -63,7 +64,8 @@ def take_noise_out(
     found: list[tuple[fx.Node, Plane]] = []
     for node in graph.nodes:
         kind = module_of(module, node)
-        if kind is None or not isinstance(kind, types):
+        # One with its own forward, or with a plane that it is given, stays as it is.
+        if kind is None or not computes_as(kind, *types) or len(node.all_input_nodes) != 1:
             continue
         shape = sized(node)
         weight = getattr(kind, "weight", None)

@@ -87,6 +87,10 @@ def find_chains(
     def alone(node: Any) -> bool:
         return isinstance(node, fx.Node) and len(node.users) == 1
 
+    def of_map_alone(node: fx.Node) -> bool:
+        # The model's own forward calls what replaces the module, with the names of its arguments.
+        return len(node.args) == 1 and not node.kwargs
+
     found: list[Chain] = []
     for node in graph.nodes:
         norm: Any = module(node)
@@ -94,14 +98,17 @@ def find_chains(
         kinds = (nn.BatchNorm2d,) if plain else own
         if not _takes_part(norm, *kinds) or not isinstance(getattr(norm, "momentum", None), float):
             continue
-        if calls[str(node.target)] != 1 or not alone(node) or not node.args:
+        if calls[str(node.target)] != 1 or not alone(node) or not node.args or node.kwargs:
             continue
         gate: fx.Node = next(iter(node.users))
         gate_module = module(gate)
         if gate_module is None or not is_gate(gate_module) or _hooked(gate_module):
             continue
+        if not of_map_alone(gate):
+            continue
         before: Any = node.args[0]
-        noise = before if _takes_part(module(before), *noises) and alone(before) else None
+        added = _takes_part(module(before), *noises) and alone(before) and of_map_alone(before)
+        noise = before if added else None
         site: Any = noise.args[0] if noise is not None else before
         conv: Any = module(site)
         owned = _takes_part(conv, *ConvTypes) and alone(site)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from dsconvert.kernels import use
 from dsconvert.kernels.geometry import Geometry, Tile, power_of_two, tiles_of
 from dsconvert.util.cache import cache_folder
 from dsconvert.util.files import whole_file
+from dsconvert.util.foreign_text import from_json
 
 Value = TypeVar("Value")
 RUNS = 5
@@ -44,8 +45,10 @@ class Choices:
         self._path = path
         self._known: dict[str, int] = {}
         with contextlib.suppress(OSError, ValueError):
-            found: Any = json.loads(path.read_text(encoding="utf-8")) if path else {}
-            self._known = {str(k): int(v) for k, v in found.items()}
+            found: Any = from_json(path.read_text(encoding="utf-8")) if path else {}
+            if isinstance(found, dict):  # of another form it is damaged
+                known = cast("dict[str, Any]", found).items()
+                self._known = {k: v for k, v in known if type(v) is int and v >= EAGER}
 
     def get(self, key: str) -> int | None:
         """Return the candidate chosen for an operation; None: not measured."""

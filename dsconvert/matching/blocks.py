@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dsconvert.model.call_arguments import in_order
 from dsconvert.model.graph import convolutional
 from dsconvert.model.one_dimensional import is_1d, map_as_2d
 
@@ -60,7 +61,7 @@ class BlockRecorder:
         handles: list[Any] = []
         for name in self.names:
             module = self.model.get_submodule(name)
-            handles.append(module.register_forward_pre_hook(self._before(name)))
+            handles.append(module.register_forward_pre_hook(self._before(name), with_kwargs=True))
             handles.append(module.register_forward_hook(self._after(name)))
         try:
             yield
@@ -68,10 +69,11 @@ class BlockRecorder:
             for handle in handles:
                 handle.remove()
 
-    def _before(self, name: str) -> Callable[[nn.Module, Args], Args | None]:
-        def hook(_module: nn.Module, args: Args) -> Args | None:
+    def _before(self, name: str) -> Callable[[nn.Module, Args, Any], tuple[Args, Any] | None]:
+        def hook(module: nn.Module, args: Args, named: Any) -> tuple[Args, Any] | None:
+            args, named = in_order(module, args, named)
             if self.replace is not None and name in self.replace:
-                return self.replace[name]
+                return self.replace[name], named
             self.inputs[name] = args
             return None
 

@@ -1,4 +1,4 @@
-"""Replace modules in a copy of a model."""
+"""Change a copy of a model: its modules, and which of its parameters learn."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ def copied(model: nn.Module, replaced: frozenset[str] = frozenset()) -> nn.Modul
             for tensor in (*module.parameters(), *module.buffers()):
                 memo[id(tensor)] = tensor
     return owned_copy(model, memo)
+
+
+def trainable(model: nn.Module, wanted: bool) -> None:
+    """Let the parameters of ``model`` have gradients, or none; integers have none."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(wanted and parameter.is_floating_point())
 
 
 def carry_hooks(old: nn.Module, new: nn.Module) -> None:

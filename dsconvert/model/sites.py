@@ -13,6 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from dsconvert.model import one_dimensional as row
+from dsconvert.model.call_arguments import by_position
 from dsconvert.model.graph import ConvTypes, TracedGraph, trace_graph
 from dsconvert.model.inputs import as_args
 from dsconvert.model.model_types import check_leaves
@@ -256,6 +257,7 @@ def find_sites(
         model, examples=examples, leaf_types=leaf_types, leaf_names=frozenset(leaves)
     )
     graph, opaque = traced.graph, traced.opaque
+    by_position(graph, model)
     around = _Surroundings(model, graph, noise_types, norm_types)
     locked = _locked(model, graph, observed, leaf_types)
     convolutions = tuple(

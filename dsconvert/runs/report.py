@@ -239,9 +239,10 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, f
 
 def _layers(layers: Any) -> LayerTable | None:
     """Lay out rows of :func:`dsconvert.report.jsonable.layer_rows`."""
-    if not isinstance(layers, list) or not layers:
+    given = cast("list[Any]", layers) if isinstance(layers, list) else []
+    if not given or not all(isinstance(row, dict) for row in given):
         return None
-    table = cast("list[dict[str, Any]]", layers)
+    table = cast("list[dict[str, Any]]", given)
     quantities = {"params": "parameters", "macs": "MACs"}
     # Where nothing was converted, "before" and "after" would be the same column twice.
     changed = any(r.get(f"{q}_before") != r.get(f"{q}_after") for r in table for q in quantities)

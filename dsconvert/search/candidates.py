@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dsconvert.core.rewrite import kernel_of
 from dsconvert.fit import Sample
-from dsconvert.model.editing import copied
+from dsconvert.model.call_arguments import in_order
+from dsconvert.model.copying import isolated_copy
 from dsconvert.model.graph import ConvTypes
 from dsconvert.model.norms import fold, norm_kind
 from dsconvert.model.observe import evaluating
@@ -118,7 +119,7 @@ class Candidates:
         return self.again(made)
 
     def _original_module(self) -> nn.Module:
-        return _with_upsample(self.site, _flat(copied(self._conv)))
+        return _with_upsample(self.site, _flat(isolated_copy(self._conv)))
 
     def _dense(self, *, again: bool = False) -> Candidate:
         module = _with_upsample(self.site, _folded(self._conv))
@@ -162,7 +163,7 @@ def _with_upsample(site: Site, module: nn.Module) -> nn.Module:
 
 
 def _folded(conv: nn.Module) -> nn.Module:
-    dense = copied(conv)
+    dense = isolated_copy(conv)
     if norm_kind(dense) != "none":
         fold(dense)
     return _flat(dense)
@@ -191,7 +192,8 @@ def samples(
     modules = dict(model.named_modules())
 
     def take(name: str, side: int, step: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            args, _ = in_order(module, args, named)
             if args and isinstance(args[0], Tensor) and len(inputs[name]) < len(batches):
                 x = map_as_2d(args[0])
                 top, left = ((n - min(n, side)) // (2 * step) * step for n in x.shape[-2:])
@@ -204,7 +206,8 @@ def samples(
     handles = [
         modules[s.upsample or s.name].register_forward_pre_hook(
             # A crop of a doubled map is a doubled map if it begins at an even position.
-            take(s.name, _CROP // 2 if s.upsample else _CROP, 2 if s.doubled else 1)
+            take(s.name, _CROP // 2 if s.upsample else _CROP, 2 if s.doubled else 1),
+            with_kwargs=True,
         )
         for s in sites
     ]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dsconvert.core.analysis import Analysis
+from dsconvert.model.call_arguments import in_order
 from dsconvert.search.trial_rig import LayerTrials, Rig, Trial
 from dsconvert.util.progress import Progress
 from dsconvert.width.absorb import predicting, second_moments
@@ -20,14 +21,17 @@ def moments(model: nn.Module, names: Sequence[str], batches: Sequence[Any]) -> d
     """Return the second moments of the channels that each consumer reads."""
     found: dict[str, Tensor] = {}
 
-    def record(name: str) -> Callable[[nn.Module, Any], None]:
-        def hook(module: nn.Module, args: Any) -> None:
+    def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, named: Any) -> None:
+            args, _ = in_order(module, args, named)
             own = second_moments([args[0]], linear=isinstance(module, nn.Linear))
             found[name] = found.get(name, 0) + own
 
         return hook
 
-    handles = [model.get_submodule(n).register_forward_pre_hook(record(n)) for n in names]
+    handles = [
+        model.get_submodule(n).register_forward_pre_hook(record(n), with_kwargs=True) for n in names
+    ]
     try:
         for batch in batches:
             model(*batch)

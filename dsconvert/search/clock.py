@@ -16,6 +16,7 @@ from torch import nn
 
 from dsconvert.bench import LocalSubject, Operation, compare
 from dsconvert.bench.machine import running, seconds_of, threads, weight_type
+from dsconvert.model.editing import trainable
 from dsconvert.model.inputs import Inputs
 from dsconvert.search.records import Probe
 from dsconvert.util.memory_format import in_channels_last
@@ -70,7 +71,7 @@ class MachineClock:
         s, train = probe.settings, metric == "train-time"
         kind = weight_type(s)
         module = copy.deepcopy(module).to(s.device, kind).train(train)
-        module.requires_grad_(train)
+        trainable(module, train)
         x = torch.randn(shape, device=s.device, dtype=kind)
         if probe.channels_last:
             module = in_channels_last(module)

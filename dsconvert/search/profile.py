@@ -21,6 +21,7 @@ from dsconvert.search.consistency import TRIES, disagree, middle, noisy
 from dsconvert.search.records import Reading
 from dsconvert.util.cache import cache_folder
 from dsconvert.util.files import whole_file
+from dsconvert.util.foreign_text import from_json
 
 FORMAT = 2
 _HEADER = (
@@ -76,7 +77,7 @@ class Profile:
             defect, or no file).
         """
         try:
-            data = json.loads(self.path.read_text(encoding="utf-8"))
+            data = from_json(self.path.read_text(encoding="utf-8"))
             header, stored, settled = data["header"], dict(data["times"]), set(data["settled"])
         except FileNotFoundError:
             return {}, set(), None
@@ -171,7 +172,7 @@ def _reading(stored: Any) -> Reading | None:
     """Return a stored time as a reading, or None if it is invalid."""
     try:
         value, low, high = (float(x) for x in stored)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     if not (isfinite(high) and 0 < low <= value <= high):
         return None

@@ -20,6 +20,7 @@ from dsconvert.core.conversion import apply_to
 from dsconvert.core.polish import apply_and_polish
 from dsconvert.core.polish_options import PolishOptions
 from dsconvert.errors import PolishError
+from dsconvert.model.copying import copy_tensors, tensors_by_name
 from dsconvert.records import Conversion
 from dsconvert.search.promise_candidates import Work, in_order
 from dsconvert.search.quality_targets import worst
@@ -159,8 +160,8 @@ class PromiseSearch:
             kept=kept,
         )  # fmt: skip
         try:
-            made.model.load_state_dict(state)
-        except (RuntimeError, TypeError):
+            copy_tensors(state, made.model)
+        except ValueError:
             return None
         note = f"fitted by an earlier run, in {one.seconds:.0f} s"
         return dataclasses.replace(
@@ -191,6 +192,6 @@ class PromiseSearch:
         one.seconds = sum(made.seconds.values())
         # A quality that was stored without its weights belongs to another polish.
         one.quality = one.promised = None
-        self._store.keep(one, made.model.state_dict())
+        self._store.keep(one, tensors_by_name(made.model))
         self._store.save(self._tries)
         return made

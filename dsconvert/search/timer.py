@@ -12,6 +12,7 @@ from torch import nn
 
 from dsconvert.bench.machine import running, weight_type
 from dsconvert.bench.memory import kept_for_backward
+from dsconvert.model.editing import trainable
 from dsconvert.records import Site
 from dsconvert.search.clock import Clock
 from dsconvert.search.profile import Profile
@@ -69,7 +70,8 @@ class Timer:
     def _kept(self, module: nn.Module, site: Site) -> float:
         s = self.probe.settings
         kind = weight_type(s)
-        module = copy.deepcopy(module).to(s.device, kind).train().requires_grad_(True)
+        module = copy.deepcopy(module).to(s.device, kind).train()
+        trainable(module, True)
         shape = (self.probe.train_batch, *_input_shape(site))
         x = torch.randn(shape, device=s.device, dtype=kind, requires_grad=True)
 

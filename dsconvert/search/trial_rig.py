@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import image_tensor
+from dsconvert.model.call_arguments import in_order
+from dsconvert.model.one_dimensional import map_as_2d
 from dsconvert.records import Site
 from dsconvert.rules import Rule
 
@@ -108,13 +110,19 @@ class Rig:
         handles: list[Any] = []
         if rule.absorbs_upsample and site.upsample is not None:
             up = self.model.get_submodule(site.upsample)
-            handles.append(up.register_forward_pre_hook(lambda _m, a: before.append(a[0])))
 
-        def replaced(_module: nn.Module, args: Any, _out: Tensor) -> Tensor:
-            made: Tensor = module(before.pop() if before else args[0])
-            return made if shift is None else made + shift[:, None, None]
+            def kept(up: nn.Module, args: Any, named: Any) -> None:
+                before.append(in_order(up, args, named)[0][0])
 
-        handles.append(conv.register_forward_hook(replaced))
+            handles.append(up.register_forward_pre_hook(kept, with_kwargs=True))
+
+        def replaced(conv: nn.Module, args: Any, named: Any, out: Tensor) -> Tensor:
+            given = before.pop() if before else in_order(conv, args, named)[0][0]
+            made: Tensor = module(map_as_2d(given))
+            made = made if shift is None else made + shift[:, None, None]
+            return made.reshape(out.shape)  # also that of one dimension
+
+        handles.append(conv.register_forward_hook(replaced, with_kwargs=True))
         try:
             yield
         finally:

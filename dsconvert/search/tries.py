@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +25,13 @@ from dsconvert.report.jsonable import finite
 from dsconvert.search.verify import Figure, Figures
 from dsconvert.util.cache import cache_folder
 from dsconvert.util.files import whole_file
+from dsconvert.util.foreign_text import from_json
 from dsconvert.util.version import VERSION
 
 FORMAT = 1
 _BLOCK = 1 << 20
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, PlanError)
+"""Errors where the content of ``tries.json`` is not what :meth:`TryStore.save` writes."""
 
 
 @dataclass(kw_only=True)
@@ -88,11 +91,11 @@ class TryStore:
     def load(self) -> list[Try]:
         """Return the stored tries; none where there are none that can be read."""
         try:
-            data: Any = json.loads((self.folder / "tries.json").read_text(encoding="utf-8"))
+            data: Any = from_json((self.folder / "tries.json").read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
                 return []
             return [_try(row) for row in data["tries"]]
-        except (OSError, ValueError, KeyError, TypeError, PlanError):
+        except (OSError, *_DAMAGED):
             return []
 
     def save(self, tries: list[Try]) -> None:
@@ -110,7 +113,9 @@ class TryStore:
             found: Any = torch.load(self._file(one), map_location="cpu", weights_only=True)
         except Exception:  # a broken file may raise anything; the try is then made again
             return None
-        return found if isinstance(found, dict) else None
+        if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+            return None
+        return found
 
     def keep(self, one: Try, state: Mapping[str, Tensor]) -> None:
         """Store the weights of a try."""
@@ -155,8 +160,17 @@ def _try(row: Mapping[str, Any]) -> Try:
             return None
         facts: dict[str, Any] = dict(found)
         for name in ("psnr_interval", "ratio_interval"):
-            facts[name] = None if facts[name] is None else tuple(facts[name])
+            facts[name] = None if facts[name] is None else tuple(map(float, facts[name]))
+        _check_numbers(v for name, v in facts.items() if not name.endswith("_interval"))
+        facts["psnr"] = float(facts["psnr"])
         return Quality(**facts)
+
+    def polish(found: Mapping[str, Any] | None) -> Polish | None:
+        if found is None:
+            return None
+        facts: dict[str, Any] = {**found, "ended": str(found["ended"])}
+        _check_numbers(v for name, v in facts.items() if name != "ended")
+        return Polish(**facts)
 
     return Try(
         name=str(row["name"]),
@@ -166,8 +180,19 @@ def _try(row: Mapping[str, Any]) -> Try:
         figures=figures(row["figures"]),
         quality=quality(row["quality"]),
         promised=quality(row["promised"]),
-        kept={k: tuple(v) for k, v in row["kept"].items()},
-        psnr=row["psnr"],
-        polish=None if row["polish"] is None else Polish(**row["polish"]),
+        kept={k: tuple(map(int, v)) for k, v in row["kept"].items()},
+        psnr=None if row["psnr"] is None else float(row["psnr"]),
+        polish=polish(row["polish"]),
         seconds=float(row["seconds"]),
     )
+
+
+def _check_numbers(values: Iterable[Any]) -> None:
+    """Check that each value is a number or None.
+
+    Raises:
+        TypeError: one is not.
+    """
+    for value in values:
+        if value is not None and type(value) not in (int, float):
+            raise TypeError(f"{value!r} is no number")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ from torch import nn
 
 from dsconvert.config.train import TrainConfig
 from dsconvert.data.images import ImageSet
-from dsconvert.errors import OutputError, TrainingError
+from dsconvert.errors import OutputError
 from dsconvert.formats.official import new_snapshot, save_snapshot
 from dsconvert.projected.discriminator import ProjectedDiscriminator
 from dsconvert.runs.folder import RunFolder, new_run_path
-from dsconvert.runs.lock import locked
+from dsconvert.train.alone import alone_in
 from dsconvert.train.data_record import data_record
 from dsconvert.train.loop import TrainResult, train
 from dsconvert.train.run_report import write_layer_costs, write_run_report
@@ -79,27 +78,6 @@ def new_folder(out: str | Path, name: str | None, default: str, procs: Processes
     return RunFolder(shared)
 
 
-@contextmanager
-def alone_in(folder: RunFolder, procs: Processes) -> Generator[None, None, None]:
-    """Hold the lock of a run's folder in the first process, for all processes of the training.
-
-    Raises:
-        TrainingError: another training holds it. Every process raises.
-        OutputError: the disk can't take the lock's file. Every process raises.
-    """
-    with ExitStack() as stack:
-        refused: TrainingError | OutputError | None = None
-        if procs.rank == 0:
-            try:
-                stack.enter_context(locked(folder.path))
-            except (TrainingError, OutputError) as error:
-                refused = error
-        refused = procs.share(refused)
-        if refused is not None:
-            raise refused
-        yield
-
-
 def begin_run(
     job: TrainingJob,
     *,
@@ -160,7 +138,7 @@ def run_job(
     progress: Progress | None,
     report: Report | None,
 ) -> RunResult:
-    """Train, then write the report.
+    """Train, then write the report; the caller holds the folder's lock.
 
     Args:
         job: of the run.
@@ -181,6 +159,7 @@ def run_job(
         ema=job.ema,
         save=official_saver(job.images, mirror=job.config.mirror),
         resume=resume,
+        lock=False,
         procs=job.procs,
         progress=progress,
         report=report,

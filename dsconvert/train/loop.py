@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from dsconvert.data.stream import ImageStream
 from dsconvert.errors import TrainingError, UsageError
 from dsconvert.runs.folder import RunFolder
 from dsconvert.runs.stats import StatsWriter
+from dsconvert.train.alone import alone_in
 from dsconvert.train.checkpointing import restore_state, save_state
 from dsconvert.train.evaluator import FDLite0Evaluator, check_evaluation
 from dsconvert.train.low_memory import needs_less
@@ -61,6 +63,7 @@ def train(
     ema: nn.Module | None = None,
     save: Save | None = None,
     resume: bool = False,
+    lock: bool = True,
     procs: Processes | None = None,
     progress: Progress | None = None,
     report: Report | None = None,
@@ -92,13 +95,14 @@ def train(
         save: ``save(state, path)`` writes a snapshot of ``state.ema``, ``.generator`` and
             ``.discriminator``; None: the run writes checkpoints but no snapshots.
         resume: continue from the newest checkpoint in ``out`` that can be read.
+        lock: hold the lock of ``out``, so that no other process trains there; False: it is held.
         procs: the processes that train together; None: those of the launcher.
         progress: called after each step; the unit of the stage "training" is images.
         report: called with each line of statistics.
 
     Raises:
-        TrainingError: the loss is no longer finite, the device's memory is full, or there is no
-            checkpoint that can be resumed with these settings.
+        TrainingError: the loss is no longer finite, the device's memory is full, another process
+            trains in ``out``, or no checkpoint there can be resumed with these settings.
         DataError: a hundred images in a row can't be read.
         UsageError: the batch is not a multiple of its parts, CUDA graphs are asked for where they
             can't be, or ``out`` holds a run already.
@@ -116,8 +120,7 @@ def train(
         save=save,
     )
     parts_of(config, procs.world)
-    reason = why_no_graph(config, procs)
-    if config.cuda_graph == "on" and reason is not None:
+    if config.cuda_graph == "on" and (reason := why_no_graph(config, procs)) is not None:
         raise UsageError(
             f"the steps can't be CUDA graphs: {reason}. Leave cuda_graph at auto, or change that."
         )
@@ -127,8 +130,16 @@ def train(
         torch.backends.cudnn.benchmark = not config.deterministic
         rounded = config.precision == "tf32"
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = rounded
+    folder = outputs.folder
+    distilled = RunFolder.of_distillation(folder.path)
+    if not resume and (folder.checkpoints() or distilled.checkpoints()):
+        raise UsageError(
+            f"{folder.path} holds a run already: continue it (resume), or name another folder."
+        )
+    check_evaluation(config, data)
     loop = _Loop(outputs=outputs, progress=progress)
-    return loop.run(generator, discriminator, ema, resume=resume, report=report)
+    with alone_in(folder, procs) if lock else nullcontext():
+        return loop.run(generator, discriminator, ema, resume=resume, report=report)
 
 
 @dataclass(kw_only=True)
@@ -158,12 +169,6 @@ class _Loop:
     ) -> TrainResult:
         out = self.outputs
         config, data, procs, folder = out.config, out.data, out.procs, out.folder
-        distilled = RunFolder.of_distillation(folder.path)
-        if not resume and (folder.checkpoints() or distilled.checkpoints()):
-            raise UsageError(
-                f"{folder.path} holds a run already: continue it (resume), or name another folder."
-            )
-        check_evaluation(config, data)
         procs.wait()  # no process may write before all have looked
         folder.make()
         state = new_state(generator, discriminator, config, procs.device, ema=ema)

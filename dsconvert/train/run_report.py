@@ -6,7 +6,6 @@ The run itself writes statistics and grids. This module adds ``layers.json`` whe
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,7 +24,7 @@ from dsconvert.data.pictures import save_picture, side_by_side
 from dsconvert.data.stream import to_range
 from dsconvert.records import Cost
 from dsconvert.report.jsonable import finite, layer_rows
-from dsconvert.runs.folder import RunFolder, write_json
+from dsconvert.runs.folder import RunFolder, read_json, write_json
 from dsconvert.runs.report import write_report
 from dsconvert.runs.stats import read_stats
 from dsconvert.train.loop import TrainResult
@@ -138,8 +137,9 @@ def _results(folder: RunFolder, result: TrainResult) -> dict[str, Any]:
         found["lowest FD-lite0"] = result.best
     if result.unreadable:
         found["images left out"] = len(result.unreadable)
-    if folder.layers.is_file():  # an older version wrote none
-        total = json.loads(folder.layers.read_text(encoding="utf-8"))[-1]
+    rows = read_json(folder.layers)  # an older version wrote none
+    total = rows[-1] if isinstance(rows, list) and rows else None
+    if isinstance(total, dict) and {"params_after", "macs_before", "macs_after"} <= total.keys():
         found["parameters"] = total["params_after"]
         if total["macs_after"]:
             found["MACs"] = total["macs_after"]

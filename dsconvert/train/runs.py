@@ -18,6 +18,7 @@ from dsconvert.formats.official import load_snapshot
 from dsconvert.projected.discriminator import ProjectedDiscriminator
 from dsconvert.projected.lite0 import Weights
 from dsconvert.runs.folder import RunFolder
+from dsconvert.train.alone import alone_in
 from dsconvert.train.checkpointing import check_settings
 from dsconvert.train.data_record import reopen
 from dsconvert.train.ema import same_structure
@@ -25,7 +26,6 @@ from dsconvert.train.evaluator import check_evaluation
 from dsconvert.train.launch import (
     RunResult,
     TrainingJob,
-    alone_in,
     begin_run,
     new_folder,
     run_job,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsconvert.fit.activation_stream import LayerCall
+from dsconvert.model.call_arguments import in_order
 from dsconvert.model.one_dimensional import TransposedTypes
 from dsconvert.width.groups import ChannelGroups, Kept
 
@@ -71,7 +72,7 @@ def predicting(
             rows = second[name][staying]
             matrix = least_squares(rows[:, staying], rows)
             hook = _predicting(matrix, staying, linear=isinstance(layer, nn.Linear))
-            handles.append(layer.register_forward_pre_hook(hook))
+            handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         yield
     finally:
         for handle in handles:
@@ -81,12 +82,11 @@ def predicting(
 def _predicting(matrix: Tensor, staying: Tensor, *, linear: bool) -> Any:
     """Return a hook that replaces the removed channels of an input by their prediction."""
 
-    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x: Tensor = args[0]
+    def hook(module: nn.Module, args: Any, named: Any) -> tuple[Any, Any]:
+        (x, *others), named = in_order(module, args, named)
         way, kept = matrix.to(x), staying.to(x.device)
-        if linear:
-            return (x[..., kept] @ way, *args[1:])
-        return (torch.einsum("nk...,kc->nc...", x[:, kept], way), *args[1:])
+        made = x[..., kept] @ way if linear else torch.einsum("nk...,kc->nc...", x[:, kept], way)
+        return (made, *others), named
 
     return hook
 

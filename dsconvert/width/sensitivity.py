@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsconvert.model.editing import trainable
 from dsconvert.model.gradients import differentiating
 from dsconvert.model.inputs import tensors_of
 
@@ -49,7 +50,7 @@ def sensitivities(
 
     for name in names:
         layer = model.get_submodule(name)
-        layer.requires_grad_(True)
+        trainable(layer, True)
         handles.append(layer.register_forward_hook(record(name, layer)))
     spread, images = 0.0, []
     try:

@@ -105,6 +105,15 @@ def test_a_step_reaches_every_parameter_and_leaves_no_gradient() -> None:
     assert all(p.grad is None for p in subject._model.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_of_another_type_runs_in_that_of_the_settings(dtype: torch.dtype) -> None:
+    model = small().to(dtype)
+    subject = LocalSubject("m", model, pixels, ONE_THREAD)
+    assert subject._forward(1).dtype == torch.float32
+    assert subject.seconds(STEP) > 0
+    assert next(model.parameters()).dtype == dtype
+
+
 def test_amp_runs_in_a_narrow_type_with_wide_weights() -> None:
     subject = LocalSubject("m", small(), pixels, Settings(device="cpu", dtype="amp", threads=1))
     assert {p.dtype for p in subject._model.parameters()} == {torch.float32}

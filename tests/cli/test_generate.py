@@ -98,6 +98,9 @@ def test_a_folder_of_something_else_is_left_alone(plain: str, tmp_path: Path, ca
     ends = ("name a new folder.", "is a file, not a folder; name another.", "make it first.")
     assert all(line.endswith(end) for line, end in zip(said, ends, strict=True)), said
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+    (tmp_path / ".dsconvert-images.json").write_text("[1]")
+    assert main(["generate", plain, "--seeds", "0", "--out", f"{tmp_path}/"]) == 2
+    assert "is damaged; name a new folder." in capsys.readouterr().err
 
 
 @pytest.mark.slow

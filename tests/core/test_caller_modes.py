@@ -46,6 +46,13 @@ def test_the_result_is_that_without_the_mode(mode: Any) -> None:
         assert not got.is_inference(), name
 
 
+def test_merge_in_inference_mode_gives_a_model_that_can_be_trained() -> None:
+    made = converted(awkward.made("norm of vectors")[0])
+    with torch.inference_mode():
+        merged = dsconvert.merge(made)
+    assert not any(t.is_inference() for t in (*merged.parameters(), *merged.buffers()))
+
+
 def test_a_model_made_in_inference_mode_converts() -> None:
     with torch.inference_mode():
         model, _ = awkward.made("norm of vectors")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import dsconvert
 from dsconvert.errors import ConversionError, ExportError, UsageError
+from dsconvert.matching.blocks import BlockRecorder
 
 
 class Net(nn.Module):
@@ -228,6 +229,52 @@ def test_a_convolution_that_is_called_by_keyword_has_its_macs() -> None:
     )
     assert any(d.action == "rewrite" for d in plain)
     assert [d.macs_after for d in by_keyword] == [d.macs_after for d in plain]
+
+
+class Normed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(F.relu(self.norm(self.body(F.relu(self.head(x))))))
+
+
+class NormedByKeyword(Normed):
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(input=self.body(input=F.relu(self.head(input=x)))))
+        return self.tail(input=x)
+
+
+@pytest.mark.parametrize("width", [None, 0.5])
+def test_layers_that_are_called_by_keyword_are_fitted_as_the_others(width: float | None) -> None:
+    torch.manual_seed(0)
+    plain, by_keyword = Normed().eval(), NormedByKeyword().eval()
+    by_keyword.load_state_dict(plain.state_dict())
+    made = [
+        dsconvert.apply(
+            m, dsconvert.plan(m, preset="paper", width=width, inputs=image), inputs=image,
+            calibrate=16,
+        )
+        for m in (plain, by_keyword)
+    ]  # fmt: skip
+    assert made[0].fits
+    assert [f.fitted for f in made[1].fits] == [f.fitted for f in made[0].fits]
+    assert made[1].notes == made[0].notes
+    assert made[1].psnr == made[0].psnr
+
+
+def test_a_block_that_is_called_by_keyword_reads_the_teachers_input() -> None:
+    model = ByKeyword()
+    recorder = BlockRecorder(model, ("body",))
+    x = image(1, torch.Generator())[0]
+    with recorder.recording():
+        model(x)
+        (given,) = recorder.inputs["body"]
+    recorder.replace = {"body": (torch.zeros_like(given),)}
+    with recorder.recording():
+        model(x)
+    assert torch.equal(recorder.outputs["body"], model.body(torch.zeros_like(given)))
 
 
 class Doubles(nn.Conv2d):

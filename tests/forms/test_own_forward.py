@@ -234,6 +234,46 @@ def test_lean_writes_into_no_map_that_a_hook_has_seen() -> None:
     assert torch.allclose(seen[0], F.conv2d(*args, model[0].weight, model[0].bias), atol=1e-6)
 
 
+class Twofold(NoiseInjection):
+    """Noise with its own ``forward``."""
+
+    def forward(self, feat: Tensor, noise: Tensor | None = None) -> Tensor:
+        return 2 * super().forward(feat, noise)
+
+
+NOISES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "own forward": lambda m, x: m.gate(m.norm(m.twofold(m.conv(x)))),
+    "by keyword": lambda m, x: m.gate(m.norm(m.noise(feat=m.conv(x)))),
+    "without a plane": lambda m, x: m.gate(m.norm(m.noise(m.conv(x), None))),
+    "with a plane": lambda m, x: m.gate(m.norm(m.noise(m.conv(x), noise=x[:, :1]))),
+    "gate by keyword": lambda m, x: m.named(m.norm(m.noise(m.conv(x))), x=None),
+}
+
+
+class NamedGate(nn.Module):
+    """A gate whose ``forward`` has an argument that it does not need."""
+
+    def forward(self, halves: Tensor, x: Any = None) -> Tensor:
+        return F.glu(halves, 1)
+
+
+@pytest.mark.parametrize("form", ["lean", "deploy"])
+@pytest.mark.parametrize("name", list(NOISES))
+def test_noise_is_replaced_only_where_it_is_all_that_a_call_does(name: str, form: str) -> None:
+    torch.manual_seed(0)
+    call = NOISES[name]
+    model = Net(
+        lambda m, x: m.last(call(m, x)), noise=NoiseInjection(), twofold=Twofold(),
+        named=NamedGate(),
+    ).eval()  # fmt: skip
+    for part in (model.noise, model.twofold):
+        part.weight.data.fill_(0.5)
+    forms: dict[str, Any] = {"lean": lean, "deploy": deploy}
+    made = forms[form](model, inputs=maps, adapter=ADAPTER)
+    args = maps(2, torch.Generator().manual_seed(7))
+    assert torch.allclose(image(made, args), image(model, args), atol=1e-5)
+
+
 def test_deploy_keeps_the_hook_of_a_gate() -> None:
     model = Net().eval()
     HOOKS["output"](model.gate)

@@ -83,8 +83,9 @@ def test_choices_are_kept_in_a_file(tmp_path: Path) -> None:
     Choices(path).put("a", 2)
     again = Choices(path)
     assert (again.get("a"), again.get("b")) == (2, None)
-    path.write_text("{ damaged")
-    assert Choices(path).get("a") is None
+    for damaged in ("{ damaged", "[1]", '{"a": null}', '{"a": 1e999}', '{"a": -7}', "[" * 100_000):
+        path.write_text(damaged)
+        assert Choices(path).get("a") is None
     path.unlink()
     path.mkdir()  # it can't be written
     unwritten = Choices(path)

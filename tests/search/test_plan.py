@@ -297,6 +297,16 @@ def test_a_model_nobody_knows_needs_inputs() -> None:
         plan_measured(nn.Sequential(nn.Conv2d(3, 3, 3)), ["latency=0.5x"], settings=CPU)
 
 
+def test_a_layer_that_holds_integers_is_timed_and_its_memory_measured(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1))
+    model[0].table = nn.Parameter(torch.tensor([1, 0]), requires_grad=False)
+    found = plan_measured(
+        model, ["train-time=0.9x", "memory=0.9x"], settings=CPU, cache=tmp_path, repeats=1,
+        calibrate=0, inputs=lambda n, g: (torch.randn(n, 4, 8, 8, generator=g),), best_effort=True,
+    )  # fmt: skip
+    assert found.measured > 0
+
+
 @pytest.mark.slow
 def test_on_the_real_clock(tmp_path: Path) -> None:
     """That a plan comes out, from real times, whatever this machine is doing meanwhile."""

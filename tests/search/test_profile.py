@@ -155,7 +155,16 @@ def test_two_runs_at_once_lose_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\xff\xfe", b"{", b"[]", b"{}", b"null", b'{"header": {}, "times": 3, "settled": []}'],
+    [
+        b"",
+        b"\xff\xfe",
+        b"{",
+        b"[]",
+        b"{}",
+        b"null",
+        b'{"header": {}, "times": 3, "settled": []}',
+        b"[" * 100_000,
+    ],
 )
 def test_a_damaged_profile_is_measured_again_with_a_note(tmp_path: Path, content: bytes) -> None:
     Profile(SETTINGS, folder=tmp_path).path.write_bytes(content)
@@ -175,6 +184,7 @@ SPOILED: dict[str, Callable[[list], object]] = {
     "negative": lambda _: [-1, -1, -1],
     "zero": lambda _: [0, 0, 0],
     "infinite": lambda v: [*v[:2], float("inf")],
+    "huge": lambda _: [10**400] * 3,
     "text": lambda _: "x",
     "null": lambda _: None,
     "quartiles that cross": lambda v: [v[0], 2 * v[0], 3 * v[0]],

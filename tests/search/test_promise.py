@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,14 +14,17 @@ from torch import Tensor, nn
 
 from dsconvert.cli import main
 from dsconvert.core.analysis import analyse
+from dsconvert.core.polish_options import PolishOptions
 from dsconvert.errors import TargetError
-from dsconvert.records import Plan, Quality
+from dsconvert.records import Plan, Polish, Quality
 from dsconvert.search.layer_trials import layer_trials
 from dsconvert.search.predictor import loss_at, predict_loss
+from dsconvert.search.promise import PromiseSearch
 from dsconvert.search.promise_candidates import CANDIDATES
 from dsconvert.search.quality_targets import parse_qualities, parse_quality, worst
 from dsconvert.search.trial_rig import LayerTrials, Trial
-from dsconvert.search.tries import TryStore, digest_of
+from dsconvert.search.tries import Try, TryStore, digest_of
+from tests import awkward
 from tests.search.clocks import ByWeight
 
 
@@ -128,8 +133,47 @@ def test_tries_survive_and_broken_ones_are_made_again(tmp_path: Path) -> None:
     assert store.load() == []
     assert digest_of(None, {"a": 1}) != digest_of(None, {"a": 2})
     store.folder.mkdir()
-    (store.folder / "tries.json").write_text("{", encoding="utf-8")
-    assert store.load() == []
+    for damaged in ("{", "[]", "[" * 100_000):
+        (store.folder / "tries.json").write_text(damaged, encoding="utf-8")
+        assert store.load() == []
+    polish = Polish(
+        steps=1, seconds=2.0, ended="steps", best_step=1, distance_before=0.2, distance_after=0.1
+    )
+    one = Try(
+        name="a", plan=Plan(model="m", preset="fast", decisions=()), loss=0.1, before={},
+        figures={}, quality=quality(), kept={"g": (0, 2)}, psnr=30.0, polish=polish,
+    )  # fmt: skip
+    store.save([one])
+    assert store.load() == [one]
+    whole = json.loads((store.folder / "tries.json").read_text(encoding="utf-8"))
+    (row,) = whole["tries"]
+    for name, wrong in {
+        "before": [], "quality": row["quality"] | {"psnr": "x"}, "kept": {"g": ["x"]},
+        "polish": row["polish"] | {"seconds": []}, "loss": 10**400,
+    }.items():  # fmt: skip
+        text = json.dumps(whole | {"tries": [row | {name: wrong}]})
+        (store.folder / "tries.json").write_text(text, encoding="utf-8")
+        assert store.load() == [], name
+
+
+def test_a_restored_try_has_every_tensor(tmp_path: Path) -> None:
+    model, args = awkward.made("state dict of its own")
+
+    def inputs(n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        return (torch.randn(n, *args[0].shape[1:], generator=generator),)
+
+    analysis = analyse(model, inputs=inputs)
+    work: Any = SimpleNamespace(analysis=analysis, seed=0, calibrate=4, polishing=PolishOptions())
+    one = Try(name="a", plan=plan_of(analysis, 1), loss=0.1, before={}, figures={})
+    store = TryStore("key", folder=tmp_path)
+    made = PromiseSearch(work, store, [one], None)._made(one)
+    state = store.weights(one)
+    assert state is not None
+    restored = PromiseSearch(work, store, [one], None)._restored(one, state)
+    assert restored is not None
+    wanted = dict(made.model.named_parameters())
+    for name, got in restored.model.named_parameters():
+        assert torch.equal(got, wanted[name]), name
 
 
 def words(path: Path, out: Path, *more: str) -> list[str]:

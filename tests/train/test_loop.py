@@ -22,6 +22,7 @@ from dsconvert.errors import TrainingError, UsageError
 from dsconvert.model.inputs import tensors_of
 from dsconvert.runs.checkpoint import load_checkpoint
 from dsconvert.runs.folder import RunFolder
+from dsconvert.runs.lock import locked
 from dsconvert.train import (
     ImageSet,
     NewGenerator,
@@ -460,6 +461,13 @@ def test_a_distillation_s_folder_is_not_trained_in(tmp_path: Path, data: ImageSe
     with pytest.raises(UsageError, match="holds a run already"):
         trained(tmp_path, data, config(2))
     assert [p.name for p in tmp_path.iterdir()] == ["images-0000000008.pt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no locks")
+def test_a_folder_where_another_process_trains_is_refused(tmp_path: Path, data: ImageSet) -> None:
+    with locked(tmp_path), pytest.raises(TrainingError, match="another process trains"):
+        trained(tmp_path, data, config(1))
+    assert trained(tmp_path, data, config(1))[0].images > 0
 
 
 @pytest.mark.slow

@@ -29,9 +29,10 @@ from dsconvert.formats.convert_file import convert_file
 from dsconvert.formats.official import load_snapshot, new_snapshot, save_snapshot
 from dsconvert.runs.folder import RunFolder
 from dsconvert.runs.lock import locked
+from dsconvert.runs.report import write_report
 from dsconvert.train import NewGenerator, TrainConfig, new_generator, open_images, read_stats
 from dsconvert.train.loop import TrainResult
-from dsconvert.train.run_report import write_layer_costs, write_run_report
+from dsconvert.train.run_report import _results, write_layer_costs, write_run_report
 from dsconvert.train.runs import resume
 from dsconvert.util.processes import SingleProcess
 from tests.train.parts import encoded, picture, small_generator, tiny_zip, zipped
@@ -576,3 +577,15 @@ def test_the_paper_s_experiment_runs_and_goes_on(
     page = (tmp_path / "table.md").read_text()
     assert "judged" not in page
     assert page.count("\n| tiny | ") == 2
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "[1]", "[{}]", "[" * 100_000])
+def test_a_damaged_table_of_layers_is_left_out(tmp_path: Path, content: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.layers.write_text(content)
+    folder.stats.write_text('{"images": 1000, "seconds": 60}\n')
+    done: Any = SimpleNamespace(
+        stats=folder.stats, interrupted=False, images=1000, best=None, unreadable=()
+    )
+    assert _results(folder, done) == {"ended": "complete", "kimg": 1.0, "minutes": 1.0}
+    assert write_report(tmp_path).is_file()

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from dsconvert.errors import CorruptSnapshotError, UnsafeSnapshotError
-from dsconvert.safepickle import Global, Node, Record, Source, plain_calls
+from dsconvert.safepickle import DictNode, Global, Node, Record, SetNode, Source, plain_calls
 from dsconvert.safepickle.machine import Machine
+from dsconvert.safepickle.nodes import Blob
 from dsconvert.safepickle.source import Cursor
 
 _REPEATED = 1_000_000
@@ -85,6 +86,24 @@ def check_calls(path: Path, form: str) -> None:
             machine.run()
             for record in machine.records:
                 _check(path, record)
+            # Each call copies its arguments, and all calls may have the same.
+            copied = sum(_size(a) for record in machine.records for a in record.args)
+            if copied > 4 * size + _SLACK:
+                raise UnsafeSnapshotError(
+                    f"{path} has {size} bytes, and its calls copy {copied}: many have the same "
+                    "argument. Nothing of it has run. Save the generator's state_dict() alone."
+                )
+
+
+def _size(node: Node) -> int:
+    """Return the length of an argument of a call; of another call's result that of its own ones."""
+    if type(node) is Record:
+        return sum(_size(a) for a in node.args if type(a) is not Record)
+    if type(node) is Blob:
+        return node.length
+    if type(node) is DictNode or type(node) is SetNode:
+        return len(node.items)
+    return len(node) if isinstance(node, str | bytes | list | tuple) else 0
 
 
 def _check(path: Path, record: Record) -> None:

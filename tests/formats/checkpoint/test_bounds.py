@@ -49,6 +49,12 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a byte array of a size": (lambda: Calls(bytearray, 1 << 40), "bytearray"),
     "bytes that double": (lambda: Calls(codecs.encode, "00", "hex"), "encode"),
+    "bytes that are copied": (
+        lambda: [Calls(bytearray, raw) for raw in [bytes(1 << 14)] * (1 << 12)], "its calls copy",
+    ),
+    "items that are copied": (
+        lambda: [Calls(set, items) for items in [[0] * (1 << 14)] * (1 << 12)], "its calls copy",
+    ),
     "a counter of a size": (lambda: Calls(Counter, 5), "Counter"),
     "a tensor of a size": (lambda: Calls(torch.FloatTensor, 1 << 20), "FloatTensor"),
     "a storage of a size": (lambda: Calls(torch.UntypedStorage, 1 << 20), "UntypedStorage"),
