@@ -27,8 +27,9 @@ from dsconvert.core.held_out_psnr import held_out_psnr, held_out_snr
 from dsconvert.errors import ExportError
 from dsconvert.export.graphs import Run
 from dsconvert.forms.flat_graph import Core, draw
-from dsconvert.forms.verify import Reference, first_line
+from dsconvert.forms.verify import Reference
 from dsconvert.model.inputs import Inputs, examples_of, held_out_inputs, values_of
+from dsconvert.util.first_line import typed_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,7 +142,7 @@ def reduce_onnx(
             raise
         except Exception as problem:  # the tools raise anything
             raise ExportError(
-                f"{what} can't be written as {dtype}: {first_line(problem)}. Nothing was written; "
+                f"{what} can't be written as {dtype}: {typed_line(problem)}. Nothing was written; "
                 "leave --dtype out."
             ) from problem
         decibels = snr if psnr is None else psnr

@@ -21,11 +21,12 @@ from dsconvert.export.graphs import GRAPHS, OUTPUT, GraphFormat, Run, need
 from dsconvert.export.reduced import Sampled, reduce_onnx
 from dsconvert.export.tensorrt import check_card
 from dsconvert.forms.flat_graph import Core, draw, flatten
-from dsconvert.forms.verify import BATCHES, compare, first_line
+from dsconvert.forms.verify import BATCHES, compare
 from dsconvert.model.inputs import Inputs, examples_of
 from dsconvert.model.observe import evaluating
 from dsconvert.records import Export
 from dsconvert.util.files import check_target, whole_files
+from dsconvert.util.first_line import typed_line
 from dsconvert.util.folders import check_new_folder, whole_folder
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def _opened(fmt: GraphFormat, path: Path, what: str) -> Run:
         return fmt.open(path, None)
     except Exception as error:  # each runtime has errors of its own
         raise ExportError(
-            f"{what} can't be loaded again: {first_line(error)}. Nothing was written; export to "
+            f"{what} can't be loaded again: {typed_line(error)}. Nothing was written; export to "
             "another format."
         ) from error
 
@@ -218,4 +219,4 @@ def load_export(path: str | os.PathLike[str], *, threads: int | None = None) -> 
     try:
         return fmt.open(Path(path), threads)
     except Exception as error:  # each runtime has errors of its own
-        raise ForeignFileError(f"can't open {path}: {first_line(error)}.") from error
+        raise ForeignFileError(f"can't open {path}: {typed_line(error)}.") from error

@@ -17,6 +17,7 @@ from dsconvert.model.editing import replace
 from dsconvert.model.inputs import Inputs, examples_of
 from dsconvert.model.model_types import types_of
 from dsconvert.model.observe import evaluating
+from dsconvert.util.first_line import typed_line
 
 BATCHES = (2, 1, 3)
 """Batch sizes that are compared. Programs are traced with the first; the others detect a fixed
@@ -126,7 +127,7 @@ def compare(
                 got = run(*tensors)
         except Exception as error:
             raise ExportError(
-                f"{what}, loaded again, fails on a batch of {n}: {first_line(error)}. Nothing was "
+                f"{what}, loaded again, fails on a batch of {n}: {typed_line(error)}. Nothing was "
                 "written."
             ) from error
         if got.shape != want.shape:
@@ -170,9 +171,3 @@ def check_finite(wanted: Tensor, what: object, *, batch: int) -> None:
             f"the model itself makes values that are not finite (batch {batch}), so that nothing "
             f"can be compared with {what}. Nothing was written."
         )
-
-
-def first_line(error: BaseException) -> str:
-    """Return one line that describes an error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

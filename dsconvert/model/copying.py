@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from dsconvert.errors import UsageError
 from dsconvert.model.norms import norm_kind
+from dsconvert.util.first_line import first_line
 
 
 def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
@@ -77,11 +78,9 @@ def owned_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Modul
     try:
         made = copy.deepcopy(model, known)
     except (TypeError, RuntimeError, NotImplementedError) as error:
-        text = str(error).strip()
         raise UsageError(
-            f"this {type(model).__name__} can't be copied: "
-            f"{text.splitlines()[0] if text else type(error).__name__}. Take the attribute that "
-            "can't be copied off the model first (an open file, a lock, a handle)."
+            f"this {type(model).__name__} can't be copied: {first_line(error)}. Take the attribute "
+            "that can't be copied off the model first (an open file, a lock, a handle)."
         ) from error
     own_classes(made)
     return made

@@ -19,6 +19,7 @@ from dsconvert.model import tracer as tracer_module
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.one_dimensional import ConvTypes
 from dsconvert.model.tracer import Tracer
+from dsconvert.util.first_line import first_line
 
 __all__ = ["ConvTypes", "TracedGraph", "convolutional", "trace_graph"]
 
@@ -62,7 +63,7 @@ def _sentence(model: nn.Module, error: Exception) -> str:
         None,
     )
     where = f" at {frame.filename}:{frame.lineno} ({frame.line})" if frame else ""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    text = first_line(error).rstrip(".")
     return (
         f"{type(model).__name__}.forward can't be traced{where}: {text}. Move the part that "
         "depends on the data into a child module without convolutions (it then becomes a leaf by "
