@@ -124,13 +124,14 @@ def apply_to(
 
     fits = _unfitted(plan, rewritten.residuals, "random" if init == "random" else "SVD")
     notes: tuple[str, ...] = ()
+    undone: tuple[str, ...] = ()
     quality: float | None = None
     heard: float | None = None
     if init == "random":
         narrowed = analysis.groups.changed(chosen) if chosen else ()
         randomise(student, plan, seed=seed, narrowed=narrowed)
     elif sampler is None and fits and latents:
-        notes = (
+        undone = (
             "not fitted and no statistics re-estimated: nothing says what the inputs look like "
             "(pass inputs=callable); the factors are the kernels' SVD",
         )
@@ -144,7 +145,7 @@ def apply_to(
         )  # fmt: skip
         fitted = {f.site: f for f in outcome.fits}
         fits = tuple(fitted.get(f.site, f) for f in fits)
-        notes = _notes(outcome)
+        notes, undone = _notes(outcome), tuple(outcome.undone)
         quality = held_out_psnr(outcome.held_out, analysis.adapter, values_of(sampler))
         heard = held_out_stft(outcome.held_out, analysis.adapter)
         seconds["fit" if init == "fit" else "statistics"] = time.perf_counter() - began
@@ -164,6 +165,7 @@ def apply_to(
         before=before,
         after=after,
         notes=notes,
+        undone=undone,
         seconds=seconds,
         kept=chosen,
         psnr=quality,
@@ -236,7 +238,7 @@ def _unfitted(plan: Plan, residuals: dict[str, float], method: str) -> tuple[Fit
 
 
 def _notes(outcome: FitOutcome) -> tuple[str, ...]:
-    notes = list(outcome.notes)
+    notes: list[str] = []
     if outcome.refitted:
         notes.append("kept, but refitted to their new inputs: " + ", ".join(outcome.refitted))
     if outcome.statistics:

@@ -44,7 +44,7 @@ class FitOutcome:
         statistics: batch normalisations whose statistics were corrected.
         refitted: kept convolutions that were refitted to their new inputs.
         unsolved: layers that keep the SVD of their kernel, since no solution is finite.
-        notes: for people.
+        undone: what was not fitted, and why.
         held_out: the outputs of student and teacher for the held-out batch.
     """
 
@@ -52,7 +52,7 @@ class FitOutcome:
     statistics: list[str] = field(default_factory=list)
     refitted: list[str] = field(default_factory=list)
     unsolved: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    undone: list[str] = field(default_factory=list)
     held_out: tuple[Any, Any] | None = None
 
 
@@ -288,12 +288,12 @@ def fit_layers(
     }
     missed = {m for m in missed if by_name[m].calls != 0}
     if missed and factors:
-        fitter.outcome.notes.append(
+        fitter.outcome.undone.append(
             f"not fitted, since they sit inside a module that can't be traced: "
             f"{', '.join(sorted(missed))}"
         )
     if unsolved := fitter.outcome.unsolved:
-        fitter.outcome.notes.append(
+        fitter.outcome.undone.append(
             "not fitted, but the SVD of the kernel, since the activations are not finite or too "
             f"large for a solution: {', '.join(unsolved)}"
         )

@@ -106,7 +106,7 @@ class _Polisher:
         self._began = time.perf_counter()
         self._analysis, self._conversion, self._options = analysis, conversion, options
         self._seed, self._progress = seed, progress
-        self._notes: list[str] = []
+        self._undone: list[str] = []
         self._picture = self._sounds = False
         limit = None if options.steps is not None else 60 * options.minutes
         self._schedule = PolishSchedule(limit=limit, steps=options.steps)
@@ -121,13 +121,13 @@ class _Polisher:
         try:
             trained = working_copy(self._whole(given.model), frozen=given.plan.keep)
             if not any(p.requires_grad for p in trained.parameters()):
-                self._notes.append("polish: every weight is kept, or frozen in the model")
+                self._undone.append("polish: every weight is kept, or frozen in the model")
                 return self._unchanged("exact")
             loop = self._prepared(trained)
         except KeyboardInterrupt:
             return self._unchanged("interrupted")
         except NoGradientsError as error:
-            self._notes.append(f"polish: {error}")
+            self._undone.append(f"polish: {error}")
             return self._unchanged("undifferentiable")
         start = loop.best.finished().start
         if start.distance < _EXACT:
@@ -154,7 +154,7 @@ class _Polisher:
             self._options, seed=self._seed, sounds=self._sounds, near=near, picture=self._picture
         )
         if not self._picture and not self._sounds:
-            self._notes.append(
+            self._undone.append(
                 "polish: the output is no image in [-1, 1] or [0, 1], so it is compared value by "
                 "value, without the backbone's features"
             )
@@ -205,7 +205,7 @@ class _Polisher:
         try:
             return made(config)
         except MissingExtraError as error:
-            self._notes.append(f"polish: without the backbone's features ({error})")
+            self._undone.append(f"polish: without the backbone's features ({error})")
             return made(replace(config, features=0.0))
 
     def _tell(self, step_seconds: float) -> None:
@@ -242,12 +242,12 @@ class _Polisher:
             model = as_given(trained, self._whole(self._conversion.model))
             if not all(bool(p.isfinite().all()) for p in model.parameters()):
                 model = None
-                self._notes.append("polish: a weight overflows in the model's own type")
+                self._undone.append("polish: a weight overflows in the model's own type")
         improved = model is not None
         if trained is not None and not result.steps:
-            self._notes.append("polish: not one step was made; the model is as it was fitted")
+            self._undone.append("polish: not one step was made; the model is as it was fitted")
         elif trained is not None and not improved:
-            self._notes.append("polish: no evaluation was better than the fit, which stays")
+            self._undone.append("polish: no evaluation was better than the fit, which stays")
         after = result.after if improved else result.before
         heard = after.terms.get("features") if self._sounds else None
         repeats = ended in ("settled", "minutes", "steps") and result.steps == self._schedule.total
@@ -291,7 +291,7 @@ class _Polisher:
             model=model,
             psnr=given.psnr if psnr is None else psnr,
             stft=given.stft if stft is None else stft,
-            notes=(*given.notes, *self._notes),
+            undone=(*given.undone, *self._undone),
             seconds={**given.seconds, "polish": record.seconds},
             polish=record,
         )

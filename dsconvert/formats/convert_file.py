@@ -246,7 +246,7 @@ def _polish_first(
     note = f"not polished: only {main} is, and the plan is the same"
     for key in others:
         made = conversions[key]
-        conversions[key] = dataclasses.replace(made, notes=(*made.notes, note))
+        conversions[key] = dataclasses.replace(made, undone=(*made.undone, note))
 
 
 def _digest(model: nn.Module) -> bytes:

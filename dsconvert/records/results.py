@@ -129,6 +129,9 @@ class Conversion:
     before: Cost
     after: Cost
     notes: tuple[str, ...] = ()
+    """What is worth knowing about the result."""
+    undone: tuple[str, ...] = ()
+    """What was asked for and not done, or not in full, with the reason."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall-clock seconds by stage (trace, plan, width, factorise, fit, polish, ...)."""
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

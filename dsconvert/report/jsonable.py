@@ -72,7 +72,7 @@ def conversion_dict(conversion: Conversion) -> dict[str, Any]:
             "fits": [asdict(f) for f in conversion.fits],
             "before": _total(conversion.before),
             "after": _total(conversion.after),
-            "notes": list(conversion.notes),
+            "notes": [*conversion.undone, *conversion.notes],
             **({"warnings": list(conversion.warnings)} if conversion.warnings else {}),
             "seconds": conversion.seconds,
             "psnr_db": conversion.psnr,

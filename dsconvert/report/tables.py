@@ -158,7 +158,8 @@ def conversion_report(conversion: Conversion, title: str = "", *, verbose: bool 
     idle = tuple(n for n in before.uncalled if not n.startswith(plan.remove))
     seen = dataclasses.replace(before, uncalled=idle) if plan.remove else before
     warnings = [f"warning: {w}" for w in conversion.warnings]
-    notes = [*warnings, *conversion.notes, *uncounted(seen, after, verbose=verbose)]
+    said = [*warnings, *conversion.undone, *conversion.notes]
+    notes = [*said, *uncounted(seen, after, verbose=verbose)]
     return [*report, *dict.fromkeys(notes)]
 
 

@@ -223,7 +223,7 @@ def test_the_polish_hears_spectra(wavs: Path, tmp_path: Path) -> None:
     polish = result.main[1].polish
     assert polish is not None
     assert polish.distance_before is not None
-    assert not any("no image" in n for n in result.main[1].notes)
+    assert not any("no image" in n for n in result.main[1].undone)
     assert result.main[1].stft is not None
 
 

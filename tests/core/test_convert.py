@@ -206,7 +206,7 @@ def test_without_inputs_it_falls_back_and_says_so():
     result = dsconvert.apply(model, plan)
     assert result.after.macs is None
     assert "example_inputs" in (result.after.note or "")
-    assert any("not fitted" in n for n in result.notes)
+    assert any("not fitted" in n for n in result.undone)
 
 
 def test_a_forward_pass_in_training_does_not_stop_a_conversion():

@@ -153,7 +153,7 @@ def test_it_improves_the_fit_and_leaves_the_rest_alone(teacher, fitted) -> None:
         assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert made.psnr == record.psnr_after
     assert made.seconds["polish"] == record.seconds
-    assert any("timm is missing" in n for n in made.notes)
+    assert any("timm is missing" in n for n in made.undone)
     assert all(p.grad is None and p.is_contiguous() for p in made.model.parameters())
     assert ("polish, steps", 40, 40) in [t[:3] for t in told]
     # It is reported.
@@ -268,7 +268,7 @@ def test_it_never_makes_things_worse(teacher, fitted, monkeypatch, rate: float, 
     assert made.polish.best_step == 0
     assert made.polish.distance_after == made.polish.distance_before
     assert made.model is fitted.model
-    assert any("the fit" in n for n in made.notes)
+    assert any("the fit" in n for n in made.undone)
 
 
 @pytest.mark.slow
@@ -313,7 +313,7 @@ def test_it_says_beforehand_how_far_it_will_come(teacher, fitted) -> None:
 def test_no_time_for_a_step_is_said(teacher, fitted) -> None:
     made = polished(teacher, fitted, minutes=1e-6)
     assert (made.polish.steps, made.polish.ended, made.polish.repeat) == (0, "minutes", None)
-    assert any("not one step" in n for n in made.notes)
+    assert any("not one step" in n for n in made.undone)
     assert made.model is fitted.model
 
 
@@ -349,7 +349,7 @@ def test_images_of_another_range(
     record = made.polish
     assert record.distance_after < record.distance_before
     assert (record.psnr_after is not None) == picture
-    assert any("no image" in n for n in made.notes) == said
+    assert any("no image" in n for n in made.undone) == said
 
 
 @pytest.mark.slow
@@ -406,7 +406,7 @@ def test_a_model_without_gradients_is_fitted_and_says_so(name: str) -> None:
     fitted = apply(model, plan(model, rank=2, inputs=pictures), inputs=pictures, calibrate=8)
     made = polish(analyse(model, inputs=pictures), fitted, PolishOptions(steps=2))
     assert made.model is fitted.model
-    assert any("gradients can't be computed" in n for n in made.notes)
+    assert any("gradients can't be computed" in n for n in made.undone)
     text = "\n".join(line for line in conversion_report(made) if isinstance(line, str))
     assert "the model has no gradients, the fit stays" in text
     with pytest.raises(NoGradientsError, match="--width"):

@@ -233,7 +233,7 @@ def test_extreme_activations_are_fitted_like_usual_ones(preset, scale, kernel):
     usual, extreme = converted(min(scale, 1e6), min(kernel, 1e6)), converted(scale, kernel)
     assert all(v.isfinite().all() for v in extreme.model.state_dict().values())
     assert output(extreme.model, *maps(2, torch.Generator())).isfinite().all()
-    assert not any("SVD of the kernel" in n for n in extreme.notes)
+    assert not any("SVD of the kernel" in n for n in extreme.undone)
     if scale >= 1:  # below, those biases are all there is
         for a, b in zip(usual.fits, extreme.fits, strict=True):
             assert (a.site, a.method) == (b.site, b.method)
@@ -253,7 +253,7 @@ def test_activations_that_are_not_finite_leave_the_svd_and_a_note(preset):
     for name, value in result.model.state_dict().items():
         assert value.isfinite().all(), name
         assert torch.equal(value, start.state_dict()[name]), name
-    (note,) = [n for n in result.notes if "SVD of the kernel" in n]
+    (note,) = [n for n in result.undone if "SVD of the kernel" in n]
     assert note.endswith(", ".join(sites))
 
 

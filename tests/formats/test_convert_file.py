@@ -86,7 +86,7 @@ def test_only_the_main_generator_is_polished(monkeypatch: pytest.MonkeyPatch) ->
     assert main.polish is not None
     assert main.polish.steps == 2
     assert raw.polish is None
-    assert "not polished: only G_ema is, and the plan is the same" in raw.notes
+    assert "not polished: only G_ema is, and the plan is the same" in raw.undone
     assert "G_ema: polish, steps" in stages
     for key, equal in (("G_ema", main.polish.best_step == 0), ("G", True)):
         states = [c[key].model.state_dict() for c in (plain, done.conversions)]
