@@ -253,8 +253,8 @@ def deploy(
         )
         if core.image_path:
             _LOG.warning(
-                "this %s returns more than its images; the deployed form returns one tensor alone, "
-                "the images, which the model returns under %s",
+                "this %s returns its images under %s of a larger value; the deployed form returns "
+                "the images alone, one tensor",
                 type(model).__name__,
                 "".join(f"[{key!r}]" for key in core.image_path),
             )

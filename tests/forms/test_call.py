@@ -218,8 +218,7 @@ def test_images_alone_are_announced(
         assert torch.allclose(made(x), image_tensor(model(x)), atol=1e-6)
     said = [r.getMessage() for r in caplog.records if r.name.startswith("dsconvert")]
     assert len(said) == bool(place)
-    assert all(f"one tensor alone, the images, which the model returns under {place}" in s
-               for s in said)  # fmt: skip
+    assert all(f"this G returns its images under {place} of a larger value" in s for s in said)
 
 
 @pytest.mark.parametrize(
