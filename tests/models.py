@@ -127,6 +127,27 @@ def decoder() -> Decoder:
     return model.eval()
 
 
+class Conditional(nn.Module):
+    """A latent (N, 8) and a class, an integer (N,) or one-hot (N, 5), to an 8 px image."""
+
+    def __init__(self, one_hot: bool = False) -> None:
+        super().__init__()
+        self.start = nn.ConvTranspose2d(8, 16, 4)
+        self.shift = nn.Linear(5, 16, bias=False) if one_hot else nn.Embedding(5, 16)
+        self.main = nn.Sequential(
+            nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv2d(16, 16, 3, 1, 1),
+            nn.ReLU(), nn.Conv2d(16, 3, 3, 1, 1), nn.Tanh(),
+        )  # fmt: skip
+
+    def forward(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.main(self.start(z[:, :, None, None]) + self.shift(y)[:, :, None, None])
+
+
+def one_hot_conditional() -> Conditional:
+    """One with one-hot classes."""
+    return Conditional(one_hot=True)
+
+
 class NarrowDecoder(Decoder):
     """Half of the channels or less in every map but the image, as a channel pruner makes it."""
 

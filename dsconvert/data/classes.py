@@ -17,13 +17,18 @@ from dsconvert.util.progress import Progress
 
 
 def classes_of(inputs: Inputs) -> int:
-    """Return the number of classes of a sampler: the columns of its second argument; 0: none.
+    """Return the number of classes of a sampler; 0: none.
 
-    A second argument whose rows are not one-hot is a second latent, not a class.
+    They are the columns of its second argument, whose rows are one-hot (or else a second latent);
+    of integer labels (N,) the sampler's own ``classes``.
     """
     args = inputs(8, torch.Generator().manual_seed(0))
     given = args[1] if len(args) == 2 else None
-    if not isinstance(given, Tensor) or given.dim() != 2 or not given.shape[1]:
+    if not isinstance(given, Tensor):
+        return 0
+    if given.dim() == 1 and not given.is_floating_point():
+        return int(getattr(inputs, "classes", 0))
+    if given.dim() != 2 or not given.shape[1]:
         return 0
     one_hot = ((given == 0) | (given == 1)).all() and (given.sum(1) == 1).all()
     return int(given.shape[1]) if one_hot else 0
@@ -87,9 +92,10 @@ def with_classes_of(inputs: Inputs, images: ImageSet) -> Inputs:
     """Return a sampler with the latents of ``inputs`` and the classes of random images."""
 
     def draw(n: int, random: torch.Generator) -> tuple[Any, ...]:
-        latents, _ = inputs(n, random)
+        latents, given = inputs(n, random)
         rows = torch.randint(len(images), (n,), generator=random, device="cpu")
-        return latents, images.label(rows)
+        found = images.label(rows)
+        return latents, found if given.dim() == 2 else found.argmax(1)
 
     return draw
 
@@ -98,12 +104,14 @@ def with_class(inputs: Inputs, label: int) -> Inputs:
     """Return a sampler with the latents of ``inputs``, of a conditional generator, and one class.
 
     Args:
-        inputs: its second argument is a one-hot class (:func:`classes_of` is above ``label``).
+        inputs: its second argument is a class (:func:`classes_of` is above ``label``).
         label: the class.
     """
 
     def draw(n: int, random: torch.Generator) -> tuple[Any, ...]:
         latents, given = inputs(n, random)
+        if given.dim() == 1:
+            return latents, torch.full_like(given, label)
         condition = torch.zeros_like(given)
         condition[:, label] = 1
         return latents, condition
