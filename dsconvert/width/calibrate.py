@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsconvert.model.inputs import tensors_of
+from dsconvert.model.inputs import fresh_args, tensors_of
 from dsconvert.width.absorb import predicting
 from dsconvert.width.choose import Curve
 from dsconvert.width.groups import ChannelGroups
@@ -104,7 +104,7 @@ def bands(outputs: Sequence[Tensor]) -> list[Tensor]:
 
 def _outputs(model: nn.Module, batch: tuple[Any, ...], seed: int) -> list[Tensor]:
     torch.manual_seed(seed)
-    return [t for t in tensors_of(model(*batch)) if t.is_floating_point()]
+    return [t for t in tensors_of(model(*fresh_args(batch))) if t.is_floating_point()]
 
 
 def _spread(outputs: Sequence[Sequence[Tensor]]) -> list[float]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dsconvert.model.editing import trainable
 from dsconvert.model.gradients import differentiating
-from dsconvert.model.inputs import tensors_of
+from dsconvert.model.inputs import fresh_args, tensors_of
 
 
 def sensitivities(
@@ -57,7 +57,8 @@ def sensitivities(
         with torch.random.fork_rng(), differentiating():
             torch.manual_seed(seed)
             for batch in batches:
-                outputs = [t for t in tensors_of(model(*batch)) if t.is_floating_point()]
+                made = tensors_of(model(*fresh_args(batch)))
+                outputs = [t for t in made if t.is_floating_point()]
                 count += len(outputs[0]) if outputs[0].ndim else 1
                 product = sum((t * torch.randn_like(t)).sum() for t in outputs)
                 images.append(torch.cat([t.detach().double().flatten(1) for t in outputs], 1))
