@@ -23,7 +23,7 @@ from dsconvert.config.distill import DistillConfig
 from dsconvert.data.spectrograms import SpectrumMaps
 from dsconvert.matching.blocks import Args, BlockRecorder
 from dsconvert.matching.readout import ReadOut
-from dsconvert.model.inputs import map_tensors, tensors_of
+from dsconvert.model.inputs import fresh_args, map_tensors, tensors_of
 from dsconvert.projected.lite0 import Weights, three_channels
 from dsconvert.projected.projector import Projector
 
@@ -95,6 +95,11 @@ class Scales:
         return Scales(**map_tensors(lambda t: t.to(device), self.state()))
 
 
+def _image(model: nn.Module, args: Args, seed: int) -> Tensor:
+    with seeded(seed):
+        return image_tensor(model(*fresh_args(args)))
+
+
 def _variance(values: Tensor) -> Tensor:
     variance = values.var((0, 2, 3), keepdim=True)
     return variance.clamp_min(FLOOR * float(variance.mean()) + 1e-12)
@@ -139,8 +144,7 @@ class Objective:
     @torch.no_grad()
     def run_teacher(self, args: Args, seed: int, *, maps: bool = True) -> TeacherOutput:
         """Run the teacher on one batch; ``maps``: with the maps of the backbone."""
-        with seeded(seed), self._teacher_blocks.recording():
-            image = image_tensor(self.teacher(*args))
+        image = self._teacher_blocks.record(lambda: _image(self.teacher, args, seed))
         return TeacherOutput(
             args=args,
             image=image,
@@ -162,8 +166,7 @@ class Objective:
         """
         replaced = {n: target.inputs[n] for n in self.alone} if blockwise else None
         self._student_blocks.replace = replaced
-        with seeded(target.seed), self._student_blocks.recording():
-            image = image_tensor(self.student(*target.args))
+        image = self._student_blocks.record(lambda: _image(self.student, target.args, target.seed))
         made = dict(self._student_blocks.outputs)
         return image, made if replaced is None else {n: made[n] for n in replaced}
 
@@ -179,8 +182,8 @@ class Objective:
             n for n in target.blocks if n in present and self._teacher_blocks.calls[n] == 1
         )
         self._student_blocks.names, self._student_blocks.replace = both, None
-        with torch.no_grad(), seeded(target.seed), self._student_blocks.recording():
-            self.student(*target.args)
+        with torch.no_grad():
+            self._student_blocks.record(lambda: _image(self.student, target.args, target.seed))
         mine = self._student_blocks.outputs
         self.blocks = tuple(
             n
