@@ -46,7 +46,7 @@ class TeacherBatches:
         self._judges: dict[int, TeacherOutput] = {}
         self._room = _KEPT_BYTES
         self._reusable = False
-        self._again: dict[tuple[int, bool], TeacherOutput] = {}
+        self._again: dict[int, tuple[bool, TeacherOutput]] = {}
         self._check_student()
 
     def target(self, number: int, *, maps: bool = True) -> TeacherOutput:
@@ -77,11 +77,13 @@ class TeacherBatches:
         """
         first = step - LAG
         if self._reusable and step % 2 and first >= 0:
-            kept = self._again.pop((first, maps), None)
-            return self.target(TRAINING + first, maps=maps) if kept is None else kept
+            with_maps, kept = self._again.pop(first, (maps, None))
+            if kept is not None and with_maps == maps:
+                return kept
+            return self.target(TRAINING + first, maps=maps)
         target = self.target(TRAINING + step, maps=maps)
         if self._reusable and step % 2 == 0:
-            self._again[step, maps] = target
+            self._again[step] = maps, target
         return target
 
     def _check_student(self) -> None:
