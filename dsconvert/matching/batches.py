@@ -93,7 +93,7 @@ class TeacherBatches:
         names = self.objective.keep_shared_blocks(target)
         with torch.no_grad():
             target = self.target(SCALES)  # with the blocks that are compared
-            image, _ = self.objective.run_student(target)
+            image = self.objective.run_student(target).image
         if image.shape != target.image.shape:
             raise UsageError(
                 f"the student's images are {list(image.shape[1:])}, the teacher's "
@@ -123,7 +123,7 @@ class TeacherBatches:
 
 def _bytes_of(target: TeacherOutput) -> int:
     """Return the memory of a batch; the input of a block is the output of the one before."""
-    tensors = [target.image, *target.maps, *target.blocks.values()]
+    tensors = [target.image, *target.others, *target.maps, *target.blocks.values()]
     tensors += [t for args in target.inputs.values() for t in tensors_of(args)]
     stored = {t.data_ptr(): t.numel() * t.element_size() for t in tensors}
     return sum(stored.values())

@@ -45,7 +45,7 @@ def test_a_block_is_recorded_as_it_is_called_and_as_it_returns() -> None:
         for name in ("b0", "b1", "b2", "b3"):
             (given,) = target.inputs[name]
             wanted = model.get_submodule(name)(given.clone())
-            assert torch.equal(target.blocks[name], wanted), name
+            torch.testing.assert_close(target.blocks[name], wanted, msg=name)
 
 
 @pytest.mark.parametrize("blockwise", [False, True])
@@ -60,10 +60,10 @@ def test_an_equal_student_is_at_distance_zero(
     blocks = {n: t.clone() for n, t in target.blocks.items()}
     inputs = {n: t.clone() for n, (t,) in target.inputs.items()}
     objective.student.train()
-    image, made = objective.run_student(target, blockwise=blockwise)
-    terms = objective.terms(target, image, made, objective.scales([target]))
+    made = objective.run_student(target, blockwise=blockwise)
+    terms = objective.terms(target, made, objective.scales([target]))
     if activation is nn.LeakyReLU:
-        assert float(terms["blocks"].detach()) == 0
+        assert float(terms["blocks"].detach()) < 1e-9
     terms["blocks"].backward()
     assert all(p.grad is not None for p in objective.student.parameters())
     assert all(torch.equal(t, target.blocks[n]) for n, t in blocks.items())
@@ -79,8 +79,8 @@ def test_a_student_without_writes_is_compared_with_the_same_values() -> None:
     objective = _objective(teacher, student)
     target = objective.run_teacher((torch.randn(2, 3, 8, 8),), 0)
     with torch.no_grad():
-        terms = objective.terms(target, *objective.run_student(target), objective.scales([target]))
-    assert float(terms["blocks"]) == 0
+        terms = objective.terms(target, objective.run_student(target), objective.scales([target]))
+    assert float(terms["blocks"]) < 1e-9
 
 
 def test_an_ordinary_model_is_recorded_without_copies() -> None:
