@@ -260,8 +260,11 @@ class Untraceable(nn.Module):
 
 def test_what_cannot_be_traced_is_named():
     where = r"Untraceable\.forward can't be traced at .*test_convert.py:\d+"
-    with pytest.raises(TraceError, match=where):
+    with pytest.raises(TraceError, match=where + ".*pass inputs= or example_inputs="):
         dsconvert.convert(Untraceable())
+    with pytest.raises(TraceError, match=where + r".*Move the part that depends") as known:
+        dsconvert.convert(Untraceable(), example_inputs=(torch.randn(1, 3, 9, 9),))
+    assert "inputs=" not in str(known.value)
     # As a child it becomes a leaf by itself, and its convolution is still converted.
     holder = One(Untraceable())
     x = torch.randn(1, 3, 9, 9)
