@@ -55,11 +55,20 @@ class Cost:
     uncalled: tuple[str, ...] = ()
     note: str | None = None
     """The reason if ``macs`` is None."""
+    functional: dict[str, int] = field(default_factory=dict)
+    """MACs of convolutions that a module calls as functions (``F.conv2d``), by module."""
+    products: int = 0
+    """MACs of matrix products."""
 
 
 SOUND_LIMIT = 1.2
 """The STFT distance of a vocoder to its original above which a conversion warns. HiFi-GAN V1 of
 LJSpeech is 1.22 from recordings."""
+LOST_LIMIT, PSNR_LIMIT = 0.25, 20.0
+"""The share of the outputs' variance that a conversion may lose (a constant is 6 dB worse), and the
+PSNR, dB, that its images need; beyond either, it warns."""
+_ALIKE = 40.0
+"""PSNR, dB, of images that no eye tells apart, however little they vary."""
 PolishEnd = Literal[
     "steps", "minutes", "settled", "exact", "interrupted", "diverged", "undifferentiable"
 ]

@@ -149,7 +149,7 @@ def conversion_report(conversion: Conversion, title: str = "", *, verbose: bool 
     report: Report = [title or f"{plan.model}, preset {plan.preset!r}", *pairs(rows)]
     if plan.note:
         report.append(plan.note)
-    if not plan.widths and not any(d.action == "rewrite" for d in plan.decisions):
+    if not plan.changes:
         report.append("no convolution was rewritten")
     measured = {s: f for s, f in fits.items() if f.svd is not None or f.fitted is not None}
     report += ["", _layers(plan.decisions, measured), "", *_widths(plan.widths)]
