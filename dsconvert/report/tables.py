@@ -136,6 +136,9 @@ def conversion_report(conversion: Conversion, title: str = "", *, verbose: bool 
     if conversion.psnr is not None:
         text = f"{conversion.psnr:.1f} dB"
         rows.append(["PSNR", text, "to the original's images, on held-out latents"])
+    if conversion.psnr is None and conversion.output_error is not None:
+        about = "of the output's variance, on held-out inputs"
+        rows.append(["error", percent(conversion.output_error), about])
     if conversion.stft is not None:
         about = "to the original's sounds, on held-out inputs (0: equal)"
         rows.append(["STFT distance", f"{conversion.stft:.3f}", about])
