@@ -9,14 +9,16 @@ from dsconvert.util.progress import LOGGER
 def log_notes(conversion: Conversion) -> None:
     """Log a conversion's warnings, what was not done, its notes and that of its plan.
 
-    Warnings, what was not done, and the note of a plan that achieves little are of level WARNING,
+    Warnings, what was not done, and that a plan achieves little or nothing are of level WARNING,
     which Python prints to stderr where logging is not configured; the others are of level INFO.
     """
     plan = conversion.plan
-    idle = not plan.changes and plan.preset != "none"
-    said = [*([plan.note] if plan.note else []), *["no convolution was rewritten"] * idle]
-    loud = plan.missed or idle
-    for text in (*conversion.warnings, *conversion.undone, *(said if loud else ())):
+    loud, quiet = [*conversion.warnings, *conversion.undone], [*conversion.notes]
+    if plan.note:
+        (loud if plan.missed else quiet).insert(0, plan.note)
+    if not plan.changes and not plan.missed and plan.preset != "none":
+        loud.append("no convolution was rewritten")
+    for text in loud:
         LOGGER.warning("%s", text)
-    for text in (*(() if loud else said), *conversion.notes):
+    for text in quiet:
         LOGGER.info("%s", text)

@@ -120,17 +120,16 @@ def plan_for(
         analysis, preset=preset, width=width, init=init, calibrate=calibrate, polished=polished,
         seed=seed, progress=progress,
     )  # fmt: skip
-    if budgeted:
-        with stage(progress, "counting MACs"):
-            known = analysis.cost
-    else:
-        known = None
+    with stage(progress if budgeted else None, "counting MACs"):
+        known = analysis.cost if budgeted else None
+    with stage(progress if chooser else None, "choosing widths", "channels that belong together"):
+        groups = analysis.groups if chooser else None
     return make_plan(
         analysis.sites, preset=preset, rank=rank, keep=keep, refit=refit, remove=remove,
         total_macs=None if known is None else known.macs,
         outside=None if known is None else outside(known),
         widths=chooser,
-        groups=None if chooser is None else analysis.groups,
+        groups=groups,
         sounds=analysis.sounds,
         losses=rank_losses(analysis, seed=seed, progress=progress) if budgeted and fitted else None,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from dsconvert.core.analysis import Analysis
 from dsconvert.core.presets import WIDTH_LOSS, one_pixel
 from dsconvert.errors import NoGradientsError, PlanError
 from dsconvert.records import Width
-from dsconvert.util.progress import Progress, stage
+from dsconvert.util.progress import Progress
 from dsconvert.width import cost_model, equal_widths, held, share_out
 
 Chooser = Callable[[Sequence[str]], tuple[Width, ...]]
@@ -107,8 +107,7 @@ generator ``stamps-128-ngf32`` spares in most maps at the loss of ``balanced``."
 def _by_loss(
     analysis: Analysis, loss: float, keep: Sequence[str], seed: int, progress: Progress | None
 ) -> tuple[Width, ...]:
-    with stage(progress, "choosing widths", "channels that belong together"):
-        groups = [g for g in analysis.groups.free() if held(g, keep) is None]
+    groups = [g for g in analysis.groups.free() if held(g, keep) is None]
     if not groups:
         return ()
     curves = analysis.curves(seed, progress).by_group

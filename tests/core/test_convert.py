@@ -313,7 +313,8 @@ def test_convert_logs_the_notes_of_its_record(caplog):
     (warning,) = logged(logging.WARNING)
     assert warning.startswith("not fitted")
     assert not logged(logging.WARNING, init="svd", calibrate=0)
-    nothing = logged(logging.WARNING, init="svd", calibrate=0, keep=["*"])
+    options = {"inputs": latents, "init": "svd", "calibrate": 0, "keep": ["*"]}
+    nothing = logged(logging.WARNING, **options)
     assert nothing == ["no convolution was rewritten"]
     told = logged(logging.INFO, inputs=latents, init="svd", calibrate=8)
     assert [t for t in told if t.startswith("statistics re-estimated: ")]
