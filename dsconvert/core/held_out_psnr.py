@@ -187,7 +187,7 @@ def medium(
     """Return the range of a model's images, if it makes any, and whether it makes sounds.
 
     Args:
-        teacher: returns (N, C, H, W) alone or first; it stays in eval mode.
+        teacher: returns (N, C, H, W), alone or among others; it is put into eval mode.
         inputs: of its calls.
         seed: of the inputs.
         known: see :func:`picture_range`.

@@ -77,11 +77,9 @@ def structural(site: Site, *, image: bool = False) -> str | None:
     if site.out_channels <= IMAGE_CHANNELS and site.batchnorm is None:
         if image:
             return f"makes the image ({site.out_channels} channels), which shows all of its errors"
-        # k^2 O / (k^2 + O) < O
-        return (
-            f"writes {site.out_channels} channels: a separable form saves less than "
-            f"{site.out_channels}x"
-        )
+        # O k^2 MACs a channel read become k^2 + O.
+        most = "nothing" if site.out_channels == 1 else f"less than {site.out_channels}x"
+        return f"writes {site.out_channels} channels: a separable form saves {most}"
     if site.in_channels <= IMAGE_CHANNELS:
         return f"reads {site.in_channels} channels: a separable form has too few filters"
     return None
