@@ -200,8 +200,8 @@ class Conversion:
         whose = f"the {'outputs' if psnr is None else 'images'} of this {self.plan.model}"
         parts = [] if psnr is None else [f"are {psnr:.1f} dB (PSNR) from the original's"]
         if lost is not None:
-            parts.append(f"lose {100 * lost:.0f} % of the original's variance")
-        constant = "" if lost is None else " (a constant output loses all of it)"
+            parts.append(f"have an error of {100 * lost:.0f} % of the original's variance")
+        constant = "" if lost is None else " (a constant output: 100 %)"
         if psnr is not None and lost:
             constant = f", where one constant image is at about {psnr + 10 * log10(lost):.1f} dB"
         return f"{whose} {' and '.join(parts)}{constant}: they are likely to be spoilt"

@@ -139,9 +139,9 @@ def test_a_spoilt_picture_is_not_silent() -> None:
     assert replace(made, psnr=None, output_error=0.2).warnings == ()
     (warning,) = replace(near, psnr=23.3, output_error=1.32).warnings
     assert warning.startswith(
-        "the images of this Bright are 23.3 dB (PSNR) from the original's and lose 132 % of the "
-        "original's variance, where one constant image is at about 24.5 dB: they are likely to be "
-        "spoilt. The largest errors of the fit are those of "
+        "the images of this Bright are 23.3 dB (PSNR) from the original's and have an error of "
+        "132 % of the original's variance, where one constant image is at about 24.5 dB: they are "
+        "likely to be spoilt. The largest errors of the fit are those of "
     )
     assert "two (" in warning
     assert warning.endswith(
@@ -152,8 +152,8 @@ def test_a_spoilt_picture_is_not_silent() -> None:
     assert dim.startswith("the images of this Bright are 15.2 dB (PSNR) from the original's: they")
     (other,) = replace(near, psnr=None, output_error=0.7).warnings
     assert other.startswith(
-        "the outputs of this Bright lose 70 % of the original's variance (a constant output loses "
-        "all of it): they are likely to be spoilt. "
+        "the outputs of this Bright have an error of 70 % of the original's variance (a constant "
+        "output: 100 %): they are likely to be spoilt. "
     )
 
 
