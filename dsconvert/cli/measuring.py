@@ -16,11 +16,14 @@ from dsconvert.metrics.features import LiteFeatures
 from dsconvert.metrics.quality import SAMPLES, SEEDS, Judge
 from dsconvert.model.inputs import RandomPixels, held_out_inputs, needs_pictures
 from dsconvert.records import Quality
+from dsconvert.util.progress import stage
 
 _SHARE = 0.2
 """Share of the conversion's time that a measurement may take where none was asked for."""
 _LEAST = 10.0
 """Seconds that no measurement stays below: the features of 400 images alone."""
+_PATIENCE, _FEWEST = 120.0, 32
+"""Seconds that a proposed measurement takes, and the fewest images that say anything."""
 
 
 def judge_of(
@@ -93,9 +96,12 @@ def measured(
             file, samples=options.measure or SAMPLES, device=device, features=lite_features(device)
         )
         student = file.picture(main.model).to(device)
-        if quick and (expected := judge.expected(student)) > _SHARE * spent:
-            bars.note(f"quality not measured, which takes about {expected:.0f} s: --measure 400")
-            return result
+        if quick:
+            with stage(bars, "measuring the quality", "a trial of its time"):
+                expected = judge.expected(student)
+            if expected > _SHARE * spent:
+                bars.note(not_measured(expected))
+                return result
         found = judge.measure(student, progress=bars)
     except Exception as error:  # the result is written: what nobody asked for can't fail it
         if not quick:
@@ -106,6 +112,20 @@ def measured(
         for model in (file.generator, main.model):
             _to_cpu(model)
     return with_quality(result, key, found)
+
+
+def not_measured(expected: float) -> str:
+    """Return the note that a measurement that nobody asked for was left out.
+
+    Args:
+        expected: its seconds. Where they are more than some minutes, fewer images are proposed.
+    """
+    note = f"quality not measured, which takes about {expected:.0f} s: --measure {SAMPLES}"
+    fewer = max(_FEWEST, int(_PATIENCE * SAMPLES / expected))
+    if expected <= 2 * _PATIENCE or fewer >= SAMPLES:
+        return note
+    took = expected * fewer / SAMPLES
+    return f"{note}; or --measure {fewer}, about {took:.0f} s, with a wider interval"
 
 
 def with_quality(result: FileConversion, key: str, found: Quality) -> FileConversion:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from dsconvert.adapter import Adapter, adapter_for, as_adapter
+from dsconvert.config.choices import Values
 from dsconvert.core.cost import count
 from dsconvert.errors import UsageError
 from dsconvert.model.graph import ConvTypes, TracedGraph
@@ -23,13 +24,14 @@ from dsconvert.model.inputs import (
     examples_for,
     needs_pictures_to_fit,
     resolved_sampler,
+    values_of,
 )
 from dsconvert.model.model_types import ModelTypes, types_of
 from dsconvert.model.observe import meta_copy, undisturbed
 from dsconvert.model.sites import find_sites
 from dsconvert.model.wrappers import unwrapped
 from dsconvert.records import Cost, Sites
-from dsconvert.util.progress import Progress
+from dsconvert.util.progress import Progress, stage
 from dsconvert.width import ChannelGroups, Curves, free_groups, measure_curves
 
 
@@ -47,6 +49,8 @@ class Analysis:
         sites: the convolutions, their surroundings and shapes.
         graph: the operations, recorded by torch.fx.
         owned: whether the model is the library's own, read from a file, and may be run as it is.
+        values: the range of the images that the model makes, if the caller states it or the inputs
+            are pictures of it; None: the adapter's, or that of its outputs.
     """
 
     model: nn.Module
@@ -58,6 +62,7 @@ class Analysis:
     sites: Sites
     graph: TracedGraph
     owned: bool = False
+    values: Values | None = None
     _curves: dict[int, Curves] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -122,6 +127,8 @@ def analyse(
     leaves: Sequence[str] = (),
     adapter: Adapter | None = None,
     owned: bool = False,
+    values: Values | None = None,
+    progress: Progress | None = None,
 ) -> Analysis:
     """Analyse ``model``, which does not change.
 
@@ -134,17 +141,22 @@ def analyse(
         leaves: names of modules that torch.fx must not trace into.
         adapter: the model's adapter; None: the installed one that knows the model.
         owned: the model is the library's own and may be run as it is.
+        values: the range of its images, ``unit`` (0 to 1) or ``signed`` (-1 to 1), where no adapter
+            and no pictures as inputs say it.
+        progress: called with ``(stage, done, total, detail)``.
 
     Raises:
-        UsageError: ``model`` is no module that can be rewritten.
+        UsageError: ``model`` is no module that can be rewritten, or ``values`` is no range.
         TraceError: it can't be traced, or fails on its example inputs.
     """
+    if values not in (None, "unit", "signed"):
+        raise UsageError(f"values are 'unit' (0 to 1) or 'signed' (-1 to 1), not {values!r}.")
     model = unwrapped(model)
     bare = isinstance(model, ConvTypes)
     if bare:
         model = nn.Sequential(model).train(model.training)
     known = adapter_for(model) if adapter is None else as_adapter(adapter)
-    with undisturbed():
+    with undisturbed(), stage(progress, "tracing the network"):
         examples = examples_for(model, example_inputs, inputs, known)
         types = types_of(model, known)
         sites, graph = find_sites(
@@ -157,16 +169,18 @@ def analyse(
             unused=known.unused(model) if known is not None else (),
             owned=owned,
         )
+    sampler = resolved_sampler(model, inputs, known)
     return Analysis(
         model=model,
         bare=bare,
         adapter=known,
         types=types,
-        sampler=resolved_sampler(model, inputs, known),
+        sampler=sampler,
         examples=examples,
         sites=sites,
         graph=graph,
         owned=owned,
+        values=values_of(sampler) if values is None else values,
     )
 
 
@@ -177,13 +191,14 @@ def analyse_alike(
     inputs: Inputs | None = None,
     adapter: Adapter | None = None,
     owned: bool = False,
+    progress: Progress | None = None,
 ) -> Analysis:
     """Return the analysis of ``model``; reuse ``known`` if that is of the same architecture.
 
-    ``inputs``, ``adapter`` and ``owned`` are as for :func:`analyse`.
+    The other arguments are as for :func:`analyse`.
     """
     if known is None or _shape(known.model) != _shape(model):
-        return analyse(model, inputs=inputs, adapter=adapter, owned=owned)
+        return analyse(model, inputs=inputs, adapter=adapter, owned=owned, progress=progress)
     return replace(known, model=model, owned=owned)
 
 

@@ -14,15 +14,15 @@ from dsconvert.config.convert import Fitting
 from dsconvert.core.analysis import Analysis, analyse
 from dsconvert.core.fit_layers import DEFAULT_LATENTS, FitOutcome
 from dsconvert.core.fit_model import Narrower, fit_to_original
-from dsconvert.core.held_out_psnr import held_out_psnr, held_out_stft
+from dsconvert.core.held_out_psnr import HeldOut, judged
 from dsconvert.core.initialise import randomise, restore_spectral_norm
 from dsconvert.core.rewrite import check, check_finite, costed, rewrite
 from dsconvert.errors import ConversionError, TraceError, UsageError
 from dsconvert.model.copying import isolated_copy
-from dsconvert.model.inputs import GIVE_INPUTS, RandomPixels, needs_pictures_to_fit, values_of
+from dsconvert.model.inputs import GIVE_INPUTS, RandomPixels, needs_pictures_to_fit
 from dsconvert.model.observe import first_failure
 from dsconvert.records import Conversion, Cost, Fit, Plan
-from dsconvert.util.progress import Progress
+from dsconvert.util.progress import Progress, stage
 from dsconvert.width import Kept, check_widths, choice, narrow, narrow_sites
 
 SOUND_PIECES = 48
@@ -93,7 +93,8 @@ def apply_to(
     check_finite(model, plan)
     seconds = dict(spent or {})
     began = time.perf_counter()
-    before = costs[0] if costs else analysis.cost
+    with stage(progress, "counting MACs"):
+        before = costs[0] if costs else analysis.cost
     seconds["count"] = time.perf_counter() - began
 
     usual = SOUND_PIECES if analysis.sounds else DEFAULT_LATENTS
@@ -112,21 +113,18 @@ def apply_to(
         # Copies that were traced and counted share the kernels and refer to themselves: until they
         # are collected, no kernel can be freed.
         gc.collect()
-    rewritten = rewrite(
-        model if slim is None else slim.model,
-        sites,
-        plan,
-        matched=matched,
-        consume=consume or slim is not None,
-    )
+    with stage(progress, "factorising kernels"):
+        rewritten = rewrite(
+            model if slim is None else slim.model, sites, plan, matched=matched,
+            consume=consume or slim is not None,
+        )  # fmt: skip
     student = rewritten.model
     seconds["factorise"] = time.perf_counter() - began
 
     fits = _unfitted(plan, rewritten.residuals, "random" if init == "random" else "SVD")
     notes: tuple[str, ...] = ()
     undone: tuple[str, ...] = ()
-    quality: float | None = None
-    heard: float | None = None
+    found = HeldOut()
     if init == "random":
         narrowed = analysis.groups.changed(chosen) if chosen else ()
         randomise(student, plan, seed=seed, narrowed=narrowed)
@@ -145,14 +143,15 @@ def apply_to(
         )  # fmt: skip
         fitted = {f.site: f for f in outcome.fits}
         fits = tuple(fitted.get(f.site, f) for f in fits)
-        notes, undone = _notes(outcome), tuple(outcome.undone)
-        quality = held_out_psnr(outcome.held_out, analysis.adapter, values_of(sampler))
-        heard = held_out_stft(outcome.held_out, analysis.adapter)
+        if outcome.held_out is not None:
+            found = judged(outcome.held_out, analysis.adapter, analysis.values)
+        notes, undone = (*_notes(outcome), *found.notes), tuple(outcome.undone)
         seconds["fit" if init == "fit" else "statistics"] = time.perf_counter() - began
     restore_spectral_norm(student, sites, plan, untrained=init == "random")
 
     began = time.perf_counter()
-    after = costs[1] if costs else analysis.count(student, own=analysis.owned)
+    with stage(progress, "counting MACs"):
+        after = costs[1] if costs else analysis.count(student, own=analysis.owned)
     rewrites = {d.site for d in plan.decisions if d.action == "rewrite"}
     # fvcore counts under torch.jit, where a model may take another path.
     if after.macs is None or rewrites & {*after.uncalled}:
@@ -168,8 +167,9 @@ def apply_to(
         undone=undone,
         seconds=seconds,
         kept=chosen,
-        psnr=quality,
-        stft=heard,
+        psnr=found.psnr,
+        stft=found.stft,
+        output_error=found.error,
     )
 
 

@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -32,6 +33,8 @@ with warnings.catch_warnings():
     from fvcore.nn import FlopCountAnalysis
     from fvcore.nn.jit_handles import get_shape
 
+_PRODUCTS = frozenset({"addmm", "baddbmm", "bmm", "einsum", "linear", "matmul"})
+"""fvcore's names of matrix products."""
 NO_INPUTS = f"no MACs: nothing says what the inputs look like ({GIVE_INPUTS})"
 
 
@@ -130,7 +133,9 @@ def count(
         analysis.uncalled_modules_warnings(enabled=False)
         try:
             with _called(twin) as called:
-                by_module = {_inner(k, plain): v for k, v in analysis.by_module().items()}
+                operators = {
+                    _inner(k, plain): v for k, v in analysis.by_module_and_operator().items()
+                }
         except Exception as error:  # the user's forward and torch.jit may raise anything
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             return _cost(model, {}, None, {}, (), f"no MACs: fvcore can't run it ({reason})")
@@ -143,7 +148,41 @@ def count(
         )
         idle = {_inner(k, plain) for k in analysis.uncalled_modules()} - called
         uncalled = tuple(sorted(n for n in idle if n and not n.startswith(used)))
-    return _cost(model, by_module, int(by_module[""]), unsupported, uncalled, None)
+    by_module = {name: sum(each.values()) for name, each in operators.items()}
+    made = _cost(model, by_module, int(by_module[""]), unsupported, uncalled, None)
+    return replace(
+        made,
+        functional=_functional(twin, operators),
+        products=int(sum(v for k, v in operators[""].items() if k in _PRODUCTS)),
+    )
+
+
+def _functional(model: nn.Module, operators: dict[str, Counter[str]]) -> dict[str, int]:
+    """Return the MACs of the convolutions that modules call as functions, by module."""
+    found: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            continue
+        inner = (f"{name}.{child}" if name else child for child, _ in module.named_children())
+        own = operators[name]["conv"] - sum(operators[n]["conv"] for n in inner if n in operators)
+        if own > 0:
+            found[name] = int(own)
+    return found
+
+
+def outside(cost: Cost) -> dict[str, int]:
+    """Return the MACs of operations that no plan changes, by a name for people.
+
+    Only modules are rewritten, so that a convolution called as a function is one of them.
+    """
+    found: dict[str, int] = {}
+    if cost.functional:
+        names = sorted(cost.functional, key=lambda name: -cost.functional[name])
+        shown = ", ".join(name or "the model's own forward" for name in names[:2])
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        where = f"convolutions called as functions (as F.conv2d) in {shown}{more}"
+        found[f"{where}, which no rule rewrites"] = sum(cost.functional.values())
+    return found | ({"matrix products": cost.products} if cost.products else {})
 
 
 class _Bound(nn.Module):

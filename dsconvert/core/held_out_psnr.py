@@ -1,10 +1,12 @@
-"""The PSNR of a fitted model's images to the original's, on the held-out latents of the fit."""
+"""Judge a fitted model by its outputs and the original's, on the held-out latents of the fit."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from dsconvert.adapter import Adapter, image_tensor
@@ -12,10 +14,37 @@ from dsconvert.config.choices import Values
 from dsconvert.data.pictures import psnr
 from dsconvert.data.spectrograms import is_sound, stft_distance
 from dsconvert.errors import AdapterError
+from dsconvert.model.inputs import Inputs, like, tensors_of
 
+PictureRange = Literal["-1 to 1", "0 to 1"]
 _BEYOND = 2.0
 """Images in [-1, 1] overshoot by less; a larger output has another scale, or is no image."""
+_UNIT = (-0.25, 1.5)
+"""Images in [0, 1] overshoot by less, where nothing clamps them."""
+_NEGATIVE = 0.05
+"""Of the magnitude of images in [0, 1], the most that lies below 0; in [-1, 1] far more does."""
+_RARE = 1e-3
+"""The share of pixels that says nothing about the range."""
+_STILL = 1e-12
+"""The variance of outputs that do not depend on the input: its share would be rounding errors."""
 _CHANNELS = (1, 3, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """How near a fitted model's outputs are to the original's; see :class:`Conversion`.
+
+    Attributes:
+        psnr: of images, in dB.
+        stft: of sounds.
+        error: of the outputs of every other model, and of images.
+        notes: which range was assumed, or why there is no PSNR.
+    """
+
+    psnr: float | None = None
+    stft: float | None = None
+    error: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 class _Returns(nn.Module):
@@ -47,17 +76,68 @@ def held_out_psnr(
     Returns:
         None where the output is no image of 1, 3 or 4 channels, or of another range.
     """
-    images = None if outputs is None else _images(outputs, adapter)
+    return None if outputs is None else judged(outputs, adapter, values).psnr
+
+
+def judged(
+    outputs: tuple[Any, Any], adapter: Adapter | None = None, values: Values | None = None
+) -> HeldOut:
+    """Return the figures for outputs of any kind; the arguments are as for :func:`held_out_psnr`.
+
+    Models without an adapter whose output is no image (N, C, H, W) are judged by the first
+    floating-point tensor of their output.
+    """
+    images = _images(outputs, adapter)
     if images is None:
-        return None
+        return HeldOut(error=_lost(*_first_tensors(outputs)))
     made, wanted = images
+    if adapter is not None and is_sound(wanted):
+        return HeldOut(stft=held_out_stft(outputs, adapter))
     scale = picture_range(wanted, known=adapter is not None, values=values)
     if scale is None:
-        return None
+        return HeldOut(error=_lost(made, wanted), notes=_no_psnr(wanted))
     if scale == "0 to 1":
         made, wanted = made * 2 - 1, wanted * 2 - 1
     value = float(psnr(made, wanted).mean())
-    return value if math.isfinite(value) else None
+    guessed = adapter is None and values is None
+    return HeldOut(
+        psnr=value if math.isfinite(value) else None,
+        error=_lost(made.clamp(-1, 1), wanted.clamp(-1, 1)),
+        notes=(f"images taken as [{scale.replace(' to ', ', ')}], by their values",) * guessed,
+    )
+
+
+def _first_tensors(outputs: tuple[Any, Any]) -> tuple[Tensor | None, Tensor | None]:
+    """Return the first floating-point tensor of each of two outputs."""
+    made, wanted = (
+        next((t.detach().float() for t in tensors_of(o) if t.is_floating_point()), None)
+        for o in outputs
+    )
+    return made, wanted
+
+
+def _lost(made: Tensor | None, wanted: Tensor | None) -> float | None:
+    """Return the squared error as a share of the variance over samples; None where that is 0.
+
+    The variance is that of every value by itself (N - 1 in its denominator), so that 1 is the error
+    of the mean of all outputs.
+    """
+    if made is None or wanted is None or made.shape != wanted.shape:
+        return None
+    if wanted.dim() < 2 or len(wanted) < 2:
+        return None
+    spread = float(wanted.double().var(0).mean())
+    value = float((made.double() - wanted.double()).square().mean()) / max(spread, 1e-300)
+    return value if spread > _STILL and math.isfinite(value) else None
+
+
+def _no_psnr(image: Tensor) -> tuple[str, ...]:
+    """Return the note about an output that looks like images but for its range."""
+    if not _pictured(image) or not bool(image.isfinite().all()):
+        return ()
+    low, high = float(image.amin()), float(image.amax())
+    values = f"{low:.3g} to {high:.3g}"
+    return (f"no PSNR: the output ranges over {values}, no image in [-1, 1] or [0, 1]",)
 
 
 def held_out_snr(outputs: tuple[Any, Any], adapter: Adapter | None) -> float | None:
@@ -100,6 +180,25 @@ def held_out_stft(outputs: tuple[Any, Any] | None, adapter: Adapter | None) -> f
     return value if math.isfinite(value) else None
 
 
+@torch.no_grad()
+def medium(
+    teacher: nn.Module, inputs: Inputs, *, seed: int, known: bool, values: Values | None
+) -> tuple[PictureRange | None, bool]:
+    """Return the range of a model's images, if it makes any, and whether it makes sounds.
+
+    Args:
+        teacher: returns (N, C, H, W), alone or among others; it is put into eval mode.
+        inputs: of its calls.
+        seed: of the inputs.
+        known: see :func:`picture_range`.
+        values: see there.
+    """
+    args = like(inputs(8, torch.Generator().manual_seed(seed)), teacher)
+    made = image_tensor(teacher.eval()(*args))
+    found = picture_range(made, known=known, values=values)
+    return found, found is None and is_sound(made)
+
+
 def _images(outputs: tuple[Any, Any], adapter: Adapter | None) -> tuple[Tensor, Tensor] | None:
     """Return two outputs as images of one shape; None where they are none."""
     try:
@@ -117,21 +216,34 @@ def _image(output: Any, adapter: Adapter | None) -> Tensor:
 
 def picture_range(
     image: Tensor, *, known: bool, values: Values | None = None
-) -> Literal["-1 to 1", "0 to 1"] | None:
+) -> PictureRange | None:
     """Return the range of a batch of images; None where it is no image or has another range.
+
+    Where nothing says it, the pixels do; single ones that overshoot a range do not count.
 
     Args:
         image: (N, C, H, W).
         known: whether an adapter has brought the images to [-1, 1].
-        values: the range, where the model reads pictures of that range.
+        values: the range, where the caller states it or the model reads pictures of it.
     """
-    if image.shape[1] not in _CHANNELS or min(image.shape[-2:]) < 2:
+    if not _pictured(image):
         return None
     if known:
         return "-1 to 1"
     if values is not None:
         return "0 to 1" if values == "unit" else "-1 to 1"
-    if float(image.abs().amax()) > _BEYOND:
+    if not _mostly(image, -_BEYOND, _BEYOND):
         return None
-    # A batch in [-1, 1] always has a negative pixel.
-    return "0 to 1" if float(image.amin()) >= 0.0 and float(image.amax()) <= 1.0 else "-1 to 1"
+    negative = float(image.clamp(max=0).abs().sum()) / max(float(image.abs().sum()), 1e-30)
+    return "0 to 1" if negative <= _NEGATIVE and _mostly(image, *_UNIT) else "-1 to 1"
+
+
+def _pictured(image: Tensor) -> bool:
+    """Return whether (N, C, H, W) has the channels and the size of images."""
+    return image.shape[1] in _CHANNELS and min(image.shape[-2:]) >= 2
+
+
+def _mostly(image: Tensor, low: float, high: float) -> bool:
+    """Return whether all pixels but a few lie within a range; NaN does not."""
+    inside = (image >= low) & (image <= high)
+    return float((~inside).float().mean()) <= _RARE

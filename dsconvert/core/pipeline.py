@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from dsconvert.adapter import Adapter, adapter_for, as_adapter
-from dsconvert.config.choices import Width
+from dsconvert.config.choices import Values, Width
 from dsconvert.config.convert import Fitting, Polishing, Rewriting
 from dsconvert.core.analysis import Analysis, analyse
 from dsconvert.core.conversion import apply_to, check_inputs, check_options
-from dsconvert.core.cost import count
+from dsconvert.core.cost import count, outside
 from dsconvert.core.merge import merge
 from dsconvert.core.notes import log_notes
 from dsconvert.core.planner import make_plan
@@ -27,24 +27,13 @@ from dsconvert.model.model_types import types_of
 from dsconvert.model.observe import undisturbed
 from dsconvert.model.wrappers import unwrapped
 from dsconvert.records import Conversion, Cost, Plan
-from dsconvert.util.progress import Progress, reports_progress
+from dsconvert.util.progress import Progress, reports_progress, stage
 from dsconvert.width import check_widths, narrow_sites
 
 __all__ = [
-    "Analysis",
-    "Inputs",
-    "adapter_for",
-    "analyse",
-    "apply",
-    "apply_to",
-    "convert",
-    "cost",
-    "costed_plan",
-    "merge",
-    "plan",
-    "plan_for",
-    "sampler_of",
-]
+    "Analysis", "Inputs", "adapter_for", "analyse", "apply", "apply_to", "convert", "cost",
+    "costed_plan", "merge", "plan", "plan_for", "sampler_of",
+]  # fmt: skip
 
 
 def plan(
@@ -121,11 +110,16 @@ def plan_for(
         analysis, preset=preset, width=width, init=init, calibrate=calibrate, polished=polished,
         seed=seed, progress=progress,
     )  # fmt: skip
+    with stage(progress if budgeted else None, "counting MACs"):
+        known = analysis.cost if budgeted else None
+    with stage(progress if chooser else None, "choosing widths", "channels that belong together"):
+        groups = analysis.groups if chooser else None
     return make_plan(
         analysis.sites, preset=preset, rank=rank, keep=keep, refit=refit, remove=remove,
-        total_macs=analysis.cost.macs if budgeted else None,
+        total_macs=None if known is None else known.macs,
+        outside=None if known is None else outside(known),
         widths=chooser,
-        groups=None if chooser is None else analysis.groups,
+        groups=groups,
         sounds=analysis.sounds,
         losses=rank_losses(analysis, seed=seed, progress=progress) if budgeted and fitted else None,
     )  # fmt: skip
@@ -196,6 +190,7 @@ def apply(
     seed: int = Fitting.seed,
     polish: float = Polishing.polish,
     polish_steps: int | None = Polishing.polish_steps,
+    values: Values | None = None,
     progress: Progress | bool | None = None,
 ) -> Conversion:
     """Apply ``plan`` to a copy of ``model``.
@@ -218,6 +213,9 @@ def apply(
             falling. 0: not at all. Ctrl-C ends the polish and keeps the best model so far.
         polish_steps: exactly so many steps instead, whatever time they take;
             :attr:`Polish.repeat` of an earlier result makes that again.
+        values: the range of the model's images, for the PSNR and the polish: ``unit`` (0 to 1) or
+            ``signed`` (-1 to 1). None: an adapter's; that of the pictures that ``inputs`` draws
+            (its attribute ``values``); or by the images themselves, which a note then says.
         progress: called with ``(stage, done, total, detail)``; True: a line on stderr every half
             minute (see :mod:`dsconvert.util.progress`).
 
@@ -229,19 +227,15 @@ def apply(
     options = polish_options(polish, polish_steps, init=init)
     with undisturbed():
         began = time.perf_counter()
+        report = progress if callable(progress) else None
         analysis = analyse(
-            model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter
-        )
+            model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter,
+            values=values, progress=report,
+        )  # fmt: skip
         return apply_and_polish(
-            analysis,
-            plan,
-            options,
-            init=init,
-            calibrate=calibrate,
-            seed=seed,
-            progress=progress if callable(progress) else None,
+            analysis, plan, options, init=init, calibrate=calibrate, seed=seed, progress=report,
             spent={"trace": time.perf_counter() - began},
-        )
+        )  # fmt: skip
 
 
 @reports_progress
@@ -263,6 +257,7 @@ def convert(
     seed: int = Fitting.seed,
     polish: float = Polishing.polish,
     polish_steps: int | None = Polishing.polish_steps,
+    values: Values | None = None,
     progress: Progress | bool | None = None,
 ) -> nn.Module:
     """Return a faster copy of ``model``: its own class, with some children replaced.
@@ -279,16 +274,18 @@ def convert(
     ``example_inputs`` of a single call tell shapes alone. ``preset`` and ``rank`` choose speed or
     quality, ``polish`` trains the result for minutes; see :func:`plan` and :func:`apply` for these,
     the others and the errors. Only :func:`apply` returns the record of the conversion; here the
-    logger ``dsconvert`` gets its notes, those about something not done (no fit) as warnings.
+    logger ``dsconvert`` gets its notes: as warnings, those about a result that is spoilt or hardly
+    cheaper, and about something not done (no fit).
     """
     check_options(init, calibrate)
     options = polish_options(polish, polish_steps, init=init)
     with undisturbed():
-        analysis = analyse(
-            model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter
-        )
-        check_inputs(analysis, init, calibrate)
         report = progress if callable(progress) else None
+        analysis = analyse(
+            model, example_inputs=example_inputs, inputs=inputs, leaves=leaves, adapter=adapter,
+            values=values, progress=report,
+        )  # fmt: skip
+        check_inputs(analysis, init, calibrate)
         decided = plan_for(
             analysis, preset=preset, rank=rank, width=width, keep=keep, refit=refit, remove=remove,
             init=init, calibrate=calibrate, polished=options.wanted, seed=seed, progress=report,

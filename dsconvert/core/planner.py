@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -27,6 +29,8 @@ from dsconvert.records import Decision, Plan, Site, Sites, Width, within
 from dsconvert.width import ChannelGroups, narrow_sites
 
 _REST = "what is no convolution"
+_COSTLY = 0.05
+"""Share of the MACs that stay from which on the reason of a kept convolution names it."""
 _IDLE = "not called by forward; kept, since something else may use it (--remove takes it out)"
 
 
@@ -43,6 +47,7 @@ def make_plan(
     groups: ChannelGroups | None = None,
     sounds: bool = False,
     losses: Mapping[str, Mapping[int, float]] | None = None,
+    outside: Mapping[str, int] | None = None,
 ) -> Plan:
     """Decide for every convolution of ``sites``.
 
@@ -61,6 +66,7 @@ def make_plan(
             or empty: none was measured.
         total_macs: of the whole model; the budget of ``balanced`` includes layers that are no
             convolutions (normalisations, resampling filters, linear layers). None: without them.
+        outside: names for parts of these layers' MACs (:func:`dsconvert.core.cost.outside`).
 
     Raises:
         PlanError: unknown preset, a rank below 1, a glob that matches no module, or a module to
@@ -99,9 +105,15 @@ def make_plan(
         for s in sites.convolutions
     )
     notes = [sites.note] if sites.note else []
+    missed = False
+    if total_macs is not None:
+        decisions = _with_shares(decisions, request.rest)
     if preset == "balanced" and rank is None and total_macs is not None:
         promise = SOUND_PROMISE if sounds else PROMISED_RATIO
-        notes += _missed(decisions, request.rest, promise)
+        reached = _reached(decisions, request.rest)
+        missed = reached < promise**0.5
+        if reached < promise:
+            notes.append(_missed(decisions, request.rest, promise, reached, outside or {}))
     return Plan(
         model=sites.model,
         preset=preset,
@@ -110,6 +122,7 @@ def make_plan(
         keep=pinned,
         note="; ".join(notes) or None,
         widths=narrower,
+        missed=missed,
     )
 
 
@@ -126,21 +139,44 @@ def _image(sites: Sites) -> str | None:
     return found[-1] if found else None
 
 
-def _missed(decisions: Sequence[Decision], rest: int, promise: float) -> list[str]:
-    """Return a note if ``balanced`` misses its promise, with the layers that cause it."""
+def _with_shares(decisions: Sequence[Decision], rest: int) -> tuple[Decision, ...]:
+    """Return the decisions; the reason of a costly convolution that is kept says how costly."""
+    after = rest + sum(d.macs_after or 0 for d in decisions)
+    made: list[Decision] = []
+    for d in decisions:
+        share = (d.macs_after or 0) / max(1, after)
+        if d.action == "keep" and not d.requested and share >= _COSTLY:
+            d = replace(d, reason=f"{d.reason}; {100 * share:.0f} % of the MACs that stay")
+        made.append(d)
+    return tuple(made)
+
+
+def _reached(decisions: Sequence[Decision], rest: int) -> float:
+    """Return the factor by which the MACs fall, about."""
     before = rest + sum(d.macs_before or 0 for d in decisions)
     after = rest + sum(d.macs_after or 0 for d in decisions)
-    if not after or before / after >= promise:
-        return []
-    parts = {d.site: d.macs_after or 0 for d in decisions} | {_REST: rest}
+    return before / after if after else math.inf
+
+
+def _missed(
+    decisions: Sequence[Decision],
+    rest: int,
+    promise: float,
+    reached: float,
+    outside: Mapping[str, int],
+) -> str:
+    """Return the note that ``balanced`` misses its promise, with the layers that cause it."""
+    after = rest + sum(d.macs_after or 0 for d in decisions)
+    other = max(0, rest - sum(outside.values()))
+    parts = {d.site: d.macs_after or 0 for d in decisions} | dict(outside) | {_REST: other}
     largest = sorted(parts, key=lambda name: -parts[name])[:3]
-    shares = ", ".join(f"{name} ({100 * parts[name] / after:.0f} %)" for name in largest)
+    shares = ", ".join(
+        f"{name} ({100 * parts[name] / after:.0f} %)" for name in largest if parts[name] > 0
+    )
     most = 2 * sum(parts[name] for name in largest) > after
     where = "most of the MACs that remain are" if most else "the largest shares that remain are"
-    return [
-        f"balanced aims at {promise:g}x fewer MACs and reaches about "
-        f"{before / after:.1f}x here: {where} in {shares}"
-    ]
+    aim = f"balanced aims at {promise:g}x fewer MACs and reaches about {reached:.1f}x here"
+    return f"{aim}: {where} in {shares}"
 
 
 def _matches(name: str, globs: Sequence[str]) -> bool:

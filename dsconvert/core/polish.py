@@ -11,24 +11,21 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from dsconvert.adapter import image_tensor
 from dsconvert.config.distill import DistillConfig
 from dsconvert.core.analysis import Analysis
 from dsconvert.core.conversion import apply_to
 from dsconvert.core.fast_teacher import fast_form
-from dsconvert.core.held_out_psnr import picture_range
+from dsconvert.core.held_out_psnr import medium
 from dsconvert.core.polish_config import NEAR, NEAR_RATE, polish_config
 from dsconvert.core.polish_options import PolishOptions, as_pictures, check_polishable
 from dsconvert.core.polish_schedule import PolishSchedule
-from dsconvert.data.spectrograms import is_sound
 from dsconvert.errors import MissingExtraError, NoGradientsError, PolishError, TrainingError
 from dsconvert.matching.batches import TeacherBatches
 from dsconvert.matching.loop import Loop, LoopResult
 from dsconvert.matching.setup import as_given, teacher_batches, working_copy
-from dsconvert.model.inputs import Inputs, device_of, like, values_of
+from dsconvert.model.inputs import Inputs, device_of, values_of
 from dsconvert.model.pictures import FromUnit
 from dsconvert.records import Conversion, Plan, Polish, PolishEnd, PolishForecast
 from dsconvert.util.progress import Progress
@@ -113,8 +110,7 @@ class _Polisher:
 
     def run(self) -> Conversion:
         """Run it; see :func:`polish`."""
-        if self._progress is not None:
-            self._progress("polish, set-up", 0, 1, "")
+        self._set_up("copies of both networks")
         given = self._conversion
         if not given.kept and all(f.residual == 0 for f in given.fits):
             return self._unchanged("exact")
@@ -145,7 +141,10 @@ class _Polisher:
         teacher = self._whole(fast_form(self._analysis)).float()
         teacher = as_pictures(self._analysis, teacher)
         student = as_pictures(self._analysis, trained)
-        scale, self._sounds = self._range(teacher)
+        scale, self._sounds = medium(
+            teacher, self._inputs, seed=self._seed, values=self._analysis.values,
+            known=self._analysis.adapter is not None,
+        )  # fmt: skip
         if scale == "0 to 1":
             teacher, student = (FromUnit(m, whole=True) for m in (teacher, student))
         self._picture = scale is not None
@@ -158,6 +157,7 @@ class _Polisher:
                 "polish: the output is no image in [-1, 1] or [0, 1], so it is compared value by "
                 "value, without the backbone's features"
             )
+        self._set_up("images of the original")
         batches = self._batches(teacher, student, config)
         loop = Loop(
             batches,
@@ -166,26 +166,19 @@ class _Polisher:
             schedule=self._schedule,
             progress=self._progress,
         )
+        self._set_up("a trial step")
         took = loop.trial_step()
         self._schedule.expect(took)
         self._tell(took)
         loop.evaluate()
+        self._set_up("", done=1)
         if near and loop.best.finished().start.terms["image"] < NEAR:
             loop.config = replace(loop.config, lr=NEAR_RATE)
         return loop
 
-    @torch.no_grad()
-    def _range(self, teacher: nn.Module) -> tuple[str | None, bool]:
-        """Return the range of the images, if they are any, and whether they are sounds."""
-        args = like(self._inputs(8, torch.Generator().manual_seed(self._seed)), teacher)
-        teacher.eval()
-        made = image_tensor(teacher(*args))
-        found = picture_range(
-            made,
-            known=self._analysis.adapter is not None,
-            values=values_of(self._inputs),
-        )
-        return found, found is None and is_sound(made)
+    def _set_up(self, what: str, *, done: int = 0) -> None:
+        if self._progress is not None:
+            self._progress("polish, set-up", done, 1, what)
 
     @property
     def _inputs(self) -> Inputs:
@@ -220,8 +213,7 @@ class _Polisher:
         )
         if self._options.forecast is not None:
             self._options.forecast(expected)
-        if self._progress is not None:
-            self._progress("polish, set-up", 0, 1, f"about {reach} steps to come")
+        self._set_up(f"evaluation of the start, about {reach} steps to come")
 
     def _trained(self, loop: Loop) -> LoopResult:
         try:
@@ -264,7 +256,8 @@ class _Polisher:
             repeat=result.steps if repeats and result.steps else None,
         )
         made = self._conversion.model if model is None else self._analysis.result(model)
-        return self._with(record, model=made, psnr=record.psnr_after, stft=heard)
+        gain = after.terms["image"] / max(result.before.terms["image"], 1e-30)
+        return self._with(record, model=made, psnr=record.psnr_after, stft=heard, gain=gain)
 
     def _unchanged(self, ended: PolishEnd) -> Conversion:
         record = Polish(
@@ -284,13 +277,16 @@ class _Polisher:
         model: nn.Module,
         psnr: float | None = None,
         stft: float | None = None,
+        gain: float = 1.0,
     ) -> Conversion:
+        """Return the conversion with ``model``, whose squared error is ``gain`` times as large."""
         given = self._conversion
         return replace(
             given,
             model=model,
             psnr=given.psnr if psnr is None else psnr,
             stft=given.stft if stft is None else stft,
+            output_error=None if given.output_error is None else gain * given.output_error,
             undone=(*given.undone, *self._undone),
             seconds={**given.seconds, "polish": record.seconds},
             polish=record,

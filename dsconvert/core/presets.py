@@ -68,17 +68,20 @@ def keep(reason: str, norm: Literal["keep", "fold"] = "fold") -> Choice:
 
 
 def structural(site: Site, *, image: bool = False) -> str | None:
-    """Return why every preset keeps a convolution, or None; ``image``: its output is the image."""
+    """Return why every preset keeps a convolution, or None; ``image``: its output is the image.
+
+    The reasons claim nothing about its cost, which may be large (a kernel of 7x7).
+    """
     if (why := rule_named("dw-pw").why_not(site)) is not None:
         return why
     if site.out_channels <= IMAGE_CHANNELS and site.batchnorm is None:
         if image:
-            return (
-                f"makes the image ({site.out_channels} channels): little cost, all of the quality"
-            )
-        return f"writes {site.out_channels} channels: little to gain"
+            return f"makes the image ({site.out_channels} channels), which shows all of its errors"
+        # O k^2 MACs a channel read become k^2 + O.
+        most = "nothing" if site.out_channels == 1 else f"less than {site.out_channels}x"
+        return f"writes {site.out_channels} channels: a separable form saves {most}"
     if site.in_channels <= IMAGE_CHANNELS:
-        return f"reads {site.in_channels} channels: little to gain"
+        return f"reads {site.in_channels} channels: a separable form has too few filters"
     return None
 
 
@@ -102,9 +105,7 @@ def _block(site: Site, request: Request) -> str | None:
         )
         return f"{what}; only 'fast' separates it"
     if one_pixel(site):
-        return (
-            "writes a single pixel (as in an excitation branch): few MACs; only 'fast' separates it"
-        )
+        return "writes a single pixel (as in an excitation branch); only 'fast' separates it"
     return None
 
 

@@ -72,7 +72,12 @@ def plan_file(
         return costed_plan(file.generator, plan, inputs=inputs)
     with undisturbed():
         return plan_for(
-            analyse(_placed(file.generator, device), inputs=inputs, adapter=file.adapter),
+            analyse(
+                _placed(file.generator, device),
+                inputs=inputs,
+                adapter=file.adapter,
+                progress=progress if callable(progress) else None,
+            ),
             preset=preset,
             rank=rank,
             width=width,
@@ -158,6 +163,7 @@ def convert_file(
                 inputs=file.inputs(model),
                 adapter=file.adapter,
                 owned=file.is_private(key),
+                progress=_prefixed(progress, key),
             )
             check_inputs(analysis, init, calibrate)
             if options.wanted and not conversions:

@@ -51,8 +51,11 @@ class TracedGraph:
             setattr(model, name, value)
 
 
-def _sentence(model: nn.Module, error: Exception) -> str:
-    """Return a message with the place of the failure, its cause and a remedy."""
+def _sentence(model: nn.Module, error: Exception, *, blind: bool) -> str:
+    """Return a message with the place of the failure, its cause and a remedy.
+
+    ``blind``: the trace had no example inputs, which decide most branches.
+    """
     here = (__file__, tracer_module.__file__, shadow.__file__, copying.__file__)
     frame = next(
         (
@@ -64,10 +67,15 @@ def _sentence(model: nn.Module, error: Exception) -> str:
     )
     where = f" at {frame.filename}:{frame.lineno} ({frame.line})" if frame else ""
     text = first_line(error).rstrip(".")
+    first = (
+        "Say what its inputs look like, which decides branches on shapes: pass inputs= or "
+        "example_inputs= (in a command --input SHAPE). If it fails with them, too, move"
+    )
     return (
-        f"{type(model).__name__}.forward can't be traced{where}: {text}. Move the part that "
-        "depends on the data into a child module without convolutions (it then becomes a leaf by "
-        "itself), or convert the child that holds the convolutions."
+        f"{type(model).__name__}.forward can't be traced{where}: {text}. "
+        f"{first if blind else 'Move'} the part that depends on the data into a child module "
+        "without convolutions (it then becomes a leaf by itself), or convert the child that holds "
+        "the convolutions."
     )
 
 
@@ -117,7 +125,7 @@ def trace_graph(
         with torch.no_grad(), torch.random.fork_rng():
             graph = tracer.run(twin)
     except Exception as error:
-        raise TraceError(_sentence(model, error)) from error
+        raise TraceError(_sentence(model, error, blind=examples is None)) from error
     _drop_questions(graph)
     constants: dict[str, Tensor] = {
         name: value

@@ -46,12 +46,20 @@ class Plan:
     note: str | None = None
     widths: tuple[Width, ...] = ()
     """The channel groups that get narrower; the others keep all of their channels."""
+    missed: bool = False
+    """Whether the plan misses the promise of its preset by far (``note`` has the figures)."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether a convolution is rewritten or a map gets narrower."""
+        return bool(self.widths) or any(d.action == "rewrite" for d in self.decisions)
 
     def to_json(self) -> str:
         """Return the plan as JSON, for a person to edit; :meth:`from_json` reads it."""
         data = asdict(self)
-        if not self.widths:  # as in files of earlier versions
-            del data["widths"]
+        for name in ("widths", "missed"):
+            if not data[name]:  # as in files of earlier versions
+                del data[name]
         return json.dumps({"dsconvert_plan": 1, **data}, indent=2)
 
     @classmethod
@@ -84,6 +92,8 @@ class Plan:
         for text in (plan.model, plan.preset, plan.note or "", *plan.remove, *plan.keep):
             if type(text) is not str:
                 raise PlanError(f"the plan has {text!r} where a text belongs; quote it.")
+        if type(plan.missed) is not bool:
+            raise PlanError(f"the plan's missed is {plan.missed!r}, not true or false.")
         return plan
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import log10
 from typing import TYPE_CHECKING, Literal
 
 from dsconvert.config.choices import ExportDtype, Noise
@@ -55,11 +56,20 @@ class Cost:
     uncalled: tuple[str, ...] = ()
     note: str | None = None
     """The reason if ``macs`` is None."""
+    functional: dict[str, int] = field(default_factory=dict)
+    """MACs of convolutions that a module calls as functions (``F.conv2d``), by module."""
+    products: int = 0
+    """MACs of matrix products."""
 
 
 SOUND_LIMIT = 1.2
 """The STFT distance of a vocoder to its original above which a conversion warns. HiFi-GAN V1 of
 LJSpeech is 1.22 from recordings."""
+LOST_LIMIT, PSNR_LIMIT = 0.25, 20.0
+"""The share of the outputs' variance that a conversion may lose (a constant is 6 dB worse), and the
+PSNR, dB, that its images need; beyond either, it warns."""
+_ALIKE = 40.0
+"""PSNR, dB, of images that no eye tells apart, however little they vary."""
 PolishEnd = Literal[
     "steps", "minutes", "settled", "exact", "interrupted", "diverged", "undifferentiable"
 ]
@@ -144,6 +154,10 @@ class Conversion:
     """Mean multi-resolution STFT distance to the original's sounds on inputs that were held out of
     the fit (of the polish, if there was one); None where nothing was fitted, or the output is no
     sound."""
+    output_error: float | None = None
+    """Squared error of the output on the same inputs, as a share of its variance over inputs (0:
+    equal; 1: the error of a constant, the mean output); None where nothing was fitted, the output
+    does not vary, or it is a sound."""
     polish: Polish | None = None
     """The training after the fit; None: there was none."""
     quality: Quality | None = None
@@ -152,19 +166,45 @@ class Conversion:
     @property
     def warnings(self) -> tuple[str, ...]:
         """A sentence, with the remedy, for each figure that says that the result is spoilt."""
-        if self.stft is None or self.stft <= SOUND_LIMIT:
+        spoilt = self._spoilt_sounds() if self.stft is not None else self._spoilt_outputs()
+        if spoilt is None:
             return ()
-        worst = sorted((f for f in self.fits if f.fitted), key=lambda f: -(f.fitted or 0.0))[:3]
-        layers = ", ".join(f"{f.site} ({100 * (f.fitted or 0.0):.0f} %)" for f in worst)
+        errors = {f.site: f.svd if f.fitted is None else f.fitted for f in self.fits}
+        worst = sorted(((e, site) for site, e in errors.items() if e), reverse=True)[:3]
+        layers = ", ".join(f"{site} ({100 * e:.0f} %)" for e, site in worst)
         known = f" The largest errors of the fit are those of {layers}." if layers else ""
         polish = 5.0 if self.polish is None else 3 * self.polish.seconds / 60
+        rank = max([3, *(d.rank or 0 for d in self.plan.decisions)]) + 1
+        wider = "keep every channel (--width 1), " if self.plan.widths else ""
+        return (
+            f"{spoilt}.{known} Polish for longer (--polish {max(5, round(polish))}), {wider}give "
+            f"higher ranks (--rank {rank}), or keep layers dense (--keep NAME).",
+        )
+
+    def _spoilt_sounds(self) -> str | None:
+        if self.stft is None or self.stft <= SOUND_LIMIT:
+            return None
         return (
             f"the sounds of this {self.plan.model} are {self.stft:.2f} (STFT distance) from the "
             f"original's, more than {SOUND_LIMIT:g}, the distance of a trained vocoder from "
-            f"recordings: they are likely to sound spoilt.{known} Polish for longer (--polish "
-            f"{max(5, round(polish))}), give higher ranks (--rank 4), or keep layers dense (--keep "
-            "NAME).",
+            "recordings: they are likely to sound spoilt"
         )
+
+    def _spoilt_outputs(self) -> str | None:
+        """Return what is wrong with images, or with outputs that are neither images nor sounds."""
+        psnr, lost = self.psnr, self.output_error
+        far = psnr is not None and psnr < PSNR_LIMIT
+        vague = lost is not None and lost > LOST_LIMIT and (psnr is None or psnr < _ALIKE)
+        if not far and not vague:
+            return None
+        whose = f"the {'outputs' if psnr is None else 'images'} of this {self.plan.model}"
+        parts = [] if psnr is None else [f"are {psnr:.1f} dB (PSNR) from the original's"]
+        if lost is not None:
+            parts.append(f"have an error of {100 * lost:.0f} % of the original's variance")
+        constant = "" if lost is None else " (a constant output: 100 %)"
+        if psnr is not None and lost:
+            constant = f", where one constant image is at about {psnr + 10 * log10(lost):.1f} dB"
+        return f"{whose} {' and '.join(parts)}{constant}: they are likely to be spoilt"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,7 @@ def conversion_dict(conversion: Conversion) -> dict[str, Any]:
             "seconds": conversion.seconds,
             "psnr_db": conversion.psnr,
             **({} if conversion.stft is None else {"stft_distance": conversion.stft}),
+            "output_error": conversion.output_error,
             "polish": None if conversion.polish is None else asdict(conversion.polish),
             "quality": None if conversion.quality is None else asdict(conversion.quality),
         }

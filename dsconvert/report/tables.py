@@ -136,6 +136,9 @@ def conversion_report(conversion: Conversion, title: str = "", *, verbose: bool 
     if conversion.psnr is not None:
         text = f"{conversion.psnr:.1f} dB"
         rows.append(["PSNR", text, "to the original's images, on held-out latents"])
+    if conversion.psnr is None and conversion.output_error is not None:
+        about = "of the output's variance, on held-out inputs"
+        rows.append(["error", percent(conversion.output_error), about])
     if conversion.stft is not None:
         about = "to the original's sounds, on held-out inputs (0: equal)"
         rows.append(["STFT distance", f"{conversion.stft:.3f}", about])
@@ -149,7 +152,7 @@ def conversion_report(conversion: Conversion, title: str = "", *, verbose: bool 
     report: Report = [title or f"{plan.model}, preset {plan.preset!r}", *pairs(rows)]
     if plan.note:
         report.append(plan.note)
-    if not plan.widths and not any(d.action == "rewrite" for d in plan.decisions):
+    if not plan.changes:
         report.append("no convolution was rewritten")
     measured = {s: f for s, f in fits.items() if f.svd is not None or f.fitted is not None}
     report += ["", _layers(plan.decisions, measured), "", *_widths(plan.widths)]

@@ -17,7 +17,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 from dsconvert.util.numbers import clock_text
@@ -46,8 +47,8 @@ class Heartbeat:
         self._thread: threading.Thread | None = None
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
-        """Take the current state of the work."""
-        self._state = (stage, done, total, detail)
+        """Take the current state of the work; a single step that is done says nothing further."""
+        self._state = None if done >= total == 1 else (stage, done, total, detail)
 
     def __enter__(self) -> Heartbeat:  # noqa: PYI034 - typing.Self is younger than 3.10
         self._thread = threading.Thread(target=self._run, name="dsconvert", daemon=True)
@@ -68,8 +69,25 @@ class Heartbeat:
             text = "at work"  # no report yet: the function loads files or prepares
             if self._state is not None:
                 stage, done, total, detail = self._state
-                text = f"{stage}: {done} of {total}" + (f", {detail}" if detail else "")
+                text = stage if total == 1 else f"{stage}: {done} of {total}"
+                text += f", {detail}" if detail else ""
             self._write(f"{text}, after {clock_text(time.monotonic() - self._began)}")
+
+
+@contextmanager
+def stage(progress: Progress | None, name: str, detail: str = "") -> Generator[None, None, None]:
+    """Report work as one step of the stage ``name`` while the context lasts.
+
+    Args:
+        progress: None: nothing is reported.
+        name: of the stage.
+        detail: what the step does.
+    """
+    if progress is not None:
+        progress(name, 0, 1, detail)
+    yield
+    if progress is not None:
+        progress(name, 1, 1, "")
 
 
 def to_stderr(text: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.cli import main, measuring
+from dsconvert.cli.measuring import not_measured
 from dsconvert.errors import UsageError
 from dsconvert.metrics.quality import Judge
 from dsconvert.report.tables import quality_cells
@@ -49,6 +50,12 @@ def test_a_judge_measures_several_models_on_the_same_latents() -> None:
     assert alone.ratio is None
     assert quality_cells(alone)[0] == "quality"
     assert Judge(Painter(0.0), colours, features=net, samples=60).expected(Painter(0.1)) > 0
+
+
+def test_a_long_measurement_is_proposed_with_fewer_images() -> None:
+    assert not_measured(150) == "quality not measured, which takes about 150 s: --measure 400"
+    assert not_measured(600).endswith("or --measure 80, about 120 s, with a wider interval")
+    assert not_measured(9154).endswith("or --measure 32, about 732 s, with a wider interval")
 
 
 @pytest.mark.extended

@@ -260,8 +260,11 @@ class Untraceable(nn.Module):
 
 def test_what_cannot_be_traced_is_named():
     where = r"Untraceable\.forward can't be traced at .*test_convert.py:\d+"
-    with pytest.raises(TraceError, match=where):
+    with pytest.raises(TraceError, match=where + ".*pass inputs= or example_inputs="):
         dsconvert.convert(Untraceable())
+    with pytest.raises(TraceError, match=where + r".*Move the part that depends") as known:
+        dsconvert.convert(Untraceable(), example_inputs=(torch.randn(1, 3, 9, 9),))
+    assert "inputs=" not in str(known.value)
     # As a child it becomes a leaf by itself, and its convolution is still converted.
     holder = One(Untraceable())
     x = torch.randn(1, 3, 9, 9)
@@ -310,6 +313,9 @@ def test_convert_logs_the_notes_of_its_record(caplog):
     (warning,) = logged(logging.WARNING)
     assert warning.startswith("not fitted")
     assert not logged(logging.WARNING, init="svd", calibrate=0)
+    options = {"inputs": latents, "init": "svd", "calibrate": 0, "keep": ["*"]}
+    nothing = logged(logging.WARNING, **options)
+    assert nothing == ["no convolution was rewritten"]
     told = logged(logging.INFO, inputs=latents, init="svd", calibrate=8)
     assert [t for t in told if t.startswith("statistics re-estimated: ")]
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dsconvert
-from dsconvert.core.cost import NO_INPUTS, count
+from dsconvert.core.cost import NO_INPUTS, count, outside
 from dsconvert.core.pipeline import cost
 from dsconvert.errors import TraceError
 
@@ -117,6 +117,15 @@ class Reads(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.conv2d(x, self.inner.weight)
+
+
+def test_convolutions_that_are_no_modules_are_told_by_their_place():
+    model = nn.Sequential(Reads(), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(18, 5))
+    counted = count(model, (torch.randn(1, 3, 5, 5),))
+    assert counted.functional == {"0": 9 * 3 * 4 * 9}
+    assert counted.products == 18 * 5
+    called = "convolutions called as functions (as F.conv2d) in 0, which no rule rewrites"
+    assert outside(counted) == {called: 9 * 3 * 4 * 9, "matrix products": 90}
 
 
 def test_what_is_inside_a_named_leaf_is_not_reported_as_uncalled():

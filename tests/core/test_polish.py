@@ -156,6 +156,9 @@ def test_it_improves_the_fit_and_leaves_the_rest_alone(teacher, fitted) -> None:
     assert any("timm is missing" in n for n in made.undone)
     assert all(p.grad is None and p.is_contiguous() for p in made.model.parameters())
     assert ("polish, steps", 40, 40) in [t[:3] for t in told]
+    set_up = [t[3] for t in told if t[0] == "polish, set-up"]
+    assert set_up[:3] == ["copies of both networks", "images of the original", "a trial step"]
+    assert made.output_error == pytest.approx(fitted.output_error * float(after / before), rel=0.3)
     # It is reported.
     assert conversion_dict(made)["polish"]["repeat"] == 40
     text = "\n".join(line for line in conversion_report(made) if isinstance(line, str))

@@ -369,10 +369,13 @@ def test_json_is_exact_and_whole():
         "unsupported": {"aten::mul": 3},
         "uncalled": ["c", "c.x"],
         "note": None,
+        "functional": {},
+        "products": 0,
     }
     assert data["notes"] == ["fitted on 5 latents"]
     assert data["seconds"] == {"fit": 1.5}
     assert data["psnr_db"] == 31.42
+    assert data["output_error"] is None
     cost = json.loads(json.dumps(cost_dict(AFTER)))
     assert cost["layers"][2]["name"] == "a.0.depthwise"
 

@@ -19,7 +19,7 @@ from dsconvert.config.distill import DistillConfig
 from dsconvert.matching.schedule import DistillSchedule
 from dsconvert.util import progress
 from dsconvert.util.numbers import clock_text
-from dsconvert.util.progress import Heartbeat, reports_progress
+from dsconvert.util.progress import Heartbeat, reports_progress, stage
 from tests.made_models import moved_generator
 
 
@@ -106,6 +106,30 @@ def test_a_conversion_tells_what_it_fits(caplog: pytest.LogCaptureFixture) -> No
     messages = [r.getMessage() for r in caplog.records]
     assert any(re.match(r"fit: \d+ of \d+, synthesis\.\w+", m) for m in messages)
     assert not any("<" in m for m in messages)
+
+
+def test_work_without_steps_has_a_name_and_no_count() -> None:
+    lines: list[str] = []
+    with Heartbeat(lines.append, every=0.02) as beat:
+        with stage(beat, "polish, set-up", "a trial step"):
+            time.sleep(0.2)
+        seen = len(lines)
+        time.sleep(0.2)
+    assert seen
+    assert lines[0].startswith("polish, set-up, a trial step, after ")
+    assert lines[-1].startswith("at work, after ")
+    with stage(None, "nobody listens"):
+        pass
+
+
+def test_the_stages_before_a_fit_have_names() -> None:
+    told: list[str] = []
+    dsconvert.convert(
+        _Doubles(), inputs=_maps, calibrate=8, width="auto", progress=lambda *a: told.append(a[0])
+    )
+    stages = [s for i, s in enumerate(told) if i == 0 or told[i - 1] != s]
+    assert stages[:3] == ["tracing the network", "counting MACs", "choosing widths"]
+    assert {"factorising kernels", "fit"} < set(stages)
 
 
 class _Doubles(nn.Module):
