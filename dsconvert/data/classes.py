@@ -12,16 +12,20 @@ from dsconvert.data.archive import DataFiles
 from dsconvert.data.images import ImageSet, open_images
 from dsconvert.data.labels import LABELS
 from dsconvert.errors import DataError
-from dsconvert.model.inputs import Inputs
+from dsconvert.model.inputs import Inputs, as_args, held_out_inputs
 from dsconvert.util.progress import Progress
 
 
-def classes_of(inputs: Inputs) -> int:
-    """Return the number of classes of a sampler: the columns of its second argument; 0: none.
+def classes_of(inputs: Inputs | None) -> int:
+    """Return the number of classes that a sampler draws; 0: none, or no sampler.
 
-    A second argument whose rows are not one-hot is a second latent, not a class.
+    A sampler with an attribute ``classes`` says it, and draws one class by its method ``of_class``.
+    Of another it is the number of columns of the second argument, if that is one-hot; a second
+    argument whose rows are not is a second latent.
     """
-    args = inputs(8, torch.Generator().manual_seed(0))
+    if inputs is None or hasattr(inputs, "classes"):
+        return int(getattr(inputs, "classes", 0))
+    args = as_args(held_out_inputs(inputs)(8, torch.Generator().manual_seed(0)))
     given = args[1] if len(args) == 2 else None
     if not isinstance(given, Tensor) or given.dim() != 2 or not given.shape[1]:
         return 0
@@ -85,11 +89,13 @@ def open_labelled(
 
 def with_classes_of(inputs: Inputs, images: ImageSet) -> Inputs:
     """Return a sampler with the latents of ``inputs`` and the classes of random images."""
+    condition = getattr(inputs, "condition", None)
 
     def draw(n: int, random: torch.Generator) -> tuple[Any, ...]:
         latents, _ = inputs(n, random)
         rows = torch.randint(len(images), (n,), generator=random, device="cpu")
-        return latents, images.label(rows)
+        labels = images.label(rows)
+        return latents, labels if condition is None else condition(labels.argmax(1))
 
     return draw
 
@@ -98,9 +104,11 @@ def with_class(inputs: Inputs, label: int) -> Inputs:
     """Return a sampler with the latents of ``inputs``, of a conditional generator, and one class.
 
     Args:
-        inputs: its second argument is a one-hot class (:func:`classes_of` is above ``label``).
+        inputs: :func:`classes_of` it is above ``label``.
         label: the class.
     """
+    if (of_class := getattr(inputs, "of_class", None)) is not None:
+        return of_class(label)
 
     def draw(n: int, random: torch.Generator) -> tuple[Any, ...]:
         latents, given = inputs(n, random)
