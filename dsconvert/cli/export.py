@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def _page(options: ExportJob) -> None:
     origin = "with the runtime, works offline" if made.bundled else "loads its runtime from a CDN"
     say(
         *(f"{Path(m.path).name}: {m.bytes / 1e6:.1f} MB; {_compared(m)}" for m in made.models),
-        f"serve it: python -m http.server --directory {options.out}",
+        f"serve it: python -m http.server --directory {shlex.quote(options.out)}",
         f"wrote {options.out}: a page, {made.bytes / 1e6:.1f} MB; {origin}",
         quiet=options.quiet,
     )
