@@ -66,6 +66,25 @@ class Gate(nn.Module):
         return a * torch.sigmoid(b)
 
 
+class UNet(nn.Module):
+    """A residual block on a concatenation, a part of which the encoder reads, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, 1, 1)
+        self.down = nn.Conv2d(16, 24, 3, 2, 1)
+        self.up = nn.ConvTranspose2d(24, 16, 4, 2, 1)
+        self.outer = nn.Conv2d(32, 32, 3, 1, 1)
+        self.inner = nn.Conv2d(32, 32, 3, 1, 1)
+        self.last = nn.Conv2d(32, 3, 3, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        x = torch.cat([torch.relu(self.up(torch.relu(self.down(x)))), x], 1)
+        x = x + self.inner(torch.relu(self.outer(x)))
+        return torch.tanh(self.last(x))
+
+
 class Decoder(nn.Module):
     """A latent to a 32 px image: transposed start, upsample blocks, noise, a skip, a dead block."""
 
@@ -106,6 +125,27 @@ def decoder() -> Decoder:
         for _ in range(20):
             model(torch.randn(16, 16))
     return model.eval()
+
+
+class Conditional(nn.Module):
+    """A latent (N, 8) and a class, an integer (N,) or one-hot (N, 5), to an 8 px image."""
+
+    def __init__(self, one_hot: bool = False) -> None:
+        super().__init__()
+        self.start = nn.ConvTranspose2d(8, 16, 4)
+        self.shift = nn.Linear(5, 16, bias=False) if one_hot else nn.Embedding(5, 16)
+        self.main = nn.Sequential(
+            nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv2d(16, 16, 3, 1, 1),
+            nn.ReLU(), nn.Conv2d(16, 3, 3, 1, 1), nn.Tanh(),
+        )  # fmt: skip
+
+    def forward(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.main(self.start(z[:, :, None, None]) + self.shift(y)[:, :, None, None])
+
+
+def one_hot_conditional() -> Conditional:
+    """One with one-hot classes."""
+    return Conditional(one_hot=True)
 
 
 class NarrowDecoder(Decoder):

@@ -113,10 +113,12 @@ def example_files(tmp_path_factory: pytest.TempPathFactory, fastgan_file: Path) 
     shutil.copy(folder / "fast.pkl", folder / "better.pkl")
     plan = ["--plan-only", "--polish", "0", "--quiet", "--out", str(folder / "plan.json")]
     assert main([str(folder / "generator.pkl"), *plan]) == 0
-    (folder / "my_gan.py").write_text(FACTORY)
-    namespace: dict[str, object] = {}
-    exec(FACTORY, namespace)
-    torch.save(namespace["make_generator"]().state_dict(), folder / "model.pth")  # type: ignore[operator]
+    own = FACTORY + next(b.code for b in ALL if "class Conditional(" in b.code)
+    (folder / "my_gan.py").write_text(own)
+    namespace: dict[str, Any] = {}
+    exec(own, namespace)
+    torch.save(namespace["make_generator"]().state_dict(), folder / "model.pth")
+    torch.save(namespace["Conditional"]().state_dict(), folder / "conditional.pth")
     (folder / "images").mkdir()
     random = torch.Generator().manual_seed(0)
     for i in range(16):

@@ -16,7 +16,7 @@ from dsconvert.config.measure import Settings
 from dsconvert.errors import DsconvertError, MeasureError
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.editing import trainable
-from dsconvert.model.inputs import Inputs, as_args
+from dsconvert.model.inputs import Inputs, as_args, checked
 from dsconvert.model.observe import undisturbed
 from dsconvert.model.precision import WORKING, widen
 from dsconvert.util.memory_format import in_channels_last
@@ -59,7 +59,7 @@ class Subject(Protocol):
 
 def arguments(inputs: Inputs, batch: int) -> tuple[Any, ...]:
     """Return the arguments of a call, the same in every process."""
-    return as_args(inputs(batch, torch.Generator().manual_seed(batch)))
+    return as_args(checked(inputs)(batch, torch.Generator().manual_seed(batch)))
 
 
 class LocalSubject:

@@ -22,8 +22,9 @@ from dsconvert.model.inputs import RandomPixels, needs_pictures_to_fit
 from dsconvert.report.layout import compact
 from dsconvert.search import Clock, MachineClock, Promise
 from dsconvert.search.layer_trials import layer_trials
+from dsconvert.search.profile import conditions
 from dsconvert.search.promise import Found, PromiseSearch
-from dsconvert.search.promise_candidates import Work, candidates, overrun
+from dsconvert.search.promise_candidates import Work, candidates, overrun, time_again
 from dsconvert.search.quality_targets import QualityTarget, parse_qualities, worst
 from dsconvert.search.records import Probe, Target
 from dsconvert.search.targets import parse_targets
@@ -135,7 +136,7 @@ def kept(
         "calibrate": work.calibrate, "seed": work.seed, **polishing.to_dict(),
         "source": options.source.to_dict(), "pictures": options.pictures.to_dict(),
     }  # fmt: skip
-    store = TryStore(digest_of(file.path, named))
+    store = TryStore(digest_of(file.path, named), conditions=conditions(settings))
     tries = [] if targets.remeasure else store.load()
     if not tries:
         tries = candidates(
@@ -145,6 +146,9 @@ def kept(
             ),
             bars,
         )  # fmt: skip
+        store.save(tries)
+    elif not all(t.figures for t in tries):
+        time_again(work, tries, bars)
         store.save(tries)
     searching = PromiseSearch(work, store, tries, bars)
     found = searching.run()

@@ -10,7 +10,7 @@ from dsconvert.config.base import BaseSettings, Job
 from dsconvert.config.choices import NoiseSource
 from dsconvert.config.pictures import Calibrated
 from dsconvert.config.setting import Group, part, setting
-from dsconvert.config.values import ranks, seeds, shape
+from dsconvert.config.values import argument, ranks, seeds
 from dsconvert.errors import UsageError
 
 CODE = Group(
@@ -40,12 +40,13 @@ class Module(BaseSettings):
     key: str | None = setting(
         None, help="the entry that holds its state dict", metavar="NAME", group=CODE
     )
-    input: tuple[tuple[int, ...], ...] = setting(
+    input: tuple[tuple[int, ...] | str, ...] = setting(
         (),
-        help="shape of one latent, for example 256 or 3,64,64 (repeat for further arguments of "
-        "the call)",
+        help="one argument of the call: the shape of a latent, for example 256 or 3,64,64; "
+        "class:10 for integer labels of ten classes, onehot:10 for one-hot ones (repeat for "
+        "further arguments, in their order)",
         metavar="SHAPE",
-        read=shape,
+        read=argument,
         repeat=True,
         group=CODE,
     )

@@ -82,3 +82,19 @@ def shape(text: str) -> tuple[int, ...]:
     if not all(s.strip().isdigit() and int(s) for s in sizes):
         raise ValueError(f"{text!r} is not like 256 or 3,64,64")
     return tuple(int(s) for s in sizes)
+
+
+def class_argument(text: str) -> tuple[Literal["class", "onehot"], int]:
+    """Read ``"class:10"`` as ``("class", 10)``: what form an argument's classes have, how many."""
+    kind, _, count = text.partition(":")
+    if kind not in ("class", "onehot") or not (count.isdigit() and int(count)):
+        raise ValueError(f"{text!r} is not like class:10 or onehot:10")
+    return kind, int(count)
+
+
+def argument(text: str) -> tuple[int, ...] | str:
+    """Read the form of one argument: a shape, or classes, which stay text."""
+    if ":" not in text:
+        return shape(text)
+    class_argument(text)
+    return text

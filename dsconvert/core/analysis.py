@@ -17,6 +17,7 @@ from dsconvert.core.cost import count
 from dsconvert.errors import UsageError
 from dsconvert.model.graph import ConvTypes, TracedGraph
 from dsconvert.model.inputs import (
+    GIVE_INPUTS,
     Inputs,
     RandomPixels,
     examples_for,
@@ -83,7 +84,7 @@ class Analysis:
         if self.sampler is None:
             raise UsageError(
                 "fewer channels are chosen by the activations, and nothing says what the inputs "
-                "look like: pass inputs=callable, or keep the width."
+                f"look like: {GIVE_INPUTS}, or keep the width."
             )
         if isinstance(self.sampler, RandomPixels):
             raise UsageError(needs_pictures_to_fit(self.model, self.sampler))

@@ -19,7 +19,7 @@ from dsconvert.core.initialise import randomise, restore_spectral_norm
 from dsconvert.core.rewrite import check, check_finite, costed, rewrite
 from dsconvert.errors import ConversionError, TraceError, UsageError
 from dsconvert.model.copying import isolated_copy
-from dsconvert.model.inputs import RandomPixels, needs_pictures_to_fit, values_of
+from dsconvert.model.inputs import GIVE_INPUTS, RandomPixels, needs_pictures_to_fit, values_of
 from dsconvert.model.observe import first_failure
 from dsconvert.records import Conversion, Cost, Fit, Plan
 from dsconvert.util.progress import Progress
@@ -133,7 +133,7 @@ def apply_to(
     elif sampler is None and fits and latents:
         undone = (
             "not fitted and no statistics re-estimated: nothing says what the inputs look like "
-            "(pass inputs=callable); the factors are the kernels' SVD",
+            f"({GIVE_INPUTS}); the factors are the kernels' SVD",
         )
     elif sampler is not None and latents and (slim is not None or any(f.residual for f in fits)):
         began = time.perf_counter()

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from dsconvert.model.copying import isolated_copy
-from dsconvert.model.inputs import map_tensors, tensors_of
+from dsconvert.model.inputs import GIVE_INPUTS, map_tensors, tensors_of
 from dsconvert.model.model_types import check_leaves
 from dsconvert.model.observe import evaluating
 from dsconvert.records import Cost, LayerCost
@@ -32,7 +32,7 @@ with warnings.catch_warnings():
     from fvcore.nn import FlopCountAnalysis
     from fvcore.nn.jit_handles import get_shape
 
-NO_INPUTS = "no MACs: nothing says what the inputs look like (pass example_inputs)"
+NO_INPUTS = f"no MACs: nothing says what the inputs look like ({GIVE_INPUTS})"
 
 
 def _convolution_mode(inputs: list[Any], outputs: list[Any]) -> Counter[str]:

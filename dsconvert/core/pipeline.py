@@ -65,7 +65,7 @@ def plan(
 
     Args:
         model: any ``nn.Module`` that torch.fx can trace; it does not change.
-        preset: ``exact``, ``paper``, ``balanced`` or ``fast``.
+        preset: ``none``, ``exact``, ``paper``, ``balanced`` or ``fast``.
         rank: one rank for all rewrites instead of the preset's own.
         width: the share of its channels that every map keeps, or ``auto``: for each map by loss
             and cost, which runs the model for up to a minute; None: all of them (:func:`convert`
@@ -108,22 +108,12 @@ def plan_for(
     seed: int = Fitting.seed,
     progress: Progress | None = None,
 ) -> Plan:
-    """Make the plan of an analysed model; see :func:`plan`.
+    """Make the plan of an analysed model; ``preset`` to ``remove`` are as for :func:`plan`.
 
-    Args:
-        analysis: of the model.
-        preset: see there.
-        rank: see there.
-        width: see there.
-        keep: see there.
-        refit: see there.
-        remove: see there.
-        init: of the conversion that follows; see :func:`apply`.
-        calibrate: of the conversion that follows.
-        polished: whether a polish follows; then ``width`` None is ``auto`` with ``balanced`` and
-            ``fast``.
-        seed: of the samples that widths (of a vocoder: ranks) are chosen by.
-        progress: called with ``(stage, done, total, detail)``.
+    ``init``, ``calibrate`` and ``polished`` are of the conversion that follows (:func:`apply`);
+    with a polish ``width`` None is ``auto`` with ``balanced`` and ``fast``. ``seed`` is of the
+    samples that widths (of a vocoder: ranks) are chosen by. ``progress`` is called with
+    ``(stage, done, total, detail)``.
     """
     budgeted = preset == "balanced" and rank is None
     fitted = init == "fit" and calibrate != 0
@@ -277,9 +267,19 @@ def convert(
 ) -> nn.Module:
     """Return a faster copy of ``model``: its own class, with some children replaced.
 
-    See :func:`plan` and :func:`apply` for the arguments and errors. Only :func:`apply` returns the
-    record of the conversion; here the logger ``dsconvert`` gets its notes, those about something
-    that was not done (the fit, without inputs) as warnings.
+    It runs, trains and pickles without dsconvert; ``model`` does not change. The fit needs
+    ``inputs`` where no adapter knows the model: a function that returns the arguments of one call,
+    by position, of any batch, and draws them by the generator that it gets. ::
+
+        def inputs(n: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+            return (torch.randn(n, 128, generator=generator),)
+
+        fast = dsconvert.convert(model.eval(), inputs=inputs)
+
+    ``example_inputs`` of a single call tell shapes alone. ``preset`` and ``rank`` choose speed or
+    quality, ``polish`` trains the result for minutes; see :func:`plan` and :func:`apply` for these,
+    the others and the errors. Only :func:`apply` returns the record of the conversion; here the
+    logger ``dsconvert`` gets its notes, those about something not done (no fit) as warnings.
     """
     check_options(init, calibrate)
     options = polish_options(polish, polish_steps, init=init)

@@ -48,7 +48,7 @@ def make_plan(
 
     Args:
         sites: from :func:`dsconvert.model.sites.find_sites`.
-        preset: ``exact``, ``paper``, ``balanced`` or ``fast``.
+        preset: ``none``, ``exact``, ``paper``, ``balanced`` or ``fast``.
         rank: the rank of every rewrite (clipped to what is exact) instead of the preset's own.
         keep: globs of modules whose bytes stay as they are, with all that is inside them.
         refit: globs of modules that are kept, too, but may be refitted to their new inputs.

@@ -26,6 +26,7 @@ from dsconvert.errors import NoGradientsError
 from dsconvert.fit.activation_stream import ActivationStream, LayerCall
 from dsconvert.fit.least_squares import ridge_towards
 from dsconvert.fit.overflow import NotFiniteError
+from dsconvert.fit.positions import position_step
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.graph import ConvTypes
 from dsconvert.model.inputs import RandomPixels, like, values_of
@@ -170,5 +171,5 @@ def _rows(
     """Return about ``most`` positions of the filtered inputs (n, C R) and outputs (n, O)."""
     x = torch.cat([spatial(v).movedim(1, -1).flatten(0, -2) for v in inputs])
     y = torch.cat([v.movedim(1, -1).flatten(0, -2) for v in wanted])
-    step = max(1, len(x) // most) | 1
+    step = position_step(len(x), most, len(x) // sum(len(v) for v in inputs))
     return x[::step], y[::step]

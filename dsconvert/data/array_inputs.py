@@ -71,7 +71,8 @@ def array_inputs(
     """Return a sampler of the rows of a ``.npz`` file, which ``numpy.savez`` wrote.
 
     Each array is one argument of a forward call, in the order of the file, with the samples in its
-    first dimension and the values that the model reads. Nothing in the file is executed.
+    first dimension and the values that the model reads. Integers become int64, in one dimension
+    also those of 8 bits (class labels). Nothing in the file is executed.
 
     Args:
         path: the file.
@@ -115,7 +116,8 @@ def array_inputs(
 
 
 def _tensor(path: Path, name: str, array: np.ndarray) -> Tensor:
-    if array.dtype == np.uint8:
+    # One number a row is a class; more are the levels of a picture, and no model reads these.
+    if array.dtype == np.uint8 and array.ndim > 1:
         raise DataError(
             f"{name} in {path} holds 8-bit values; save the values that the model reads as "
             "float32 (for pictures: name the folder or zip of the image files instead)."

@@ -20,8 +20,8 @@ def classes_of(inputs: Inputs | None) -> int:
     """Return the number of classes that a sampler draws; 0: none, or no sampler.
 
     A sampler with an attribute ``classes`` says it, and draws one class by its method ``of_class``.
-    Of another it is the number of columns of the second argument, if that is one-hot; a second
-    argument whose rows are not is a second latent.
+    Of another it is the number of columns of the second argument, whose rows are one-hot (or else a
+    second latent).
     """
     if inputs is None or hasattr(inputs, "classes"):
         return int(getattr(inputs, "classes", 0))
@@ -89,15 +89,25 @@ def open_labelled(
 
 def with_classes_of(inputs: Inputs, images: ImageSet) -> Inputs:
     """Return a sampler with the latents of ``inputs`` and the classes of random images."""
-    condition = getattr(inputs, "condition", None)
+    condition: Any = getattr(inputs, "condition", None)
+    of_class: Any = getattr(inputs, "of_class", None)
+
+    def each(n: int, random: torch.Generator) -> tuple[Any, ...]:
+        """Draw sample by sample, from a sampler that alone knows where its classes are."""
+        rows = torch.randint(len(images), (n,), generator=random, device="cpu")
+        labels: list[int] = images.label(rows).argmax(1).tolist()
+        samples = [as_args(of_class(label)(1, random)) for label in labels]
+        return tuple(torch.cat(parts) for parts in zip(*samples, strict=True))
 
     def draw(n: int, random: torch.Generator) -> tuple[Any, ...]:
-        latents, _ = inputs(n, random)
+        latents, given = inputs(n, random)
         rows = torch.randint(len(images), (n,), generator=random, device="cpu")
-        labels = images.label(rows)
-        return latents, labels if condition is None else condition(labels.argmax(1))
+        found = images.label(rows)
+        if condition is not None:
+            return latents, condition(found.argmax(1))
+        return latents, found if given.dim() == 2 else found.argmax(1)
 
-    return draw
+    return draw if of_class is None or condition is not None else each
 
 
 def with_class(inputs: Inputs, label: int) -> Inputs:
@@ -112,6 +122,8 @@ def with_class(inputs: Inputs, label: int) -> Inputs:
 
     def draw(n: int, random: torch.Generator) -> tuple[Any, ...]:
         latents, given = inputs(n, random)
+        if given.dim() == 1:
+            return latents, torch.full_like(given, label)
         condition = torch.zeros_like(given)
         condition[:, label] = 1
         return latents, condition

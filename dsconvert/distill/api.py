@@ -27,7 +27,7 @@ from dsconvert.matching.evaluator import HeldOutScore
 from dsconvert.matching.loop import Loop, LoopResult, clock
 from dsconvert.matching.protocols import Reason
 from dsconvert.matching.setup import as_given, not_compared, teacher_batches, working_copy
-from dsconvert.model.inputs import Inputs, sampler_of
+from dsconvert.model.inputs import Inputs, checked, sampler_of
 from dsconvert.model.observe import undisturbed
 from dsconvert.projected.lite0 import Weights
 from dsconvert.util.progress import Progress, reports_progress
@@ -109,7 +109,7 @@ def distill(
         raise UsageError("a run is resumed from its folder; none was given.")
     # The set-up counts towards the run's minutes.
     began = clock(config)()
-    sampler = inputs or sampler_of(teacher)
+    sampler = sampler_of(teacher) if inputs is None else checked(inputs)
     # Check the folder before any work.
     run = None
     if folder is not None:

@@ -3,7 +3,8 @@
 ``activation_stream`` runs the original and the rewritten model side by side, and ``copy_on_write``
 keeps their writes in place apart; a :class:`Sample` holds the activations of one layer; ``moments``
 condenses them to what least squares needs; ``least_squares`` solves for kernels,
-``product_kernel`` for products of two factors; ``statistics`` corrects batch normalisations;
+``product_kernel`` for products of two factors; ``positions`` says which positions of large maps
+enter; ``statistics`` corrects batch normalisations;
 ``overflow`` guards all of that against values that are not finite; ``threads`` runs small
 operations on one thread.
 """

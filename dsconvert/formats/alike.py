@@ -8,7 +8,7 @@ import torch
 
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import GeneratorFile
-from dsconvert.model.inputs import as_args, held_out_inputs
+from dsconvert.model.inputs import as_args, held_out_inputs, map_tensors
 
 
 def check_same_inputs(first: GeneratorFile, second: GeneratorFile, *, otherwise: str) -> None:
@@ -38,7 +38,7 @@ def _inputs(file: GeneratorFile) -> list[Any] | None:
     if sampler is None:
         return None
     arguments = as_args(held_out_inputs(sampler)(1, torch.Generator().manual_seed(0)))
-    return [list(a.shape[1:]) if isinstance(a, torch.Tensor) else a for a in arguments]
+    return [map_tensors(lambda t: list(t.shape[1:]), a) for a in arguments]
 
 
 def _said(inputs: list[Any]) -> str:

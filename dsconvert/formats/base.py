@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from torch import nn
 
 from dsconvert.config.choices import Noise
+from dsconvert.config.values import class_argument
 from dsconvert.data.classes import classes_of
 from dsconvert.errors import AdapterError, UsageError
 from dsconvert.formats.seeds import official_draws, sampled_draws
@@ -41,12 +42,28 @@ class ModuleSource:
             original architecture.
         key: the entry of the file that holds its state dict (dots for nested ones, and for a
             prefix of its names); None: found.
-        shapes: of one sample of each argument of a forward call, for normal latents.
+        shapes: of one sample of each argument of a forward call, for normal latents. Text stands
+            for uniformly drawn classes: ``class:10`` for labels (n,) of type int64,
+            ``onehot:10`` for floats (n, 10).
+
+    Raises:
+        UsageError: a text that is neither.
     """
 
     factory: str
     key: str | None = None
-    shapes: tuple[tuple[int, ...], ...] = ()
+    shapes: tuple[tuple[int, ...] | str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the texts."""
+        for each in self.shapes:
+            if isinstance(each, str):
+                try:
+                    class_argument(each)
+                except ValueError as error:
+                    raise UsageError(
+                        f"an argument of {self.factory}: {error}; or give a shape, such as (256,)."
+                    ) from None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

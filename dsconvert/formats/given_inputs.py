@@ -14,6 +14,7 @@ from dsconvert.data.mel_inputs import mel_inputs
 from dsconvert.data.picture_inputs import picture_inputs
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import GeneratorFile
+from dsconvert.model.inputs import checked
 
 if TYPE_CHECKING:
     from dsconvert.model.inputs import Inputs
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
 
 
 def with_inputs(file: GeneratorFile, inputs: Inputs) -> GeneratorFile:
-    """Return ``file`` with a sampler of the caller's own as the inputs of its generators."""
-    return replace(file, given=inputs)
+    """Return ``file`` with a sampler of the caller's own as the inputs of its generators.
+
+    Raises:
+        UsageError: it is no sampler.
+    """
+    return replace(file, given=checked(inputs))
 
 
 def with_pictures(file: GeneratorFile, given: Pictures) -> GeneratorFile:

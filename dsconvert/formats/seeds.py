@@ -81,5 +81,6 @@ def unknown_inputs(path: Path | None) -> str:
     """Return the message for a generator whose inputs are unknown."""
     return (
         f"nothing says what the generator of {path} is called with: give --input 256 "
-        "(the shape of one latent), or --calibration DIR|ZIP with --values where it reads pictures."
+        "(the shape of one latent; class:10 or onehot:10 for classes), or --calibration DIR|ZIP "
+        "with --values where it reads pictures."
     )

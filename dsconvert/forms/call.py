@@ -71,9 +71,16 @@ class Call:
         for name, value in found.items():
             kept = self.built_in.get(name, _MISSING)
             if kept is not _MISSING and not _equal(value, kept):
+                remedy = (
+                    "with inputs that give that."
+                    if name in self.positional
+                    # ``inputs`` gives arguments by position.
+                    else "of a module whose forward calls the model with that, "
+                    f"model(..., {name}=...)."
+                )
                 raise UsageError(
                     f"the argument {name} has the value {kept!r} built in and can't be "
-                    f"{_shown(value)}: make this form anew, with inputs that give that."
+                    f"{_shown(value)}: make this form anew, {remedy}"
                 )
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from dsconvert.model.observe import undisturbed
 from dsconvert.model.wrappers import unwrapped
 from dsconvert.util.memory_format import in_channels_last
 
+_LOG = logging.getLogger(__name__)
 _CHUNK = 24 << 20
 """Bytes of the largest map of a chunk. Above 32 MiB the C library maps each block anew, so larger
 batches are slower an image, not faster (measured: 1.9 times at batch 8, 256 px, ngf 128)."""
@@ -34,6 +36,9 @@ batches are slower an image, not faster (measured: 1.9 times at batch 8, 256 px,
 
 class Deployed(nn.Module):
     """A generator for inference: called like the original, with the same images.
+
+    It returns them alone, as one tensor, also where the original returns them in a tuple or dict
+    with other values: these would cost time in each call.
 
     All operations up to the image are one flat graph, or two in sequence (``front``, ``core``; see
     :mod:`dsconvert.forms.stages`). Noise is drawn as the original draws it, so that the same
@@ -211,6 +216,9 @@ def deploy(
     :mod:`dsconvert.forms.layers`, in ``channels_last``. For a model on CUDA they are the operators
     of :mod:`dsconvert.kernels`: move the model there first.
 
+    Of a model that returns a tuple or dict the form returns the images alone; a warning of the
+    logger ``dsconvert`` says so.
+
     Args:
         model: a generator, converted or not; it does not change.
         noise: ``random`` (drawn as the original does, from torch's random state), ``fixed`` (the
@@ -243,6 +251,13 @@ def deploy(
             noise_types=noise_types,
             adapter=known,
         )
+        if core.image_path:
+            _LOG.warning(
+                "this %s returns its images under %s of a larger value; the deployed form returns "
+                "the images alone, one tensor",
+                type(model).__name__,
+                "".join(f"[{key!r}]" for key in core.image_path),
+            )
         there = next((t.device for t in core.module.parameters()), torch.device("cpu"))
         half = dtype in (torch.float16, torch.bfloat16)
         on_gpu = fused and not compile and takes(there)

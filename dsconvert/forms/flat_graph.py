@@ -48,6 +48,8 @@ class Core:
     planes: tuple[Plane, ...]
     noise: Noise
     seed: int
+    image_path: tuple[int | str, ...] = ()
+    """The place of the images, which the graph returns alone, in what the original returns."""
 
     @property
     def plane_numbers(self) -> int:
@@ -135,7 +137,8 @@ def flatten(
     used = [by_name[name] for name in _inputs(module)]
     with evaluating(module):
         output = Shapes(module).run(*used)
-    _image_only(module, image_path(output, sounds=True))
+    path = image_path(output, sounds=True)
+    _image_only(module, path)
     _drop_unused_inputs(module)
     if not any(name in call.batched for name in _inputs(module)):
         raise ExportError(
@@ -164,6 +167,7 @@ def flatten(
         planes=planes,
         noise=noise,
         seed=seed,
+        image_path=path,
     )
 
 

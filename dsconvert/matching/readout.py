@@ -19,11 +19,12 @@ from torch import Tensor
 
 from dsconvert.fit.least_squares import ridge_towards
 from dsconvert.fit.overflow import NotFiniteError
+from dsconvert.fit.positions import position_step
 
 RIDGE = 1e-3
 """Of the least squares, as a share of the mean variance of the student's channels."""
 _POSITIONS = 16_384
-"""The most positions of one batch that enter the moments."""
+"""Positions of one batch that enter the moments, about."""
 _MEMORY = 32
 """Batches after which the weight of an earlier batch has fallen to 1/e during training."""
 
@@ -57,8 +58,7 @@ class PairMoments:
         Of large maps a regular subset of the positions is used.
         """
         x, y = (v.detach().permute(0, 2, 3, 1).flatten(0, 2) for v in (student, teacher))
-        # An odd step does not pick the same column of each row.
-        step = max(1, len(x) // _POSITIONS) | 1
+        step = position_step(len(x), _POSITIONS, len(x) // len(student))
         x, y = x[::step].double(), y[::step].double()
         new = {
             "n": torch.tensor(float(len(x)), dtype=torch.float64, device=x.device),

@@ -15,7 +15,7 @@ from dsconvert.errors import UsageError
 from dsconvert.metrics.features import LiteFeatures
 from dsconvert.metrics.frechet import Interval, compare_sets, frechet_distance
 from dsconvert.metrics.networks import extracted
-from dsconvert.model.inputs import Inputs, device_of, like
+from dsconvert.model.inputs import Inputs, checked, device_of, like
 from dsconvert.model.observe import evaluating
 from dsconvert.model.parts import images_in_parts, random_state, set_random_state
 from dsconvert.util.progress import reports_progress
@@ -100,7 +100,7 @@ def image_batches(
     """Yield the images of :func:`sample_images` in batches, for sets larger than the memory."""
     if samples < 1 or batch < 1:
         raise UsageError(f"samples ({samples}) and batch ({batch}) must be 1 or more.")
-    device = device_of(model)
+    device, inputs = device_of(model), checked(inputs)
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model):
         torch.manual_seed(seed)

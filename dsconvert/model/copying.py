@@ -51,6 +51,28 @@ def copy_tensors(state: Mapping[str, Tensor], model: nn.Module) -> None:
         tensor.copy_(state[name])
 
 
+def epsilons_of(model: nn.Module) -> dict[str, float]:
+    """Return the ``eps`` of every module that has one, by name.
+
+    No state dict holds them, and a conversion changes those of normalisations by the weights.
+    """
+    found = {name: vars(module).get("eps") for name, module in model.named_modules()}
+    return {name: eps for name, eps in found.items() if isinstance(eps, float)}
+
+
+def set_epsilons(epsilons: Mapping[str, float], model: nn.Module) -> None:
+    """Give ``model`` the ``epsilons``, from :func:`epsilons_of` of a copy of it.
+
+    Raises:
+        ValueError: they belong to other modules.
+    """
+    if epsilons.keys() != epsilons_of(model).keys():
+        raise ValueError("the epsilons are of other modules")
+    for name, eps in epsilons.items():
+        module: Any = model.get_submodule(name)
+        module.eps = eps
+
+
 def owned_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """Return a deep copy of ``model``; no change of the copy affects the model.
 

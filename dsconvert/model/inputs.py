@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ Inputs = Callable[[int, torch.Generator], tuple[Any, ...]]
 
 A tensor or a mapping by itself is the only argument (:func:`as_args`).
 """
+GIVE_INPUTS = "pass inputs=callable (in a command --input, or --calibration FILE.npz)"
+"""The remedy where nothing says what the inputs look like."""
 
 
 def map_tensors(function: Callable[[torch.Tensor], Any], value: Any) -> Any:
@@ -45,8 +48,45 @@ def as_args(sample: Any) -> tuple[Any, ...]:
 
     A tensor or a mapping by itself is the only argument: a tensor is also a sequence, of samples
     without a batch, and a network of convolutions runs on these, too.
+
+    Raises:
+        UsageError: it is no sequence either.
     """
-    return (sample,) if isinstance(sample, Tensor | Mapping) else tuple(sample)
+    if isinstance(sample, Tensor | Mapping):
+        return (sample,)
+    if not isinstance(sample, Iterable):
+        raise UsageError(
+            f"inputs gives a {type(sample).__name__} for one call; give a tuple of its arguments, "
+            "by position."
+        )
+    return tuple(sample)
+
+
+def checked(inputs: Inputs) -> Inputs:
+    """Return ``inputs``, a caller's own sampler.
+
+    Only its signature is read, so that an error from within it stays what it is.
+
+    Raises:
+        UsageError: it can't be called with a batch size and a generator.
+    """
+    wrong = f"is a {type(inputs).__name__}"
+    if callable(inputs):
+        try:
+            signature = inspect.signature(inputs)
+        except (TypeError, ValueError):  # not every builtin tells it
+            return inputs
+        try:
+            signature.bind(1, None)
+        except TypeError:
+            wrong = f"takes {signature}"
+        else:
+            return inputs
+    raise UsageError(
+        f"inputs {wrong}, but is called as inputs(n, generator), and returns the arguments of one "
+        "call with batch n, drawn by that generator. For example: inputs=lambda n, generator: "
+        "(torch.randn(n, 64, generator=generator),)."
+    )
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -140,9 +180,9 @@ def values_of(inputs: Inputs | None) -> Values | None:
 def resolved_sampler(
     model: nn.Module, inputs: Inputs | None, adapter: Adapter | None
 ) -> Inputs | None:
-    """Return the caller's own sampler, the adapter's, or None."""
+    """Return the caller's own sampler (:func:`checked`), the adapter's, or None."""
     if inputs is not None:
-        return inputs
+        return checked(inputs)
     return adapter_inputs(adapter, model) if adapter is not None else None
 
 
@@ -154,7 +194,7 @@ def sampler_of(model: nn.Module) -> Inputs:
     """
     adapter = adapter_for(model)
     if adapter is None:
-        raise AdapterError(f"no installed adapter knows {type(model).__name__}; pass inputs.")
+        raise AdapterError(f"no installed adapter knows {type(model).__name__}; {GIVE_INPUTS}.")
     return adapter_inputs(adapter, model)
 
 
@@ -191,15 +231,10 @@ def examples_of(
         adapter: the model's adapter; None: the installed one that knows the model.
 
     Raises:
-        UsageError: no adapter knows the model, and ``inputs`` is not given.
+        UsageError: no adapter knows the model, and ``inputs`` is not given, or of another form.
     """
-    sampler = inputs
+    known = adapter_for(model) if adapter is None and inputs is None else adapter
+    sampler = resolved_sampler(model, inputs, known)
     if sampler is None:
-        known = adapter_for(model) if adapter is None else adapter
-        sampler = resolved_sampler(model, None, known)
-    if sampler is None:
-        raise UsageError(
-            f"no installed adapter knows {type(model).__name__}; pass inputs, a function "
-            "(n, generator) -> arguments of one call."
-        )
+        raise UsageError(f"no installed adapter knows {type(model).__name__}; {GIVE_INPUTS}.")
     return like(sampler(n, torch.Generator().manual_seed(seed)), model)

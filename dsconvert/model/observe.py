@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -161,7 +161,7 @@ def _observe(model: nn.Module, example_inputs: Sequence[Any]) -> Observation:
             f"{type(model).__name__} fails on its example inputs "
             f"({', '.join(_describe(x) for x in example_inputs)}): "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error!r}. "
-            "Pass example_inputs that the model accepts."
+            "Mend inputs= or example_inputs= (in a command --input, or --calibration FILE.npz)."
         ) from error
     return observed
 
@@ -212,4 +212,12 @@ def _recording(name: str, observed: Observation) -> Any:
 
 
 def _describe(value: Any) -> str:
-    return str(list(value.shape)) if isinstance(value, torch.Tensor) else repr(value)
+    """Return shapes in place of tensors, and types in place of other objects."""
+    if isinstance(value, torch.Tensor):
+        return str(list(value.shape))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k!r}: {_describe(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_describe, value))})"
+    plain = isinstance(value, bool | int | float | str | None)
+    return repr(value) if plain else f"a {type(value).__name__}"

@@ -15,6 +15,17 @@ def upsample_of(site: Site) -> nn.Module:
     return nn.Upsample(scale_factor=2.0 if site.dims == 2 else (1.0, 2.0), mode="nearest")
 
 
+def before_upsample(site: Site) -> tuple[int, int, int]:
+    """Return the shape ``(C, H, W)`` of the site's input, in front of :func:`upsample_of` if any.
+
+    A map of one dimension has height 1. An input of unknown shape counts as one pixel.
+    """
+    _, channels, height, width = site.input_shape or (1, site.in_channels, 1, 1)
+    if site.upsample is None:
+        return channels, height, width
+    return channels, height if site.dims == 1 else height // 2, width // 2
+
+
 def nearest_x2(module: nn.Module | None) -> bool:
     """Return whether a module is an ``nn.Upsample`` by 2, mode nearest."""
     return (

@@ -18,6 +18,7 @@ from dsconvert.core.pipeline import plan_for
 from dsconvert.errors import SnapshotError, UsageError
 from dsconvert.formats.official import load_snapshot
 from dsconvert.formats.restructure import describe_changes, restructure
+from dsconvert.model.copying import epsilons_of
 from dsconvert.projected.lite0 import WEIGHTS, Weights, lite0
 from dsconvert.records import Plan
 
@@ -162,10 +163,11 @@ def _copier(original: Callable[..., None]) -> Callable[..., None]:
                 "--plan beside it."
             )
         original(src_module, dst_module, require_all=require_all)
-        for key, module in dst_module.named_modules():
-            eps = getattr(dict(src_module.named_modules()).get(key), "eps", None)
-            if isinstance(module, nn.BatchNorm2d) and isinstance(eps, float):
-                module.eps = eps  # a conversion may have changed it, to keep a scale
+        theirs = epsilons_of(src_module)
+        for key in epsilons_of(dst_module).keys() & theirs.keys():
+            # A conversion may have changed it, to keep a scale; also that of a class like CCBN.
+            module: Any = dst_module.get_submodule(key)
+            module.eps = theirs[key]
         sys.stdout.write(f"dsconvert: {name}: {len(wanted)} of {len(wanted)} tensors restored\n")
 
     return copy

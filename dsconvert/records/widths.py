@@ -10,7 +10,8 @@ class Group:
     """Channels that can only be removed together with their counterparts in other modules.
 
     Attributes:
-        name: the first module that writes the channels.
+        name: the first module that writes the channels; a further group of that module has a
+            number (``conv#2``).
         channels: the number of channels that can be chosen from. A channel may be several rows of
             a weight (both halves of a gate), and rows of several modules (residual sums).
         producers: modules that lose rows.

@@ -25,7 +25,7 @@ from dsconvert.search.records import Candidate
 from dsconvert.search.timer import Timer
 
 _CROP = 32
-"""Side, in pixels, of the crop on which errors are measured."""
+"""Side, in pixels, of the crop on which errors are measured; one dimension has as many pixels."""
 _EXACT = 1e-9
 """Losses below this are rounding: an exact rule has the same loss as the dense form."""
 
@@ -181,6 +181,17 @@ def _built(rule: Rule, site: Site, kernel: Tensor, bias: Tensor | None, rank: in
     return rule.build(site, kernel, bias, rank)
 
 
+def _crop(site: Site) -> tuple[int, int]:
+    """Return height and width of the crop of a site's input, behind its upsample.
+
+    At least twice what the kernel spans: a smaller crop has no output where nothing is padded.
+    """
+    sides = (_CROP, _CROP) if site.dims == 2 else (1, _CROP**2)
+    spans = (d * (k - 1) + 1 for d, k in zip(site.dilation, site.kernel_size, strict=True))
+    height, width = (max(side, 2 * span) for side, span in zip(sides, spans, strict=True))
+    return height, width
+
+
 def samples(
     model: nn.Module, sites: Sequence[Site], batches: Sequence[tuple[Any, ...]]
 ) -> dict[str, Sample]:
@@ -191,24 +202,26 @@ def samples(
     inputs: dict[str, list[Tensor]] = {s.name: [] for s in sites}
     modules = dict(model.named_modules())
 
-    def take(name: str, side: int, step: int) -> Callable[..., None]:
+    def take(site: Site) -> Callable[..., None]:
+        # A crop of a doubled map is a doubled map if it begins at an even position.
+        step = 2 if site.doubled else 1
+        high, wide = (n // 2 if site.upsample else n for n in _crop(site))
+
         def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             args, _ = in_order(module, args, named)
-            if args and isinstance(args[0], Tensor) and len(inputs[name]) < len(batches):
+            known = inputs[site.name]
+            if args and isinstance(args[0], Tensor) and len(known) < len(batches):
                 x = map_as_2d(args[0])
-                top, left = ((n - min(n, side)) // (2 * step) * step for n in x.shape[-2:])
-                inputs[name].append(
-                    x[..., top : top + side, left : left + side].detach().float().clone()
+                top, left = (
+                    (n - min(n, side)) // (2 * step) * step
+                    for n, side in zip(x.shape[-2:], (high, wide), strict=True)
                 )
+                known.append(x[..., top : top + high, left : left + wide].detach().float().clone())
 
         return hook
 
     handles = [
-        modules[s.upsample or s.name].register_forward_pre_hook(
-            # A crop of a doubled map is a doubled map if it begins at an even position.
-            take(s.name, _CROP // 2 if s.upsample else _CROP, 2 if s.doubled else 1),
-            with_kwargs=True,
-        )
+        modules[s.upsample or s.name].register_forward_pre_hook(take(s), with_kwargs=True)
         for s in sites
     ]
     try:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dsconvert.core.analysis import Analysis
+from dsconvert.errors import NoGradientsError
 from dsconvert.model.call_arguments import in_order
 from dsconvert.search.trial_rig import LayerTrials, Rig, Trial
 from dsconvert.util.progress import Progress
@@ -15,6 +16,19 @@ from dsconvert.width.absorb import predicting, second_moments
 
 SHARES = (1 / 4, 1 / 2, 3 / 4)
 """Shares of a group's channels that are tried."""
+
+
+def can_narrow(analysis: Analysis, seed: int, progress: Progress | None) -> bool:
+    """Return whether channels of the model can be chosen: that needs its gradients.
+
+    An equal share for all maps needs them, too. ``seed`` and ``progress`` are as for
+    :meth:`~dsconvert.core.analysis.Analysis.curves`.
+    """
+    try:
+        analysis.curves(seed, progress)
+    except NoGradientsError:
+        return False
+    return True
 
 
 def moments(model: nn.Module, names: Sequence[str], batches: Sequence[Any]) -> dict[str, Tensor]:

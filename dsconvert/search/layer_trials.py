@@ -23,7 +23,7 @@ from dsconvert.model.upsampling import upsample_of
 from dsconvert.records import Site
 from dsconvert.rules import Rule, rules
 from dsconvert.search.candidates import samples
-from dsconvert.search.channel_trials import SHARES, moments, width_trials
+from dsconvert.search.channel_trials import SHARES, can_narrow, moments, width_trials
 from dsconvert.search.trial_rig import Features, LayerTrials, Rig, Sensitivity, Trial
 from dsconvert.util.progress import Progress
 from dsconvert.width.groups import folded_copy
@@ -50,6 +50,8 @@ def layer_trials(
 ) -> Sensitivity:
     """Try every layer and every group of channels of a model by itself.
 
+    Groups are left out if the model has no gradients, by which channels are chosen.
+
     Args:
         analysis: of the original.
         picture: returns a model as one whose output is an image in [-1, 1].
@@ -61,7 +63,8 @@ def layer_trials(
     sampler = analysis.sampler
     if sampler is None:
         return Sensitivity(layers=(), latents=0, power=1.0)
-    model = folded_copy(analysis.model).eval().requires_grad_(False)
+    # In float32, as layers are fitted: many CPU operators lack half precision.
+    model = folded_copy(analysis.model).eval().float().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     fitted = [like(sampler(4, generator), model) for _ in range(_FITTED // 4)]
     free = [
@@ -70,6 +73,8 @@ def layer_trials(
         if s.calls == 1 and s.locked is None and _rule(s) is not None
     ]
     groups = [g for g in analysis.groups.free() if g.channels >= 8]
+    if groups and not can_narrow(analysis, seed, progress):
+        groups = []
     total = sum(len(_ranks(s)) for s in free) + len(SHARES) * len(groups)
     macs = analysis.cost.macs or 0
     count = latents or max(2, min(LATENTS, int(_MACS / max(1, macs * total))))

@@ -24,12 +24,23 @@ from dsconvert.util.files import whole_file
 from dsconvert.util.foreign_text import from_json
 
 FORMAT = 2
-_HEADER = (
+_CONDITIONS = (
     "device", "dtype", "compile", "threads", "machine", "cores", "instructions", "torch", "cuda",
 )  # fmt: skip
 _ALLOCATOR = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
 """Variables of glibc that change every time by up to a factor of two."""
 Measure = Callable[[], Sequence[float]]
+
+
+def conditions(settings: Settings) -> dict[str, Any]:
+    """Return the facts that a time depends on: only times under equal ones may be compared.
+
+    Args:
+        settings: with all defaults resolved.
+    """
+    known = facts(settings)
+    allocator = {n: os.environ[n] for n in _ALLOCATOR if n in os.environ}
+    return {**{k: known[k] for k in _CONDITIONS}, "allocator": allocator}
 
 
 class Profile:
@@ -48,13 +59,7 @@ class Profile:
     def __init__(
         self, settings: Settings, *, folder: Path | None = None, remeasure: bool = False
     ) -> None:
-        known = facts(settings)
-        allocator = {n: os.environ[n] for n in _ALLOCATOR if n in os.environ}
-        self.header: dict[str, Any] = {
-            "format": FORMAT,
-            **{k: known[k] for k in _HEADER},
-            "allocator": allocator,
-        }
+        self.header: dict[str, Any] = {"format": FORMAT, **conditions(settings)}
         name = hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).hexdigest()[:16]
         self.path = (folder or cache_folder()) / f"profile-{name}.json"
         self.measured = 0

@@ -20,7 +20,7 @@ from dsconvert.core.conversion import apply_to
 from dsconvert.core.polish import apply_and_polish
 from dsconvert.core.polish_options import PolishOptions
 from dsconvert.errors import PolishError
-from dsconvert.model.copying import copy_tensors, tensors_by_name
+from dsconvert.model.copying import copy_tensors, epsilons_of, set_epsilons, tensors_by_name
 from dsconvert.records import Conversion
 from dsconvert.search.promise_candidates import Work, in_order
 from dsconvert.search.quality_targets import worst
@@ -146,7 +146,8 @@ class PromiseSearch:
         """Return the fitted and polished model of a try: from this run, the store, or made now."""
         if one.name in self._live:
             return self._live[one.name]
-        state = self._store.weights(one)
+        # Without a record of the fit, weights are those of an earlier search that was begun anew.
+        state = None if one.eps is None else self._store.weights(one)
         made = None if state is None else self._restored(one, state)
         if made is None:
             made = self._made(one)
@@ -154,13 +155,16 @@ class PromiseSearch:
         return made
 
     def _restored(self, one: Try, state: dict[str, Tensor]) -> Conversion | None:
+        """Return the stored model of a try; None if its parts do not fit together."""
         kept: Kept | None = one.kept or None
+        # Trained weights: random ones may get spectral norm where a fit leaves it folded.
         made = apply_to(
-            self._work.analysis, one.plan, init="random", calibrate=0, seed=self._work.seed,
+            self._work.analysis, one.plan, init="svd", calibrate=0, seed=self._work.seed,
             kept=kept,
         )  # fmt: skip
         try:
             copy_tensors(state, made.model)
+            set_epsilons(one.eps or {}, made.model)
         except ValueError:
             return None
         note = f"fitted by an earlier run, in {one.seconds:.0f} s"
@@ -188,6 +192,7 @@ class PromiseSearch:
         if made.polish is not None and made.polish.ended == "interrupted":
             raise KeyboardInterrupt
         one.kept = dict(made.kept)
+        one.eps = epsilons_of(made.model)
         one.psnr, one.polish = made.psnr, made.polish
         one.seconds = sum(made.seconds.values())
         # A quality that was stored without its weights belongs to another polish.

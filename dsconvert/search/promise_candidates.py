@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,17 +12,18 @@ from dsconvert.core.analysis import Analysis
 from dsconvert.core.conversion import apply_to
 from dsconvert.core.pipeline import plan_for
 from dsconvert.core.polish_options import PolishOptions
-from dsconvert.errors import PlanError, UsageError
+from dsconvert.errors import ConversionError, PlanError, UsageError
 from dsconvert.metrics.quality import Judge
 from dsconvert.model.inputs import Inputs
 from dsconvert.records import Plan
+from dsconvert.search.channel_trials import can_narrow
 from dsconvert.search.clock import ORIGINAL, Clock
 from dsconvert.search.predictor import predict_loss
 from dsconvert.search.quality_targets import QualityTarget
 from dsconvert.search.records import Probe, Target
 from dsconvert.search.trial_rig import Sensitivity
 from dsconvert.search.tries import Try
-from dsconvert.search.verify import whole_costs
+from dsconvert.search.verify import Figures, whole_costs
 from dsconvert.util.numbers import counted
 from dsconvert.util.progress import Progress
 
@@ -76,11 +77,18 @@ def candidates(
 ) -> list[Try]:
     """Return every candidate with its times and its predicted loss; nothing is fitted.
 
+    Narrower ones are left out if the model has no gradients, by which channels are chosen, and any
+    one whose result does not run.
+
     Raises:
         UsageError: no candidate changes anything.
+        ConversionError: no candidate's result runs.
     """
     plans: dict[str, Plan] = {}
+    narrows = can_narrow(work.analysis, work.seed, progress)
     for preset, width in CANDIDATES:
+        if width != 1 and not narrows:
+            continue
         if progress is not None:
             progress("plans", len(plans), len(CANDIDATES), f"{preset}, width {width}")
         try:
@@ -100,29 +108,52 @@ def candidates(
             plans[f"{preset}, width {width:g}" if width != "auto" else f"{preset}, auto"] = made
     if not plans:
         raise UsageError("no plan changes this generator: there is no faster form to promise.")
-    models = {
-        name: apply_to(
-            work.analysis, p, init="random", calibrate=0, seed=work.seed,
-            costs=(work.analysis.cost, work.analysis.cost),
-        ).model
-        for name, p in plans.items()
-    }  # fmt: skip
-    if progress is not None:
-        progress("time the plans", 0, 1, counted(len(models), "plan"))
-    figures = whole_costs(
-        work.analysis.model, models, work.inputs, work.probe, clock=work.clock,
-        adapter=work.analysis.adapter,
-    )  # fmt: skip
+    models: dict[str, nn.Module] = {}
+    failure: ConversionError | None = None
+    for name, made in plans.items():
+        try:
+            models[name] = _unfitted(work, made)
+        except ConversionError as error:
+            failure = error
+    if failure is not None and not models:
+        raise failure
+    figures = _figures(work, models, progress)
     sensitivity = known()
     found: list[Try] = []
-    for name, made in plans.items():
+    for name in models:
         found.append(
             Try(
-                name=name, plan=made, loss=predict_loss(made, sensitivity).fitted,
+                name=name, plan=plans[name], loss=predict_loss(plans[name], sensitivity).fitted,
                 before=figures[ORIGINAL], figures=figures[name],
             )
         )  # fmt: skip
     return found
+
+
+def time_again(work: Work, tries: Sequence[Try], progress: Progress | None) -> None:
+    """Measure the times, memory and size of all candidates anew, in place; nothing else changes."""
+    figures = _figures(work, {t.name: _unfitted(work, t.plan) for t in tries}, progress)
+    for one in tries:
+        one.before, one.figures = figures[ORIGINAL], figures[one.name]
+
+
+def _unfitted(work: Work, plan: Plan) -> nn.Module:
+    return apply_to(
+        work.analysis, plan, init="random", calibrate=0, seed=work.seed,
+        costs=(work.analysis.cost, work.analysis.cost),
+    ).model  # fmt: skip
+
+
+def _figures(
+    work: Work, models: Mapping[str, nn.Module], progress: Progress | None
+) -> dict[str, Figures]:
+    """Return the figures of each model and of the original."""
+    if progress is not None:
+        progress("time the plans", 0, 1, counted(len(models), "plan"))
+    return whole_costs(
+        work.analysis.model, models, work.inputs, work.probe, clock=work.clock,
+        adapter=work.analysis.adapter,
+    )  # fmt: skip
 
 
 def in_order(work: Work, tries: Sequence[Try]) -> list[Try]:

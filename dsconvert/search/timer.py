@@ -13,6 +13,7 @@ from torch import nn
 from dsconvert.bench.machine import running, weight_type
 from dsconvert.bench.memory import kept_for_backward
 from dsconvert.model.editing import trainable
+from dsconvert.model.upsampling import before_upsample
 from dsconvert.records import Site
 from dsconvert.search.clock import Clock
 from dsconvert.search.profile import Profile
@@ -63,7 +64,7 @@ class Timer:
     ) -> tuple[str, Callable[[], Sequence[float]]]:
         train = metric == "train-time"
         batch = self.probe.train_batch if train else self.probe.batch
-        shape = (batch, *_input_shape(site))
+        shape = (batch, *before_upsample(site))
         key = _key(site, form, "step" if train else "forward", batch, self.probe)
         return key, lambda: self.clock.part(module, shape, self.probe, metric=metric)
 
@@ -72,7 +73,7 @@ class Timer:
         kind = weight_type(s)
         module = copy.deepcopy(module).to(s.device, kind).train()
         trainable(module, True)
-        shape = (self.probe.train_batch, *_input_shape(site))
+        shape = (self.probe.train_batch, *before_upsample(site))
         x = torch.randn(shape, device=s.device, dtype=kind, requires_grad=True)
 
         def run() -> Any:
@@ -102,9 +103,3 @@ def _key(site: Site, form: str, what: str, batch: int, probe: Probe) -> str:
     layout = "channels_last" if probe.channels_last else "contiguous"
     shape = " ".join(f"{k}={v}" for k, v in _bare(site).items())
     return f"{what} batch={batch} {layout} | {form} | {shape}"
-
-
-def _input_shape(site: Site) -> tuple[int, ...]:
-    """Return ``(C, H, W)`` of the site's input, in front of its upsample."""
-    _, c, h, w = site.input_shape or (1, site.in_channels, 1, 1)
-    return (c, h // 2, w // 2) if site.upsample is not None else (c, h, w)

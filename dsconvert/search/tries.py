@@ -28,7 +28,7 @@ from dsconvert.util.files import whole_file
 from dsconvert.util.foreign_text import from_json
 from dsconvert.util.version import VERSION
 
-FORMAT = 1
+FORMAT = 2
 _BLOCK = 1 << 20
 _DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, PlanError)
 """Errors where the content of ``tries.json`` is not what :meth:`TryStore.save` writes."""
@@ -47,6 +47,7 @@ class Try:
         quality: on the latents of the search, after fit and polish; None: not tried yet.
         promised: on latents that the search never saw; None: not measured.
         kept: the channels that stay, by group.
+        eps: of the modules of the fitted model; None: not fitted yet.
         psnr: of the conversion's own record.
         polish: of the conversion's own record.
         seconds: of fit and polish.
@@ -60,13 +61,19 @@ class Try:
     quality: Quality | None = None
     promised: Quality | None = None
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    eps: Mapping[str, float] | None = None
     psnr: float | None = None
     polish: Polish | None = None
     seconds: float = 0.0
 
 
 def digest_of(path: Path | None, settings: Mapping[str, Any]) -> str:
-    """Return the key of a file's content and of the settings that its tries depend on."""
+    """Return the key of a file's content and of the settings that its tries depend on.
+
+    It is the same on every machine: a fitted model and its measured quality serve elsewhere, too.
+    So does one whose polish was limited by time, though another machine would have made more steps
+    or fewer: its quality is that of the stored weights.
+    """
     digest = hashlib.sha256()
     if path is not None and path.is_file():
         with path.open("rb") as stream:
@@ -82,30 +89,41 @@ class TryStore:
 
     Args:
         key: from :func:`digest_of`.
+        conditions: of this run's times, from :func:`~dsconvert.search.profile.conditions`.
         folder: of all keys; None: in the cache folder.
     """
 
-    def __init__(self, key: str, *, folder: Path | None = None) -> None:
+    def __init__(
+        self, key: str, *, conditions: Mapping[str, Any] | None = None, folder: Path | None = None
+    ) -> None:
         self.folder = (folder or cache_folder() / "tries") / key
+        self._conditions = dict(conditions or {})
 
     def load(self) -> list[Try]:
-        """Return the stored tries; none where there are none that can be read."""
+        """Return the stored tries; none where there are none that can be read.
+
+        They have no figures (nor the original's) if these were measured under other conditions.
+        """
         try:
             data: Any = from_json((self.folder / "tries.json").read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
                 return []
-            return [_try(row) for row in data["tries"]]
+            tries = [_try(row) for row in data["tries"]]
+            if data["conditions"] != self._conditions:
+                for one in tries:
+                    one.before, one.figures = {}, {}
+            return tries
         except (OSError, *_DAMAGED):
             return []
 
     def save(self, tries: list[Try]) -> None:
-        """Store all tries."""
+        """Store all tries; their figures were measured under this run's conditions."""
         rows = [_row(t) for t in tries]
+        content = {"format": FORMAT, "conditions": self._conditions, "tries": rows}
         with suppress(OSError, DsconvertError):
             self.folder.mkdir(parents=True, exist_ok=True)
             with whole_file(self.folder / "tries.json", overwrite=True) as beside:
-                text = json.dumps(finite({"format": FORMAT, "tries": rows}), indent=1)
-                beside.write_text(text, encoding="utf-8")
+                beside.write_text(json.dumps(finite(content), indent=1), encoding="utf-8")
 
     def weights(self, one: Try) -> dict[str, Tensor] | None:
         """Return the stored weights of a try, or None."""
@@ -145,6 +163,7 @@ def _row(one: Try) -> dict[str, Any]:
         "quality": record(one.quality),
         "promised": record(one.promised),
         "kept": {k: list(v) for k, v in one.kept.items()},
+        "eps": None if one.eps is None else dict(one.eps),
         "psnr": one.psnr,
         "polish": record(one.polish),
         "seconds": one.seconds,
@@ -181,6 +200,7 @@ def _try(row: Mapping[str, Any]) -> Try:
         quality=quality(row["quality"]),
         promised=quality(row["promised"]),
         kept={k: tuple(map(int, v)) for k, v in row["kept"].items()},
+        eps=None if row["eps"] is None else {k: float(v) for k, v in row["eps"].items()},
         psnr=None if row["psnr"] is None else float(row["psnr"]),
         polish=polish(row["polish"]),
         seconds=float(row["seconds"]),

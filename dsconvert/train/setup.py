@@ -19,7 +19,6 @@ from dsconvert.core.pipeline import plan_for
 from dsconvert.data.images import ImageSet
 from dsconvert.errors import AdapterError
 from dsconvert.formats.official import Snapshot, new_snapshot, save_snapshot
-from dsconvert.model.copying import copy_tensors, tensors_by_name
 from dsconvert.projected.discriminator import ProjectedDiscriminator
 from dsconvert.projected.lite0 import Weights
 from dsconvert.projected.official import FOREIGN, official_form
@@ -76,35 +75,7 @@ def new_generator(wanted: NewGenerator, *, seed: int = 0) -> tuple[nn.Module, Pl
                 replace(d, norm=norm) if d.action != "remove" else d for d in decided.decisions
             ),
         )
-    made = apply_to(analysis, decided, init="random", calibrate=0, seed=seed).model
-    _copy_initial_values(made, dense)
-    return made, decided
-
-
-def _copy_initial_values(made: nn.Module, dense: nn.Module) -> None:
-    """Give modules that were not rewritten the initial values of the dense generator.
-
-    A conversion moves the scale that two spectral norms lose into noise weights and normalisations.
-    That is right for trained weights only.
-    """
-    theirs = dict(dense.named_modules())
-    for name, module in made.named_modules():
-        other = theirs.get(name)
-        if other is None or type(other) is not type(module):
-            continue
-        if any(True for _ in module.children()):
-            continue
-        mine, values = tensors_by_name(module), tensors_by_name(other)
-        if mine.keys() == values.keys() and all(mine[k].shape == values[k].shape for k in mine):
-            copy_tensors(values, module)
-            if hasattr(other, "eps"):
-                module.__dict__["eps"] = other.eps
-    for name, module in made.named_modules():
-        other = theirs.get(name)
-        # Conditional normalisations have children, which the loop above skips.
-        if other is not None and hasattr(module, "stored_var") and hasattr(other, "eps"):
-            copy_tensors(tensors_by_name(other), module)
-            module.__dict__["eps"] = other.eps
+    return apply_to(analysis, decided, init="random", calibrate=0, seed=seed).model, decided
 
 
 def new_discriminator(

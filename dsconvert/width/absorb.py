@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsconvert.fit.activation_stream import LayerCall
+from dsconvert.fit.positions import position_step
 from dsconvert.model.call_arguments import in_order
 from dsconvert.model.one_dimensional import TransposedTypes
 from dsconvert.width.groups import ChannelGroups, Kept
 
 SAMPLES = 40_000
-"""Positions that the second moments between two maps are measured at."""
+"""Positions that the second moments between two maps are measured at, about."""
 _RIDGE = 1e-6
 """Share of the mean energy of a kept channel."""
 
@@ -30,16 +31,22 @@ def second_moments(inputs: Sequence[Tensor], *, linear: bool) -> Tensor:
     """Return ``E[x x^T]`` between the channels of maps ``x``, ``(C, C)``, in double precision.
 
     Args:
-        inputs: maps, batch by batch; at most :data:`SAMPLES` positions, evenly spaced, count.
+        inputs: maps, batch by batch; about :data:`SAMPLES` positions count, evenly spaced, with
+            every column and row alike.
         linear: whether channels are the last dimension.
     """
-    total = sum(x.numel() // x.shape[-1 if linear else 1] for x in inputs)
-    step = max(1, total // SAMPLES)
+    step = _step(inputs, linear)
     moment, count = torch.zeros((), device="cpu"), 0
     for x in inputs:
         rows = channel_rows(x, linear)[::step].double()
         moment, count = moment + rows.t() @ rows, count + len(rows)
     return moment / count
+
+
+def _step(maps: Sequence[Tensor], linear: bool) -> int:
+    """Return the step between the positions of maps that count."""
+    positions = [x.numel() // x.shape[-1 if linear else 1] for x in maps]
+    return position_step(sum(positions), SAMPLES, positions[0] // len(maps[0]))
 
 
 @contextmanager
@@ -152,8 +159,7 @@ def predict(student: list[Tensor], teacher: list[Tensor], *, linear: bool) -> Te
         teacher: maps of the original, for the same inputs.
         linear: whether channels are the last dimension.
     """
-    total = sum(s.numel() // s.shape[-1 if linear else 1] for s in student)
-    step = max(1, total // SAMPLES)
+    step = _step(student, linear)
     own = cross = torch.zeros((), device="cpu")
     for s, wide in zip(student, teacher, strict=True):
         x = channel_rows(s, linear)[::step].double()

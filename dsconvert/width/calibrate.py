@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsconvert.model.inputs import tensors_of
 from dsconvert.width.absorb import predicting
 from dsconvert.width.choose import Curve
 from dsconvert.width.groups import ChannelGroups
+from dsconvert.width.sensitivity import outputs_by_sample
 
 _SHARES = (1 / 4, 1 / 2)
 """Shares of a group's channels at which its loss is tried."""
@@ -104,14 +104,14 @@ def bands(outputs: Sequence[Tensor]) -> list[Tensor]:
 
 def _outputs(model: nn.Module, batch: tuple[Any, ...], seed: int) -> list[Tensor]:
     torch.manual_seed(seed)
-    return [t for t in tensors_of(model(*batch)) if t.is_floating_point()]
+    return outputs_by_sample(model, batch)
 
 
 def _spread(outputs: Sequence[Sequence[Tensor]]) -> list[float]:
     """Return the variance of each band over samples, summed over its elements."""
     found: list[float] = []
     for parts in zip(*outputs, strict=True):
-        whole = torch.cat([p.double().flatten(1) for p in parts])
+        whole = torch.cat([p.double().reshape(len(p), -1) for p in parts])
         found.append(float((whole - whole.mean(0)).square().sum() / max(1, len(whole) - 1)))
     return found
 

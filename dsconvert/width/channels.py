@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import fx
 
 from dsconvert.width.labels import Axis, Ids, Labels
@@ -30,6 +31,11 @@ class Channels:
     tensors: dict[str, Axis] = field(default_factory=dict)
     values: dict[fx.Node, Axis] = field(default_factory=dict)
     sizes: dict[fx.Node, int] = field(default_factory=dict)
+
+    def written(self, axis: Axis) -> bool:
+        """Return whether a layer writes channels of ``axis``; those of a parameter may be alone."""
+        rows = [self.labels.roots(r) for r in self.rows.values()]
+        return any(bool(np.isin(self.labels.roots(axis.labels), r).any()) for r in rows)
 
     def put(self, table: dict[str, Ids], name: str, labels: Ids) -> Ids:
         """Store the labels of a module; a second call of it unites both (one weight serves)."""

@@ -19,7 +19,7 @@ from dsconvert.width.absorb import second_moments
 from dsconvert.width.calibrate import TRIALS, calibrated
 from dsconvert.width.choose import Curve, Reading, choose
 from dsconvert.width.groups import ChannelGroups, folded_copy
-from dsconvert.width.labels import FIXED, Ids
+from dsconvert.width.labels import Ids
 from dsconvert.width.sensitivity import sensitivities
 
 LATENTS = 64
@@ -35,7 +35,13 @@ _BUDGET = 256 << 20
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Curves:
-    """The curve of each group that may lose channels, by the group's name."""
+    """The curve of each group that may lose channels, by the group's name.
+
+    Attributes:
+        by_group: the curves.
+        samples: the fewest samples that the second moments of a layer's input come from.
+        seed: of the samples and every other draw.
+    """
 
     by_group: dict[str, Curve]
     samples: int
@@ -61,7 +67,7 @@ def measure_curves(
         groups: its channel groups.
         sampler: of its inputs.
         seed: of the samples and every other draw.
-        latents: number of samples.
+        latents: number of samples, rounded up to whole batches; large maps use fewer.
         macs: of one sample; a large model is differentiated and tried on fewer of them.
         progress: called with (steps done, steps in all, name).
     """
@@ -76,8 +82,10 @@ def measure_curves(
     generator = torch.Generator().manual_seed(seed)
     batches = [like(sampler(_BATCH, generator), twin) for _ in range(max(2, -(-latents // _BATCH)))]
     second: dict[str, Tensor] = {}
+    used = [len(batches)]
 
     def collect(call: LayerCall) -> None:
+        used.append(len(call.student_args))
         linear = isinstance(call.student, nn.Linear)
         found = second_moments([a[0] for a in call.student_args], linear=linear)
         second[call.name] = second.get(call.name, 0) + found
@@ -102,7 +110,7 @@ def measure_curves(
         if readings:
             curves[group.name] = choose(readings, spread)
     tried = calibrated(twin, groups, curves, second, small, seed=seed, progress=progress)
-    return Curves(by_group=tried, samples=latents, seed=seed)
+    return Curves(by_group=tried, samples=_BATCH * min(used), seed=seed)
 
 
 def _reading(
@@ -143,9 +151,7 @@ def _by_unit(second: Tensor, flat: Tensor, places: list[Tensor]) -> Reading:
 
 
 def _places(columns: Ids, units: Ids) -> list[Tensor]:
-    """Return the columns of the units, in their order; once for each time that all occur."""
-    found = [np.flatnonzero(columns == unit) for unit in units.tolist()]
-    times = min(len(f) for f in found)
-    if not times or FIXED in units.tolist():
-        raise ValueError("a consumer does not read every unit of its group")
-    return [torch.from_numpy(np.array([f[i] for f in found])) for i in range(times)]
+    """Return the columns of the units, in their order; once for each time that they occur."""
+    # All units of a group occur equally often (see :mod:`dsconvert.width.discover`).
+    found = np.stack([np.flatnonzero(columns == unit) for unit in units.tolist()], 1)
+    return list(torch.from_numpy(found))

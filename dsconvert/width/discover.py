@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Container, Iterable
 from typing import Any
 
 import numpy as np
@@ -48,50 +49,50 @@ def free_groups(
 
 
 def _grouped(channels: Channels, convolutions: Iterable[str]) -> ChannelGroups:
-    """Join the units that one module writes into groups."""
+    """Join the units that the same modules write and read into groups.
+
+    A module that reads a part of a map (a U-Net's encoder, of the concatenation that a residual
+    block writes) divides it into two groups. So every place of a group holds all of its units: the
+    number of channels that a module has left follows from the number of units, whichever stay.
+    """
     labels = channels.labels
-    written = {name: np.unique(labels.roots(rows)) for name, rows in channels.rows.items()}
-    group_of: dict[int, int] = {}
-    members: list[list[str]] = []
-    for name, units in written.items():
-        known = sorted({group_of[u] for u in units.tolist() if u in group_of})
-        index = known[0] if known else len(members)
-        if not known:
-            members.append([])
-        members[index].append(name)
-        for other in known[1:]:
-            members[index] += members[other]
-            members[other] = []
-            for unit, g in group_of.items():
-                group_of[unit] = index if g == other else g
-        for unit in units.tolist():
-            group_of[unit] = index
+    places: dict[int, list[tuple[str, str]]] = {}
+    tables = {"rows": channels.rows, "columns": channels.columns, "entries": channels.entries}
+    for kind, table in tables.items():
+        for name, here in table.items():
+            for unit in labels.roots(here).tolist():
+                if unit != FIXED and (kind == "rows" or unit in places):
+                    places.setdefault(unit, []).append((kind, name))
+    members: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    for unit, found in places.items():
+        members.setdefault(tuple(found), []).append(unit)
     groups: list[Group] = []
     all_units: dict[str, Ids] = {}
     live = set(convolutions)
-    for index, producers in enumerate(members):
-        units = np.array(sorted(u for u, g in group_of.items() if g == index), dtype=np.int64)
-        if not producers or FIXED in units:
-            continue
-        consumers = tuple(
-            name
-            for name, columns in channels.columns.items()
-            if bool(np.isin(labels.roots(columns), units).any())
-        )
+    for found, same in members.items():
+        units = np.array(sorted(same), dtype=np.int64)
+        producers = tuple(dict.fromkeys(name for kind, name in found if kind == "rows"))
+        consumers = tuple(dict.fromkeys(name for kind, name in found if kind == "columns"))
         reason = labels.reason(units)
         if reason is None and not consumers:
             reason = "no convolution or linear layer reads them"
         if reason is None and not live & {*producers, *consumers}:
             reason = "no convolution writes or reads them"
-        name = producers[0]
+        name = _free_name(producers, all_units)
         groups.append(
             Group(
                 name=name,
                 channels=len(units),
-                producers=tuple(producers),
+                producers=producers,
                 consumers=consumers,
                 locked=reason,
             )
         )
         all_units[name] = units
     return ChannelGroups(tuple(groups), all_units, channels)
+
+
+def _free_name(producers: tuple[str, ...], taken: Container[str]) -> str:
+    """Return the name of the first module that writes a group, with a number if it is taken."""
+    numbers = (f"{producers[0]}#{i}" for i in itertools.count(2))
+    return next(n for n in itertools.chain(producers[:1], numbers) if n not in taken)

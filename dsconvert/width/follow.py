@@ -74,12 +74,15 @@ class Follower:
         return state_of_function(self._known, node)
 
     def _parameter(self, name: str, value: object) -> Axis | None:
-        """Return the axis of a parameter that ``forward`` reads: its first dimension above one."""
-        if name in self._constants or not isinstance(value, Tensor) or not value.ndim:
+        """Return the axis of a parameter that ``forward`` reads: its first dimension above one.
+
+        None for a single number, which serves all channels alike.
+        """
+        if name in self._constants or not isinstance(value, Tensor) or value.numel() < 2:
             return None
         channels = self._known.channels
         if name not in channels.tensors:
-            dim = next((i for i, n in enumerate(value.shape) if n > 1), 0)
+            dim = next(i for i, n in enumerate(value.shape) if n > 1)
             channels.tensors[name] = Axis(dim, channels.labels.new(value.shape[dim]))
             if (why := self._locked.get(name.rpartition(".")[0])) is not None:
                 channels.labels.lock(channels.tensors[name].labels, why)

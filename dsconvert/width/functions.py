@@ -36,6 +36,8 @@ def state_of_function(known: States, node: fx.Node) -> State:
             made = _rows_of_linear(known, node, value)
         elif name == "glu":
             made = halves(known, axes[0], value)
+        elif name == "pixel_shuffle":
+            made = shuffled(known, axes[0], value)
     if made is None:
         known.lock(node, f"{name} uses them in a way that is not followed")
     return made
@@ -68,31 +70,50 @@ def halves(known: States, axis: Axis, value: Tensor) -> Axis | None:
     return Axis(axis.dim, first)
 
 
+def shuffled(known: States, axis: Axis, value: Tensor) -> Axis | None:
+    """Unite the r^2 neighbouring channels that a pixel shuffle makes one channel of."""
+    size = value.shape[axis.dim]
+    if axis.dim != 1 or len(axis.labels) % size:
+        return None
+    parts = axis.labels.reshape(size, -1)
+    for i in range(1, parts.shape[1]):
+        known.channels.labels.unite(parts[:, 0], parts[:, i], "shuffled with fixed values")
+    return Axis(1, parts[:, 0])
+
+
 def _united(known: States, node: fx.Node, value: Tensor) -> Axis | None:
     """Unite the labels of all arguments of an elementwise operation."""
-    places: list[tuple[int, Axis]] = []
+    places: dict[fx.Node, int] = {}
+    found: dict[fx.Node, Axis] = {}
     for used in node.all_input_nodes:
         state, tensor = known.states[used], known.values[used]
         if isinstance(state, Axis):
-            places.append((state.dim - tensor.ndim, state))
+            places[used], found[used] = state.dim - tensor.ndim, state
         elif isinstance(state, tuple):
             return None
-    back = places[0][0]
-    size = value.shape[back]
-    if any(place != back for place, _ in places):
-        return None
     labels = known.channels.labels
-    whole = [axis.labels for _, axis in places if len(axis.labels) == size]
+    back = min(places.values())
+    if max(places.values()) != back:
+        # A parameter at another place than the channels, such as a noise plane (H, W), keeps its
+        # size. Of parameters alone, the first dimension is that of channels.
+        layers = {places[used] for used, axis in found.items() if known.channels.written(axis)}
+        if len(layers) > 1:
+            return None
+        back = next(iter(layers), back)
+        for used in [used for used, place in places.items() if place != back]:
+            labels.lock(found.pop(used).labels, "they are no channels")
+    size = value.shape[back]
+    whole = [axis.labels for axis in found.values() if len(axis.labels) == size]
     if not whole:
         return None
-    for _, axis in places:
+    for axis in found.values():
         if len(axis.labels) != size:
             labels.lock(axis.labels, "one channel is combined with all others")
     for other in whole[1:]:
         labels.unite(whole[0], other, _FIXED_SIZE)
     for used in node.all_input_nodes:
         tensor = known.values[used]
-        if known.states[used] is not None or not isinstance(tensor, Tensor):
+        if used in found or not isinstance(tensor, Tensor):
             continue
         if tensor.ndim >= -back and tensor.shape[back] != 1:
             labels.lock(whole[0], _FIXED_SIZE)
@@ -110,7 +131,7 @@ def _unchanged(known: States, node: fx.Node, value: Tensor) -> Axis | None:
 
 def _depthwise(known: States, node: fx.Node, name: str, value: Tensor) -> bool:
     """Return whether a functional convolution filters each channel by a fixed kernel."""
-    if name not in ("conv2d", "conv_transpose2d") or known.first(node) is None:
+    if not name.startswith(("conv1d", "conv2d", "conv_transpose")) or known.first(node) is None:
         return False
     groups = node.kwargs.get("groups")
     if isinstance(groups, fx.Node):

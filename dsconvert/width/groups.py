@@ -1,8 +1,8 @@
 """Find the channel groups of a model.
 
 Channels that a removal must treat alike (both halves of a gate, the two sides of a residual sum,
-an excitation and the map that it scales) form one *unit*. Units that one module writes form a
-*group*: a plan says how many of a group's units stay.
+an excitation and the map that it scales) form one *unit*. Units that the same modules write and
+read form a *group*: a plan says how many of a group's units stay.
 """
 
 from __future__ import annotations

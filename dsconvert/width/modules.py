@@ -10,7 +10,7 @@ from torch.fx.node import map_arg
 
 from dsconvert.adapter import Narrows
 from dsconvert.model.graph import ConvTypes
-from dsconvert.width.functions import halves, moved
+from dsconvert.width.functions import halves, moved, shuffled
 from dsconvert.width.labels import FIXED, Axis
 from dsconvert.width.probe import part_of_channels
 from dsconvert.width.states import State, States
@@ -39,7 +39,7 @@ def state_of_module(known: States, node: fx.Node, module: nn.Module, why: str | 
         made = None if why else _declared(known, node, module)
     elif axis is not None and len(axes) == 1 and isinstance(value, Tensor) and why is None:
         if isinstance(module, nn.PixelShuffle):
-            made = _shuffled(known, axis, value)
+            made = shuffled(known, axis, value)
         else:
             made = _probed(known, node, module, axis, value)
     if made is None:
@@ -92,17 +92,6 @@ def _declared(known: States, node: fx.Node, module: Narrows) -> Axis | None:
         return None
     known.channels.put(known.channels.entries, str(node.target), axis.labels)
     return axis
-
-
-def _shuffled(known: States, axis: Axis, value: Tensor) -> Axis | None:
-    """Unite the r^2 neighbouring channels that a pixel shuffle makes one channel of."""
-    size = value.shape[axis.dim]
-    if axis.dim != 1 or len(axis.labels) % size:
-        return None
-    parts = axis.labels.reshape(size, -1)
-    for i in range(1, parts.shape[1]):
-        known.channels.labels.unite(parts[:, 0], parts[:, i], "shuffled with fixed values")
-    return Axis(1, parts[:, 0])
 
 
 def _probed(

@@ -23,13 +23,15 @@ ELEMENTWISE = frozenset({
     "clip", "clamp_min", "clamp_max", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu",
     "silu", "mish", "sigmoid", "logsigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid",
     "softplus", "softsign", "threshold", "dropout", "to", "float", "half", "double", "bfloat16",
-    "type", "type_as", "reciprocal", "floor", "round", "nan_to_num",
+    "type", "type_as", "reciprocal", "floor", "round", "nan_to_num", "rrelu", "softshrink",
+    "hardshrink", "tanhshrink", "alpha_dropout",
 })  # fmt: skip
 """An element of the result depends on the elements of the arguments at its own place."""
 SPATIAL = frozenset({
-    "interpolate", "upsample", "upsample_nearest", "upsample_bilinear", "avg_pool2d", "max_pool2d",
-    "adaptive_avg_pool2d", "adaptive_max_pool2d", "lp_pool2d", "pad", "dropout2d",
-    "feature_dropout", "grid_sample",
+    "interpolate", "upsample", "upsample_nearest", "upsample_bilinear", "avg_pool1d", "avg_pool2d",
+    "max_pool1d", "max_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "lp_pool1d", "lp_pool2d", "pad", "dropout1d",
+    "dropout2d", "feature_dropout", "grid_sample", "instance_norm",
 })  # fmt: skip
 """They work within each channel, and keep the number of channels."""
 REDUCING = frozenset({"mean", "sum", "amax", "amin", "var", "std"})

@@ -8,9 +8,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsconvert.errors import NoGradientsError
 from dsconvert.model.editing import trainable
 from dsconvert.model.gradients import differentiating
 from dsconvert.model.inputs import tensors_of
+
+
+def samples_of(arguments: tuple[Any, ...]) -> int:
+    """Return the batch size of one call: the length of its first tensor that has dimensions."""
+    return next((len(t) for t in tensors_of(arguments) if t.ndim), 1)
+
+
+def outputs_by_sample(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
+    """Run a model; return the floating-point tensors in its result that belong to the samples.
+
+    These have one row for each sample, or several (the frames of a video). Others, such as a loss
+    (), say nothing about a sample.
+
+    Args:
+        model: is run.
+        arguments: of one call.
+
+    Raises:
+        NoGradientsError: there is no such tensor.
+    """
+    made, samples = tensors_of(model(*arguments)), samples_of(arguments)
+    found = [t for t in made if t.is_floating_point() and t.numel() and t.ndim]
+    found = [t for t in found if len(t) % samples == 0]
+    if not found:
+        shown = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in made)
+        raise NoGradientsError(
+            f"the model returns {shown or 'no tensor'} for {samples} samples. The loss of fewer "
+            "channels is measured on a floating-point tensor with a row for each sample, and there "
+            "is none: keep the width (--width 1, width=1), or wrap the model in a module that "
+            "returns its images as such a tensor."
+        )
+    return found
 
 
 def sensitivities(
@@ -28,6 +61,9 @@ def sensitivities(
         names: layers whose output has its channels in dimension 1 (or last, for a linear layer).
         batches: arguments of forward calls.
         seed: of the random vectors and of the model's own draws.
+
+    Raises:
+        NoGradientsError: the model can't be differentiated, or returns nothing to differentiate.
 
     Returns:
         ``w`` (O,) by name, and the variance of one output, summed over its elements.
@@ -57,10 +93,11 @@ def sensitivities(
         with torch.random.fork_rng(), differentiating():
             torch.manual_seed(seed)
             for batch in batches:
-                outputs = [t for t in tensors_of(model(*batch)) if t.is_floating_point()]
-                count += len(outputs[0]) if outputs[0].ndim else 1
+                outputs = outputs_by_sample(model, batch)
                 product = sum((t * torch.randn_like(t)).sum() for t in outputs)
-                images.append(torch.cat([t.detach().double().flatten(1) for t in outputs], 1))
+                rows = [t.detach().double().reshape(samples_of(batch), -1) for t in outputs]
+                count += len(rows[0])
+                images.append(torch.cat(rows, 1))
                 if isinstance(product, Tensor):
                     torch.autograd.backward(product, inputs=_leaves(model))
                 model.zero_grad(set_to_none=True)

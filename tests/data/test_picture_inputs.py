@@ -170,6 +170,16 @@ def test_arrays_are_arguments(tmp_path: Path) -> None:
     assert torch.equal(array_inputs(tmp_path / "in.npz").others, inputs.others)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint16, np.int32])
+def test_arrays_of_small_integers_are_labels(tmp_path: Path, kind: type) -> None:
+    labels = np.arange(10).astype(kind)
+    np.savez(tmp_path / "in.npz", z=np.zeros((10, 2)), c=labels)
+    inputs = array_inputs(tmp_path / "in.npz")
+    _, drawn = inputs(8, seeded())
+    assert drawn.dtype == torch.int64
+    assert set(drawn.tolist()) == set(inputs.rows.tolist())
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

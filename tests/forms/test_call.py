@@ -179,6 +179,48 @@ def test_what_is_built_in_stays() -> None:
             made(x, x=x)
 
 
+class Truncated(nn.Module):
+    """The remedy for an argument that can only be given by name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x, truncation=0.5)
+
+
+def test_a_built_in_keyword_has_a_remedy() -> None:
+    model = taking("x, *, truncation=1.0", "self.main(truncation * x)")
+    x = maps(2, torch.Generator())[0]
+    with pytest.raises(UsageError, match=r"forward calls the model with .*truncation=\.\.\."):
+        deploy(model, inputs=maps)(x, truncation=0.5)
+    made = deploy(Truncated(model), inputs=maps)
+    with torch.no_grad():
+        assert torch.allclose(made(x), model(x, truncation=0.5), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        ("{'image': self.main(x), 'w': x.mean()}", "['image']"),
+        ("(x.mean(), [self.main(x)])", "[1][0]"),
+        ("self.main(x)", ""),
+    ],
+)
+def test_images_alone_are_announced(
+    body: str, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = taking("x", body)
+    made = deploy(model, inputs=maps)
+    x = maps(2, torch.Generator())[0]
+    with torch.no_grad():
+        assert torch.allclose(made(x), image_tensor(model(x)), atol=1e-6)
+    said = [r.getMessage() for r in caplog.records if r.name.startswith("dsconvert")]
+    assert len(said) == bool(place)
+    assert all(f"this G returns its images under {place} of a larger value" in s for s in said)
+
+
 @pytest.mark.parametrize(
     ("model", "inputs", "kind", "said"),
     [

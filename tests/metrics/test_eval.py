@@ -388,6 +388,13 @@ def test_classes_are_drawn_as_often_as_the_data_has_them(tmp_path: Path) -> None
     assert c.shape == (4000, 5)
     assert c.mean(0).tolist() == pytest.approx([1 / 8, 0, 0, 7 / 8, 0], abs=0.02)
 
+    def whole(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        z, one_hot = inputs(n, generator)
+        return z, one_hot.argmax(1)
+
+    z, labels = with_classes_of(whole, images)(4000, torch.Generator().manual_seed(1))
+    assert torch.equal(labels, c.argmax(1))
+
 
 @pytest.mark.parametrize(
     ("labels", "classes", "why"),

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dsconvert_adapters.projected_gan.blocks import CCBN
 from PIL import Image
 from torch import nn
 
@@ -246,6 +247,11 @@ def test_a_copy_that_restores_too_little_is_refused() -> None:
     small, large = nn.Sequential(nn.Conv2d(1, 1, 1)), nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU())
     copy(small, large)
     assert torch.equal(small[0].weight, large[0].weight)
+    # Norms of a conversion have epsilons of their own; those with classes are no nn.BatchNorm2d.
+    norms = [nn.Sequential(nn.BatchNorm2d(4), CCBN(4, 2)) for _ in range(2)]
+    norms[0][0].eps, norms[0][1].eps = 2e-5, 3e-5
+    copy(*norms)
+    assert [n.eps for n in norms[1]] == [2e-5, 3e-5]
     large.append(nn.BatchNorm2d(1))
     with pytest.raises(SnapshotError, match=r"2 of 7 tensors .* 2\.weight"):
         copy(small, large)

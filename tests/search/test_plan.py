@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dsconvert.errors import MissedTargetError, UsageError
 from dsconvert.formats.official import load_snapshot
 from dsconvert.search import Clock, MeasuredPlan, plan_measured, verify
 from dsconvert.search.records import Probe
+from tests.core.test_one_dimensional import mels, vocoder
 from tests.models import Decoder, decoder, latents
 from tests.search.clocks import ByWeight, whole
 
@@ -303,6 +305,38 @@ def test_a_layer_that_holds_integers_is_timed_and_its_memory_measured(tmp_path: 
     found = plan_measured(
         model, ["train-time=0.9x", "memory=0.9x"], settings=CPU, cache=tmp_path, repeats=1,
         calibrate=0, inputs=lambda n, g: (torch.randn(n, 4, 8, 8, generator=g),), best_effort=True,
+    )  # fmt: skip
+    assert found.measured > 0
+
+
+class Runs(ByWeight):
+    """Runs each part once on a map of the shape that it is timed at."""
+
+    def part(
+        self, module: nn.Module, shape: tuple[int, ...], probe: Probe, *, metric: str
+    ) -> Sequence[float]:
+        with torch.no_grad():
+            module(torch.zeros(shape))
+        return super().part(module, shape, probe, metric=metric)
+
+
+def row(**up: Any) -> nn.Module:
+    """A network of one dimension that makes its maps longer."""
+    return nn.Sequential(
+        nn.Conv1d(8, 6, 3, padding=1), nn.Upsample(**up), nn.Conv1d(6, 6, 5, padding=2), nn.ReLU(),
+        nn.Conv1d(6, 1, 3, padding=1),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "model",
+    [row(scale_factor=2), row(scale_factor=4), row(size=36), vocoder()],
+    ids=["doubled", "four times", "of a size", "vocoder"],
+)
+def test_a_network_of_one_dimension_has_a_plan(tmp_path: Path, model: nn.Module) -> None:
+    found = plan_measured(
+        model, ["latency=0.5x", "memory=0.5x"], settings=CPU, cache=tmp_path, inputs=mels,
+        repeats=1, calibrate=2, clock=Runs(), best_effort=True,
     )  # fmt: skip
     assert found.measured > 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -11,21 +12,27 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import spectral_norm
 
+from dsconvert.bench import Settings
 from dsconvert.cli import main
-from dsconvert.core.analysis import analyse
+from dsconvert.core.analysis import Analysis, analyse
+from dsconvert.core.conversion import apply_to
+from dsconvert.core.pipeline import plan_for
 from dsconvert.core.polish_options import PolishOptions
-from dsconvert.errors import TargetError
-from dsconvert.records import Plan, Polish, Quality
+from dsconvert.errors import ConversionError, TargetError
+from dsconvert.records import Conversion, Plan, Polish, Quality
 from dsconvert.search.layer_trials import layer_trials
 from dsconvert.search.predictor import loss_at, predict_loss
 from dsconvert.search.promise import PromiseSearch
-from dsconvert.search.promise_candidates import CANDIDATES
+from dsconvert.search.promise_candidates import CANDIDATES, candidates, time_again
 from dsconvert.search.quality_targets import parse_qualities, parse_quality, worst
-from dsconvert.search.trial_rig import LayerTrials, Trial
+from dsconvert.search.records import Probe
+from dsconvert.search.trial_rig import LayerTrials, Sensitivity, Trial
 from dsconvert.search.tries import Try, TryStore, digest_of
+from dsconvert.search.verify import Figure
 from tests import awkward
-from tests.search.clocks import ByWeight
+from tests.search.clocks import ByWeight, whole
 
 
 class Small(nn.Module):
@@ -123,8 +130,6 @@ def test_every_layer_and_group_is_tried_and_more_is_better(known) -> None:
 
 
 def plan_of(analysis, rank: int) -> Plan:
-    from dsconvert.core.pipeline import plan_for
-
     return plan_for(analysis, preset="fast", rank=rank, width=1.0)
 
 
@@ -141,7 +146,8 @@ def test_tries_survive_and_broken_ones_are_made_again(tmp_path: Path) -> None:
     )
     one = Try(
         name="a", plan=Plan(model="m", preset="fast", decisions=()), loss=0.1, before={},
-        figures={}, quality=quality(), kept={"g": (0, 2)}, psnr=30.0, polish=polish,
+        figures={}, quality=quality(), kept={"g": (0, 2)}, eps={"n": 1.3e-5}, psnr=30.0,
+        polish=polish,
     )  # fmt: skip
     store.save([one])
     assert store.load() == [one]
@@ -149,7 +155,7 @@ def test_tries_survive_and_broken_ones_are_made_again(tmp_path: Path) -> None:
     (row,) = whole["tries"]
     for name, wrong in {
         "before": [], "quality": row["quality"] | {"psnr": "x"}, "kept": {"g": ["x"]},
-        "polish": row["polish"] | {"seconds": []}, "loss": 10**400,
+        "polish": row["polish"] | {"seconds": []}, "loss": 10**400, "eps": {"g": "x"},
     }.items():  # fmt: skip
         text = json.dumps(whole | {"tries": [row | {name: wrong}]})
         (store.folder / "tries.json").write_text(text, encoding="utf-8")
@@ -174,6 +180,119 @@ def test_a_restored_try_has_every_tensor(tmp_path: Path) -> None:
     wanted = dict(made.model.named_parameters())
     for name, got in restored.model.named_parameters():
         assert torch.equal(got, wanted[name]), name
+
+
+def block(inputs: int, outputs: int) -> list[nn.Module]:
+    conv = spectral_norm(nn.Conv2d(inputs, 2 * outputs, 3, padding=1, bias=False))
+    return [nn.Upsample(scale_factor=2), conv, nn.BatchNorm2d(2 * outputs), nn.GLU(1)]
+
+
+def spectral() -> nn.Module:
+    """Spectral norms with a batch normalisation behind them, and one without."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        last = spectral_norm(nn.Conv2d(16, 16, 1))
+        model = nn.Sequential(*block(4, 16), *block(16, 16), last, nn.ReLU(), nn.Conv2d(16, 3, 1))
+        return model.eval()
+
+
+def maps(n: int, generator: torch.Generator) -> tuple[Tensor]:
+    return (torch.randn(n, 4, 4, 4, generator=generator),)
+
+
+def test_a_restored_try_has_the_norms_of_the_measured_one(tmp_path: Path) -> None:
+    analysis = analyse(spectral(), inputs=maps)
+    work: Any = SimpleNamespace(analysis=analysis, seed=0, calibrate=8, polishing=PolishOptions())
+    plan = plan_for(analysis, preset="none", width=0.5)
+    one = Try(name="a", plan=plan, loss=0.1, before={}, figures={})
+    store = TryStore("key", folder=tmp_path)
+    made = PromiseSearch(work, store, [one], None)._conversion(one).model
+    norms = [m for m in made.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert all(n.eps != 1e-5 for n in norms)
+    (again,) = store.load()
+    search = PromiseSearch(work, store, [again], None)
+    search._made = lambda _: pytest.fail("fitted again")  # type: ignore[method-assign]
+    restored = search._conversion(again).model
+    assert [m.eps for m in restored.modules() if isinstance(m, nn.BatchNorm2d)] == [
+        n.eps for n in norms
+    ]
+    x = maps(2, torch.Generator())
+    with torch.no_grad():
+        assert torch.equal(restored.eval()(*x), made.eval()(*x))
+
+
+def test_weights_of_a_search_that_was_begun_anew_are_not_taken(tmp_path: Path) -> None:
+    analysis = analyse(spectral(), inputs=maps)
+    work: Any = SimpleNamespace(analysis=analysis, seed=0, calibrate=0, polishing=PolishOptions())
+    store = TryStore("key", folder=tmp_path)
+    first, anew = (
+        Try(name="a", plan=plan_of(analysis, 1), loss=0.1, before={}, figures={}) for _ in range(2)
+    )
+    PromiseSearch(work, store, [first], None)._conversion(first)
+    assert store.weights(anew) is not None
+    PromiseSearch(work, store, [anew], None)._conversion(anew)
+    assert anew.seconds > 0
+
+
+def test_figures_of_another_machine_are_measured_again(tmp_path: Path) -> None:
+    analysis = analyse(spectral(), inputs=maps)
+    work = timed(analysis)
+    one = Try(
+        name="a", plan=plan_of(analysis, 1), loss=0.1, before={"latency": Figure(2.0)},
+        figures={"latency": Figure(1.0)}, quality=quality(), eps={"1": 1e-5},
+    )  # fmt: skip
+    here, there = (
+        TryStore("key", conditions={"threads": n}, folder=tmp_path) for n in (1, 2)
+    )  # fmt: skip
+    here.save([one])
+    assert here.load() == [one]
+    (other,) = there.load()
+    assert other == dataclasses.replace(one, before={}, figures={})
+    time_again(work, [other], None)
+    assert other.before["latency"].value == pytest.approx(whole(analysis.model))
+    assert other.figures["latency"].value < other.before["latency"].value
+    there.save([other])
+    assert here.load()[0].figures == {}
+
+
+def timed(analysis: Analysis) -> Any:
+    probe = Probe(
+        metrics=("latency",), batch=1, train_batch=1, channels_last=False, settings=Settings(),
+        repeats=1,
+    )  # fmt: skip
+    return SimpleNamespace(
+        analysis=analysis, inputs=analysis.sampler, probe=probe, clock=ByWeight(), keep=(),
+        refit=(), remove=(), calibrate=8, seed=0,
+    )  # fmt: skip
+
+
+def test_a_model_without_gradients_has_the_candidates_of_full_width() -> None:
+    model, _ = awkward.made("writes out")
+
+    def pictures(n: int, generator: torch.Generator) -> tuple[Tensor]:
+        return (torch.randn(n, 3, 8, 8, generator=generator),)
+
+    analysis = analyse(model, inputs=pictures)
+
+    def known() -> Sensitivity:
+        return layer_trials(analysis, picture=lambda m: m, features=None, latents=2)
+
+    found = candidates(timed(analysis), known, None)
+    assert found
+    assert not any(t.plan.widths for t in found)
+
+
+def test_a_candidate_that_does_not_run_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def applied(analysis: Analysis, plan: Plan, **options: Any) -> Conversion:
+        if plan.widths:
+            raise ConversionError("does not run")
+        return apply_to(analysis, plan, **options)
+
+    monkeypatch.setattr("dsconvert.search.promise_candidates.apply_to", applied)
+    task = timed(analyse(small(), inputs=latents))
+    found = candidates(task, lambda: Sensitivity(layers=(), latents=1, power=1.0), None)
+    assert found
+    assert not any(t.plan.widths for t in found)
 
 
 def words(path: Path, out: Path, *more: str) -> list[str]:
@@ -213,6 +332,18 @@ def test_a_promise_is_kept_again_and_refused(
     assert again["promises"] == data["promises"]
     assert again["reused"] >= 1
     assert out.is_file()
+    # On another machine: the candidates are timed anew, and nothing is fitted.
+    out.unlink()
+    monkeypatch.setattr("dsconvert.cli.promises.conditions", lambda _: {"machine": "another"})
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "dsconvert.cli.promises.time_again", lambda *a: (asked.append("again"), time_again(*a))
+    )
+    for _ in range(2):
+        assert main(words(path, out, "--quality", "psnr=20dB")) == 0
+        elsewhere = json.loads(capsys.readouterr().out)
+        assert elsewhere["promises"] == data["promises"]
+    assert asked == ["again"]
     # Out of reach.
     out.unlink()
     more = ("--quality", "psnr=20dB", "--target", "macs=0.0001x")

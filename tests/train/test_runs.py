@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -243,6 +244,45 @@ def test_spectral_norm_is_kept_or_folded_and_the_rest_starts_as_the_dense_one(
     assert norms
     assert all(m.eps == 1e-5 and m.running_var.eq(1).all() for m in norms.values())
     assert all(m.eps == 1e-5 for n, m in dense.named_modules() if n in norms)
+
+
+@pytest.mark.parametrize("preset", ["paper", pytest.param("fast", marks=pytest.mark.extended)])
+def test_factors_start_at_the_scale_of_the_dense_kernel(preset: str) -> None:
+    """A step of Adam then turns them as fast as the kernel that the learning rate is made for."""
+    wanted = NewGenerator(resolution=64, ngf=8, z_dim=8)
+    dense, _ = new_generator(wanted)
+    made, plan = new_generator(replace(wanted, preset=preset))
+    assert plan is not None
+
+    def scale(weight: torch.Tensor) -> float:
+        return float(weight.detach().square().mean().sqrt())
+
+    kernels = {n.removesuffix(".weight_orig"): w for n, w in dense.named_parameters()}
+    pairs = [d.site for d in plan.decisions if d.action == "rewrite"]
+    assert pairs
+    for site in pairs:
+        factors = [
+            w
+            for n, w in made.named_parameters()
+            if n.startswith(f"{site}.") and n.endswith("weight_orig")
+        ]
+        assert len(factors) == 2, site
+        for factor in factors:
+            assert scale(factor) == pytest.approx(scale(kernels[site]), rel=0.1), site
+
+
+@pytest.mark.parametrize("spectral", ["keep", "fold"])
+def test_a_narrower_generator_with_classes_is_built(spectral: Literal["keep", "fold"]) -> None:
+    made, _ = new_generator(
+        NewGenerator(
+            preset="fast", width=0.5, resolution=64, ngf=4, z_dim=8, classes=3, spectral=spectral
+        )
+    )
+    images = made.train()(torch.randn(2, 8), torch.eye(3)[:2])
+    assert images.shape == (2, 3, 64, 64)
+    states = [m for m in made.modules() if hasattr(m, "stored_var")]
+    assert states
+    assert all(m.eps == 1e-5 for m in states)
 
 
 @pytest.mark.slow

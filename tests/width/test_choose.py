@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dsconvert.width.absorb import predict
+from dsconvert.errors import NoGradientsError
+from dsconvert.width.absorb import SAMPLES, predict, second_moments
 from dsconvert.width.choose import Reading, choose
 from dsconvert.width.sensitivity import sensitivities
 
@@ -84,6 +86,18 @@ def test_predictions_are_least_squares() -> None:
         torch.testing.assert_close(made, w, atol=1e-4, rtol=1e-4)
 
 
+def test_every_column_of_a_large_map_counts() -> None:
+    # Behind a transposed convolution, even and odd columns have statistics of their own.
+    even = (torch.arange(64) % 2 == 0).float().expand(10, 1, 128, 64)
+    assert even.numel() >= 2 * SAMPLES
+    maps = [torch.cat([even, 1 - even], 1)]
+    torch.testing.assert_close(
+        second_moments(maps, linear=False), 0.5 * torch.eye(2).double(), atol=0.01, rtol=0
+    )
+    sign = 2 * even - 1
+    assert predict([torch.ones_like(sign)], [sign], linear=False).abs().max() < 0.01
+
+
 def test_sensitivities_are_the_squared_jacobian() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 2, 3, padding=1, bias=False))
@@ -98,3 +112,39 @@ def test_sensitivities_are_the_squared_jacobian() -> None:
     with torch.no_grad():
         outputs = torch.cat([model(b[0]) for b in batches])
     assert spread == pytest.approx(float(outputs.var(0).sum()), rel=1e-4)
+
+
+class Returns(nn.Module):
+    """A convolution; ``made`` says which values of its map the model returns."""
+
+    def __init__(self, made: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 1)
+        self.made = made
+
+    def forward(self, x: Tensor) -> object:
+        return self.made(self.conv(x))
+
+
+def test_only_outputs_of_each_sample_count() -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(2, 2, 4, 4),) for _ in range(2)]
+    alone = Returns(lambda y: y)
+    weights, spread = sensitivities(alone, ["conv"], batches)
+    others: tuple[Callable[[Tensor], object], ...] = (
+        lambda y: (y.square().mean(), y),  # a loss
+        lambda y: {"image": y, "codes": y.argmax(1), "table": torch.ones(3, 2)},
+        lambda y: y.flatten(0, 1),  # several rows a sample
+    )
+    for made in others:
+        model = Returns(made)
+        model.load_state_dict(alone.state_dict())
+        again, same = sensitivities(model, ["conv"], batches)
+        assert same == pytest.approx(spread)
+        torch.testing.assert_close(again, weights)
+
+
+def test_without_an_output_of_each_sample_nothing_is_measured() -> None:
+    model = Returns(lambda y: (y.mean(), y.argmax(1)))
+    with pytest.raises(NoGradientsError, match=r"returns float32 \(\), int64 \(2, 4, 4\).*width=1"):
+        sensitivities(model, ["conv"], [(torch.randn(2, 2, 4, 4),)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from dsconvert import analyse
 from dsconvert.records import Group
+from dsconvert.width import narrow
 from tests import models
 
 
@@ -123,7 +125,12 @@ def test_a_pixel_shuffle_ties_four_channels() -> None:
         def middle(self, x: Tensor) -> Tensor:
             return self.shuffle(self.second(x))
 
-    assert found(AsModule())["second"].channels == 8
+    class AsFunction(Shuffled):
+        def middle(self, x: Tensor) -> Tensor:
+            return nn.functional.pixel_shuffle(self.second(x), 2)
+
+    for body in (AsModule(), AsFunction()):
+        assert (found(body)["second"].channels, found(body)["second"].locked) == (8, None)
 
 
 def test_depthwise_convolutions_and_own_parameters_follow() -> None:
@@ -138,6 +145,121 @@ def test_depthwise_convolutions_and_own_parameters_follow() -> None:
             return self.norm(self.filter(x)) * self.scale
 
     assert found(Own())["first"].locked is None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        nn.functional.instance_norm,
+        lambda x: nn.functional.max_pool2d(x, 3, 1, 1),
+        lambda x: nn.functional.avg_pool1d(x.flatten(2), 2).unsqueeze(3),
+        lambda x: nn.functional.conv1d(
+            x.flatten(2), torch.ones(x.shape[1], 1, 3), groups=x.shape[1]
+        ).unsqueeze(3),
+    ],
+)
+def test_functions_within_a_channel_follow(function: Callable[[Tensor], Tensor]) -> None:
+    class Within(Body):
+        def middle(self, x: Tensor) -> Tensor:
+            return function(x)
+
+    assert found(Within())["first"].locked is None
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1, 1, 1)])
+def test_one_number_for_all_channels_locks_nothing(shape: tuple[int, ...]) -> None:
+    class Weighted(Body):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gamma = nn.Parameter(torch.full(shape, 0.3))
+
+        def middle(self, x: Tensor) -> Tensor:
+            return x + self.gamma * self.second(x)
+
+    assert found(Weighted())["first"].locked is None
+
+
+class Noisy(Body):
+    """Adds a plane of noise that is stored with the model, scaled per channel or not at all."""
+
+    def __init__(self, *shape: int, scale: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("noise", torch.randn(shape))
+        self.scale = nn.Parameter(torch.rand(8, 1, 1)) if scale else None
+
+    def middle(self, x: Tensor) -> Tensor:
+        noise = self.get_buffer("noise")
+        return x + (noise if self.scale is None else self.scale * noise)
+
+
+@pytest.mark.parametrize("scale", [False, True])
+@pytest.mark.parametrize("shape", [(8, 8), (1, 1, 8, 8)])
+def test_a_plane_of_noise_locks_nothing(shape: tuple[int, ...], scale: bool) -> None:
+    assert found(Noisy(*shape, scale=scale))["first"].locked is None
+
+
+def test_a_parameter_of_fixed_size_along_the_channels_locks_them() -> None:
+    # Its first dimension above one is not that of the channels.
+    assert "fixed size" in (found(Noisy(2, 8, 8, 8))["first"].locked or "")
+
+
+class Chunks(Body):
+    """Two convolutions, each on one half of a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Conv2d(8, 64, 3, padding=1)
+        self.a = nn.Conv2d(32, 16, 3, padding=1)
+        self.b = nn.Conv2d(32, 16, 3, padding=1)
+        self.last = nn.Conv2d(32, 3, 3, padding=1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        a, b = self.second(x).chunk(2, 1)
+        return torch.cat([self.a(a), self.b(b)], 1)
+
+
+def test_halves_that_are_found_by_counting_stay() -> None:
+    groups = found(Chunks())
+    assert {n: (g.channels, g.consumers) for n, g in groups.items() if g.locked} == {
+        "second": (32, ("a",)),
+        "second#2": (32, ("b",)),
+        "last": (3, ()),
+    }
+    assert "depends on the number of channels" in (groups["second#2"].locked or "")
+    # The others have been checked again without them.
+    assert [n for n, g in groups.items() if g.locked is None] == ["first", "a", "b"]
+
+
+def test_a_part_that_a_consumer_reads_is_a_group() -> None:
+    torch.manual_seed(0)
+    model = models.UNet().eval()
+    x = torch.randn(2, 3, 16, 16)
+    analysis = analyse(model, example_inputs=(x,))
+    groups = {g.name: g for g in analysis.groups.free()}
+    # The encoder reads a part of the map that the residual block writes.
+    assert {n: (g.channels, g.producers, g.consumers) for n, g in groups.items()} == {
+        "first": (16, ("first", "inner"), ("down", "outer", "last")),
+        "down": (24, ("down",), ("up",)),
+        "up": (16, ("up", "inner"), ("outer", "last")),
+        "outer": (32, ("outer",), ("inner",)),
+    }
+    kept = {"first": [0, 3, 5], "up": [1, 15], "outer": list(range(9))}
+    slim = narrow(model, analysis.groups, kept)
+    shapes = {n: tuple(c.weight.shape[:2]) for n, c in slim.named_children()}
+    assert shapes == {
+        "first": (3, 3), "down": (24, 3), "up": (24, 2), "outer": (9, 5), "inner": (5, 9),
+        "last": (3, 5),
+    }  # fmt: skip
+    concatenated = torch.tensor([*(16 + i for i in kept["first"]), *kept["up"]])
+    with torch.no_grad():
+        for layer, staying in (
+            (model.down, torch.tensor(kept["first"])), (model.outer, concatenated),
+            (model.last, concatenated), (model.inner, torch.arange(9)),
+        ):  # fmt: skip
+            silent = torch.ones(layer.in_channels, dtype=torch.bool)
+            silent[staying] = False
+            layer.weight[:, silent] = 0
+        torch.testing.assert_close(slim(x), model(x), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

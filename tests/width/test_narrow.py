@@ -15,8 +15,9 @@ from torch import nn
 from dsconvert import Plan, apply, convert, cost, plan
 from dsconvert.core.analysis import analyse
 from dsconvert.errors import PlanError, UsageError
+from dsconvert.model.inputs import Inputs
 from dsconvert.records import Conversion
-from dsconvert.width import narrow
+from dsconvert.width import curves, narrow
 from dsconvert.width.groups import folded_copy
 from tests import models
 from tests.made_models import moved, moved_generator
@@ -33,10 +34,10 @@ def image(g: nn.Module, seed: int = 0) -> torch.Tensor:
         return g(z, torch.zeros(3, 0))
 
 
-def redundant(g: Generator) -> Generator:
+def redundant(g: nn.Module, inputs: Inputs | None = None) -> nn.Module:
     """A copy in which the second half of every group's channels repeats the first half."""
     made = folded_copy(g)
-    groups = analyse(made).groups
+    groups = analyse(made, inputs=inputs).groups
     places = groups.channels
     with torch.no_grad():
         for group in groups.free():
@@ -47,7 +48,6 @@ def redundant(g: Generator) -> Generator:
                     roots = places.labels.roots(labels)
                     for first, second in zip(units[:half], units[half:], strict=True):
                         _copy(made.get_submodule(name), roots == first, roots == second)
-    assert isinstance(made, Generator)
     return made.eval()
 
 
@@ -205,3 +205,50 @@ def test_redundant_channels_cost_no_quality() -> None:
     wanted = image(g)
     error = (image(result.model) - wanted).square().mean() / wanted.var()
     assert error < 1e-4
+
+
+def pictures(n: int, generator: torch.Generator) -> tuple[torch.Tensor]:
+    return (torch.randn(n, 3, 16, 16, generator=generator),)
+
+
+@pytest.mark.parametrize("width", [0.5, "auto"])
+def test_channels_that_a_layer_reads_in_part(width: float | str) -> None:
+    torch.manual_seed(0)
+    model = redundant(models.UNet(), pictures)
+    decided = plan(model, preset="exact", width=width, inputs=pictures)
+    counts = {w.group: w.kept for w in decided.widths}
+    assert max(counts["first"], counts["up"]) <= 8
+    result = apply(model, decided, inputs=pictures, calibrate=16)
+    assert result.psnr is not None
+    assert result.psnr > (45 if width == 0.5 else 15)
+    for d in result.plan.decisions:
+        layer = result.model.get_submodule(d.site)
+        assert sum(p.numel() for p in layer.parameters()) == d.params_after, d.site
+
+
+@pytest.mark.slow
+def test_the_default_with_a_polish_runs_where_a_layer_reads_in_part() -> None:
+    torch.manual_seed(0)
+    model = models.UNet().eval()
+    made = convert(model, inputs=pictures, calibrate=16, polish_steps=2)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        assert (made(x) - model(x)).square().mean() < 0.5 * model(x).var()
+
+
+def test_samples_are_those_that_were_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    analysis = analyse(models.UNet().eval(), inputs=pictures)
+    assert analysis.curves(0).samples == curves.LATENTS == 64
+    # A map of 32 channels and 16 x 16 pixels takes 32 KiB: as much as 20 samples may take.
+    monkeypatch.setattr(curves, "_BUDGET", 20 * 32 * 16 * 16 * 4)
+    assert analysis.curves(1).samples == 24
+
+
+def test_a_loss_beside_the_image_is_no_image() -> None:
+    class WithLoss(models.UNet):
+        def forward(self, x: torch.Tensor) -> Any:
+            made = super().forward(x)
+            return made, made.square().mean()
+
+    made = plan(WithLoss().eval(), preset="none", width="auto", inputs=pictures)
+    assert apply(WithLoss().eval(), made, inputs=pictures, calibrate=8).model is not None

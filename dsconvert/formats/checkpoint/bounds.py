@@ -74,7 +74,8 @@ def check_calls(path: Path, form: str) -> None:
 
     Raises:
         CorruptSnapshotError: it is damaged, or compressed.
-        UnsafeSnapshotError: a call of torch or of a builtin may take any amount of memory.
+        UnsafeSnapshotError: it holds a whole module or optimiser of torch, or a call of torch or of
+            a builtin may take any amount of memory.
     """
     source = Source(path)
     for start, end in _pickles(path) if form == "zip" else ((0, source.size),):
@@ -116,12 +117,24 @@ def _check(path: Path, record: Record) -> None:
     check = _CHECKS.get(key)
     # Other names have a stand-in (see inert.py), or are unknown to torch, which then names them.
     known = check is not None or key[0].split(".")[0] == "torch"
+    if known and check is None and record.kind == "new" and not record.args:
+        raise UnsafeSnapshotError(holds_object(path, str(func)))
     if known and (check is None or not check(record.args)):
         raise UnsafeSnapshotError(
             f"{path} calls {func} in a way that no trained generator needs, and that could take "
             "any amount of memory. Nothing of it has run. Save the generator's state_dict() alone, "
             "with the code that made the file."
         )
+
+
+def holds_object(path: Path, name: str) -> str:
+    """Return the message for a file that holds an object of the class ``name`` of torch."""
+    what = "model" if name.startswith("torch.nn.") else "object"
+    return (
+        f"{path} holds a whole pickled {what} ({name}), which would have to run to be read. "
+        "Nothing of it has run. Save the weights alone, by torch.save(model.state_dict(), FILE), "
+        "and name the code that builds the model: --module package.path:factory."
+    )
 
 
 def _pickles(path: Path) -> list[tuple[int, int]]:

@@ -235,5 +235,6 @@ def find_codebase(
     raise UnsupportedSnapshotError(
         f"{path} is a checkpoint that no installed adapter knows (its entries: {entries}; known "
         f"codebases: {', '.join(a.name for a in known) or 'none'}{defects}). Say how its "
-        "generator is built: --module package.path:factory."
+        "generator is built and called: --module package.path:factory, and --input SHAPE for each "
+        "argument."
     )

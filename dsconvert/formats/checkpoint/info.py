@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dsconvert.adapter import Adapter
+from dsconvert.adapter import Adapter, image_tensor
 from dsconvert.errors import AdapterError, ForeignFileError, SnapshotError
 from dsconvert.formats.base import ModuleSource
+from dsconvert.formats.checkpoint.file import Checkpoint
 from dsconvert.formats.checkpoint.load import load_checkpoint
 from dsconvert.formats.checkpoint.read import ENTRY, check_exists, is_checkpoint, read
+from dsconvert.model.inputs import examples_of
+from dsconvert.model.observe import evaluating
 from dsconvert.rules.recognise import Structure, structure_of
 
 if TYPE_CHECKING:
@@ -114,6 +117,8 @@ def inspect_checkpoint(
         structure = structure_of(found.generator)
         if found.adapter is not None:
             config = {**found.adapter.describe(found.generator), **config}
+        else:
+            config = {**_seen(found), **config}
     except (SnapshotError, AdapterError) as error:
         note = str(error)
     return CheckpointInfo(
@@ -129,6 +134,26 @@ def inspect_checkpoint(
         version=_version(content.get(ENTRY)),
         structure=structure,
     )
+
+
+def _seen(file: Checkpoint) -> dict[str, Any]:
+    """Return what one call of the user's own module shows; nothing where its inputs are unknown."""
+    inputs = file.inputs()
+    if inputs is None:
+        return {}
+    model = file.generator
+    try:
+        args = examples_of(model, inputs)
+        with evaluating(model):
+            image = image_tensor(model(*args))
+    except Exception:  # the user's own code may raise any; a command that needs images says it
+        return {}
+    facts: dict[str, Any] = {"img_channels": image.shape[1]}
+    if image.shape[2] == image.shape[3]:
+        facts["resolution"] = image.shape[2]
+    if args[0].dim() == 2:
+        facts["z_dim"] = args[0].shape[1]
+    return {**facts, "classes": int(getattr(inputs, "classes", 0))}
 
 
 def _version(mark: Any) -> str | None:

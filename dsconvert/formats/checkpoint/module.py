@@ -8,14 +8,17 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.functional import one_hot
 
 from dsconvert.adapter import image_tensor
+from dsconvert.config.values import class_argument
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import ModuleSource
 from dsconvert.formats.checkpoint.codebase import Codebase
@@ -33,6 +36,42 @@ _NAMES = (
 _CHANNELS = (1, 3, 4)
 """Channels of pictures."""
 _LATENTS = ("z_dim", "latent_dim", "nz")
+
+
+@dataclass(frozen=True, eq=False)
+class _Arguments:
+    """A sampler of arguments of one call, each normal latents or uniformly drawn classes."""
+
+    forms: tuple[tuple[int, ...] | str, ...]
+    """See :attr:`dsconvert.formats.base.ModuleSource.shapes`."""
+    only: int | None = None
+    """The one class to draw; None: all of them."""
+
+    @property
+    def classes(self) -> int:
+        """The number of classes, of the smallest argument with some; 0: there are none."""
+        counts = [class_argument(form)[1] for form in self.forms if isinstance(form, str)]
+        return min(counts, default=0)
+
+    def of_class(self, label: int) -> _Arguments:
+        """Return the sampler of one class."""
+        return replace(self, only=label)
+
+    def __call__(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Draw the arguments of one call, batch n."""
+        return tuple(self._argument(form, n, generator) for form in self.forms)
+
+    def _argument(
+        self, form: tuple[int, ...] | str, n: int, generator: torch.Generator
+    ) -> torch.Tensor:
+        where = generator.device
+        if not isinstance(form, str):
+            return torch.randn(n, *form, generator=generator, device=where)
+        kind, count = class_argument(form)
+        labels = torch.randint(count, (n,), generator=generator, device=where)
+        if self.only is not None:
+            labels = torch.full_like(labels, self.only)
+        return labels if kind == "class" else one_hot(labels, count).float()
 
 
 class Picture(nn.Module):
@@ -165,7 +204,9 @@ class ModuleCodebase(Codebase):
         """
         if self.source.shapes:
             shape = self.source.shapes[0]
-            if len(self.source.shapes) != 1 or len(shape) != 3 or shape[0] not in _CHANNELS:
+            if isinstance(shape, str) or len(self.source.shapes) != 1:
+                return None
+            if len(shape) != 3 or shape[0] not in _CHANNELS:
                 return None
             return PictureSpec(channels=shape[0], values=None, size=min(shape[1:]))
         first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
@@ -174,21 +215,14 @@ class ModuleCodebase(Codebase):
         return PictureSpec(channels=first.in_channels, values=None)
 
     def sampler(self, model: nn.Module) -> Sampler | None:
-        """Sample normal latents of the given shapes, or of the module's own ``z_dim``."""
+        """Sample the given arguments, or normal latents of the module's own ``z_dim``."""
         shapes = self.source.shapes
         if not shapes:
             size = next((getattr(model, n) for n in _LATENTS if hasattr(model, n)), None)
             if not isinstance(size, int):
                 return None
             shapes = ((size,),)
-
-        def sample(n: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-            device = generator.device
-            return tuple(
-                torch.randn(n, *shape, generator=generator, device=device) for shape in shapes
-            )
-
-        return sample
+        return _Arguments(shapes)
 
 
 def _found(checkpoint: Mapping[str, Any], key: str) -> list[Place]:

@@ -20,7 +20,7 @@ from dsconvert.errors import (
     UnsupportedSnapshotError,
 )
 from dsconvert.formats.checkpoint import inert
-from dsconvert.formats.checkpoint.bounds import check_calls, check_content
+from dsconvert.formats.checkpoint.bounds import check_calls, check_content, holds_object
 from dsconvert.util.extras import pip_install
 from dsconvert.util.first_line import first_line
 from dsconvert.util.foreign_text import from_json
@@ -90,11 +90,14 @@ def _torch(path: Path, form: str) -> Any:
     except pickle.UnpicklingError as error:
         said = str(error)
         named = said.split("GLOBAL ")[1].split(" ")[0] if "GLOBAL " in said else None
+        if named is not None and named.startswith("torch.nn.modules."):
+            raise UnsafeSnapshotError(holds_object(path, named)) from error
         if named is not None or "Unsupported" in said or "Weights only load failed" in said:
             what = f"refers to {named}" if named else "holds more than tensors and plain values"
             raise UnsafeSnapshotError(
                 f"{path} {what}, which would have to run to be read. Nothing of it has run. Save "
-                "the generator's state_dict() alone, with the code that made the file."
+                "the weights alone, by torch.save(model.state_dict(), FILE), with the code that "
+                "made the file."
             ) from error
         raise CorruptSnapshotError(f"{path} is damaged ({said}). Copy it again.") from error
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from dsconvert.cli import main
 from dsconvert.errors import CorruptSnapshotError, UnsafeSnapshotError
@@ -79,6 +80,24 @@ def test_content_that_is_larger_than_its_file(tmp_path: Path, name: str, form: s
     with pytest.raises((CorruptSnapshotError, UnsafeSnapshotError), match=said):
         read(path, form)
     assert main(["inspect", str(path)]) == 2
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+@pytest.mark.parametrize("entry", ["model", "optimizer"])
+def test_a_whole_model_is_no_attack(tmp_path: Path, entry: str, form: str) -> None:
+    made = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU())
+    content: dict[str, Any] = {"model": made, "optimizer": torch.optim.Adam(made.parameters())}
+    path = tmp_path / "x.pth"
+    torch.save(
+        made if entry == "model" else {"weights": made.state_dict(), entry: content[entry]},
+        path,
+        _use_new_zipfile_serialization=form == "zip",
+    )
+    what = {"model": r"model \(torch\.nn", "optimizer": r"object \(torch\.optim"}[entry]
+    with pytest.raises(UnsafeSnapshotError, match=f"holds a whole pickled {what}.*has run") as said:
+        read(path, form)
+    assert "torch.save(model.state_dict(), FILE)" in str(said.value)
+    assert "--module" in str(said.value)
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file as save_safetensors
 from torch import nn
 
-from dsconvert import ModuleSource, convert_file, open_file, save_file
+from dsconvert import ModuleSource, convert_file, deploy, open_file, save_file
 from dsconvert.cli import main
+from dsconvert.data.classes import classes_of, with_class, with_classes_of
 from dsconvert.errors import (
     CorruptSnapshotError,
     UnsafeSnapshotError,
@@ -22,7 +23,9 @@ from dsconvert.errors import (
     UsageError,
 )
 from dsconvert.formats.checkpoint import load_checkpoint
+from dsconvert.formats.checkpoint.module import ModuleCodebase
 from dsconvert.formats.restructure import describe_changes, restructure
+from tests.adapters.test_biggan import MadeUpLabels
 from tests.models import Decoder, decoder, latents, output
 
 SOURCE = ModuleSource(factory="tests.models:Decoder", shapes=((16,),))
@@ -102,6 +105,117 @@ def test_the_command_line(
     assert "belong to --module" in capsys.readouterr().err
     assert main(["generate", out, "--out", str(tmp_path / "b.png"), *own[:2]]) == 2
     assert "--input" in capsys.readouterr().err
+
+
+CONDITIONAL = {"class": "Conditional", "onehot": "one_hot_conditional"}
+
+
+@pytest.fixture(params=list(CONDITIONAL))
+def conditional(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> tuple[Path, ModuleSource, list[str]]:
+    """A conditional generator's file, how it is built, and the same as options."""
+    torch.manual_seed(0)
+    factory = f"tests.models:{CONDITIONAL[request.param]}"
+    source = ModuleSource(factory=factory, shapes=((8,), f"{request.param}:5"))
+    torch.save(ModuleCodebase(source).blank({}).state_dict(), tmp_path / "c.pth")
+    words = ["--module", factory, "--input", "8", "--input", f"{request.param}:5"]
+    return tmp_path / "c.pth", source, words
+
+
+def test_classes_are_drawn(conditional: tuple[Path, ModuleSource, list[str]]) -> None:
+    path, source, _ = conditional
+    file = open_file(path, module=source)
+    inputs = file.inputs()
+    assert inputs is not None
+    z, y = inputs(64, torch.Generator().manual_seed(0))
+    again = inputs(64, torch.Generator().manual_seed(0))
+    assert z.shape == (64, 8)
+    assert torch.equal(z, again[0])
+    assert torch.equal(y, again[1])
+    assert classes_of(inputs) == 5
+    whole = source.shapes[1] == "class:5"
+    assert (y.dtype, y.shape) == ((torch.int64, (64,)) if whole else (torch.float32, (64, 5)))
+    labels = y if whole else y.argmax(1)
+    assert labels.unique().tolist() == [0, 1, 2, 3, 4]
+    third = with_class(inputs, 3)(4, torch.Generator().manual_seed(0))[1]
+    assert torch.equal(third if whole else third.argmax(1), torch.full((4,), 3))
+    images: Any = MadeUpLabels()
+    z, y = with_classes_of(inputs, images)(4, torch.Generator().manual_seed(0))
+    assert z.unique(dim=0).shape == (4, 8)
+    assert torch.equal(y if whole else y.argmax(1), torch.full((4,), 2))
+    with torch.no_grad():
+        two, three = (file.generator(*file.draws(label)(0)) for label in (2, 3))
+    assert not torch.equal(two, three)
+    with pytest.raises(UsageError, match=r"--class 5 is outside 0\.\.4"):
+        file.draws(5)
+    assert classes_of(ModuleCodebase(SOURCE).sampler(Decoder()) or latents) == 0
+
+
+@pytest.mark.slow
+def test_a_conditional_generator_on_the_command_line(
+    conditional: tuple[Path, ModuleSource, list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, source, own = conditional
+    out, picture = str(tmp_path / "fast.pth"), str(tmp_path / "a.png")
+    fit = ["--calibrate", "8", "--polish-steps", "1", "--measure", "0"]
+    assert main([str(path), "--out", out, *fit, *own]) == 0
+    again = ["--overwrite", "--out", picture, *own]
+    assert main(["generate", out, "--seeds", "0,1", "--class", "4", *again]) == 0
+    assert main(["compare", str(path), out, "--seeds", "0", *again]) == 0
+    assert main(["report", str(path), out, *own]) == 0
+    assert main(["export", out, "--out", str(tmp_path / "fast.pt2"), *own]) == 0
+    capsys.readouterr()
+    assert main(["generate", out, "--seeds", "0", "--class", "5", *again]) == 2
+    assert "--class 5 is outside 0..4" in capsys.readouterr().err
+    # A folder of images goes on where it stopped, since it records the options.
+    folder = ["--seeds", "0,1", "--out", f"{tmp_path}/f/", *own]
+    assert main(["generate", out, *folder]) == 0
+    capsys.readouterr()
+    assert main(["generate", out, *folder]) == 0
+    assert "2 were there" in " ".join(capsys.readouterr().out.split())
+    file = open_file(out, module=source)
+    inputs = file.inputs()
+    args = inputs(2, torch.Generator().manual_seed(0)) if inputs else ()
+    with torch.no_grad():
+        want = file.generator(*args)
+        assert torch.allclose(deploy(file.generator, inputs=inputs)(*args), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["class:", "class:0", "klass:5", "onehot:x", ":5"])
+def test_a_wrong_argument_is_explained(
+    state_file: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--module", "tests.models:Decoder", "--input", text]
+    assert main(["report", str(state_file), *words]) == 2
+    assert "is not like class:10 or onehot:10" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="is not like class:10 or onehot:10"):
+        ModuleSource(factory="tests.models:Decoder", shapes=(text,))
+
+
+def test_inspect_shows_what_the_inputs_tell(
+    conditional: tuple[Path, ModuleSource, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _, own = conditional
+    assert main(["inspect", str(path), *own]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "images 8 x 8 px, 3 channels, 5 classes latents 8 numbers" in said
+    assert main(["inspect", str(path), *own[:2]]) == 0
+    assert "images" not in capsys.readouterr().out
+    assert main(["inspect", str(path), *own[:4]]) == 0  # too few arguments
+    assert "images" not in capsys.readouterr().out
+
+
+def test_a_missing_argument_is_explained_to_the_command_line(
+    conditional: tuple[Path, ModuleSource, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _, own = conditional
+    assert main([str(path), "--out", "x.pth", *own[:4], "--init", "svd", "--polish", "0"]) == 2
+    said = capsys.readouterr().err
+    assert "fails on its example inputs ([1, 8])" in said
+    assert "in a command --input, or --calibration FILE.npz" in said
 
 
 @pytest.mark.parametrize(
