@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -30,16 +29,35 @@ def run(*words: str, cwd: Path, path: Path | None = None) -> None:
     subprocess.run(words, cwd=cwd, check=True, env=env)
 
 
+def empty(folder: Path) -> None:
+    """Make ``folder``, or delete the wheel and the sdist of an earlier check in it.
+
+    Raises:
+        SystemExit: it is a file, or holds anything else. Nothing is deleted then.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise SystemExit(f"{folder} is a file; name a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = [*folder.glob("dsconvert-*.whl"), *folder.glob("dsconvert-*.tar.gz")]
+    others = sorted(set(folder.iterdir()) - set(ours))
+    if others:
+        raise SystemExit(
+            f"{folder} holds other files than a wheel and an sdist of dsconvert "
+            f"({others[0].name}); name a new folder."
+        )
+    for path in ours:
+        path.unlink()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, help="gets the wheel and the sdist")
+    parser.add_argument("folder", type=Path, help="gets the wheel and the sdist, and nothing else")
     parser.add_argument("--tests", default="not slow and not extended", help="of the sdist")
     parser.add_argument("--paths", nargs="+", default=["tests"], help="of these tests")
     options = parser.parse_args(argv)
     out = options.folder.resolve()
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    empty(out)
     python = sys.executable
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)

@@ -56,20 +56,25 @@ def current(root: Path) -> str:
     return found[1]
 
 
+def _heading(version: str) -> str:
+    """Return the beginning of the line that heads a version in the changelog."""
+    return f"## [{version}]"
+
+
 def changelog(text: str, version: str, date: str) -> str:
     """Return the changelog with its unreleased part under the version's heading.
 
     Raises:
         ReleaseError: there is nothing unreleased, or the version has a heading already.
     """
-    if f"## [{version}]" in text:
+    if _heading(version) in text:
         raise ReleaseError(f"CHANGELOG.md has a heading for {version} already.")
     head, mark, rest = text.partition("## [Unreleased]\n")
     body = re.split(r"^## \[", rest, maxsplit=1, flags=re.MULTILINE)[0]
     if not mark or not re.search(r"^- ", body, flags=re.MULTILINE):
         raise ReleaseError("CHANGELOG.md has nothing under [Unreleased].")
     rest = re.sub(r"\A\s*What will be [^\n]*\n+", "\n", rest)
-    return f"{head}## [Unreleased]\n\n## [{version}] - {date}\n{rest}"
+    return f"{head}## [Unreleased]\n\n{_heading(version)} - {date}\n{rest}"
 
 
 def prepare(root: Path, version: str, date: str) -> list[str]:
@@ -79,12 +84,18 @@ def prepare(root: Path, version: str, date: str) -> list[str]:
         the names of the files.
 
     Raises:
-        ReleaseError: a file has no place for it, or the version is not newer. Nothing is written.
+        ReleaseError: a file has no place for it, or the version is not newer (nor as new, and
+            without a heading in the changelog). Nothing is written.
+        ValueError: the date is none.
     """
     before = current(root)
-    if ordered(version) <= ordered(before):
+    released = _heading(before) in (root / "CHANGELOG.md").read_text(encoding="utf-8")
+    # The files name the first release before there is one.
+    first = version == before and not released
+    if not first and ordered(version) <= ordered(before):
         raise ReleaseError(f"{version} is not newer than {before}; give a newer one.")
-    datetime.date.fromisoformat(date)
+    # Python 3.11 also reads 20261201 and 2026-W49-2, which no other reader of the files has to.
+    date = datetime.date.fromisoformat(date).isoformat()
 
     def pyproject(text: str) -> str:
         made = replaced(text, r'^version = "[^"]+"$', f'version = "{version}"', "pyproject.toml")

@@ -16,7 +16,7 @@ from dsconvert.config.measure import Settings
 from dsconvert.errors import DsconvertError, MeasureError
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.editing import trainable
-from dsconvert.model.inputs import Inputs, as_args, checked
+from dsconvert.model.inputs import Inputs, as_args, checked, fresh_args
 from dsconvert.model.observe import undisturbed
 from dsconvert.model.precision import WORKING, widen
 from dsconvert.util.memory_format import in_channels_last
@@ -129,33 +129,33 @@ class LocalSubject:
             self._model.train(training)
             trainable(self._model, training)
 
-    def _forward(self, batch: int) -> Any:
-        args = self._args(batch)
+    def _forward(self, args: tuple[Any, ...]) -> Any:
         self._mode(False)
         with torch.no_grad(), running(self._settings):
             return self._run(*args)
 
     @torch.enable_grad()
-    def _loss(self, batch: int) -> Tensor:
-        args = self._args(batch)
+    def _loss(self, args: tuple[Any, ...]) -> Tensor:
         self._mode(True)
         with running(self._settings):
             out = self._run(*args)
         tensors = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.requires_grad]
         return torch.stack([t.float().square().mean() for t in tensors]).sum()
 
-    def _step(self, batch: int) -> None:
+    def _step(self, args: tuple[Any, ...]) -> None:
         self._drop_gradients()
-        self._loss(batch).backward()
+        self._loss(args).backward()
 
     def _drop_gradients(self) -> None:
         for parameter in self._model.parameters():
             parameter.grad = None
 
     def _once(self, operation: Operation) -> Callable[[], Any]:
-        if operation.kind == "forward":
-            return lambda: self._forward(operation.batch)
-        return lambda: self._step(operation.batch)
+        """Return one run, which may write into its arguments; they are copied before it."""
+        args = fresh_args(self._args(operation.batch))
+        self._mode(operation.kind == "step")
+        run = self._forward if operation.kind == "forward" else self._step
+        return lambda: run(args)
 
     def _guarded(self, operation: Operation, run: Callable[[], Any]) -> Any:
         try:
@@ -182,24 +182,24 @@ class LocalSubject:
 
         See :func:`dsconvert.bench.machine.seconds_of_each`.
         """
-        self._args(operation.batch)
-        self._mode(operation.kind == "step")
-        run = self._once(operation)
-        return self._guarded(operation, lambda: seconds_of_each(run, self._settings.device, count))
+        runs = iter([self._once(operation) for _ in range(count)])
+        device = self._settings.device
+        return self._guarded(
+            operation, lambda: seconds_of_each(lambda: next(runs)(), device, count)
+        )
 
     def seconds(self, operation: Operation) -> float:
         """See :class:`Subject`."""
-        self._args(operation.batch)
-        self._mode(operation.kind == "step")
         run = self._once(operation)
         return self._guarded(operation, lambda: seconds_of(run, self._settings.device))
 
     def kept(self, operation: Operation) -> int:
         """See :class:`Subject`."""
         owned = [*self._model.parameters(), *self._model.buffers()]
+        args = fresh_args(self._args(operation.batch))
         return self._guarded(
             operation,
-            lambda: memory.kept_for_backward(lambda: self._loss(operation.batch), owned),
+            lambda: memory.kept_for_backward(lambda: self._loss(args), owned),
         )
 
     def peak(self, operation: Operation) -> int | None:

@@ -76,7 +76,7 @@ def run(call: Call) -> None:
     how += ["freed memory kept"] if settings.keep_freed else []
     load = machine["load_average"]
     if options.quiet:
-        say(*headline(found), quiet=len(found) == 1)
+        say(*headline(found))
         return
     say(
         *measurement_report(

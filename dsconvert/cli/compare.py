@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from dsconvert.cli.files import opened
 from dsconvert.cli.generate import images_of, stage
-from dsconvert.cli.output import Bars, emit, say
+from dsconvert.cli.output import Bars, emit, say, say_whole
 from dsconvert.cli.parser import Call
 from dsconvert.cli.sounds import (
     check_medium,
@@ -26,7 +26,7 @@ from dsconvert.cli.sounds import (
 from dsconvert.config.files import CompareJob
 from dsconvert.data.classes import classes_of, with_class
 from dsconvert.data.picture_inputs import PictureInputs, as_shown
-from dsconvert.data.pictures import check_picture, psnr, save_picture, side_by_side
+from dsconvert.data.pictures import check_picture, check_size, psnr, save_picture, side_by_side
 from dsconvert.errors import UsageError
 from dsconvert.formats.alike import check_same_inputs
 from dsconvert.formats.base import GeneratorFile
@@ -83,7 +83,9 @@ def _sounds(
     if options.json:
         emit({"snapshot": options.snapshot, "other": options.other, "out": names, **data})
     else:
-        say(text, f"wrote {', '.join(names)}", quiet=options.quiet)
+        if not options.quiet:
+            say(text)
+        say_whole(f"wrote {', '.join(names)}")
 
 
 def _distance(
@@ -138,6 +140,11 @@ def run(call: Call) -> None:
         check_same_inputs(first, second, otherwise="their distance can't be measured")
     spec = check_medium(first, options.out, page=True)
     check_medium(second, options.out, page=True)
+    if spec is None and Path(options.out).suffix.lower() != ".png":
+        # The other formats hold far fewer pixels a side: one image tells before the others.
+        image = images_of(first, options.seeds[:1], options, lambda _: None, device=device)
+        wide = len(options.seeds) * image.shape[-1]
+        check_size(options.out, wide, image.shape[-2], remedy="fewer --seeds")
     one, two = _labels(options.snapshot, options.other)
     with Bars(hidden=options.quiet) as bars:
         a, b = (
@@ -178,4 +185,6 @@ def run(call: Call) -> None:
     if options.json:
         emit(data)
     else:
-        say(text, f"wrote {options.out}", quiet=options.quiet)
+        if not options.quiet:
+            say(text)
+        say_whole(f"wrote {options.out}")

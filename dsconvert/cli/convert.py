@@ -10,7 +10,7 @@ import torch
 
 from dsconvert.cli import measuring, promises, targets
 from dsconvert.cli.files import opened, read_plan
-from dsconvert.cli.output import Bars, emit, say
+from dsconvert.cli.output import Bars, emit, say, say_whole
 from dsconvert.cli.parser import Call
 from dsconvert.cli.stopping import Stopped
 from dsconvert.config.convert import ConvertJob, Polishing
@@ -104,7 +104,7 @@ def _promised(
             title = f"{file.generators[0]} of {options.snapshot}, {result.found.chosen.name}"
             say(*conversion_report(conversion, title, verbose=options.verbose))
             promises.show(result)
-        say(f"wrote {out}" if out else "nothing was written (--plan-only)")
+        say_whole(f"wrote {out}" if out else "nothing was written (--plan-only)")
     if result.missed is not None:
         raise MissedTargetError(f"{result.missed} The nearest is written (--best-effort).")
 
@@ -142,7 +142,7 @@ def _plan(
     if options.json:
         emit(plan_dict(plan) | targets.as_dict(measured))
     elif options.out:
-        say(f"wrote {options.out}")
+        say_whole(f"wrote {options.out}")
     else:
         say(*plan_report(plan, verbose=options.verbose))
         targets.show(measured)
@@ -221,7 +221,7 @@ def _convert(
         else:
             say(*(f"warning: {w}" for w in main.warnings))
         alone = "" if made is None else f": {name} alone, as {made.format}"
-        say(f"wrote {out if made is None else ' and '.join(made.files)}{alone}")
+        say_whole(f"wrote {out if made is None else ' and '.join(made.files)}{alone}")
     targets.report_missed(measured, options)
     polish = result.main[1].polish
     if polish is not None and polish.ended == "interrupted":

@@ -73,8 +73,9 @@ def run(call: Call) -> None:
     ]
     lines.append(f"{'PSNR, dB':<18} {result.before.psnr:>11.2f} {result.after.psnr:>9.2f}")
     lines += [f"note: {n}." for n in result.notes]
-    lines.append(f"wrote {done.out}; curves and pictures: {done.report}")
-    say(*lines, quiet=options.quiet)
+    if not options.quiet:
+        say(*lines)
+    say_whole(f"wrote {done.out}; curves and pictures: {done.report}")
 
 
 @contextmanager
@@ -104,7 +105,7 @@ def _interruptible(call: Call) -> Generator[None, None, None]:
                 }
             )
         elif outcome.written:
-            say(f"{options.out} is written whole; its report in {folder} is not")
+            say_whole(f"{options.out} is written whole; its report in {folder} is not")
         elif saved is not None:
             after = counted(steps, "step")
             say_whole(f"stopped after {after}, saved in {folder}; go on with: {again}")

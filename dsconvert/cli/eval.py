@@ -67,8 +67,8 @@ def run(call: Call) -> None:
         original = opened(options.against, options)
         check_same_inputs(file, original, otherwise="they can't be compared")
         teacher = picture_of(original, trunc=options.trunc, device=device)
-    channels, side = _image(student, inputs)
-    if teacher is not None and (channels, side) != _image(teacher, inputs):
+    channels, height, width = _image(student, inputs)
+    if teacher is not None and (channels, height, width) != _image(teacher, inputs):
         raise UsageError(
             f"the images of {options.snapshot} and {options.against} differ in size: they can't be "
             "compared."
@@ -83,7 +83,7 @@ def run(call: Call) -> None:
             images, why = open_labelled(
                 options.data,
                 classes=classes,
-                resolution=side,
+                resolution=(height, width),
                 channels=channels,
                 progress=bars,
             )
@@ -168,10 +168,10 @@ def _evaluated(
     )
 
 
-def _image(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
-    """Channels and side of a generator's images."""
-    made = sample_images(model, inputs, samples=1, seed=0)
-    return made.shape[1], made.shape[2]
+def _image(model: nn.Module, inputs: Inputs) -> tuple[int, int, int]:
+    """Channels, height and width of a generator's images."""
+    _, channels, height, width = sample_images(model, inputs, samples=1, seed=0).shape
+    return channels, height, width
 
 
 def _count(images: ImageSet, wanted: int | None, notes: list[str]) -> tuple[int, list[str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsconvert.cli.files import opened, read_plan
-from dsconvert.cli.output import Bars, emit, say
+from dsconvert.cli.output import Bars, emit, say, say_whole
 from dsconvert.cli.parser import Call
 from dsconvert.config.export import ExportJob, export_format
 from dsconvert.formats.base import GeneratorFile
@@ -50,12 +50,11 @@ def _page(options: ExportJob) -> None:
         emit({"snapshot": options.snapshot, **asdict(made)})
         return
     origin = "with the runtime, works offline" if made.bundled else "loads its runtime from a CDN"
-    say(
-        *(f"{Path(m.path).name}: {m.bytes / 1e6:.1f} MB; {_compared(m)}" for m in made.models),
-        f"serve it: python -m http.server --directory {shlex.quote(options.out)}",
-        f"wrote {options.out}: a page, {made.bytes / 1e6:.1f} MB; {origin}",
-        quiet=options.quiet,
-    )
+    if not options.quiet:
+        say(*(f"{Path(m.path).name}: {m.bytes / 1e6:.1f} MB; {_compared(m)}" for m in made.models))
+        serve = shlex.join(["python", "-m", "http.server", "--directory", options.out])
+        say_whole(f"serve it: {serve}")
+    say_whole(f"wrote {options.out}: a page, {made.bytes / 1e6:.1f} MB; {origin}")
 
 
 def _hub(options: ExportJob) -> None:
@@ -84,7 +83,9 @@ def _hub(options: ExportJob) -> None:
     elif quality is not None:
         lines = [f"STFT distance to the original {quality['stft_distance']:.3f}"]
     size = f"{made.bytes / 1e6:.1f} MB"
-    say(*lines, f"wrote {options.out}: {', '.join(made.files)}, {size}", quiet=options.quiet)
+    if not options.quiet:
+        say(*lines)
+    say_whole(f"wrote {options.out}: {', '.join(made.files)}, {size}")
 
 
 def _original(options: ExportJob) -> GeneratorFile | None:
@@ -116,13 +117,10 @@ def _graph(options: ExportJob) -> None:
     inputs = ", ".join(
         f"{name} ({', '.join(str(size) for size in shape)})" for name, shape in made.inputs.items()
     )
-    say(
-        f"inputs: {inputs}",
-        _compared(made),
-        f"wrote {' and '.join(made.files)}: {made.format}, {made.bytes / 1e6:.1f} MB, noise "
-        f"{made.noise}",
-        quiet=options.quiet,
-    )
+    if not options.quiet:
+        say(f"inputs: {inputs}", _compared(made))
+    size = f"{made.bytes / 1e6:.1f} MB"
+    say_whole(f"wrote {' and '.join(made.files)}: {made.format}, {size}, noise {made.noise}")
 
 
 def _compared(made: Export) -> str:

@@ -12,13 +12,21 @@ from PIL import Image
 from torch import Tensor
 
 from dsconvert.cli.files import opened
-from dsconvert.cli.output import Bars, emit, say
+from dsconvert.cli.output import Bars, emit, say_whole
 from dsconvert.cli.parser import Call
 from dsconvert.cli.sounds import check_medium, names_sound, write_rows
 from dsconvert.config.files import LARGEST_SHEET
 from dsconvert.config.generate import GenerateJob
 from dsconvert.data.image_files import ImageFolder, Key, write_zip
-from dsconvert.data.pictures import check_picture, grid, opaque, save_picture, to_images
+from dsconvert.data.pictures import (
+    check_picture,
+    check_size,
+    grid,
+    grid_size,
+    opaque,
+    save_picture,
+    to_images,
+)
 from dsconvert.data.video_file import check_video, write_video
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import GeneratorFile
@@ -114,12 +122,13 @@ def _report(options: GenerateJob, images: int, *, written: int) -> None:
         emit({**facts, "classes": options.classes, "written": written})
     elif options.kind == "video":
         seconds = written / options.fps
-        say(f"wrote {counted(written, 'frame')} ({seconds:.1f} s) to {options.out}")
+        say_whole(f"wrote {counted(written, 'frame')} ({seconds:.1f} s) to {options.out}")
     elif written < images:
-        say(f"wrote {counted(written, 'image')} to {options.out}; {images - written} were there")
+        there = f"{images - written} were there"
+        say_whole(f"wrote {counted(written, 'image')} to {options.out}; {there}")
     else:
         what = "sound" if names_sound(options.out) else "image"
-        say(f"wrote {counted(images, what)} to {options.out}")
+        say_whole(f"wrote {counted(images, what)} to {options.out}")
 
 
 class _Images:
@@ -140,12 +149,26 @@ class _Images:
         return to_images(self.tensor(key))[0]
 
     def batch(self, keys: list[Key], progress: Progress) -> Tensor:
-        """Return all images (N, C, H, W)."""
+        """Return all images (N, C, H, W).
+
+        Raises:
+            OutputError: their grid is too large for its format; raised after the first image.
+        """
         made: list[Tensor] = []
         for key in keys:
             made.append(self.tensor(key))
+            if len(made) == 1 and not names_sound(self._options.out):
+                self._check_grid(made[0], len(keys))
             progress(len(made))
         return torch.cat(made)
+
+    def _check_grid(self, image: Tensor, count: int) -> None:
+        columns, rows = grid_size(count, self._options.columns)
+        width, height = columns * image.shape[-1], rows * image.shape[-2]
+        remedy = "fewer images"
+        if self._options.columns is not None:
+            remedy += f", or {'fewer' if width > height else 'more'} --columns"
+        check_size(self._options.out, width, height, remedy=remedy)
 
     def walk(self, keys: list[Key], progress: Progress) -> Any:
         """Yield the frames of a walk; the noise is that of the first seed in all of them."""

@@ -14,6 +14,7 @@ from dsconvert.cli.streams import ReaderGone, writing
 from dsconvert.report.jsonable import finite
 from dsconvert.report.layout import WIDTH, folded
 from dsconvert.report.text import plain
+from dsconvert.util.foreign_text import printable
 from dsconvert.util.progress import Heartbeat, to_stderr
 
 
@@ -25,6 +26,9 @@ class _Console(Console):
 
 def say(*things: Table | str, quiet: bool = False) -> None:
     """Print tables and lines, folded to the terminal's width; 80 columns where there is none.
+
+    A path may have blanks, at which it would be folded: :func:`say_whole` prints the lines that
+    name an output.
 
     Args:
         things: in this order; an empty text is an empty line, and two of them are one.
@@ -42,7 +46,7 @@ def say(*things: Table | str, quiet: bool = False) -> None:
             if isinstance(thing, str):
                 if thing or not gap:
                     text = folded(plain(thing).plain, console.width)
-                    console.print(text, soft_wrap=True)  # folded already: a path stays whole
+                    console.print(text, soft_wrap=True)  # folded already, never within a word
                 gap = not thing
             else:
                 console.print(thing)
@@ -60,13 +64,13 @@ def emit(data: dict[str, Any]) -> None:
 
 
 def say_whole(line: str) -> None:
-    """Print a line that must not be folded, such as a command to copy.
+    """Print a line that must not be folded: one with a path, or a command to copy.
 
     Raises:
         OutputError: stdout refuses.
     """
     with writing():
-        sys.stdout.write(line + "\n")
+        sys.stdout.write(printable(line) + "\n")
 
 
 class Bars:

@@ -10,7 +10,7 @@ import torch
 
 from dsconvert.bench import settle
 from dsconvert.cli.measuring import judge_of, lite_features
-from dsconvert.cli.output import Bars, say
+from dsconvert.cli.output import Bars, say, say_whole
 from dsconvert.config.convert import ConvertJob, Polishing
 from dsconvert.core.analysis import analyse
 from dsconvert.core.polish_options import polish_options
@@ -267,4 +267,4 @@ def show(result: Kept) -> None:
         tries.add_row(t.name, f"{share:.3g}x", f"{t.loss:.3g}", shown or "not tried")
     say(tries)
     reused = f"; {result.found.reused} of an earlier run were used" if result.found.reused else ""
-    say(f"tries are kept in {result.folder}{reused}")
+    say_whole(f"tries are kept in {result.folder}{reused}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from dsconvert.cli import sensitivity
 from dsconvert.cli.files import opened, source_of
-from dsconvert.cli.output import Bars, emit, say
+from dsconvert.cli.output import Bars, emit, say, say_whole
 from dsconvert.cli.parser import Call
 from dsconvert.config.files import InspectJob, ReportJob
 from dsconvert.core.pipeline import cost
@@ -75,4 +75,4 @@ def report(call: Call) -> None:
     # The first part has the totals; --quiet prints the last line of it.
     say(*(lines[: lines.index("")] if options.quiet else lines), quiet=options.quiet)
     if options.out:
-        say(f"wrote {options.out}")
+        say_whole(f"wrote {options.out}")

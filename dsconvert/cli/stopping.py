@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from collections.abc import Generator
@@ -79,15 +80,12 @@ class Outcome:
         if self.command == "official-train":
             return "what the official trainer saved is in its own run folder"
         if self._resumed is not None:
-            return (
-                "its newest checkpoint is untouched; go on with: "
-                f"dsconvert train --resume {self._resumed}"
-            )
+            return f"its newest checkpoint is untouched; go on with: {resuming(self._resumed)}"
         new = self._state() - self._before
         if self._runs and self._out is not None and new:
             return "; ".join(_of_run(self._out / str(name)) for (name,) in sorted(new, key=str))
-        if self._keeps and self._out is not None and self._out.is_dir():
-            return f"the images so far are in {self._out}; the same command goes on"
+        if self._keeps is not None and new:
+            return f"the images so far are in {self._out}; {self._keeps} goes on"
         if new:
             return f"{self._out} is written whole"
         if self._out is not None and self._before and not self._runs:
@@ -95,7 +93,12 @@ class Outcome:
         return "nothing was written"
 
 
+def resuming(run: Path | str) -> str:
+    """Return the command that continues a training, as a shell reads it."""
+    return shlex.join(["dsconvert", "train", "--resume", str(run)])
+
+
 def _of_run(folder: Path) -> str:
     if RunFolder(folder).checkpoints():
-        return f"saved; go on with: dsconvert train --resume {folder}"
+        return f"saved; go on with: {resuming(folder)}"
     return f"{folder} holds no checkpoint yet: delete it and start again"

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from dsconvert.cli.output import Bars, say
+from dsconvert.cli.output import Bars, say, say_whole
 from dsconvert.config.convert import ConvertJob
 from dsconvert.errors import MissedTargetError, UsageError
 from dsconvert.formats.base import GeneratorFile
@@ -147,8 +147,9 @@ def show(measured: MeasuredPlan | None) -> None:
     layout = "channels_last" if measured.channels_last else "contiguous"
     say(
         f"targets on {probe.settings.device}, {probe.settings.dtype}, {layout}; "
-        f"{measured.measured} times measured now; profile: {measured.profile}"
+        f"{measured.measured} times measured now"
     )
+    say_whole(f"profile: {measured.profile}")
     table = compact("target", [], ["original", "allowed", "promised", "measured", "ratio"])
     table.add_column("", no_wrap=True)
     for p in measured.promises:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dsconvert.cli.output import Bars, emit, say, say_whole
 from dsconvert.cli.parser import Call
-from dsconvert.cli.stopping import Stopped
+from dsconvert.cli.stopping import Stopped, resuming
 from dsconvert.config.setting import items
 from dsconvert.config.train import FinetuneJob, TrainConfig, TrainJob
 from dsconvert.runs.folder import RunFolder
@@ -139,18 +139,17 @@ def _finish(done: RunResult, options: TrainJob | FinetuneJob) -> None:
                 )
             kimg = _length(result.images / 1000)
             if result.interrupted:
-                say_whole(
-                    f"stopped at {kimg} kimg, saved; go on with: "
-                    f"dsconvert train --resume {done.folder}"
-                )
+                say_whole(f"stopped at {kimg} kimg, saved; go on with: {resuming(done.folder)}")
             elif result.snapshot is None:  # a finished run was resumed
-                say(_finished(kimg, done.snapshot))
+                say_whole(_finished(kimg, done.snapshot))
             else:
-                say(f"{kimg} kimg in {result.seconds:.0f} s; wrote {result.snapshot}")
+                say_whole(f"{kimg} kimg in {result.seconds:.0f} s; wrote {result.snapshot}")
             if not options.quiet:
-                say(*_best(done), *(f"note: {n}." for n in done.notes))
+                for sentence in _best(done):
+                    say_whole(sentence)
+                say(*(f"note: {n}." for n in done.notes))
             if done.report is not None and not options.quiet:
-                say(f"report: {done.report}")
+                say_whole(f"report: {done.report}")
     if result.interrupted:
         raise Stopped
 

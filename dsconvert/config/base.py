@@ -108,9 +108,9 @@ class Job(BaseSettings):
         return None
 
     @property
-    def goes_on(self) -> bool:
-        """Whether the job adds to a folder, and continues there where it was interrupted."""
-        return False
+    def goes_on(self) -> str | None:
+        """The command, in words, that continues an interrupted job in its folder; None: none."""
+        return None
 
     @property
     def resumed(self) -> str | None:

@@ -191,6 +191,8 @@ class ConvertJob(Device, OptionalOutput, Verbose, Messages, Source, Calibrated):
             raise UsageError("--quality is promised after a fit; drop --init.")
         if "--quality" in typed and typed.get("--calibrate") == 0:
             raise UsageError("--quality is promised after a fit; drop --calibrate 0.")
+        if "--quality" in typed and typed.get("--measure") == 0:
+            raise UsageError("--quality is measured, on 2 images or more; drop --measure 0.")
         if typed.get("--measure") == 1:
             raise UsageError("--measure 1: a distance needs 2 images or more.")
         if typed.get("--measure") and "--plan-only" in typed:

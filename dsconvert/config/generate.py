@@ -59,9 +59,9 @@ class GenerateJob(Sampling, Output, Messages, Source, Calibrated):
     """Write images: a grid, a folder, a data set (.zip) or a video.
 
     The end of --out says which. A .png, .jpg or .webp is one picture, a grid. FOLDER/ (with the
-    slash) gets a file an image; where it was interrupted, the same command goes on. A .zip is a
-    data set in the official layout, with the classes in dataset.json. A .mp4 or .webm is a walk
-    from seed to seed.
+    slash) gets a file an image; where it was interrupted, the same command goes on (without
+    --overwrite, which begins again). A .zip is a data set in the official layout, with the classes
+    in dataset.json. A .mp4 or .webm is a walk from seed to seed.
     """
 
     keeps_memory: ClassVar[bool] = True
@@ -99,9 +99,12 @@ class GenerateJob(Sampling, Output, Messages, Source, Calibrated):
         return image_output(self.out)
 
     @property
-    def goes_on(self) -> bool:
-        """Whether the job adds to a folder, and continues there where it was interrupted."""
-        return self.kind == "folder"
+    def goes_on(self) -> str | None:
+        """The command, in words, that continues an interrupted job in its folder; None: none."""
+        if self.kind != "folder":
+            return None
+        # With --overwrite it would begin again with the first image.
+        return "the same command without --overwrite" if self.overwrite else "the same command"
 
     @classmethod
     def check_typed(cls, typed: Mapping[str, Any]) -> None:

@@ -41,6 +41,10 @@ class Settings(BaseSettings):
     )
 
 
+KID_LIMIT = 12_000
+"""The most images a side of KID: three matrices of their square are in memory."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchJob(Messages, Source, Calibrated):
     """Measure time and memory on this machine: forward, forward + backward."""
@@ -149,6 +153,11 @@ class EvalJob(Device, Messages, Source, Calibrated):
         second = [m for m in asked if m.endswith("-backbone")]
         if second and "--backbone" not in typed:
             raise UsageError(f"{', '.join(second)}: name the network, with --backbone NAME[=FILE].")
+        if "kid" in asked and (typed.get("--samples") or 0) > KID_LIMIT:
+            raise UsageError(
+                f"--samples {typed['--samples']}: KID takes at most {KID_LIMIT} images a side; "
+                "give fewer, or leave kid out of --metrics."
+            )
         if typed.get("--against"):
             return
         idle = [o for o in ("--per-class",) if o in typed]

@@ -13,10 +13,14 @@ SEED_LIMIT = 2**32
 _LARGEST_RANGE = 1_000_000
 
 
+def _digits(text: str) -> bool:
+    """Return whether a text is of the digits 0 to 9 alone; ``isdigit`` accepts "²", too."""
+    return text.isascii() and text.isdigit()
+
+
 def whole(text: str) -> int:
     """Read a whole number."""
-    digits = text[1:] if text[:1] in ("-", "+") else text
-    if not (digits.isascii() and digits.isdigit()):
+    if not _digits(text[1:] if text[:1] in ("-", "+") else text):
         raise ValueError(f"{text!r} is not a whole number")
     return int(text)
 
@@ -57,7 +61,7 @@ def seeds(text: str) -> tuple[int, ...]:
     found: list[int] = []
     for piece in text.split(","):
         low, dash, high = piece.strip().partition("-")
-        if not low.isdigit() or (dash and not high.isdigit()):
+        if not _digits(low) or (dash and not _digits(high)):
             raise ValueError(f"{text!r} is not like 0-3,7")
         first, last = int(low), int(high) if dash else int(low)
         if last < first or last - first >= _LARGEST_RANGE:
@@ -79,7 +83,7 @@ def ranks(text: str) -> tuple[int, ...]:
 def shape(text: str) -> tuple[int, ...]:
     """Read ``"3,64,64"`` as ``(3, 64, 64)``."""
     sizes = text.split(",")
-    if not all(s.strip().isdigit() and int(s) for s in sizes):
+    if not all(_digits(s.strip()) and int(s) for s in sizes):
         raise ValueError(f"{text!r} is not like 256 or 3,64,64")
     return tuple(int(s) for s in sizes)
 

@@ -147,7 +147,7 @@ class _Polisher:
         student = as_pictures(self._analysis, trained)
         scale, self._sounds = self._range(teacher)
         if scale == "0 to 1":
-            teacher, student = FromUnit(teacher), FromUnit(student)
+            teacher, student = (FromUnit(m, whole=True) for m in (teacher, student))
         self._picture = scale is not None
         near = self._picture and values_of(self._inputs) is not None
         config = polish_config(

@@ -12,7 +12,12 @@ from dsconvert.adapter import image_tensor
 from dsconvert.core.analysis import Analysis
 from dsconvert.errors import AdapterError, PolishError, UsageError
 from dsconvert.model.copying import isolated_copy
-from dsconvert.model.inputs import RandomPixels, map_tensors, needs_pictures_to_fit
+from dsconvert.model.inputs import (
+    RandomPixels,
+    fresh_args,
+    map_tensors,
+    needs_pictures_to_fit,
+)
 from dsconvert.model.observe import evaluating, meta_copy
 from dsconvert.records import PolishForecast
 
@@ -99,7 +104,7 @@ def _dry_run(analysis: Analysis) -> Any:
     except Exception:  # the model needs data, and may raise any error without
         made = as_pictures(analysis, isolated_copy(analysis.model))
         with evaluating(made):
-            return made(*args)
+            return made(*fresh_args(args))
 
 
 def as_pictures(analysis: Analysis, model: nn.Module) -> nn.Module:

@@ -33,9 +33,12 @@ class DataFiles:
                 raise DataError(
                     f"there is no data at {self.path}; name a folder or a zip of images."
                 )
-        except (OSError, zipfile.BadZipFile) as error:
+        except DataError:
+            raise
+        except Exception as error:  # a damaged list of a zip raises errors of many types
             raise DataError(
-                f"{self.path} can't be read as a folder or zip of images ({error})."
+                f"{self.path} can't be read as a folder or zip of images ({error}); name another, "
+                "or copy it again."
             ) from error
         hidden = (".", "__MACOSX")
         self.names = tuple(
@@ -62,3 +65,9 @@ class DataFiles:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_zip": None}
+
+
+def why_unreadable(error: Exception) -> str:
+    """Return the reason why a file of a data set is left out: the error that a reader raised."""
+    shown = str(error).split(" <")[0][:120]  # without the address of a buffer
+    return f"{type(error).__name__}: {shown}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -65,6 +64,22 @@ def shuffled(count: int, n: int, generator: torch.Generator) -> list[int]:
     return chosen[:n]
 
 
+def check_share(held_out: float) -> None:
+    """Check the share of the inputs that only judge.
+
+    Raises:
+        UsageError: it is out of range.
+    """
+    if not 0 < held_out <= 1:
+        raise UsageError(f"held_out is {held_out!r}; give a share above 0, up to 1.")
+
+
+def judging(count: int, held_out: float) -> int:
+    """Return the number of inputs that only judge: one or more, and not all unless asked."""
+    found = max(1, math.ceil(held_out * count))
+    return count if held_out == 1 else min(found, max(1, count - 1))
+
+
 def array_inputs(
     path: str | os.PathLike[str], *, held_out: float = Pictures.held_out
 ) -> ArrayInputs:
@@ -83,18 +98,8 @@ def array_inputs(
         UsageError: the share is out of range.
     """
     where = Path(path)
-    if not 0 < held_out <= 1:
-        raise UsageError(f"held_out is {held_out!r}; give a share above 0, up to 1.")
-    try:
-        with np.load(where, allow_pickle=False) as file:
-            found = {name: np.asarray(file[name]) for name in file.files}
-    except FileNotFoundError:
-        raise DataError(f"there is no file {where}; mend the name.") from None
-    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{where} can't be read as a .npz of numbers ({str(error)[:160]}); write it with "
-            "numpy.savez."
-        ) from error
+    check_share(held_out)
+    found = _arrays(where)
     lengths = {name: (len(a) if a.ndim else 0) for name, a in found.items()}
     count = next(iter(lengths.values()), 0)
     if count < 2 or set(lengths.values()) != {count}:
@@ -105,14 +110,31 @@ def array_inputs(
         )
     draw = torch.Generator().manual_seed(_SPLIT_SEED)
     order = torch.randperm(count, generator=draw, device="cpu")
-    judging = max(1, math.ceil(held_out * count))
-    judging = count if held_out == 1 else min(judging, count - 1)
+    held = judging(count, held_out)
     return ArrayInputs(
         path=where,
         arrays=tuple(_tensor(where, name, array) for name, array in found.items()),
-        rows=order[judging:].sort().values,
-        others=order[:judging].sort().values,
+        rows=order[held:].sort().values,
+        others=order[:held].sort().values,
     )
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError("it holds one array alone, as numpy.save writes it")
+        with loaded:
+            return {name: np.asarray(loaded[name]) for name in loaded.files}
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}; mend the name.") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise errors of many types on a broken file
+        raise DataError(
+            f"{path} can't be read as a .npz of numbers ({str(error)[:160]}); write it with "
+            "numpy.savez."
+        ) from error
 
 
 def _tensor(path: Path, name: str, array: np.ndarray) -> Tensor:

@@ -37,7 +37,7 @@ def open_labelled(
     path: str,
     *,
     classes: int,
-    resolution: int,
+    resolution: int | tuple[int, int],
     channels: int,
     progress: Progress | None = None,
 ) -> tuple[ImageSet, str | None]:
@@ -48,7 +48,7 @@ def open_labelled(
     Args:
         path: a folder or zip.
         classes: of the generator; 0: open the images without labels.
-        resolution: side of the images.
+        resolution: side of the images, or (height, width).
         channels: of the images.
         progress: see :func:`dsconvert.data.images.open_images`.
 

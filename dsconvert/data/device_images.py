@@ -5,6 +5,8 @@ A batch is then a list of indices and mirrorings, and costs the computer's CPU n
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ class DeviceImages:
 
     def __init__(self, images: ImageSet, device: torch.device) -> None:
         self._device, count = device, len(images)
-        shape = (count, images.channels, images.resolution, images.resolution)
+        shape = (count, images.channels, *images.size)
         if images.decoded is not None:
             self._levels = images.decoded.to(device)
         else:
@@ -67,7 +69,7 @@ def _mirrored(images: Tensor, flipped: Tensor) -> Tensor:
 def device_images(images: ImageSet, device: torch.device | None) -> DeviceImages | None:
     """Return a place for the images on a device; None: it is no CUDA device, or they don't fit."""
     free = None if device is None else free_memory(device)
-    size = len(images) * images.channels * images.resolution**2
+    size = len(images) * images.channels * math.prod(images.size)
     if device is None or free is None or size > SHARE * free:
         return None
     return DeviceImages(images, device)

@@ -118,9 +118,12 @@ class ImageFolder:
         except OSError as error:
             raise OutputError(f"can't make the folder {self.path}: {error}.") from error
         if self._again:  # the names of other seeds would say that they are of this job
+            (self.path / LABELS).unlink(missing_ok=True)
             for path in [*self.path.glob("seed*"), *self.path.glob("[0-9]*/seed*")]:
                 if _NAME.fullmatch(path.relative_to(self.path).as_posix()):
                     path.unlink()
+                    if path.parent != self.path and not any(path.parent.iterdir()):
+                        path.parent.rmdir()  # an empty folder would name a class
         with whole_file(self.path / RECORD, overwrite=True) as beside:
             beside.write_text(json.dumps(self._made_by), encoding="utf-8")
 

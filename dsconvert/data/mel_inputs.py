@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from dsconvert.config.pictures import Pictures
-from dsconvert.data.archive import DataFiles
-from dsconvert.data.array_inputs import shuffled
-from dsconvert.data.picture_inputs import fixed_order, judging
+from dsconvert.data.archive import DataFiles, why_unreadable
+from dsconvert.data.array_inputs import check_share, judging, shuffled
+from dsconvert.data.picture_inputs import fixed_order
 from dsconvert.data.spectrograms import mel_spectrogram
 from dsconvert.data.waveforms import read_wav, resampled
 from dsconvert.errors import DataError, UsageError
@@ -95,7 +95,9 @@ def mel_inputs(
 
     Raises:
         DataError: there are no such data, or fewer than two usable files in them.
+        UsageError: the share is out of range.
     """
+    check_share(held_out)
     files = DataFiles(path)
     known = [n for n in files.names if PurePosixPath(n).suffix.lower() == ".wav"]
     order = sorted(known, key=fixed_order)[:_MOST]
@@ -108,6 +110,9 @@ def mel_inputs(
             sound, rate = read_wav(files.read(name), name)
         except DataError as error:
             skipped.append(str(error))
+            continue
+        except Exception as error:  # a zip raises errors of many types on a damaged file
+            skipped.append(f"{name} ({why_unreadable(error)})")
             continue
         sound = resampled(sound[: _SECONDS * rate], rate, spec.rate)
         if len(sound) < spec.frames * spec.hop:

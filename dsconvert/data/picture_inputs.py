@@ -9,7 +9,6 @@ with the same share never saw.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,9 +23,10 @@ from torch import Tensor
 
 from dsconvert.config.choices import Values
 from dsconvert.config.pictures import Pictures
-from dsconvert.data.archive import DataFiles
-from dsconvert.data.array_inputs import shuffled
-from dsconvert.data.images import CACHE_BYTES, decode_whole
+from dsconvert.data.archive import DataFiles, why_unreadable
+from dsconvert.data.array_inputs import check_share, judging, shuffled
+from dsconvert.data.images import CACHE_BYTES, check_levels, decode_whole
+from dsconvert.data.pictures import check_channels
 from dsconvert.errors import DataError, UsageError
 from dsconvert.records.pictures import DEFAULT_CROP
 from dsconvert.util.numbers import counted
@@ -109,8 +109,8 @@ class PictureInputs:
             made = decode_whole(self._files.read(name), self.channels)
         except Exception as error:  # Pillow raises errors of many types on a broken file
             raise DataError(
-                f"{name} in {self.path} can't be decoded ({type(error).__name__}: "
-                f"{str(error).split(' <')[0][:120]}). Remove that file, or copy it again."
+                f"{name} in {self.path} can't be decoded ({why_unreadable(error)}). Remove that "
+                "file, or copy it again."
             ) from error
         if kept.nbytes + made.numel() <= CACHE_BYTES:
             kept.tensors[name] = made
@@ -178,21 +178,13 @@ def picture_inputs(
     )
 
 
-def judging(count: int, held_out: float) -> int:
-    """Return the number of pictures that only judge: one or more, and not all unless asked."""
-    found = max(1, math.ceil(held_out * count))
-    return count if held_out == 1 else min(found, max(1, count - 1))
-
-
 def _check(size: int, channels: int, values: str, held_out: float) -> None:
     if size < 1:
         raise UsageError(f"a crop of {size} pixels has no image; give 1 or more.")
-    if channels not in (1, 3, 4):
-        raise UsageError(f"pictures have 1, 3 or 4 channels, not {channels}.")
+    check_channels(channels)
     if values not in ("unit", "signed"):
         raise UsageError(f"values are 'unit' (0 to 1) or 'signed' (-1 to 1), not {values!r}.")
-    if not 0 < held_out <= 1:
-        raise UsageError(f"held_out is {held_out!r}; give a share above 0, up to 1.")
+    check_share(held_out)
 
 
 def fixed_order(name: str) -> bytes:
@@ -204,9 +196,10 @@ def _problem(files: DataFiles, name: str, size: int) -> str | None:
     """Return the reason why an image can't be cropped; None where it can. Reads its header."""
     try:
         with Image.open(BytesIO(files.read(name))) as opened:
+            check_levels(opened)
             width, height = opened.size
     except Exception as error:  # Pillow raises errors of many types on a broken file
-        return f"{type(error).__name__}: {str(error).split(' <')[0][:120]}"
+        return why_unreadable(error)
     return None if min(width, height) >= size else f"{width} x {height} pixels"
 
 

@@ -17,13 +17,15 @@ from dsconvert.config.choices import ImageFormat
 from dsconvert.errors import OutputError, UsageError
 from dsconvert.util.files import check_target, whole_file
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Pillow's mode by the number of channels."""
 _LABEL = 22
 _PICTURES: dict[str, tuple[str, int, dict[str, Any]]] = {
     ".png": ("PNG", 2**31 - 1, {}),
     ".jpg": ("JPEG", 65500, {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", 65500, {"quality": 95, "subsampling": 0}),
-    ".webp": ("WEBP", 16383, {"lossless": True}),
+    # exact: without it, pixels that are fully transparent lose their colours.
+    ".webp": ("WEBP", 16383, {"lossless": True, "exact": True}),
 }
 """Suffix to Pillow's name of the format, the largest side in pixels, and Pillow's options."""
 
@@ -46,13 +48,22 @@ def to_images(batch: Tensor) -> list[Image.Image]:
     if batch.dim() != 4 or not len(batch):
         raise UsageError(f"images are (N, C, H, W) with N of 1 or more, not {list(batch.shape)}.")
     channels = batch.shape[1]
-    if channels not in _MODES:
-        raise UsageError(f"images have 1, 3 or 4 channels, these have {channels}.")
+    check_channels(channels)
     levels = to_bytes(batch).cpu()
     arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = list(
         levels.permute(0, 2, 3, 1).numpy()
     )
-    return [Image.fromarray(a[..., 0] if channels == 1 else a, _MODES[channels]) for a in arrays]
+    return [Image.fromarray(a[..., 0] if channels == 1 else a, MODES[channels]) for a in arrays]
+
+
+def check_channels(channels: int) -> None:
+    """Check a number of channels.
+
+    Raises:
+        UsageError: images can't have it.
+    """
+    if channels not in MODES:
+        raise UsageError(f"images have 1, 3 or 4 channels, these have {channels}.")
 
 
 def encoded(picture: Image.Image, format: ImageFormat) -> bytes:  # noqa: A002 - a choice's name
@@ -76,19 +87,32 @@ def opaque(picture: Image.Image) -> Image.Image:
 def grid(batch: Tensor, *, columns: int | None = None) -> Image.Image:
     """Arrange ``(N, C, H, W)`` images row by row on one white RGB sheet.
 
+    Args:
+        batch: the images, in [-1, 1].
+        columns: at most one an image; None: about as many as rows.
+
     Raises:
         UsageError: see :func:`to_images`, or ``columns`` under 1.
     """
     pictures = to_images(batch)
-    columns = max(1, round(len(pictures) ** 0.5)) if columns is None else columns
-    if columns < 1:
-        raise UsageError(f"a grid has 1 or more columns, not {columns}.")
-    rows = -(-len(pictures) // columns)
+    columns, rows = grid_size(len(pictures), columns)
     width, height = pictures[0].size
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     for i, picture in enumerate(pictures):
         sheet.paste(opaque(picture), (i % columns * width, i // columns * height))
     return sheet
+
+
+def grid_size(count: int, columns: int | None) -> tuple[int, int]:
+    """Return the columns and rows of a grid of ``count`` images.
+
+    Raises:
+        UsageError: ``columns`` is under 1.
+    """
+    columns = max(1, round(count**0.5)) if columns is None else min(columns, count)
+    if columns < 1:
+        raise UsageError(f"a grid has 1 or more columns, not {columns}.")
+    return columns, -(-count // columns)
 
 
 def side_by_side(
@@ -175,6 +199,29 @@ def _picture_format(path: str | os.PathLike[str]) -> tuple[str, int, dict[str, A
     return _PICTURES[suffix]
 
 
+def check_size(
+    path: str | os.PathLike[str], width: int, height: int, *, remedy: str = "fewer images"
+) -> None:
+    """Check that the format of a picture file can hold so many pixels.
+
+    Args:
+        path: of the picture.
+        width: in pixels.
+        height: in pixels.
+        remedy: beside another format.
+
+    Raises:
+        UsageError: the suffix names no picture format.
+        OutputError: the picture is too large.
+    """
+    name, largest, _ = _picture_format(path)
+    if max(width, height) > largest:
+        raise OutputError(
+            f"{path} would be {width} x {height} pixels, and {name} holds at most {largest} a "
+            f"side; write a .png, or {remedy}."
+        )
+
+
 def save_picture(
     image: Image.Image, path: str | os.PathLike[str], *, overwrite: bool = False
 ) -> None:
@@ -185,15 +232,10 @@ def save_picture(
 
     Raises:
         UsageError: the suffix names no picture format.
-        OutputError: see :func:`dsconvert.util.files.whole_file`, or the picture is larger than its
-            format can hold.
+        OutputError: see :func:`check_size` and :func:`dsconvert.util.files.whole_file`.
     """
-    name, largest, options = _picture_format(path)
-    if max(image.size) > largest:
-        raise OutputError(
-            f"{path} would be {image.width} x {image.height} pixels, and {name} holds at most "
-            f"{largest} a side; write a .png, or fewer images."
-        )
+    check_size(path, *image.size)
+    name, _, options = _picture_format(path)
     if name == "JPEG" and image.mode != "L":
         image = opaque(image)
     with whole_file(path, overwrite=overwrite) as beside:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsconvert.matching.loss import TeacherOutput, seeded
+from dsconvert.matching.loss import TeacherOutput
+from dsconvert.matching.outputs import seeded
 from dsconvert.projected.discriminator import ProjectedDiscriminator
 from dsconvert.projected.lite0 import Weights
 from dsconvert.train import losses

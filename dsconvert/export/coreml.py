@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dsconvert.errors import ExportError
 from dsconvert.forms.flat_graph import Core
+from dsconvert.model.inputs import fresh_args
 from dsconvert.util.folders import FolderKind
 
 KIND = FolderKind(
@@ -44,7 +45,7 @@ def write_coreml(core: Core, args: tuple[Tensor, ...], folder: Path, output: str
         tools: Any = import_module("coremltools")
         with torch.no_grad():
             program = torch.export.export(core.module, args, strict=False)
-            wanted = core.module(*args)
+            wanted = core.module(*fresh_args(args))
         model = tools.convert(
             _known(program),
             outputs=[tools.TensorType(name=output)],

@@ -50,7 +50,7 @@ def painter(file: GeneratorFile, sampling: Sampling, *, device: torch.device) ->
 
     def paint(arguments: tuple[Any, ...], seed: int) -> Tensor:
         with torch.no_grad(), torch.random.fork_rng(), noise_from(picture, sampling.noise_source):
-            there = map_tensors(lambda t: t.to(device), arguments)
+            there = map_tensors(lambda t: t.to(device, copy=True), arguments)
             torch.manual_seed(seed)
             return picture(*there, **more).float().cpu()
 

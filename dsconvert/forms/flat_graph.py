@@ -25,6 +25,7 @@ from dsconvert.forms.nodes import Shapes, drop_dead, sized
 from dsconvert.forms.noise import NOISE_INPUT, Plane, check_silent, draw, take_noise_out
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.graph import trace_graph
+from dsconvert.model.inputs import fresh_args
 from dsconvert.model.model_types import Types, types_of
 from dsconvert.model.norms import fold, norm_kind
 from dsconvert.model.observe import evaluating
@@ -122,7 +123,7 @@ def flatten(
     known = adapter_for(model) if adapter is None else adapter
     types = types_of(model, known, noises=noise_types)
     call = call_of(model, examples, other)
-    tensors = call.select(call.given(*examples), tuple(call.tensors))
+    tensors = fresh_args(call.select(call.given(*examples), tuple(call.tensors)))
     twin = isolated_copy(model).eval().requires_grad_(False)
     _fold_norms(twin)
     # Conditional normalisations are traced through: they consist of plain operations.

@@ -12,6 +12,7 @@ from dsconvert.config.choices import Noise
 from dsconvert.errors import ExportError
 from dsconvert.forms.layers import AddNoise
 from dsconvert.forms.nodes import module_of, replace_node, sized
+from dsconvert.model.inputs import fresh_args
 from dsconvert.model.model_types import Types
 from dsconvert.model.observe import evaluating
 from dsconvert.model.plain_layers import computes_as
@@ -127,7 +128,7 @@ def check_silent(module: nn.Module, args: list[Tensor], name: str, noise: Noise)
     for seed in (0, 1):
         with evaluating(module):
             torch.manual_seed(seed)
-            images.append(module(*args))
+            images.append(module(*fresh_args(args)))
     if not torch.equal(images[0].nan_to_num(), images[1].nan_to_num()):
         raise ExportError(
             f"noise={noise!r} is not possible for this {name}: {DRAWS}or take noise='random'."

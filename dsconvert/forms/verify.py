@@ -14,7 +14,7 @@ from dsconvert.forms.flat_graph import Core
 from dsconvert.forms.noise import DRAWS, draw
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.editing import replace
-from dsconvert.model.inputs import Inputs, examples_of
+from dsconvert.model.inputs import Inputs, examples_of, fresh_args
 from dsconvert.model.model_types import types_of
 from dsconvert.model.observe import evaluating
 from dsconvert.util.first_line import typed_line
@@ -71,7 +71,7 @@ class Reference:
             )
         ]
         with evaluating(self._model):
-            return image_tensor(self._model(*args), sounds=True)
+            return image_tensor(self._model(*fresh_args(args)), sounds=True)
 
 
 def compare(

@@ -46,7 +46,7 @@ class TeacherBatches:
         self._judges: dict[int, TeacherOutput] = {}
         self._room = _KEPT_BYTES
         self._reusable = False
-        self._again: dict[tuple[int, bool], TeacherOutput] = {}
+        self._again: dict[int, tuple[bool, TeacherOutput]] = {}
         self._check_student()
 
     def target(self, number: int, *, maps: bool = True) -> TeacherOutput:
@@ -77,11 +77,13 @@ class TeacherBatches:
         """
         first = step - LAG
         if self._reusable and step % 2 and first >= 0:
-            kept = self._again.pop((first, maps), None)
-            return self.target(TRAINING + first, maps=maps) if kept is None else kept
+            with_maps, kept = self._again.pop(first, (maps, None))
+            if kept is not None and with_maps == maps:
+                return kept
+            return self.target(TRAINING + first, maps=maps)
         target = self.target(TRAINING + step, maps=maps)
         if self._reusable and step % 2 == 0:
-            self._again[step, maps] = target
+            self._again[step] = maps, target
         return target
 
     def _check_student(self) -> None:
@@ -91,7 +93,7 @@ class TeacherBatches:
         names = self.objective.keep_shared_blocks(target)
         with torch.no_grad():
             target = self.target(SCALES)  # with the blocks that are compared
-            image, _ = self.objective.run_student(target)
+            image = self.objective.run_student(target).image
         if image.shape != target.image.shape:
             raise UsageError(
                 f"the student's images are {list(image.shape[1:])}, the teacher's "
@@ -121,7 +123,7 @@ class TeacherBatches:
 
 def _bytes_of(target: TeacherOutput) -> int:
     """Return the memory of a batch; the input of a block is the output of the one before."""
-    tensors = [target.image, *target.maps, *target.blocks.values()]
+    tensors = [target.image, *target.others, *target.maps, *target.blocks.values()]
     tensors += [t for args in target.inputs.values() for t in tensors_of(args)]
     stored = {t.data_ptr(): t.numel() * t.element_size() for t in tensors}
     return sum(stored.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,19 +51,20 @@ def evaluate_student(batches: TeacherBatches, scales: Scales) -> HeldOutEvaluati
     sums: dict[str, float] = {}
     ratios: list[Tensor] = []
     wanted: list[Tensor] = []
-    made: list[Tensor] = []
+    shown: list[Tensor] = []
     for i in range(count):
         target = batches.held_out(i)
-        image, blocks = objective.run_student(target)
+        made = objective.run_student(target)
         for name, moments in through.items():
-            moments.add(blocks[name], target.blocks[name])
-        terms = objective.terms(target, image, {n: blocks[n] for n in direct}, scales)
+            moments.add(made.blocks[name], target.blocks[name])
+        compared = replace(made, blocks={n: made.blocks[n] for n in direct})
+        terms = objective.terms(target, compared, scales)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + float(value) / count
-        ratios.append(psnr(image, target.image))
-        if sum(map(len, made)) < _SHOWN:
+        ratios.append(psnr(made.image, target.image))
+        if sum(map(len, shown)) < _SHOWN:
             wanted.append(target.image.cpu())
-            made.append(image.cpu())
+            shown.append(made.image.cpu())
     if through:
         found = [moments.unexplained(scales.blocks[n]) for n, moments in through.items()]
         sums["blocks"] = (sums.get("blocks", 0.0) * len(direct) + sum(found)) / (
@@ -73,5 +74,5 @@ def evaluate_student(batches: TeacherBatches, scales: Scales) -> HeldOutEvaluati
         distance=weighted_sum(sums, config), terms=sums, psnr=float(torch.cat(ratios).mean())
     )
     return HeldOutEvaluation(
-        score=score, teacher=torch.cat(wanted)[:_SHOWN], student=torch.cat(made)[:_SHOWN]
+        score=score, teacher=torch.cat(wanted)[:_SHOWN], student=torch.cat(shown)[:_SHOWN]
     )

@@ -190,14 +190,14 @@ class Loop:
         blockwise = self._alone = self.schedule.alone(self.steps, seconds)
         self._rate = self.config.lr * self.schedule.rate(self.steps, seconds)
         target = self.batches.training(self.steps, maps=not blockwise)
-        image, blocks = self.objective.run_student(target, blockwise=blockwise)
-        terms = self.objective.terms(target, image, blocks, self.scales)
+        made = self.objective.run_student(target, blockwise=blockwise)
+        terms = self.objective.terms(target, made, self.scales)
         if blockwise:
             terms = {"blocks": terms["blocks"]}
         loss = weighted_loss(terms, self.config)
         values = {n: float(v.detach()) for n, v in terms.items()}
         if self.critic is not None and not blockwise:
-            adversarial = self.critic.generator_loss(image, target)
+            adversarial = self.critic.generator_loss(made.image, target)
             loss = loss + self.config.adversarial * adversarial
             values["adversarial"] = float(adversarial.detach())
         values["loss"] = float(loss.detach())
@@ -210,9 +210,9 @@ class Loop:
         loss.backward()
         self.optimiser.step(self._rate)
         if self.critic is not None and not blockwise:
-            values["critic"] = self.critic.step(image.detach(), target)
+            values["critic"] = self.critic.step(made.image.detach(), target)
         if not blockwise:
-            self.objective.follow(target, blocks)
+            self.objective.follow(target, made.blocks)
         self.steps += 1
         if self.steps % _RESOLVE == 0:
             self.objective.solve_readouts()
@@ -227,7 +227,7 @@ class Loop:
             self._train_mode()
             target = self.batches.target(TRAINING)
             new = self._clock() - began
-            terms = self.objective.terms(target, *self.objective.run_student(target), self.scales)
+            terms = self.objective.terms(target, self.objective.run_student(target), self.scales)
             weighted_loss(terms, self.config).backward()
             self.optimiser.zero_grad()
             once = self._clock() - began

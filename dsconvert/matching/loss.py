@@ -9,8 +9,7 @@ channels than the teacher's is compared through a :class:`~dsconvert.matching.re
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsconvert.adapter import image_tensor
 from dsconvert.config.distill import DistillConfig
 from dsconvert.data.spectrograms import SpectrumMaps
 from dsconvert.matching.blocks import Args, BlockRecorder
+from dsconvert.matching.outputs import Outputs, StudentOutput, outputs_of
 from dsconvert.matching.readout import ReadOut
 from dsconvert.model.inputs import map_tensors, tensors_of
 from dsconvert.projected.lite0 import Weights, three_channels
@@ -29,14 +28,6 @@ from dsconvert.projected.projector import Projector
 
 FLOOR = 1e-3
 """The least variance of a channel, as a share of the mean variance."""
-
-
-@contextmanager
-def seeded(seed: int) -> Generator[None, None, None]:
-    """Seed the draws of the models (noise injection); the caller's random state stays."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 class ProjectedMaps(nn.Module):
@@ -67,11 +58,10 @@ class ProjectedMaps(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherOutput:
+class TeacherOutput(Outputs):
     """The teacher's outputs for one batch, and its arguments and seed."""
 
     args: Args
-    image: Tensor
     blocks: dict[str, Tensor]
     inputs: dict[str, Args]
     maps: list[Tensor]
@@ -85,10 +75,11 @@ class Scales:
     image: Tensor
     blocks: dict[str, Tensor]
     maps: list[Tensor]
+    others: tuple[Tensor, ...] = ()
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
-        return {"image": self.image, "blocks": self.blocks, "maps": self.maps}
+        return dict(vars(self))
 
     def to(self, device: torch.device) -> Scales:
         """Return the same on ``device``: checkpoints are read to the CPU."""
@@ -98,6 +89,10 @@ class Scales:
 def _variance(values: Tensor) -> Tensor:
     variance = values.var((0, 2, 3), keepdim=True)
     return variance.clamp_min(FLOOR * float(variance.mean()) + 1e-12)
+
+
+def _spread(values: Tensor) -> Tensor:
+    return values.var().clamp_min(FLOOR * float(values.square().mean()) + 1e-12)
 
 
 def relative_error(student: Tensor, teacher: Tensor, scale: Tensor) -> Tensor:
@@ -139,21 +134,18 @@ class Objective:
     @torch.no_grad()
     def run_teacher(self, args: Args, seed: int, *, maps: bool = True) -> TeacherOutput:
         """Run the teacher on one batch; ``maps``: with the maps of the backbone."""
-        with seeded(seed), self._teacher_blocks.recording():
-            image = image_tensor(self.teacher(*args))
+        made = self._teacher_blocks.record(lambda: outputs_of(self.teacher, args, seed))
         return TeacherOutput(
+            **vars(made),
             args=args,
-            image=image,
             blocks=dict(self._teacher_blocks.outputs),
             inputs=dict(self._teacher_blocks.inputs),
-            maps=self.features(image) if self.features is not None and maps else [],
+            maps=self.features(made.image) if self.features is not None and maps else [],
             seed=seed,
         )
 
-    def run_student(
-        self, target: TeacherOutput, *, blockwise: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run the student on the batch of ``target``; return its image and the blocks' outputs.
+    def run_student(self, target: TeacherOutput, *, blockwise: bool = False) -> StudentOutput:
+        """Run the student on the batch of ``target``.
 
         Args:
             target: the teacher's outputs; the student gets the same latents and noise.
@@ -162,10 +154,16 @@ class Objective:
         """
         replaced = {n: target.inputs[n] for n in self.alone} if blockwise else None
         self._student_blocks.replace = replaced
-        with seeded(target.seed), self._student_blocks.recording():
-            image = image_tensor(self.student(*target.args))
-        made = dict(self._student_blocks.outputs)
-        return image, made if replaced is None else {n: made[n] for n in replaced}
+        made = self._run_student(target)
+        blocks = dict(self._student_blocks.outputs)
+        if replaced is not None:
+            blocks = {n: blocks[n] for n in replaced}
+        return StudentOutput(**vars(made), blocks=blocks)
+
+    def _run_student(self, target: TeacherOutput) -> Outputs:
+        return self._student_blocks.record(
+            lambda: outputs_of(self.student, target.args, target.seed)
+        )
 
     def keep_shared_blocks(self, target: TeacherOutput) -> tuple[str, ...]:
         """Keep the blocks that can be compared; return their names.
@@ -179,8 +177,8 @@ class Objective:
             n for n in target.blocks if n in present and self._teacher_blocks.calls[n] == 1
         )
         self._student_blocks.names, self._student_blocks.replace = both, None
-        with torch.no_grad(), seeded(target.seed), self._student_blocks.recording():
-            self.student(*target.args)
+        with torch.no_grad():
+            self._run_student(target)
         mine = self._student_blocks.outputs
         self.blocks = tuple(
             n
@@ -211,13 +209,16 @@ class Objective:
             image=torch.cat([t.image for t in targets]).var().clamp_min(1e-12),
             blocks={n: _variance(torch.cat([t.blocks[n] for t in targets])) for n in self.blocks},
             maps=[_variance(torch.cat(m)) for m in zip(*(t.maps for t in targets), strict=True)],
+            others=tuple(
+                _spread(torch.cat(o)) for o in zip(*(t.others for t in targets), strict=True)
+            ),
         )
 
     @torch.no_grad()
     def begin_readouts(self, targets: Sequence[TeacherOutput]) -> None:
         """Solve all read-outs for the present student on some batches."""
         for target in targets if self.readouts else ():
-            self.follow(target, self.run_student(target)[1])
+            self.follow(target, self.run_student(target).blocks)
         self.solve_readouts()
 
     def follow(self, target: TeacherOutput, blocks: dict[str, Tensor]) -> None:
@@ -246,15 +247,23 @@ class Objective:
             readout.restore(state[name])
 
     def terms(
-        self, target: TeacherOutput, image: Tensor, blocks: dict[str, Tensor], scales: Scales
+        self, target: TeacherOutput, made: StudentOutput, scales: Scales
     ) -> dict[str, Tensor]:
-        """Return the normalised errors of the image, the blocks (mean) and the features (mean)."""
-        found = {"image": relative_error(image, target.image, scales.image)}
+        """Return the normalised errors: of the image; means over other outputs, blocks, features.
+
+        Other outputs are compared if both sides return as many; each if its shapes are equal.
+        """
+        found = {"image": relative_error(made.image, target.image, scales.image)}
+        if len(made.others) == len(target.others):
+            both = zip(made.others, target.others, scales.others, strict=False)
+            if same := [relative_error(*each) for each in both if each[0].shape == each[1].shape]:
+                found["others"] = torch.stack(same).mean()
+        blocks = made.blocks
         each = [self._block_error(n, target, blocks[n], scales) for n in self.blocks if n in blocks]
         if each:
             found["blocks"] = torch.stack(each).mean()
         if target.maps and self.features is not None:
-            maps = self.features(image)
+            maps = self.features(made.image)
             pairs = zip(maps, target.maps, scales.maps, strict=True)
             found["features"] = torch.stack([self.features.error(*p) for p in pairs]).mean()
         return found
@@ -277,8 +286,7 @@ def _shapes(args: Args) -> list[tuple[int, ...]]:
 
 
 def _weight(term: str, config: DistillConfig) -> float:
-    weights = {"image": config.image, "blocks": config.blocks, "features": config.features}
-    return weights[term]
+    return config.image if term == "others" else getattr(config, term)
 
 
 def weighted_loss(terms: dict[str, Tensor], config: DistillConfig) -> Tensor:

@@ -98,7 +98,8 @@ def as_given(trained: nn.Module, like: nn.Module) -> nn.Module:
     """Return a copy of ``like`` with the parameters and buffers of ``trained``, in plain layout.
 
     ``trained`` is the working copy. All else is as in ``like``: types, devices, modes, gradient
-    flags, hooks, and the attributes that a forward pass stores on its module.
+    flags, hooks, and the attributes that a forward pass stores on its module. So are tensors that
+    did not change: those in float64 lost digits in the working copy.
     """
     memo: dict[int, Any] = {}
     for mine, theirs in zip(trained.parameters(), like.parameters(), strict=True):
@@ -109,4 +110,7 @@ def as_given(trained: nn.Module, like: nn.Module) -> nn.Module:
 
 
 def _placed(tensor: Tensor, like: Tensor) -> Tensor:
-    return tensor.detach().to(like.device, like.dtype).contiguous()
+    tensor, like = tensor.detach(), like.detach()
+    if torch.equal(tensor, like.to(tensor.device, tensor.dtype)):
+        return like.clone(memory_format=torch.contiguous_format)
+    return tensor.to(like.device, like.dtype).contiguous()

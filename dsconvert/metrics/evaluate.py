@@ -17,7 +17,7 @@ from dsconvert.config.choices import Metric
 from dsconvert.errors import UsageError
 from dsconvert.metrics.distance import SampleProgress, image_batches
 from dsconvert.metrics.frechet import Comparison, compare_sets, frechet
-from dsconvert.metrics.kernel import kernel
+from dsconvert.metrics.kernel import check_rows, kernel
 from dsconvert.metrics.networks import (
     NAMES,
     Extractor,
@@ -142,8 +142,11 @@ def evaluate(
         progress: see :data:`dsconvert.metrics.distance.SampleProgress`.
 
     Raises:
-        UsageError: there is neither ``teacher`` nor ``real``, or the sets do not fit each other.
+        UsageError: there is neither ``teacher`` nor ``real``, the sets do not fit each other, or
+            ``samples`` are too many for KID.
     """
+    if "kid" in metrics:
+        check_rows(samples)
     if teacher is None and "pd-lite0" in metrics:
         raise UsageError("pd-lite0 is a distance to the original; name one (--against).")
     if teacher is None and real is None:

@@ -10,18 +10,30 @@ from __future__ import annotations
 
 import numpy as np
 
+from dsconvert.config.measure import KID_LIMIT
 from dsconvert.errors import UsageError
 from dsconvert.metrics.frechet import Weighted
 
 _Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-LIMIT = 12_000
-"""The most rows of a set: three matrices of their square are in memory."""
 
 
 def _kernel(x: _Array, y: _Array) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     # Single precision: six digits of a sum over millions of pairs, at half the memory.
     product = x.astype(np.float32) @ y.astype(np.float32).T
     return (product / np.float32(x.shape[1]) + np.float32(1)) ** 3
+
+
+def check_rows(count: int) -> None:
+    """Check the number of images a side.
+
+    Raises:
+        UsageError: a set is too large for its kernel matrix.
+    """
+    if count > KID_LIMIT:
+        raise UsageError(
+            f"KID takes at most {KID_LIMIT} images a side, not {count}; give fewer, or leave kid "
+            "out."
+        )
 
 
 def kernel(x: _Array, y: _Array) -> Weighted:
@@ -31,8 +43,7 @@ def kernel(x: _Array, y: _Array) -> Weighted:
         UsageError: a set is too large for its kernel matrix.
     """
     for rows in (x, y):
-        if len(rows) > LIMIT:
-            raise UsageError(f"KID takes at most {LIMIT} images a side, not {len(rows)}.")
+        check_rows(len(rows))
     within_x, within_y, between = _kernel(x, x), _kernel(y, y), _kernel(x, y)
     np.fill_diagonal(within_x, 0)
     np.fill_diagonal(within_y, 0)

@@ -89,6 +89,14 @@ def checked(inputs: Inputs) -> Inputs:
     )
 
 
+def fresh_args(args: Any) -> Any:
+    """Return the arguments of a call with copies of their tensors.
+
+    For arguments that are used again: a model's ``forward`` may write into them.
+    """
+    return map_tensors(torch.clone, args)
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the parameters; the CPU without any."""
     tensor = next(model.parameters(), None)
@@ -104,13 +112,16 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 def like(sample: Any, model: nn.Module) -> tuple[Any, ...]:
     """Return the arguments of one call on the model's device, floating-point tensors in its dtype.
 
+    They are copies: a sampler may return its own tensors, and a model may write into its arguments.
+
     Args:
         sample: see :func:`as_args`.
         model: whose device and dtype.
     """
     device, dtype = device_of(model), dtype_of(model)
     return map_tensors(
-        lambda a: a.to(device, dtype) if a.is_floating_point() else a.to(device), as_args(sample)
+        lambda a: a.to(device, dtype if a.is_floating_point() else a.dtype, copy=True),
+        as_args(sample),
     )
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from dsconvert.errors import TraceError
 from dsconvert.model.copying import isolate_hooks, isolated_copy, owned_copy
-from dsconvert.model.inputs import map_tensors, tensors_of
+from dsconvert.model.inputs import fresh_args, map_tensors, tensors_of
 from dsconvert.model.one_dimensional import ConvTypes
 from dsconvert.records import Shape
 
@@ -198,7 +198,7 @@ def first_failure(model: nn.Module, example_inputs: Sequence[Any]) -> tuple[str,
         module.register_forward_hook(lambda *_: entered.pop() and None)
     try:
         with evaluating(model):
-            model(*example_inputs)
+            model(*fresh_args(example_inputs))
     except Exception as error:
         return (entered[-1] if entered else ""), error
     return None

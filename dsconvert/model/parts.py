@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsconvert.adapter import image_tensor
-from dsconvert.model.inputs import map_tensors, tensors_of
+from dsconvert.model.inputs import fresh_args, map_tensors, tensors_of
 from dsconvert.util.full_memory import halving
 
 RandomState = tuple[Tensor, Tensor | None]
@@ -73,13 +73,13 @@ def images_in_parts(model: nn.Module, args: Sequence[Any], *, batch: int) -> Ten
 
     def part(start: int, stop: int) -> Tensor:
         if (start, stop) == (0, batch):
-            return image_tensor(model(*args))
+            return image_tensor(model(*fresh_args(args)))
         set_random_state(device, before)
         cut = map_tensors(
             lambda t: t[start:stop] if t.dim() and len(t) == batch else t, tuple(args)
         )
         with _WholeDraws(batch, start, stop):
-            return image_tensor(model(*cut))
+            return image_tensor(model(*fresh_args(cut)))
 
     return torch.cat(list(halving(part, batch)))
 

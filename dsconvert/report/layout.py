@@ -80,7 +80,7 @@ def pairs(rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def folded(text: str, width: int = WIDTH, *, margin: int | None = None) -> str:
-    """Return ``text`` with each line folded at blanks; a word (a path) is never split.
+    """Return ``text`` with each line folded at blanks; a word is never split.
 
     Continuation lines are indented by ``margin`` blanks, or by two more than their line.
     """

@@ -47,13 +47,20 @@ def measurement_report(
         what = f"activations kept for backward, batch {operation.batch}"
         _block(table, what, _memory(kept), words=("less", "more"))
     every = [*notes, *(n for m in measurements for n in m.notes)]
-    return [title, *(headline(measurements)), "", table, "", *dict.fromkeys(every)]
+    factors = headline(measurements) if len(measurements) > 1 else []
+    return [title, *factors, "", table, "", *dict.fromkeys(every)]
 
 
 def headline(measurements: Sequence[Measurement]) -> list[str]:
-    """Return one line for each further model: its factors in time to the first."""
+    """Return one line for each further model: its factors in time to the first.
+
+    A model alone has one line, with its times.
+    """
     reference, *others = measurements
     lines: list[str] = []
+    if not others:
+        times = {str(o): seconds_text(reference.times[o].median) for o in sorted(reference.times)}
+        lines.append(f"{reference.name}: {', '.join(f'{t} ({o})' for o, t in times.items())}")
     for m in others:
         parts = [
             f"{factor(reference.times[o].median, m.times[o].median, less='faster', more='slower')}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,7 +222,8 @@ def new_run_path(out: str | Path, name: str | None, default: str) -> Path:
             if found.is_dir() and not any(found.iterdir()):
                 return found
             raise OutputError(
-                f"{found} exists; continue it with --resume {found}, or give another --name."
+                f"{found} exists; continue it with --resume {shlex.quote(str(found))}, or give "
+                "another --name."
             ) from None
         except OSError as error:
             raise OutputError(f"the run's folder {found} can't be made: {error}.") from error

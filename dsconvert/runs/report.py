@@ -195,7 +195,7 @@ def _frames(paths: Sequence[Path]) -> list[Frame]:
 
 
 def _when(path: Path) -> str:
-    digits = "".join(c for c in path.stem if c.isdigit())
+    digits = "".join(c for c in path.stem if c.isdecimal())
     return f"after {int(digits):,} images" if digits else path.stem
 
 

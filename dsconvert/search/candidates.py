@@ -14,6 +14,7 @@ from dsconvert.fit import Sample
 from dsconvert.model.call_arguments import in_order
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.graph import ConvTypes
+from dsconvert.model.inputs import fresh_args
 from dsconvert.model.norms import fold, norm_kind
 from dsconvert.model.observe import evaluating
 from dsconvert.model.one_dimensional import Conv1dTypes, Convolution, as_2d, map_as_2d
@@ -228,7 +229,7 @@ def samples(
         with evaluating(model):
             torch.manual_seed(0)
             for args in batches:
-                model(*args)
+                model(*fresh_args(args))
     finally:
         for handle in handles:
             handle.remove()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dsconvert.core.analysis import Analysis
 from dsconvert.errors import NoGradientsError
 from dsconvert.model.call_arguments import in_order
+from dsconvert.model.inputs import fresh_args
 from dsconvert.search.trial_rig import LayerTrials, Rig, Trial
 from dsconvert.util.progress import Progress
 from dsconvert.width.absorb import predicting, second_moments
@@ -48,7 +49,7 @@ def moments(model: nn.Module, names: Sequence[str], batches: Sequence[Any]) -> d
     ]
     try:
         for batch in batches:
-            model(*batch)
+            model(*fresh_args(batch))
     finally:
         for handle in handles:
             handle.remove()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dsconvert.adapter import image_tensor
 from dsconvert.model.call_arguments import in_order
+from dsconvert.model.inputs import fresh_args
 from dsconvert.model.one_dimensional import map_as_2d
 from dsconvert.records import Site
 from dsconvert.rules import Rule
@@ -88,7 +89,7 @@ class Rig:
 
     def _run(self) -> tuple[Tensor, Tensor | None]:
         torch.manual_seed(self._seed)
-        image = image_tensor(self._shown(*self._args)).float().clamp(-1, 1)
+        image = image_tensor(self._shown(*fresh_args(self._args))).float().clamp(-1, 1)
         return image, None if self._features is None else self._features(image)
 
     def loss(self) -> tuple[float, float | None]:

@@ -16,7 +16,7 @@ from dsconvert.core.analysis import analyse
 from dsconvert.core.conversion import apply_to
 from dsconvert.core.pipeline import plan_for
 from dsconvert.errors import AdapterError
-from dsconvert.model.inputs import like
+from dsconvert.model.inputs import fresh_args, like
 from dsconvert.model.observe import evaluating, undisturbed
 from dsconvert.testing.problems import Problems
 
@@ -189,7 +189,7 @@ def _check_optional(adapter: Adapter, model: nn.Module, problems: Problems) -> N
             images: list[Tensor] = []
             for keywords in ({}, adapter.truncation(model, 1.0), adapter.truncation(model, 0.5)):
                 torch.manual_seed(0)
-                images.append(image_tensor(model(*args, **keywords)))
+                images.append(image_tensor(model(*fresh_args(args), **keywords)))
             problems.expect(torch.allclose(images[0], images[1]), "psi 1 changes the image")
             problems.expect(not torch.equal(images[0], images[2]), "psi 0.5 changes nothing")
     if adapter.can_affine:

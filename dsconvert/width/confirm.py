@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dsconvert.model.copying import isolated_copy
-from dsconvert.model.inputs import tensors_of
+from dsconvert.model.inputs import fresh_args, tensors_of
 from dsconvert.model.observe import evaluating
 from dsconvert.records import Group
 from dsconvert.width.groups import ChannelGroups, Kept
@@ -108,4 +108,4 @@ def _silenced(model: nn.Module, groups: ChannelGroups, kept: Kept) -> nn.Module:
 def _run(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
     with evaluating(model):
         torch.manual_seed(0)
-        return [t.double() for t in tensors_of(model(*arguments)) if t.numel()]
+        return [t.double() for t in tensors_of(model(*fresh_args(arguments))) if t.numel()]

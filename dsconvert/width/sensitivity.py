@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dsconvert.errors import NoGradientsError
 from dsconvert.model.editing import trainable
 from dsconvert.model.gradients import differentiating
-from dsconvert.model.inputs import tensors_of
+from dsconvert.model.inputs import fresh_args, tensors_of
 
 
 def samples_of(arguments: tuple[Any, ...]) -> int:
@@ -32,7 +32,7 @@ def outputs_by_sample(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tens
     Raises:
         NoGradientsError: there is no such tensor.
     """
-    made, samples = tensors_of(model(*arguments)), samples_of(arguments)
+    made, samples = tensors_of(model(*fresh_args(arguments))), samples_of(arguments)
     found = [t for t in made if t.is_floating_point() and t.numel() and t.ndim]
     found = [t for t in found if len(t) % samples == 0]
     if not found:

@@ -109,7 +109,7 @@ def test_a_step_reaches_every_parameter_and_leaves_no_gradient() -> None:
 def test_a_model_of_another_type_runs_in_that_of_the_settings(dtype: torch.dtype) -> None:
     model = small().to(dtype)
     subject = LocalSubject("m", model, pixels, ONE_THREAD)
-    assert subject._forward(1).dtype == torch.float32
+    assert subject._once(Operation(kind="forward", batch=1))().dtype == torch.float32
     assert subject.seconds(STEP) > 0
     assert next(model.parameters()).dtype == dtype
 
@@ -117,7 +117,7 @@ def test_a_model_of_another_type_runs_in_that_of_the_settings(dtype: torch.dtype
 def test_amp_runs_in_a_narrow_type_with_wide_weights() -> None:
     subject = LocalSubject("m", small(), pixels, Settings(device="cpu", dtype="amp", threads=1))
     assert {p.dtype for p in subject._model.parameters()} == {torch.float32}
-    assert subject._forward(1).dtype == torch.bfloat16
+    assert subject._once(Operation(kind="forward", batch=1))().dtype == torch.bfloat16
     assert subject.seconds(STEP) > 0
 
 
@@ -125,7 +125,27 @@ def test_channels_last_reaches_the_weights() -> None:
     subject = LocalSubject("m", small(), pixels, Settings(device="cpu", channels_last=True))
     conv = subject._model[0]
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
-    assert subject._forward(2).is_contiguous(memory_format=torch.channels_last)
+    assert subject._once(FORWARD)().is_contiguous(memory_format=torch.channels_last)
+
+
+def test_every_run_gets_the_same_values() -> None:
+    """Also of a model that writes into its arguments: values that grow would overflow."""
+    seen: list[float] = []
+
+    class Doubles(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(float(x.abs().max()))
+            return super().forward(x.mul_(2))
+
+    subject = LocalSubject("m", Doubles(3, 3, 1), pixels, ONE_THREAD)
+    step = Operation(kind="step", batch=2)
+    for _ in range(2):
+        subject.seconds(FORWARD)
+        subject.seconds(step)
+    subject.seconds_of_each(FORWARD, 2)
+    subject.kept(step)
+    assert len(seen) == 7
+    assert len(set(seen)) == 1
 
 
 # A process of its own ---------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from dsconvert.bench import Limits, Measurement, compare, limits
+from dsconvert.bench import Limits, Measurement, Operation, Timing, compare, limits
 from dsconvert.cli import bench, main
+from dsconvert.report.timings import headline, measurement_report
 
 QUICK = ["--repeats", "3", "--batch", "2", "--train-batch", "1", "--threads", "1"]
 
@@ -72,6 +73,21 @@ def test_json_table_and_last_line(
     quiet = capsys.readouterr().out.splitlines()
     assert quiet[0].startswith("fast.pkl: ")
     assert len(quiet) <= 2
+    measured[0] = measured[0][:1]
+    assert main([*words[:2], *QUICK, "--quiet"]) == 0
+    quiet = capsys.readouterr().out
+    assert quiet.startswith(f"{snapshot_file.name}: ")
+    assert "forward, batch 2" in " ".join(quiet.split())
+
+
+def test_the_last_line_of_one_file_has_its_times() -> None:
+    times = {
+        Operation(kind="forward", batch=n): Timing.of([0.25 * n, 0.5 * n, 0.75 * n]) for n in (1, 8)
+    }
+    alone = Measurement(name="fast.pkl", params=3, times=times)
+    line = "fast.pkl: 500 ms (forward, batch 1), 4.00 s (forward, batch 8)"
+    assert headline([alone]) == [line]
+    assert line not in measurement_report([alone])  # the table says so
 
 
 @pytest.mark.slow

@@ -169,6 +169,14 @@ def test_an_option_without_its_value_names_the_command(
         (("export", "a.pkl", "--out", "a/", "--least-psnr", "9", "--dtype", "fp32"), "add --dtype"),
         (("report", "a.pkl", "--overwrite"), "--out FILE.svg"),
         (("compare", "a.pkl", "b.pkl", "--out", "a.png", "--seeds", "0-10000"), "at most 10000"),
+        (
+            ("a.pkl", "--out", "b.pkl", "--quality", "fd=1.05x", "--measure", "0"),
+            "drop --measure 0",
+        ),
+        (
+            ("eval", "a.pkl", "--against", "b.pkl", "--metrics", "fid,kid", "--samples", "12001"),
+            "--samples 12001: KID takes at most 12000 images a side",
+        ),
     ],
 )
 def test_an_option_without_effect(
@@ -182,10 +190,19 @@ def test_missing_output(refused: Callable[..., str], snapshot_file: Path) -> Non
     assert "--out" in refused("generate", snapshot_file)
 
 
-@pytest.mark.parametrize("text", ["", "a", "3-1", "1-", "-1", "1,,2", "0-99999999", "5000000000"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "3-1", "1-", "-1", "1,,2", "0-99999999", "5000000000", "²", "0-²"]
+)
 def test_seeds(text: str, refused: Callable[..., str], tmp_path: Path, snapshot_file: Path) -> None:
     out = tmp_path / "o.png"
-    assert "--seeds" in refused("generate", snapshot_file, f"--seeds={text}", "--out", out)
+    said = refused("generate", snapshot_file, f"--seeds={text}", "--out", out)
+    assert "--seeds" in said
+    assert "int()" not in said
+
+
+def test_shapes(refused: Callable[..., str], tmp_path: Path) -> None:
+    said = refused("generate", "a.pth", "--input", "3,²", "--out", tmp_path / "o.png")
+    assert "is not like 256 or 3,64,64" in said
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dsconvert.cli import generate, main
 from dsconvert.cli.output import Bars
+from dsconvert.data.image_files import ImageFolder
 from dsconvert.data.images import open_images
 from dsconvert.formats.official import new_snapshot, save_snapshot
 from dsconvert.model.latent_walk import between, walk, walk_length
@@ -101,6 +102,41 @@ def test_a_folder_of_something_else_is_left_alone(plain: str, tmp_path: Path, ca
     (tmp_path / ".dsconvert-images.json").write_text("[1]")
     assert main(["generate", plain, "--seeds", "0", "--out", f"{tmp_path}/"]) == 2
     assert "is damaged; name a new folder." in capsys.readouterr().err
+
+
+def test_a_folder_that_is_replaced_keeps_no_class_of_before(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 4))
+    labelled = [(seed, label) for label in (0, 1) for seed in (0, 1)]
+    for keys, overwrite in ((labelled, False), ([(0, 0)], True), ([(0, None)], True)):
+        folder = ImageFolder(tmp_path, format="png", made_by={}, overwrite=overwrite)
+        if overwrite:
+            (tmp_path / "00001" / "mine.txt").write_text("mine")  # stays, and its folder
+        folder.write(keys, lambda _: image, lambda _: None)
+    names = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*"))
+    assert names == [".dsconvert-images.json", "00001", "00001/mine.txt", "seed00000000.png"]
+
+
+@pytest.mark.slow
+def test_a_grid_too_wide_for_its_format_is_refused_after_one_image(
+    plain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, out = painted(monkeypatch), tmp_path / "a.jpg"
+    words = ["generate", plain, "--seeds", "0-1099", "--out", str(out)]
+    assert main([*words, "--columns", "1100"]) == 2
+    said = capsys.readouterr().err
+    assert "would be 70400 x 64 pixels, and JPEG holds at most 65500" in said
+    assert said.endswith("write a .png, or fewer images, or fewer --columns.\n")
+    assert made == [0]
+    assert main([*words, "--columns", "1"]) == 2
+    assert "or more --columns" in capsys.readouterr().err
+    assert main(["compare", plain, plain, *words[2:]]) == 2
+    assert "write a .png, or fewer --seeds." in capsys.readouterr().err
+    # Columns without an image are left out; a path with blanks is one line.
+    out = tmp_path / ("a folder with blanks " * 6) / "a grid.png"
+    out.parent.mkdir()
+    assert main([*words[:2], "--columns", "100000000", "--seeds", "0", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"wrote 1 image to {out}\n"
+    assert pixels(out).shape == (64, 64, 3)
 
 
 @pytest.mark.slow

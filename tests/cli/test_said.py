@@ -10,6 +10,7 @@ import torch
 from dsconvert_adapters.stylegan2 import Generator as StyleGan2
 
 from dsconvert.cli import main, train
+from dsconvert.cli.output import say_whole
 from dsconvert.formats.official import load_snapshot, new_snapshot, save_snapshot
 from dsconvert.rules.recognise import structure_of
 
@@ -218,6 +219,12 @@ def test_the_official_writers_are_told_from_ours(
     for name in ("fastgan-128.pkl", "fastgan-256-dill.pkl"):
         lines = told(capsys, "inspect", shared_snapshots / name)
         assert "the code of projected_gan, by pickle or dill" in " ".join(lines)
+
+
+def test_a_line_with_a_path_stays_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"wrote /home/me/{'My Pictures and Models/' * 5}a fast one.png"
+    say_whole(f"{line}\x1b[31m")
+    assert capsys.readouterr().out == f"{line}\\x1b[31m\n"
 
 
 def test_a_trial_of_a_few_images_has_a_length_and_perhaps_no_snapshot() -> None:

@@ -7,12 +7,14 @@ import signal
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dsconvert.cli import main
 from dsconvert.cli.output import Bars
 from dsconvert.cli.stopping import Outcome
 from dsconvert.config.jobs import JOBS
 from dsconvert.config.setting import assemble
+from dsconvert.data.image_files import ImageFolder
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -98,7 +100,7 @@ def test_a_launcher_s_handler_stays(snapshot_file: Path, monkeypatch: pytest.Mon
         signal.signal(signal.SIGTERM, old)
 
 
-def begun(command: str, **values: str) -> Outcome:
+def begun(command: str, **values: object) -> Outcome:
     options = assemble(JOBS[command], {(name,): value for name, value in values.items()})
     return Outcome(command, options)
 
@@ -123,3 +125,37 @@ def test_what_an_interruption_leaves(tmp_path: Path) -> None:
     assert str(outcome) == f"saved; go on with: dsconvert train --resume {runs / '00001-new'}"
     outcome = begun("train", resume="run")
     assert str(outcome).endswith("go on with: dsconvert train --resume run")
+    outcome = begun("train", resume="my runs/a")
+    assert str(outcome).endswith("go on with: dsconvert train --resume 'my runs/a'")
+    outcome = begun("train", out=str(tmp_path / "my runs"))
+    checkpoints = tmp_path / "my runs" / "00000-new" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "images-0000000000.pt").touch()
+    assert str(outcome).endswith(f"train --resume '{tmp_path}/my runs/00000-new'")
+
+
+@pytest.mark.parametrize(
+    ("overwrite", "words"),
+    [(False, "the same command"), (True, "the same command without --overwrite")],
+)
+def test_how_a_folder_of_images_goes_on(tmp_path: Path, overwrite: bool, words: str) -> None:
+    """The same command with --overwrite would delete the images so far."""
+    out, keys = tmp_path / "images", [(seed, None) for seed in range(5)]
+    image = Image.new("RGB", (4, 4))
+
+    def folder(*, again: bool) -> ImageFolder:
+        return ImageFolder(out, format="png", made_by={}, overwrite=again)
+
+    def stop(done: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    folder(again=False).write(keys[:1], lambda _: image, lambda _: None)
+    os.utime(out, (0, 0))  # an earlier time than that of the files to come
+    outcome = begun("generate", snapshot="a.pkl", out=f"{out}/", overwrite=overwrite)
+    assert str(outcome) == f"nothing was written, {out} is as it was"
+    made = folder(again=overwrite)
+    with pytest.raises(KeyboardInterrupt):
+        made.write(made.missing(keys), lambda _: image, stop)
+    assert str(outcome) == f"the images so far are in {out}; {words} goes on"
+    assert folder(again=False).missing(keys) == keys[2 if overwrite else 3 :]

@@ -352,6 +352,34 @@ def test_images_of_another_range(
     assert any("no image" in n for n in made.undone) == said
 
 
+@pytest.mark.parametrize("unit", [False, True])
+def test_a_mask_beside_the_picture_takes_part(*, unit: bool) -> None:
+    class Layered(nn.Module):
+        def __init__(self, *, alone: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.alone = alone
+            self.trunk = nn.Conv2d(3, 16, 3, padding=1)
+            self.body = nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            y = self.body(self.trunk(x).relu())
+            picture = y[:, :3].sigmoid() if unit else y[:, :3].tanh()
+            return picture if self.alone else (picture, y[:, 3:4].sigmoid())
+
+    def pictures(n: int, generator: torch.Generator) -> tuple[torch.Tensor]:
+        return (torch.randn(n, 3, 8, 8, generator=generator),)
+
+    distances: list[float] = []
+    for alone in (True, False):
+        model = Layered(alone=alone).eval()
+        decided = plan(model, preset="paper", rank=1, inputs=pictures)
+        made = apply(model, decided, init="svd", inputs=pictures, calibrate=0, polish_steps=1)
+        assert made.polish is not None
+        distances.append(made.polish.distance_before)
+    assert distances[1] > 1.2 * distances[0]
+
+
 @pytest.mark.slow
 def test_what_can_t_be_polished_is_refused_before_any_work(teacher) -> None:
     class Vector(nn.Module):

@@ -200,7 +200,7 @@ def test_the_model_stays_as_it_was(
     # torch itself can't copy what weight norm's hook, or a pass in training, leaves behind.
     whole = not name.endswith("trained") and name != "weight norm, hook"
     twin = copy.deepcopy(model) if whole else None
-    before, wanted = _everything(model), _output(model, args)
+    before, wanted, given = _everything(model), _output(model, args), copy.deepcopy(args)
     for done in DONE:
         if done is _bench and name == "forward of its own":
             continue  # its closure holds the original, which a step of any copy differentiates
@@ -213,5 +213,6 @@ def test_the_model_stays_as_it_was(
             assert done in (_export, _deploy), done
         assert _everything(model) == before, done.__name__
         assert _output(model, args) == wanted, done.__name__
+        assert _value(args, {}) == _value(given, {}), done.__name__
         if twin is not None:
             assert _output(twin, args) == wanted, done.__name__  # classes may be shared

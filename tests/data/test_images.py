@@ -12,7 +12,7 @@ from PIL import Image
 
 from dsconvert.data.images import decode, open_images
 from dsconvert.data.stream import ImageStream, to_range
-from dsconvert.errors import DataError
+from dsconvert.errors import DataError, UsageError
 from tests.train.parts import encoded, picture, tiny_zip, zipped
 
 
@@ -31,6 +31,34 @@ def test_the_size_rule_is_centre_square_then_lanczos() -> None:
     assert large.shape == (3, 32, 32)
 
 
+@pytest.mark.parametrize(("across", "down"), [(100, 32), (64, 50), (200, 100), (9, 90)])
+def test_the_size_rule_of_another_shape(across: int, down: int) -> None:
+    """The largest centred part of 2 : 1, at 32 x 64 pixels; nothing is stretched."""
+    levels = np.zeros((down, across, 3), np.uint8)
+    levels[..., 0] = np.linspace(0, 255, across).round()[None]
+    levels[..., 1] = np.linspace(0, 255, down).round()[:, None]
+    made = decode(encoded(Image.fromarray(levels)), (32, 64), 3)
+    assert made.shape == (3, 32, 64)
+    for channel, extent, part in (
+        (0, across, min(across, 2 * down)), (1, down, min(down, across / 2))
+    ):  # fmt: skip
+        line = made[channel].float().mean(channel and 1)
+        first, last = float(line.min()), float(line.max())
+        assert first + last == pytest.approx(255, abs=12)  # centred
+        assert last - first == pytest.approx(255 * part / extent, abs=28)
+    exact = picture(1, (64, 32))
+    assert np.array_equal(decode(encoded(exact), (32, 64), 3).permute(1, 2, 0), np.asarray(exact))
+
+
+def test_a_set_of_another_shape(tmp_path: Path) -> None:
+    for i in range(3):
+        picture(i, (64, 32)).save(tmp_path / f"{i}.png")
+    for cache in ("always", "never"):
+        images = open_images(tmp_path, resolution=(32, 64), cache=cache)  # type: ignore[arg-type]
+        assert images.size == (32, 64)
+        assert np.array_equal(images.image(1)[0].permute(1, 2, 0), picture(1, (64, 32)))
+
+
 def test_odd_modes() -> None:
     grey = decode(encoded(picture(0, mode="L")), 16, 3)
     assert torch.equal(grey[0], grey[1])
@@ -45,6 +73,21 @@ def test_odd_modes() -> None:
     assert abs(int(decode(encoded(deep), 16, 3)[0, 0, 0]) - 127) <= 1
     assert decode(encoded(picture(0, mode="CMYK"), "JPEG"), 16, 3).shape == (3, 16, 16)
     assert decode(encoded(picture(0)), 16, 1).shape == (1, 16, 16)
+
+
+def test_levels_of_an_unknown_range_are_left_out(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 200, 256).reshape(16, 16)
+    for name, levels in (("float", ramp.astype(np.float32)), ("whole", ramp.astype(np.int32))):
+        Image.fromarray(levels).save(tmp_path / f"{name}.tif")
+    (tmp_path / "deep.pgm").write_bytes(b"P5 16 16 65535\n" + b"\x7f\xff" * 256)
+    Image.fromarray(np.full((16, 16), 32767, np.uint16)).save(tmp_path / "deep.tif")
+    for cache in ("always", "never"):
+        images = open_images(tmp_path, resolution=16, cache=cache)  # type: ignore[arg-type]
+        assert images.image(0)[0].float().mean() == pytest.approx(127.5, abs=1)
+    images = open_images(tmp_path, resolution=16)
+    assert images.names == ("deep.pgm", "deep.tif")
+    assert [s.split(" ")[0] for s in images.skipped] == ["float.tif", "whole.tif"]
+    assert all("unknown range" in s and "8 or 16 bits" in s for s in images.skipped)
 
 
 def test_exif_rotation_is_applied() -> None:
@@ -94,7 +137,7 @@ def test_broken_images_of_a_large_set_are_stood_in_for(broken: Path) -> None:
 def test_a_reading_process_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
     path = zipped(tmp_path / "all.zip", {"a.png": b"no picture", "b.png": b"nor this"})
     images = open_images(path, resolution=16, cache="never")
-    with pytest.raises(DataError, match=r"^a hundred images in a row can't be read in .*\.zip: "):
+    with pytest.raises(DataError, match=r"^2 images in a row can't be read in .*\.zip: "):
         next(ImageStream(images, batch=2, workers=1))
 
 
@@ -118,6 +161,17 @@ def test_what_is_no_data(tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_text("no zip")
     with pytest.raises(DataError, match=r"text\.zip"):
         open_images(tmp_path / "text.zip")
+    content = zipped(tmp_path / "list.zip", {"a.png": encoded(picture(0))}).read_bytes()
+    at = content.index(b"PK\1\2")
+    for place, level in ((6, 255), (9, 8)):  # the version that it needs; a name that is UTF-8
+        damaged = bytearray(content)
+        damaged[at + place] = level
+        damaged[at + 46] = 255
+        (tmp_path / "list.zip").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"list\.zip can't be read"):
+            open_images(tmp_path / "list.zip")
+    with pytest.raises(UsageError, match="these have 2"):
+        open_images(tmp_path, channels=2)
     with pytest.raises(DataError, match="no images"):
         open_images(zipped(tmp_path / "empty.zip", {"readme.txt": b"x"}))
     with pytest.raises(DataError, match="not one of the 1"):

@@ -132,9 +132,11 @@ def test_a_picture_that_is_left_out_moves_no_other(tmp_path: Path) -> None:
 def test_what_can_not_be_used(folder: Path, tmp_path: Path) -> None:
     (folder / "broken.png").write_bytes(b"no picture")
     Image.new("RGB", (10, 90)).save(folder / "narrow.png")
+    Image.new("F", (90, 90)).save(folder / "float.tif")
     inputs = picture_inputs(folder, size=16)
     assert len(inputs.names) + len(inputs.others) == 10
-    assert sorted(s.split(" ")[0] for s in inputs.skipped) == ["broken.png", "narrow.png"]
+    left_out = sorted(s.split(" ")[0] for s in inputs.skipped)
+    assert left_out == ["broken.png", "float.tif", "narrow.png"]
     with pytest.raises(DataError, match=r"0 images to fit to and 0 to judge by, of 64 pixels"):
         picture_inputs(folder, size=64)
     with pytest.raises(DataError, match="no data at"):
@@ -198,8 +200,18 @@ def test_arrays_that_can_not_be_used(tmp_path: Path, arrays: dict, message: str)
 
 
 def test_no_npz(tmp_path: Path) -> None:
-    (tmp_path / "in.npz").write_text("text")
-    with pytest.raises(DataError, match="can't be read"):
-        array_inputs(tmp_path / "in.npz")
+    path = tmp_path / "in.npz"
+    np.savez_compressed(path, a=np.random.default_rng(0).random((100, 64)))
+    good = path.read_bytes()
+    np.save(tmp_path / "one.npy", np.zeros((4, 64)))
+    one = (tmp_path / "one.npy").read_bytes()
+    damaged = good[:300] + bytes(40) + good[340:]
+    for content in (b"text", b"", one, good[:400], damaged, good.replace(b"PK\1\2", b"PK\1\3")):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"in\.npz can't be read .*; write it with numpy.savez"):
+            array_inputs(path)
+    path.write_bytes(one)
+    with pytest.raises(DataError, match="one array alone"):
+        array_inputs(path)
     with pytest.raises(DataError, match="there is no file"):
         array_inputs(tmp_path / "missing.npz")

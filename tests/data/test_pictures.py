@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from dsconvert.data.pictures import check_target, grid, psnr, save_png, side_by_side, to_images
+from dsconvert.config.choices import ImageFormat
+from dsconvert.data.pictures import (
+    check_target,
+    encoded,
+    grid,
+    psnr,
+    save_picture,
+    save_png,
+    side_by_side,
+    to_images,
+)
 from dsconvert.errors import OutputError, UsageError
 
 
@@ -60,7 +71,20 @@ def test_grid_goes_row_by_row_on_white(count: int, columns: int, size: tuple[int
 
 
 def test_columns_can_be_chosen() -> None:
-    assert grid(flat(0.0).repeat(5, 1, 1, 1), columns=5).size == (30, 4)
+    five = flat(0.0).repeat(5, 1, 1, 1)
+    assert grid(five, columns=5).size == (30, 4)
+    assert grid(five, columns=10**8).size == (30, 4)  # no more than images
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_pixels_that_are_transparent_keep_their_levels(kind: ImageFormat, tmp_path: Path) -> None:
+    batch = torch.rand(1, 4, 16, 16) * 2 - 1
+    batch[:, 3, 8:] = -1
+    (clear,) = to_images(batch)
+    save_picture(clear, tmp_path / f"a.{kind}")
+    for file in (BytesIO(encoded(clear, kind)), tmp_path / f"a.{kind}"):
+        with Image.open(file) as back:
+            assert np.array_equal(np.asarray(back.convert("RGBA")), np.asarray(clear))
 
 
 def test_side_by_side_has_a_labelled_row_a_model() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from dsconvert.data.mel_inputs import mel_inputs
 from dsconvert.data.spectrograms import mel_filters, mel_spectrogram, stft_distance
 from dsconvert.data.waveforms import read_wav, resampled, write_wav
-from dsconvert.errors import DataError
+from dsconvert.errors import DataError, UsageError
 from dsconvert.records.sounds import MelSpec
 
 SPEC = MelSpec(rate=22050, mels=80, n_fft=1024, hop=256, window=1024, low=0.0, high=8000.0)
@@ -120,5 +121,22 @@ def test_too_short_or_broken_sounds_are_left_out(tmp_path: Path) -> None:
     assert not set(inputs.sounds) & set(inputs.others)
     (mel,) = inputs.held_out(2, torch.Generator().manual_seed(0))
     assert mel.shape == (2, 80, 32)
+    with pytest.raises(UsageError, match="held_out is 0"):
+        mel_inputs(tmp_path, SPEC, held_out=0)
     with pytest.raises(DataError, match="make shorter crops"):
         mel_inputs(tmp_path, MelSpec(rate=22050, mels=8, n_fft=64, hop=256, window=64, frames=99))
+
+
+def test_a_damaged_sound_in_a_zip_is_left_out(tmp_path: Path) -> None:
+    write_wav(torch.zeros(9000), tmp_path / "a.wav", rate=22050)
+    path = tmp_path / "sounds.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(4):
+            content = (tmp_path / "a.wav").read_bytes() + bytes([i]) * 8
+            archive.writestr(f"{i}.wav", content)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(bytes([2]) * 8, bytes([9]) * 8))  # the checksum stays
+    inputs = mel_inputs(path, SPEC, held_out=0.25)
+    (skipped,) = inputs.skipped
+    assert skipped.startswith("2.wav (BadZipFile: Bad CRC")
+    assert len(inputs.sounds) + len(inputs.others) == 3

@@ -19,6 +19,7 @@ from dsconvert.matching.blocks import trunk_blocks
 from dsconvert.matching.evaluator import HeldOutScore
 from dsconvert.matching.loop import Loop
 from dsconvert.matching.loss import Objective, ProjectedMaps, TeacherOutput
+from dsconvert.matching.outputs import StudentOutput
 from tests.models import Decoder, decoder, latents, narrow_decoder, output
 
 QUICK = {"features": 0.0, "batch": 8, "held_out": 16, "evaluations": 2, "hold": 0.5}
@@ -244,7 +245,7 @@ def test_teacher_and_student_see_the_same_noise() -> None:
     teacher = decoder()
     objective = Objective(teacher, decoder().eval(), blocks=trunk_blocks(teacher), features=None)
     target = objective.run_teacher(latents(4, torch.Generator().manual_seed(0)), seed=3)
-    image, _ = objective.run_student(target)
+    image = objective.run_student(target).image
     assert torch.equal(image, target.image)
     torch.manual_seed(8)
     with torch.no_grad():
@@ -262,10 +263,10 @@ def test_the_features_of_the_backbone_are_compared(pair) -> None:
     target = TeacherOutput(args=(), image=images, blocks={}, inputs={}, maps=seen, seed=0)
     objective = Objective(*pair, blocks=(), features=maps)
     scales = objective.scales([target])
-    same = objective.terms(target, images, {}, scales)["features"]
+    same = objective.terms(target, StudentOutput(image=images, blocks={}), scales)["features"]
     assert float(same) == pytest.approx(0, abs=1e-6)
     others = others.clone().requires_grad_()
-    apart = objective.terms(target, others, {}, scales)["features"]
+    apart = objective.terms(target, StudentOutput(image=others, blocks={}), scales)["features"]
     assert float(apart.detach()) > 1e-3
     apart.backward()
     assert others.grad is not None
@@ -278,8 +279,8 @@ def test_alone_blocks_get_the_teachers_inputs(pair) -> None:
     target = objective.run_teacher(latents(4, torch.Generator().manual_seed(0)), seed=3)
     assert "block1" in objective.keep_shared_blocks(target)
     target = objective.run_teacher(target.args, seed=3)
-    _, together = objective.run_student(target)
-    _, alone = objective.run_student(target, blockwise=True)
+    together = objective.run_student(target).blocks
+    alone = objective.run_student(target, blockwise=True).blocks
     assert objective.blocks == ("start", "block1", "mix", "head")  # shared runs twice, dead never
     wanted = target.blocks["mix"]
     assert torch.equal(alone["mix"], wanted)  # kept as it was, and fed what the teacher was fed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from dsconvert.config.distill import DistillConfig
 from dsconvert.matching import batches as module
 from dsconvert.matching.batches import LAG, TeacherBatches
+from dsconvert.matching.evaluator import evaluate_student
 from dsconvert.matching.loss import Objective, TeacherOutput
 from dsconvert.model.inputs import tensors_of
 
@@ -74,6 +76,31 @@ def test_a_batch_with_maps_is_not_taken_for_one_without() -> None:
         batches.training(step, maps=False)
     batches.training(LAG, maps=True)
     assert teacher.calls == LAG + 1
+
+
+def test_the_change_to_whole_images_leaves_nothing_behind() -> None:
+    batches, _ = _batches(reuse=True)
+    for step in range(3 * LAG + 1):
+        batches.training(step, maps=step > LAG)
+    assert sorted(batches._again) == [s for s in range(2 * LAG + 1, 3 * LAG + 1) if s % 2 == 0]
+
+
+def test_a_model_that_writes_into_its_arguments_gets_the_same_values_each_time() -> None:
+    class Shifts(_Counting):
+        def forward(self, z: Tensor) -> Tensor:
+            return super().forward(z.mul_(2).sub_(1))
+
+    fixed = torch.randn(4, 2)
+    before, teacher = fixed.clone(), Shifts()
+    objective = Objective(teacher, copy.deepcopy(teacher), blocks=(), features=None)
+    made = TeacherBatches(objective, lambda n, _g: (fixed[:n],), DistillConfig(steps=8, batch=4))
+    scales = made.scales()
+    for _ in range(2):
+        found = evaluate_student(made, scales).score
+        assert found.distance < 1e-9
+        target = made.training(0)
+        torch.testing.assert_close(objective.run_student(target).image, target.image)
+    assert torch.equal(fixed, before)  # the sampler's own
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from email.message import Message
 from pathlib import Path
 from typing import ClassVar
@@ -101,6 +102,51 @@ def pooled(images: Tensor) -> Tensor:
 def batches(seed: int, count: int) -> list[Tensor]:
     z = colours(count, torch.Generator().manual_seed(seed))[0]
     return list(Painter(0.0)(z).detach().split(25))
+
+
+def test_too_many_images_for_kid_are_refused_before_the_work() -> None:
+    with pytest.raises(UsageError, match="KID takes at most 12000 images a side, not 12001"):
+        evaluate(
+            Painter(0.0), lambda *_: pytest.fail("worked"), nets={"inception": pooled},
+            metrics=("fid", "kid"), teacher=Painter(0.0), samples=12_001,
+        )  # fmt: skip
+
+
+class Wide(nn.Module):
+    """Latents (N, 6) to images of 16 x 48 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3, 3, 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        left, right = (torch.tanh(part)[..., None, None] for part in (z[:, :3], z[:, 3:]))
+        share = torch.linspace(0, 1, 48)
+        return self.mix((left * (1 - share) + right * share).expand(-1, -1, 16, 48))
+
+
+def test_real_images_get_the_shape_of_the_generated_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(Wide().state_dict(), tmp_path / "wide.pt")
+    batch = torch.rand(4, 3, 16, 48) * 2 - 1
+    for i, picture in enumerate(to_images(batch)):
+        picture.save(tmp_path / f"{i}.png")
+    seen: list[Tensor] = []
+
+    def stop(*_: object, real: tuple[Iterable[Tensor], ...], **__: object) -> None:
+        seen.extend(torch.cat(list(half)) for half in real)
+        raise UsageError("seen.")
+
+    monkeypatch.setattr("dsconvert.cli.eval.extractors", lambda *_, **__: {})
+    monkeypatch.setattr("dsconvert.cli.eval.evaluate", stop)
+    words = ["eval", str(tmp_path / "wide.pt"), "--module", "tests.metrics.test_eval:Wide"]
+    assert main([*words, "--input", "6", "--data", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "dsconvert: seen.\n"
+    real = torch.cat(seen)
+    assert real.shape == (4, 3, 16, 48)
+    # Nothing was cropped or resized.
+    assert all((real - image).abs().amax((1, 2, 3)).min() < 0.01 for image in batch)
 
 
 def test_evaluate_knows_equal_from_worse() -> None:

@@ -21,7 +21,7 @@ from dsconvert.data.pictures import grid, save_png
 from dsconvert.errors import UsageError
 from dsconvert.report.jsonable import layer_rows
 from dsconvert.runs.curves import curve
-from dsconvert.runs.report import run_report, write_report
+from dsconvert.runs.report import _when, run_report, write_report
 from tests.models import decoder, latents
 
 NASTY = "</script><script>alert(1)</script><img src=http://example.com/x onerror=alert(2)>"
@@ -142,6 +142,11 @@ def test_equal_costs_are_shown_once(tmp_path: Path) -> None:
     page = Reader(run_report(tmp_path))
     assert len(page.all("th")) == 3
     assert len(page.all("td")) == 3 * len(page.all("tr")) - 3
+
+
+def test_a_grid_of_a_foreign_name() -> None:
+    assert _when(Path("000004000.png")) == "after 4,000 images"
+    assert _when(Path("grid².png")) == "grid²"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import re
 import shutil
@@ -64,6 +65,30 @@ def test_a_release_is_prepared(tool: Any, copy: Path) -> None:
     with pytest.raises(tool.ReleaseError, match=r"nothing under \[Unreleased\]"):
         tool.prepare(copy, "98.7.7", "2031-02-03")
     assert contents(copy) == after
+
+
+def test_the_first_release_has_the_version_that_the_files_name(tool: Any, copy: Path) -> None:
+    changes = (copy / "CHANGELOG.md").read_text(encoding="utf-8")
+    for heading in (f"## [{tool.current(copy)}] - 2026-01-01", "## Earlier"):
+        (copy / "CHANGELOG.md").write_text(changes + heading + "\n", encoding="utf-8")
+        version = tool.current(copy)
+        if heading != "## Earlier":
+            with pytest.raises(tool.ReleaseError, match="not newer"):
+                tool.prepare(copy, version, "2031-02-03")
+            continue
+        assert tool.prepare(copy, version, "2031-02-03") == list(NAMES)
+        assert f"## [{version}] - 2031-02-03" in contents(copy)[2]
+
+
+def test_a_date_is_written_as_every_reader_knows_it(tool: Any, copy: Path) -> None:
+    try:
+        datetime.date.fromisoformat("20310203")
+    except ValueError:  # before Python 3.11
+        pytest.skip("Python reads no other form")
+    tool.prepare(copy, "98.7.6", "20310203")
+    *_, changes, citation = contents(copy)
+    assert "## [98.7.6] - 2031-02-03\n" in changes
+    assert "date-released: 2031-02-03\n" in citation
 
 
 @pytest.mark.parametrize("version", ["1", "1.0", "v1.0.0", "1.0.0-rc1", "0.0.1", "1.0.0.0", ""])

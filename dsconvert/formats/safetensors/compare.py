@@ -11,7 +11,7 @@ from dsconvert.adapter import image_tensor
 from dsconvert.config.choices import Noise
 from dsconvert.errors import ExportError
 from dsconvert.forms.verify import BATCHES, check_finite
-from dsconvert.model.inputs import Inputs, examples_of
+from dsconvert.model.inputs import Inputs, examples_of, fresh_args
 from dsconvert.model.observe import evaluating
 from dsconvert.records import Export
 
@@ -67,7 +67,7 @@ def same_images(
         for each in (model, loaded):
             with evaluating(each):
                 torch.manual_seed(i)
-                images.append(image_tensor(each(*args), sounds=True).double())
+                images.append(image_tensor(each(*fresh_args(args)), sounds=True).double())
         check_finite(images[0], path, batch=n)
         error = (images[0] - images[1]).abs().max().item()
         worst, reach = max(worst, error), max(reach, images[0].abs().max().item())
