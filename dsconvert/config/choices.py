@@ -23,6 +23,15 @@ NOISE_SOURCES: tuple[NoiseSource, ...] = get_args(NoiseSource)
 Format = Literal["onnx", "torch", "safetensors", "openvino", "coreml", "tensorrt", "page", "hub"]
 """Formats that a generator can be exported to."""
 FORMATS: tuple[Format, ...] = get_args(Format)
+SUFFIXES: dict[str, Format] = {
+    ".onnx": "onnx",
+    ".pt2": "torch",
+    ".xml": "openvino",
+    ".mlpackage": "coreml",
+    ".ep": "tensorrt",
+    ".safetensors": "safetensors",
+}
+"""The formats of one file, by the end of its name; a page and a hub folder are folders."""
 ExportDtype = Literal["fp32", "fp16", "int8"]
 """Weights of an export; see :mod:`dsconvert.export.reduced`."""
 EXPORT_DTYPES: tuple[ExportDtype, ...] = get_args(ExportDtype)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
-from dsconvert.config.choices import ExportDtype, Format, Noise
+from dsconvert.config.choices import SUFFIXES, ExportDtype, Format, Noise
 from dsconvert.config.files import ANY_FILE, OUTPUT, Messages, Output, Source, generator_path
 from dsconvert.config.pictures import Calibrated
 from dsconvert.config.setting import Group, setting
@@ -106,6 +107,8 @@ class ExportJob(Output, Messages, Source, Calibrated):
             )
         if "--seed" in typed and typed.get("--noise") != "fixed":
             raise UsageError("--seed is of the fixed noise: add --noise fixed, or leave it out.")
+        if "--least-psnr" in typed and typed.get("--dtype", "fp32") == "fp32":
+            raise UsageError("--least-psnr is of fp16 and int8: add --dtype, or leave it out.")
         if "--distance" in typed and "--original" not in typed:
             raise UsageError("--distance N compares with --original FILE; name it.")
 
@@ -116,12 +119,4 @@ def export_format(out: str, name: Format | None) -> Format | None:
         return name
     if out.endswith(("/", "\\")):
         return "page"
-    ends: dict[str, Format] = {
-        ".onnx": "onnx",
-        ".pt2": "torch",
-        ".xml": "openvino",
-        ".mlpackage": "coreml",
-        ".ep": "tensorrt",
-        ".safetensors": "safetensors",
-    }
-    return next((f for end, f in ends.items() if out.lower().endswith(end)), None)
+    return SUFFIXES.get(Path(out).suffix.lower())

@@ -12,23 +12,22 @@ from dsconvert.data.archive import DataFiles
 from dsconvert.data.images import ImageSet, open_images
 from dsconvert.data.labels import LABELS
 from dsconvert.errors import DataError
-from dsconvert.model.inputs import Inputs
+from dsconvert.model.inputs import Inputs, as_args, held_out_inputs
 from dsconvert.util.progress import Progress
 
 
-def classes_of(inputs: Inputs) -> int:
-    """Return the number of classes of a sampler; 0: none.
+def classes_of(inputs: Inputs | None) -> int:
+    """Return the number of classes that a sampler draws; 0: none, or no sampler.
 
-    They are the columns of its second argument, whose rows are one-hot (or else a second latent);
-    of integer labels (N,) the sampler's own ``classes``.
+    A sampler with an attribute ``classes`` says it, and draws one class by its method ``of_class``.
+    Of another it is the number of columns of the second argument, whose rows are one-hot (or else a
+    second latent).
     """
-    args = inputs(8, torch.Generator().manual_seed(0))
-    given = args[1] if len(args) == 2 else None
-    if not isinstance(given, Tensor):
-        return 0
-    if given.dim() == 1 and not given.is_floating_point():
+    if inputs is None or hasattr(inputs, "classes"):
         return int(getattr(inputs, "classes", 0))
-    if given.dim() != 2 or not given.shape[1]:
+    args = as_args(held_out_inputs(inputs)(8, torch.Generator().manual_seed(0)))
+    given = args[1] if len(args) == 2 else None
+    if not isinstance(given, Tensor) or given.dim() != 2 or not given.shape[1]:
         return 0
     one_hot = ((given == 0) | (given == 1)).all() and (given.sum(1) == 1).all()
     return int(given.shape[1]) if one_hot else 0
@@ -90,23 +89,36 @@ def open_labelled(
 
 def with_classes_of(inputs: Inputs, images: ImageSet) -> Inputs:
     """Return a sampler with the latents of ``inputs`` and the classes of random images."""
+    condition: Any = getattr(inputs, "condition", None)
+    of_class: Any = getattr(inputs, "of_class", None)
+
+    def each(n: int, random: torch.Generator) -> tuple[Any, ...]:
+        """Draw sample by sample, from a sampler that alone knows where its classes are."""
+        rows = torch.randint(len(images), (n,), generator=random, device="cpu")
+        labels: list[int] = images.label(rows).argmax(1).tolist()
+        samples = [as_args(of_class(label)(1, random)) for label in labels]
+        return tuple(torch.cat(parts) for parts in zip(*samples, strict=True))
 
     def draw(n: int, random: torch.Generator) -> tuple[Any, ...]:
         latents, given = inputs(n, random)
         rows = torch.randint(len(images), (n,), generator=random, device="cpu")
         found = images.label(rows)
+        if condition is not None:
+            return latents, condition(found.argmax(1))
         return latents, found if given.dim() == 2 else found.argmax(1)
 
-    return draw
+    return draw if of_class is None or condition is not None else each
 
 
 def with_class(inputs: Inputs, label: int) -> Inputs:
     """Return a sampler with the latents of ``inputs``, of a conditional generator, and one class.
 
     Args:
-        inputs: its second argument is a class (:func:`classes_of` is above ``label``).
+        inputs: :func:`classes_of` it is above ``label``.
         label: the class.
     """
+    if (of_class := getattr(inputs, "of_class", None)) is not None:
+        return of_class(label)
 
     def draw(n: int, random: torch.Generator) -> tuple[Any, ...]:
         latents, given = inputs(n, random)

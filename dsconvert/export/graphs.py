@@ -2,7 +2,7 @@
 
 A format is two functions. ``write`` puts a :class:`~dsconvert.forms.flat_graph.Core` into files and
 ``open`` makes them a callable from tensors to images; both import their library when called. To add
-a format, add an entry to ``GRAPHS`` and its name to ``dsconvert.config.choices.FORMATS``.
+a format, add an entry to ``GRAPHS``, and its name and suffix to ``dsconvert.config.choices``.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class GraphFormat:
     """One format of files that hold a graph."""
 
     name: str
-    suffix: str
     needs: tuple[str, ...]
     """Modules that must be importable."""
     write: Callable[[Core, tuple[Tensor, ...], Path], tuple[Path, ...]]
-    """Writes a core, traced with the given inputs, to a path; returns all the files made."""
+    """Writes a core, traced with the given inputs, to a path in an empty folder; returns all the
+    files made, that of the path first."""
     open: Callable[[Path, int | None], Run]
     """Opens a file to run it, on a number of threads (None: the runtime's choice)."""
 
@@ -136,7 +136,8 @@ def _write_onnx(core: Core, args: tuple[Tensor, ...], path: Path) -> tuple[Path,
         model.metadata_props["dsconvert.noise"] = core.noise
         model.metadata_props["dsconvert.planes"] = json.dumps(_planes(core))
         made.save(str(path))
-    return (path,)
+    # Where the weights are too many for one file (2 GB), they lie in another one beside it.
+    return (path, *sorted(f for f in path.parent.iterdir() if f != path))
 
 
 def _open_onnx(path: Path, threads: int | None) -> Run:
@@ -202,22 +203,19 @@ GRAPHS: dict[str, GraphFormat] = {
     for f in (
         GraphFormat(
             name="onnx",
-            suffix=".onnx",
             needs=("onnx", "onnxscript", "onnxruntime"),
             write=_write_onnx,
             open=_open_onnx,
         ),
         GraphFormat(
             name="tensorrt",
-            suffix=".ep",
             needs=("torch_tensorrt",),
             write=_write_tensorrt,
             open=open_tensorrt,
         ),
-        GraphFormat(name="torch", suffix=".pt2", needs=(), write=_write_torch, open=_open_torch),
+        GraphFormat(name="torch", needs=(), write=_write_torch, open=_open_torch),
         GraphFormat(
             name="openvino",
-            suffix=".xml",
             needs=("openvino",),
             write=_write_openvino,
             open=_open_openvino,

@@ -29,6 +29,7 @@ from dsconvert.export.graphs import Run
 from dsconvert.forms.flat_graph import Core, draw
 from dsconvert.forms.verify import Reference
 from dsconvert.model.inputs import Inputs, examples_of, held_out_inputs, values_of
+from dsconvert.util.files import new_part
 from dsconvert.util.first_line import typed_line
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Sampled:
 
 
 def reduce_onnx(
-    path: Path,
+    files: tuple[Path, ...],
     dtype: ExportDtype,
     *,
     sampled: Sampled,
@@ -114,10 +115,10 @@ def reduce_onnx(
     least_psnr: float,
     what: str,
 ) -> Reduced:
-    """Replace the 32-bit ONNX file at ``path`` by one of fewer bits, and measure its error.
+    """Replace a 32-bit ONNX file by one of fewer bits, and measure its error.
 
     Args:
-        path: the file.
+        files: the file, which is replaced, and others that hold its weights, which are deleted.
         dtype: ``fp16`` or ``int8``.
         sampled: the model, its graph and its inputs.
         open_graph: opens a file to run it.
@@ -127,10 +128,11 @@ def reduce_onnx(
     Raises:
         ExportError: the tools fail, the result can't run or be measured, or it misses the limit.
     """
+    path, *others = files
     tries = (16,) if dtype == "fp16" else (8, 16)
     best = -float("inf")
     for bits in tries:
-        made = path.with_name(f"reduced-{bits}.onnx")
+        made = new_part(path.parent)  # the file itself may have any name
         try:
             with _silent():
                 if dtype == "fp16":
@@ -155,6 +157,8 @@ def reduce_onnx(
         if decibels >= least_psnr:
             _keep_facts(path, made)
             made.replace(path)
+            for other in others:
+                other.unlink()
             return Reduced(psnr=psnr, snr=snr, error=error, activation_bits=bits)
         best = max(best, decibels)
         made.unlink()
@@ -174,7 +178,7 @@ def _halve(source: Path, target: Path) -> None:
 def _quantise(source: Path, target: Path, sampled: Sampled, activation_bits: int) -> None:
     tools: Any = import_module("onnxruntime.quantization")
     prepare: Any = import_module("onnxruntime.quantization.shape_inference").quant_pre_process
-    ready = source.with_name("prepared.onnx")
+    ready = new_part(source.parent)
     feeds = sampled.feeds()
 
     class Reader(tools.CalibrationDataReader):

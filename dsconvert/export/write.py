@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from dsconvert.config.choices import ExportDtype, Noise
+from dsconvert.config.choices import SUFFIXES, ExportDtype, Noise
 from dsconvert.errors import (
     DsconvertError,
     ExportError,
@@ -130,13 +130,14 @@ def export_graph(
             )
             if dtype != "fp32":
                 reduced = reduce_onnx(
-                    made[0],
+                    made,
                     dtype,
                     sampled=Sampled(model, core, inputs, noise_types),
                     open_graph=lambda path: _opened(fmt, path, str(target)),
                     least_psnr=least_psnr,
                     what=str(target),
                 )
+                made = made[:1]
             size = sum(f.stat().st_size for f in made)
         files = tuple(str(target.parent / f.name) for f in made)
     return Export(
@@ -206,12 +207,12 @@ def load_export(path: str | os.PathLike[str], *, threads: int | None = None) -> 
         ForeignFileError: the file is missing, or can't be read.
     """
     suffix = Path(path).suffix.lower()
-    fmt = next((f for f in GRAPHS.values() if f.suffix == suffix), None)
+    fmt = GRAPHS.get(SUFFIXES.get(suffix, ""))
     if fmt is None:
         raise UsageError(
             f"{path} is no exported graph: its name ends in none of "
-            f"{', '.join(f.suffix for f in GRAPHS.values())}. To load a generator from a "
-            "safetensors file or a snapshot, use dsconvert.load_generator."
+            f"{', '.join(s for s, f in SUFFIXES.items() if f in GRAPHS)}. To load a generator from "
+            "a safetensors file or a snapshot, use dsconvert.load_generator."
         )
     need(fmt.name, *fmt.needs)
     if not Path(path).is_file():

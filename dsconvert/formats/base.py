@@ -16,7 +16,9 @@ from torch import nn
 
 from dsconvert.config.choices import Noise
 from dsconvert.config.values import class_argument
+from dsconvert.data.classes import classes_of
 from dsconvert.errors import AdapterError, UsageError
+from dsconvert.formats.seeds import official_draws, sampled_draws
 from dsconvert.model.inputs import adapter_inputs, values_of
 from dsconvert.model.pictures import FromUnit
 
@@ -152,9 +154,20 @@ class GeneratorFile(ABC):
         """
         return FromUnit(model) if values_of(self.given) == "unit" else model
 
-    @abstractmethod
+    @property
+    def classes(self) -> int:
+        """The number of classes that :meth:`draws` takes; 0: the inputs hold none."""
+        return classes_of(self.inputs())
+
+    @property
+    def is_drawn_officially(self) -> bool:
+        """Whether a seed means the latents of the official ``gen_images.py``."""
+        return False
+
     def draws(self, label: int | None) -> Draw:
         """Return the arguments of one forward call (batch 1) as a function of a seed.
+
+        Inputs that the caller gives (``given``) take the place of the official latents, too.
 
         Args:
             label: the class, for a conditional generator.
@@ -163,6 +176,9 @@ class GeneratorFile(ABC):
             UsageError: a class for an unconditional generator or the reverse, or the inputs are
                 unknown.
         """
+        if self.given is None and self.is_drawn_officially:
+            return official_draws(self.generator, label)
+        return sampled_draws(self.inputs(), label, self.path)
 
     def truncation(self, psi: float) -> Mapping[str, Any]:
         """Return the keywords of a forward call that truncates latents by ``psi``; none at 1.

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from dsconvert.config.choices import EXPORT_DTYPES, NOISES, ExportDtype, Noise
+from dsconvert.config.choices import EXPORT_DTYPES, FORMATS, NOISES, SUFFIXES, ExportDtype, Noise
 from dsconvert.errors import UsageError
-from dsconvert.export import GRAPHS, check_graph, export_graph
+from dsconvert.export import check_graph, export_graph
 from dsconvert.export.graphs import need
-from dsconvert.export.write import COREML
 from dsconvert.formats.official import load_snapshot
 from dsconvert.formats.registry import load_safetensors
 from dsconvert.formats.safetensors import save_plain
@@ -28,24 +27,23 @@ if TYPE_CHECKING:
     from dsconvert.formats.base import GeneratorFile
 
 PLAIN = "safetensors"
-SUFFIXES = {
-    **{f.suffix: f.name for f in GRAPHS.values()},
-    ".mlpackage": COREML,
-    ".safetensors": PLAIN,
-}
-"""Suffixes of export formats, and the names of the formats."""
+_FOLDERS = {"page": "write_page", "hub": "save_pretrained"}
+"""The formats that are folders of several files, and the functions that write them."""
 
 
 def _format_of(path: str | os.PathLike[str], name: str | None) -> str:
-    suffix, known = Path(path).suffix.lower(), tuple(SUFFIXES.values())
+    suffix = Path(path).suffix.lower()
     if name is None:
         if suffix not in SUFFIXES:
             raise UsageError(
-                f"{path} does not say which format is wanted; name one of {', '.join(known)}."
+                f"{path} does not say which format is wanted; end it in {', '.join(SUFFIXES)}, or "
+                f"name a format: {', '.join(FORMATS)}."
             )
         return SUFFIXES[suffix]
-    if name not in known:
-        raise UsageError(f"no format is called {name!r}; choose {', '.join(known)}.")
+    if name in _FOLDERS:
+        raise UsageError(f"the format {name} is a folder: dsconvert.{_FOLDERS[name]} writes it.")
+    if name not in FORMATS:
+        raise UsageError(f"no format is called {name!r}; choose {', '.join(FORMATS)}.")
     wanted = next(s for s, f in SUFFIXES.items() if f == name)
     if suffix != wanted:
         raise UsageError(f"a file of the format {name} is called *{wanted}, not {Path(path).name}.")

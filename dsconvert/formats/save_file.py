@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from dsconvert.config.choices import SUFFIXES
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import GeneratorFile
-from dsconvert.formats.export_file import PLAIN, SUFFIXES, check_export, export_file
+from dsconvert.formats.export_file import PLAIN, check_export, export_file
 from dsconvert.util.files import check_target
 
 if TYPE_CHECKING:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from dsconvert.data.array_inputs import ArrayInputs
+from dsconvert.data.classes import classes_of, with_class
 from dsconvert.errors import UsageError
 from dsconvert.model.inputs import RandomPixels, as_args, held_out_inputs, needs_pictures
 
@@ -51,24 +53,27 @@ def sampled_draws(sampler: Sampler | None, label: int | None, path: Path | None)
 
     Args:
         sampler: of the generator's inputs; None where they are unknown.
-        label: the class, where the sampler has ``classes`` and ``of_class``; None: it draws
-            classes itself, if there are any.
+        label: the class, where the sampler draws classes; None: it draws them itself, if there are
+            any.
         path: the file, for messages.
 
     Raises:
         UsageError: a class where there is none or out of range, or the inputs are unknown.
     """
-    classes = int(getattr(sampler, "classes", 0))
-    if label is not None and not classes:
-        raise UsageError("--class was given, but this generator is unconditional.")
-    if label is not None and label >= classes:
-        raise UsageError(f"--class {label} is outside 0..{classes - 1}.")
+    if label is not None:
+        classes = classes_of(sampler)
+        if not classes and isinstance(sampler, ArrayInputs):
+            raise UsageError(f"--class was given, but {sampler.path} holds no classes.")
+        if not classes:
+            raise UsageError("--class was given, but this generator is unconditional.")
+        if label >= classes:
+            raise UsageError(f"--class {label} is outside 0..{classes - 1}.")
     if sampler is None:
         raise UsageError(unknown_inputs(path))
     if isinstance(sampler, RandomPixels):
         raise UsageError(f"{needs_pictures(f'the generator of {path}', sampler)}.")
-    whole: Any = sampler
-    draw = held_out_inputs(sampler if label is None else whole.of_class(label))
+    inputs = held_out_inputs(sampler)
+    draw = inputs if label is None else with_class(inputs, label)
     return lambda seed: as_args(draw(1, torch.Generator().manual_seed(seed)))
 
 

@@ -1,9 +1,14 @@
-"""Measure a generator for its model card: cost, time here, and quality against the original."""
+"""Measure a generator for its model card: cost, time here, and quality against the original.
+
+Of a conditional generator of N classes, seed i has class i mod N.
+"""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +22,7 @@ from dsconvert.data.spectrograms import is_sound, stft_distance
 from dsconvert.errors import UsageError
 from dsconvert.formats.alike import check_same_inputs
 from dsconvert.formats.base import GeneratorFile
-from dsconvert.formats.paint import images_of, painter
+from dsconvert.formats.paint import painter
 from dsconvert.metrics import LiteFeatures, feature_distance
 from dsconvert.model.inputs import held_out_inputs
 from dsconvert.records.sounds import MelSpec
@@ -27,6 +32,8 @@ SHOWN = 8
 _JUDGED = 32
 """Seeds of the PSNR."""
 _RUNS = 7
+Calls = Callable[[int], Callable[[], Tensor]]
+"""``calls(seed)`` draws the arguments of a seed, and returns a function that makes its image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +69,14 @@ class CardFacts:
     device: str
     threads: int
     costs: dict[str, CardCost]
-    """By role: ``converted``, and ``original`` where there is one."""
+    """By role: ``generator``, and ``original`` where there is one."""
     quality: CardQuality | None
     rows: dict[str, Tensor]
     """Images (N, C, H, W) for the picture, or sounds (N, 1, 1, T), by role."""
     sounds: MelSpec | None
     """The spectrograms that the generator reads, where it makes sounds."""
-
-
-def label_of(file: GeneratorFile) -> int | None:
-    """Return class 0 of a conditional generator, else None."""
-    return 0 if int(getattr(file.generator, "c_dim", 0)) else None
+    classes: int
+    """Of a conditional generator; 0: it has none."""
 
 
 def measure(
@@ -97,19 +101,15 @@ def measure(
             "it out."
         )
     features = LiteFeatures(torch.device("cpu")) if distance else None
-    files = {"converted": file} if original is None else {"original": original, "converted": file}
+    files = {"generator": file} if original is None else {"original": original, "generator": file}
     if original is not None:
         check_same_inputs(file, original, otherwise="their images can't be compared")
     seeds = tuple(range(SHOWN if original is None else _JUDGED))
-    made = {
-        role: images_of(
-            each, seeds, Drawing(label=label_of(each)), lambda _: None, device=torch.device("cpu")
-        )
-        for role, each in files.items()
-    }
+    calls = {role: _calls(each) for role, each in files.items()}
+    made = {role: torch.cat([call(seed)() for seed in seeds]) for role, call in calls.items()}
     quality = None
     if original is not None:
-        one, two = made["converted"], made["original"]
+        one, two = made["generator"], made["original"]
         if one.shape != two.shape:
             raise UsageError(
                 f"{file.path} makes {list(one.shape[1:])} images and {original.path} "
@@ -119,7 +119,7 @@ def measure(
             _alike(one, two) if sounds is None else _sound_alike(one, two),
             distance=_distance(file, original, distance, features),
         )
-    seconds = _seconds(files)
+    seconds = _seconds(calls)
     costs: dict[str, CardCost] = {}
     for role, each in files.items():
         counted = cost(each.generator, inputs=each.inputs())
@@ -131,7 +131,17 @@ def measure(
         quality=quality,
         rows={role: images[:SHOWN] for role, images in made.items()},
         sounds=sounds,
+        classes=file.classes,
     )
+
+
+def _calls(file: GeneratorFile) -> Calls:
+    paint, classes = painter(file, Drawing(), device=torch.device("cpu")), file.classes
+
+    def call(seed: int) -> Callable[[], Tensor]:
+        return partial(paint, file.draws(seed % classes if classes else None)(seed), seed)
+
+    return call
 
 
 def _alike(made: Tensor, wanted: Tensor) -> CardQuality:
@@ -182,16 +192,10 @@ def _distance(
     return {**vars(found), "distinguishable": found.distinguishable}
 
 
-def _seconds(files: dict[str, GeneratorFile]) -> dict[str, float]:
-    """Return the median seconds of one image of each file, run in turns after one run each."""
-    times: dict[str, list[float]] = {role: [] for role in files}
-    calls: dict[str, Any] = {}
-    for role, each in files.items():
-        paint = painter(each, Drawing(), device=torch.device("cpu"))
-        arguments = each.draws(label_of(each))(0)
-        calls[role] = lambda paint=paint, arguments=arguments: paint(arguments, 0)
-        calls[role]()
-    for _ in range(_RUNS):
+def _seconds(calls: dict[str, Calls]) -> dict[str, float]:
+    """Return the median seconds of one image by each call; they run in turns, and have run."""
+    times: dict[str, list[float]] = {role: [] for role in calls}
+    for seed in range(_RUNS):
         for role, call in calls.items():
-            times[role].append(seconds_of(call, "cpu"))
+            times[role].append(seconds_of(call(seed), "cpu"))
     return {role: statistics.median(found) for role, found in times.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,11 @@ from dsconvert.data.waveforms import in_a_row, write_wav
 from dsconvert.errors import ForeignFileError, UsageError
 from dsconvert.export.graphs import need
 from dsconvert.formats.base import GeneratorFile
-from dsconvert.formats.registry import load_safetensors
-from dsconvert.hub.card import card
+from dsconvert.formats.registry import load_safetensors, open_file
+from dsconvert.hub.card import card, role_name
 from dsconvert.hub.measure import CardFacts, measure
 from dsconvert.records import Plan
+from dsconvert.rules.recognise import structure_of
 from dsconvert.util.folders import FolderKind, check_new_folder, whole_folder
 from dsconvert.util.version import VERSION
 
@@ -106,9 +107,12 @@ def save_pretrained(
     name = title or Path(file.path or "generator").name
     with whole_folder(path, kind=KIND, overwrite=overwrite) as folder:
         made = file.save_safetensors(file.generator, folder / WEIGHTS, noise=noise, overwrite=False)
-        measured = measure(file, original, distance=distance)
-        facts = _facts(measured)
-        _show(measured, folder)
+        # The card is of the weights in the folder, which may be without their noise.
+        written = open_file(folder / WEIGHTS, adapters=(file.adapter,))
+        written = replace(written, path=file.path, given=file.given)
+        measured = measure(written, original, distance=distance)
+        facts, converted = _facts(measured), plan is not None or _is_converted(file, original)
+        _show(measured, folder, converted=converted)
         if plan is not None:
             (folder / "plan.json").write_text(plan.to_json() + "\n", encoding="utf-8")
         adapter = file.adapter.name
@@ -118,6 +122,8 @@ def save_pretrained(
             "adapter": adapter,
             "generator": dict(file.config),
             "bytes": made.bytes,
+            "noise": noise,
+            "converted": converted,
             **facts,
             "made_by": made_by,
         }
@@ -127,12 +133,14 @@ def save_pretrained(
             folder=Path(path).name,
             adapter=adapter,
             measured=measured,
+            converted=converted,
+            noise=noise,
             names={
-                "converted": Path(file.path or WEIGHTS).name,
+                "generator": Path(file.path or WEIGHTS).name,
                 "original": "" if original is None else Path(original.path or "original").name,
             },
             size=made.bytes,
-            task=_task(file),
+            task=_task(file, measured),
             made_by=made_by,
             plan=plan is not None,
         )
@@ -142,21 +150,30 @@ def save_pretrained(
     return HubFolder(path=str(path), files=names, bytes=size, measured=facts)
 
 
-def _show(measured: CardFacts, folder: Path) -> None:
+def _is_converted(file: GeneratorFile, original: GeneratorFile | None) -> bool:
+    """Return whether a rule's work is seen in the generator, or it is built unlike the original."""
+    found = structure_of(file.generator)
+    return found.converted or (original is not None and found != structure_of(original.generator))
+
+
+def _show(measured: CardFacts, folder: Path, *, converted: bool) -> None:
     """Write the samples: a picture, the original's above; or sounds, the original's beside."""
     rows, sounds = measured.rows, measured.sounds
     if sounds is None:
         both = "original" in rows
-        sheet = side_by_side(rows) if both else grid(rows["converted"], columns=4)
+        named = {role_name(role, converted=converted): made for role, made in rows.items()}
+        sheet = side_by_side(named) if both else grid(rows["generator"], columns=4)
         save_picture(sheet, folder / "samples.png")
         return
     for role, made in rows.items():
-        name = "samples.wav" if role == "converted" else f"samples-{role}.wav"
+        name = "samples.wav" if role == "generator" else f"samples-{role}.wav"
         write_wav(in_a_row(made, rate=sounds.rate), folder / name, rate=sounds.rate)
 
 
-def _task(file: GeneratorFile) -> str:
-    """Return the hub's name of what the generator does."""
+def _task(file: GeneratorFile, measured: CardFacts) -> str | None:
+    """Return the hub's name of what the generator does; it has none for images of classes."""
+    if measured.classes:
+        return None
     if file.sounds() is not None:
         return "audio-to-audio"
     return "unconditional-image-generation" if file.pictures() is None else "image-to-image"
@@ -166,6 +183,7 @@ def _facts(measured: CardFacts) -> dict[str, Any]:
     return {
         "device": measured.device,
         "threads": measured.threads,
+        "classes": measured.classes,
         "costs": {role: asdict(each) for role, each in measured.costs.items()},
         "quality": None if measured.quality is None else asdict(measured.quality),
     }

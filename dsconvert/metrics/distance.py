@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dsconvert.errors import UsageError
 from dsconvert.metrics.features import LiteFeatures
 from dsconvert.metrics.frechet import Interval, compare_sets, frechet_distance
+from dsconvert.metrics.networks import extracted
 from dsconvert.model.inputs import Inputs, checked, device_of, like
 from dsconvert.model.observe import evaluating
 from dsconvert.model.parts import images_in_parts, random_state, set_random_state
@@ -166,8 +167,8 @@ def feature_distance(
             f"{list(ours.shape[1:])}: they can't be compared."
         )
     error = (mine - ours).square().mean()
-    f_student, f_teacher = net(mine), net(ours)
-    f_other = net(draw(teacher, "teacher, other latents", seed + 1))
+    f_student, f_teacher = extracted(net, mine), extracted(net, ours)
+    f_other = extracted(net, draw(teacher, "teacher, other latents", seed + 1))
     found = compare_sets(
         f_student,
         f_teacher,

@@ -95,16 +95,22 @@ def extractors(
     return found
 
 
-def rounded(images: Tensor) -> Tensor:
-    """Return images with 256 levels, as real images have."""
-    return to_bytes(images).float() / 127.5 - 1
+def extracted(net: Extractor, images: Tensor) -> Tensor:
+    """Return the features (N, F) of images (N, C, H, W) in [-1, 1], on the CPU.
+
+    The images are rounded to 256 levels first, as files of images are: every distance goes through
+    here, so that all commands return the same one for the same images. The features of an image
+    that holds NaN are NaN, not those of black.
+    """
+    found = net(to_bytes(images).float() / 127.5 - 1).cpu()
+    broken = images.isnan().flatten(1).any(1).cpu()
+    return found.masked_fill(broken[:, None], float("nan"))
 
 
 def features_of(batches: Iterable[Tensor], nets: Mapping[str, Extractor]) -> dict[str, Tensor]:
-    """Compute the features of batches of images with each network, after rounding to 8 bit."""
+    """Compute the features of batches of images with each network; see :func:`extracted`."""
     parts: dict[str, list[Tensor]] = {name: [] for name in nets}
     for images in batches:
-        levels = rounded(images)
         for name, net in nets.items():
-            parts[name].append(net(levels).cpu())
+            parts[name].append(extracted(net, images))
     return {name: torch.cat(rows) for name, rows in parts.items()}

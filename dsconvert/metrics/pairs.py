@@ -20,7 +20,7 @@ from torch import Tensor
 from dsconvert.data.pictures import psnr
 from dsconvert.errors import UsageError
 from dsconvert.metrics.frechet import Interval
-from dsconvert.metrics.networks import Extractor, rounded
+from dsconvert.metrics.networks import Extractor, extracted
 
 PairMetric = Literal["psnr", "pd-lite0"]
 _TINY = 1e-10
@@ -132,7 +132,7 @@ class PairedSets:
                 )
             for parts, images in zip(self._parts, (made, wanted), strict=True):
                 for name, net in self._nets.items():
-                    parts[name].append(net(rounded(images)).cpu())
+                    parts[name].append(extracted(net, images))
             # Each image of the original, and that of the next latent.
             others = wanted.roll(1, 0)
             self._near["psnr"].append(psnr(made, wanted))

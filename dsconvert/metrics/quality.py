@@ -17,7 +17,7 @@ from dsconvert.errors import UsageError
 from dsconvert.metrics.distance import SampleProgress, image_batches
 from dsconvert.metrics.features import LiteFeatures
 from dsconvert.metrics.frechet import compare_sets
-from dsconvert.metrics.networks import rounded
+from dsconvert.metrics.networks import extracted
 from dsconvert.metrics.pairs import summary
 from dsconvert.model.inputs import Inputs
 from dsconvert.records import Quality
@@ -104,9 +104,9 @@ class Judge:
         for image, original in zip(made, wanted, strict=True):
             values.append(psnr(image, original))
             if self._net is not None:
-                mine.append(self._net(rounded(image)))
+                mine.append(extracted(self._net, image))
                 if self._features is None:
-                    ours.append(self._net(rounded(original)))
+                    ours.append(extracted(self._net, original))
         nothing = torch.empty(0, device="cpu")
         near = summary("psnr", torch.cat(values), nothing, bootstrap=BOOTSTRAP, seed=seed)
         fd = floor = ratio = interval = None
@@ -114,7 +114,7 @@ class Judge:
             if self._features is None:
                 other = self._batches(self._teacher, n, seed + 1, tell("quality, noise floor", n))
                 net = self._net
-                self._features = torch.cat(ours), torch.cat([net(rounded(o)) for o in other])
+                self._features = torch.cat(ours), torch.cat([extracted(net, o) for o in other])
             found = compare_sets(
                 torch.cat(mine), *self._features, bootstrap=BOOTSTRAP, seed=seed,
                 progress=tell("quality, interval", BOOTSTRAP),

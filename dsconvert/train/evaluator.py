@@ -13,6 +13,7 @@ from dsconvert.data.images import ImageSet
 from dsconvert.data.stream import to_range
 from dsconvert.errors import UsageError
 from dsconvert.metrics import LiteFeatures, frechet_distance
+from dsconvert.metrics.networks import extracted
 from dsconvert.model.inputs import map_tensors
 from dsconvert.model.observe import evaluating
 from dsconvert.train.state import Latents
@@ -76,7 +77,7 @@ class FDLite0Evaluator:
             for rows in self._chosen.split(_BATCH):
                 args: tuple[Any, ...] = latents(self._data.label(rows), random)
                 moved = map_tensors(lambda t: t.to(self._device), args)
-                made.append(self._features(image_tensor(model(*moved)).float().cpu()))
+                made.append(extracted(self._features, image_tensor(model(*moved)).float().cpu()))
         return frechet_distance(torch.cat(made), self._reals)
 
     def _real_features(self, chosen: Tensor) -> Tensor:

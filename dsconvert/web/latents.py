@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dsconvert.adapter import image_tensor
 from dsconvert.config.choices import Values
+from dsconvert.data.array_inputs import ArrayInputs
 from dsconvert.errors import ExportError, UsageError
 from dsconvert.formats.base import GeneratorFile
 from dsconvert.forms.call import call_of
@@ -63,7 +64,7 @@ def inputs_of(file: GeneratorFile, names: Mapping[str, tuple[int | str, ...]]) -
         ExportError: an input is neither latents, nor a class, nor a small constant.
     """
     check_drawable(file)
-    classes = classes_of(file)
+    classes = file.classes
     draw = file.draws(0 if classes else None)
     model = file.generator
     call = call_of(model, like(draw(0), model), None)
@@ -94,8 +95,13 @@ def check_drawable(file: GeneratorFile) -> None:
     """Check that the generator of ``file`` makes images of latents.
 
     Raises:
-        UsageError: it reads pictures or spectrograms.
+        UsageError: it reads pictures or spectrograms, or the rows of a file.
     """
+    if isinstance(file.given, ArrayInputs):
+        raise UsageError(
+            f"--calibration {file.given.path}: a page draws latents of its own; leave the option "
+            "out."
+        )
     reads = "spectrograms" if file.sounds() is not None else None
     if reads is None and (file.given is not None or file.pictures() is not None):
         reads = "pictures"
@@ -104,11 +110,6 @@ def check_drawable(file: GeneratorFile) -> None:
             f"the generator of {file.path} reads {reads}, and a page draws latents: export it to "
             "another format."
         )
-
-
-def classes_of(file: GeneratorFile) -> int:
-    """Return the number of classes of the generator; 0 where it has none."""
-    return int(getattr(file.generator, "c_dim", 0) or getattr(file.inputs(), "classes", 0))
 
 
 def _sizes(shape: tuple[int | str, ...]) -> tuple[int, ...]:
@@ -176,7 +177,7 @@ def range_of(file: GeneratorFile) -> Values:
     Raises:
         ExportError: it is no image of 1, 3 or 4 channels in [-1, 1] or [0, 1].
     """
-    args = file.draws(0 if classes_of(file) else None)(0)
+    args = file.draws(0 if file.classes else None)(0)
     images: list[Tensor] = []
     for module in (file.generator, file.picture()):
         with evaluating(module), torch.random.fork_rng():

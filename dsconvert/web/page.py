@@ -11,7 +11,7 @@ from typing import Any
 from dsconvert.config.choices import ExportDtype, Noise
 from dsconvert.core.pipeline import cost
 from dsconvert.data.pictures import save_picture, to_images
-from dsconvert.errors import UsageError
+from dsconvert.errors import ExportError, UsageError
 from dsconvert.export import check_graph, load_export
 from dsconvert.formats.alike import check_same_inputs
 from dsconvert.formats.base import GeneratorFile
@@ -29,11 +29,7 @@ KIND = FolderKind(
     key="dsconvert",
     names=(
         *(MARK, *_ASSETS, "runtime/*"),
-        *(
-            f"{model}{end}"
-            for model in ("model", "original")
-            for end in (".onnx", ".onnx.data", "-seed0.png")
-        ),
+        *(f"{model}{end}" for model in ("model", "original") for end in (".onnx", "-seed0.png")),
     ),
 )
 
@@ -115,6 +111,12 @@ def write_page(
                 dtype=kind,
                 least_psnr=least_psnr,
             )
+            if len(one.files) > 1:
+                raise ExportError(
+                    f"a page can't show the generator of {source.path}: its weights "
+                    f"({one.bytes / 1e9:.1f} GB) are too many for one ONNX file. Export a smaller "
+                    "conversion of it, or to another format."
+                )
             facts.append(_facts(source, one, folder, name))
             place = str(Path(path) / name)
             made.append(replace(one, path=place, files=(place,)))

@@ -94,7 +94,7 @@ def read_runtime(path: str) -> dict[str, bytes]:
     )
     try:
         found = _from_folder(Path(path)) if Path(path).is_dir() else _from_archive(Path(path))
-    except (OSError, tarfile.TarError, KeyError) as error:
+    except Exception as error:  # a cut-off archive: each decompressor has errors of its own
         reason = first_line(error).rstrip(":- ")
         raise ForeignFileError(
             f"{path} can't be read as the package {PACKAGE} ({reason}); {wanted}."

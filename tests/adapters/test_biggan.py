@@ -16,6 +16,7 @@ from dsconvert_adapters import biggan_pytorch, pretrained_biggan
 from torch import nn
 
 from dsconvert import convert, convert_file, open_file, save_file
+from dsconvert.data.classes import classes_of, with_class, with_classes_of
 from dsconvert.errors import AdapterError, CorruptSnapshotError, UnsupportedSnapshotError
 from dsconvert.formats.restructure import restructure
 from dsconvert.testing import check_adapter
@@ -85,6 +86,16 @@ def test_the_adapter_keeps_the_contract(name: str) -> None:
     check_adapter(biggan_pytorch.ADAPTER, model.eval(), checkpoint=dict(state))
 
 
+class MadeUpLabels:
+    """A data set whose images are all of class 2 of 5."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def label(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.eye(5)[[2] * len(rows)]
+
+
 def test_a_class_is_drawn_on_request(tmp_path: Path) -> None:
     file = open_file(written(tmp_path, CASES["BigGAN"]))
     model: Any = file.generator
@@ -95,6 +106,12 @@ def test_a_class_is_drawn_on_request(tmp_path: Path) -> None:
     assert any_class.shape == (1, 12)
     with pytest.raises(Exception, match=r"--class 5 is outside 0\.\.4"):
         file.draws(5)
+    # Not one-hot, and classes all the same for compare --class, eval and a hub's card.
+    inputs, random = file.inputs(), torch.Generator()
+    assert file.classes == classes_of(inputs) == 5
+    assert torch.equal(with_class(inputs, 3)(2, random)[1][1], model.shared.weight.detach()[3])
+    images: Any = MadeUpLabels()
+    assert torch.equal(with_classes_of(inputs, images)(2, random)[1][1], model.shared.weight[2])
 
 
 def test_other_files_are_refused_by_name(tmp_path: Path) -> None:

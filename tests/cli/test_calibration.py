@@ -15,7 +15,11 @@ from dsconvert import ModuleSource, open_file, picture_inputs
 from dsconvert.bench import limits
 from dsconvert.cli import main
 from dsconvert.data.pictures import psnr
+from dsconvert.errors import UsageError
 from dsconvert.formats.alike import check_same_inputs
+from dsconvert.formats.given_inputs import with_calibration
+from dsconvert.formats.official import new_snapshot, save_snapshot
+from tests.made_models import moved_generator
 from tests.upscalers import GreyUpscaler, Signed, picture_folder, state_file, upscaler
 
 CODE = ["--module", "tests.upscalers:Upscaler"]
@@ -234,3 +238,26 @@ def test_a_generator_of_latents_reads_no_pictures(
     words = [str(snapshot_file), "--out", str(out), *FIT, "--calibration", str(pictures)]
     assert main(words) == 2
     assert "reads no pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "safetensors"])
+def test_rows_of_an_npz_are_drawn_in_place_of_official_latents(kind: str, tmp_path: Path) -> None:
+    made, path = moved_generator(resolution=64, ngf=2, classes=3), tmp_path / "g.pkl"
+    save_snapshot(new_snapshot(made), made, path)
+    file = open_file(path)
+    if kind == "safetensors":
+        pytest.importorskip("safetensors")
+        path = tmp_path / "g.safetensors"
+        file.save_safetensors(file.generator, path, noise="random", overwrite=False)
+    z = np.random.default_rng(0).random((6, 16)).astype(np.float32)
+    np.savez(tmp_path / "both.npz", z=z, c=np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]])
+    np.savez(tmp_path / "two.npz", z=z, c=np.full((6, 3), 0.5))
+    file = with_calibration(open_file(path), tmp_path / "both.npz", held_out=1)
+    assert file.classes == 3
+    for label in (None, 1):
+        drawn, given = file.draws(label)(4)
+        assert drawn.tolist()[0] in z.tolist()
+        assert label is None or given.tolist() == [[0, 1, 0]]
+    file = with_calibration(open_file(path), tmp_path / "two.npz", held_out=1)
+    with pytest.raises(UsageError, match=r"--class was given, but .*two\.npz holds no classes"):
+        file.draws(1)

@@ -165,6 +165,8 @@ def test_an_option_without_its_value_names_the_command(
         (("export", "a.pkl", "--out", "a.safetensors", "--seed", "3"), "--noise fixed"),
         (("export", "a.pkl", "--out", "a/", "--format", "hub", "--seed", "3"), "--noise fixed"),
         (("export", "a.pkl", "--out", "a.onnx", "--noise", "zero", "--seed", "3"), "--noise fixed"),
+        (("export", "a.pkl", "--out", "a.onnx", "--least-psnr", "90"), "add --dtype"),
+        (("export", "a.pkl", "--out", "a/", "--least-psnr", "9", "--dtype", "fp32"), "add --dtype"),
         (("report", "a.pkl", "--overwrite"), "--out FILE.svg"),
         (("compare", "a.pkl", "b.pkl", "--out", "a.png", "--seeds", "0-10000"), "at most 10000"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from dsconvert import load_generator
 from dsconvert.cli import main
 from dsconvert.formats.registry import open_file
 from dsconvert.util.files import PARTS
+from dsconvert.web.page import Page
 
 QUICK = ["--init", "svd", "--calibrate", "0", "--json"]
 NEEDS = {"safetensors": ["safetensors"], "onnx": ["onnx", "onnxscript", "onnxruntime"],
@@ -199,3 +201,16 @@ def test_an_output_that_appears_meanwhile(
     assert main([str(snapshot_file), "--out", str(out), *QUICK]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("o.pkl", "theirs")]
+
+
+def test_a_folder_with_blanks_is_quoted_in_the_command_that_serves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = f"{tmp_path / 'my page'}/"
+    page = Page(path=out, models=(), bundled=True, bytes=1)
+    monkeypatch.setattr("dsconvert.cli.export.check_page", lambda *_, **__: None)
+    monkeypatch.setattr("dsconvert.cli.export.opened", lambda *_: None)
+    monkeypatch.setattr("dsconvert.cli.export.write_page", lambda *_, **__: page)
+    assert main(["export", "g.pkl", "--out", out]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"python -m http.server --directory {shlex.quote(out)}" in said

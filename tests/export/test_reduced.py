@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsconvert import load_export, open_file
+from dsconvert import export_model, load_export, open_file
 from dsconvert.cli import main
 from dsconvert.data.pictures import psnr
 from dsconvert.export.coreml import _known
+from dsconvert.export.reduced import Sampled
 from dsconvert.formats.official import new_snapshot, save_snapshot
 from tests.made_models import moved_generator
 
@@ -76,6 +78,65 @@ def test_fewer_bits_are_measured_and_limited(
     assert main([*words, str(tmp_path / "no.onnx"), "--least-psnr", "120"]) == 2
     assert "below the limit of 120 dB" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+class Plain(nn.Module):
+    """Two convolutions: an image of noise, in [-1, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(4, 16, 3, padding=1), nn.Conv2d(16, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.last(torch.relu(self.first(x))))
+
+
+def maps(n: int, generator: torch.Generator) -> tuple[Tensor]:
+    return (torch.randn(n, 4, 8, 8, generator=generator),)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "bits"), [("prepared.onnx", 8), ("reduced-8.onnx", 16)])
+def test_any_name_is_good_for_an_8_bit_graph(
+    name: str, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_onnx()
+    import onnx
+
+    real, judged = Sampled.judge, []
+
+    def judge(sampled: Sampled, run: Any) -> Any:
+        """Let 8-bit activations miss the limit where 16 are to be tried."""
+        judged.append(real(sampled, run))
+        return (0.0, None, 1.0) if bits == 16 and len(judged) == 1 else judged[-1]
+
+    monkeypatch.setattr(Sampled, "judge", judge)
+    made = export_model(Plain().eval(), tmp_path / name, inputs=maps, dtype="int8", least_psnr=5)
+    assert made.psnr is not None
+    assert made.psnr > 5
+    assert made.activation_bits == bits
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    facts = {p.key for p in onnx.load(str(tmp_path / name)).metadata_props}
+    assert facts >= {"dsconvert.noise", "dsconvert.planes"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_weights_in_a_file_of_their_own_are_counted_and_go_with_their_graph(
+    dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_onnx()
+    exporter = pytest.importorskip("torch.onnx._internal.exporter._onnx_program")
+    if not hasattr(exporter, "_LARGE_MODEL_THRESHOLD"):
+        pytest.skip("this torch has another way to tell large graphs")
+    monkeypatch.setattr(exporter, "_LARGE_MODEL_THRESHOLD", 100)
+    made = export_model(Plain().eval(), tmp_path / "a.onnx", inputs=maps, dtype=dtype)
+    files = sorted(tmp_path.iterdir())
+    assert sorted(made.files) == [str(f) for f in files]
+    assert made.files[0] == made.path
+    assert made.bytes == sum(f.stat().st_size for f in files)
+    assert len(files) == (2 if dtype == "fp32" else 1)
+    assert load_export(made.path)(*maps(2, torch.Generator())).shape == (2, 3, 8, 8)
 
 
 @pytest.mark.parametrize("name", ["a.pt2", "a.xml", "a.safetensors", "a.mlpackage"])

@@ -10,7 +10,9 @@ from torch import nn
 
 from dsconvert import open_file
 from dsconvert.cli import main
+from dsconvert.config.choices import FORMATS, SUFFIXES
 from dsconvert.errors import ExportError, UsageError
+from dsconvert.export import GRAPHS
 from dsconvert.formats.export_file import export_file
 from dsconvert.formats.safetensors.compare import same_images
 from tests.models import decoder, latents
@@ -102,5 +104,15 @@ def test_a_model_of_no_finite_image_is_named(tmp_path: Path) -> None:
 
 
 def test_unknown_formats_are_refused_before_any_work(fastgan_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="which format"):
-        export_file(open_file(fastgan_file), tmp_path / "g.bin")
+    file = open_file(fastgan_file)
+    with pytest.raises(UsageError, match=r"which format .*\.mlpackage, .*safetensors.* page, hub"):
+        export_file(file, tmp_path / "g.bin")
+    with pytest.raises(UsageError, match=r"format hub is a folder: dsconvert\.save_pretrained"):
+        export_file(file, tmp_path / "g.onnx", format="hub")
+    with pytest.raises(UsageError, match=r"called 'tflite'; choose onnx, .*page, hub"):
+        export_file(file, tmp_path / "g.onnx", format="tflite")
+
+
+def test_every_format_of_one_file_has_its_suffix() -> None:
+    assert {*SUFFIXES.values(), "page", "hub"} == set(FORMATS)
+    assert set(GRAPHS) < set(SUFFIXES.values())

@@ -17,7 +17,6 @@ from dsconvert.config.files import Drawing
 from dsconvert.errors import UsageError
 from dsconvert.formats.base import FileFormat, GeneratorFile
 from dsconvert.formats.registry import FORMATS, Registry
-from dsconvert.formats.seeds import Draw, sampled_draws
 from tests.models import Decoder
 
 MAGIC = b"toy!"
@@ -38,9 +37,6 @@ class ToyFile(GeneratorFile):
 
     def inputs(self, model: nn.Module | None = None) -> Any:
         return lambda n, generator: (torch.randn(n, 16, generator=generator),)
-
-    def draws(self, label: int | None) -> Draw:
-        return sampled_draws(self.inputs(), label, self.path)
 
     def save(self, models: Mapping[str, nn.Module], path: Any, *, overwrite: bool = False) -> None:
         with Path(path).open("wb") as out:

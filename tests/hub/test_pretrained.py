@@ -12,14 +12,18 @@ import torch
 
 from dsconvert import ModuleSource, from_pretrained, open_file, save_pretrained
 from dsconvert.cli import main
+from dsconvert.config.files import Drawing
+from dsconvert.data.pictures import psnr
 from dsconvert.data.waveforms import read_wav, write_wav
 from dsconvert.errors import DsconvertError, ForeignFileError, MissingExtraError, UsageError
 from dsconvert.formats.official import new_snapshot, save_snapshot
+from dsconvert.formats.paint import images_of
 from dsconvert.hub.card import _fenced, _line
 from tests.made_models import moved_generator
 from tests.upscalers import state_file
 
 pytest.importorskip("safetensors")
+CPU = torch.device("cpu")
 
 
 def saved(path: Path, **config: object) -> Path:
@@ -76,11 +80,14 @@ def test_the_folder_holds_all_and_loads(folder: Path, fast: Path, capsys) -> Non
     assert torch.allclose(*images, atol=1e-5)
     config = json.loads((folder / "config.json").read_text())
     parameters = sum(p.numel() for p in model.parameters())
-    assert config["costs"]["converted"]["parameters"] == parameters
+    assert config["costs"]["generator"]["parameters"] == parameters
+    assert config["converted"]
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: dsconvert\n")
     assert "# Tiny \\| one" in card
     assert "dsconvert g.pkl --rank 2" in card
+    assert "made small and fast by dsconvert" in card
+    assert "| converted | fast.pkl |" in card
     assert f"PSNR {config['quality']['psnr_db']:.1f} dB" in card
     # The example of the card runs where the folder is.
     code = card.split("```python\n")[1].split("```")[0]
@@ -91,6 +98,52 @@ def test_the_folder_holds_all_and_loads(folder: Path, fast: Path, capsys) -> Non
     assert isinstance(space["generator"], torch.nn.Module)
     assert main(["generate", str(folder / "model.safetensors"), "--seeds", "0", "--out",
                  str(folder.parent / "a.png")]) == 0  # fmt: skip
+
+
+@pytest.fixture
+def few_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsconvert.hub.measure.SHOWN", 3)
+    monkeypatch.setattr("dsconvert.hub.measure._JUDGED", 4)
+    monkeypatch.setattr("dsconvert.hub.measure._RUNS", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_seeds")
+def test_the_card_is_of_the_weights_in_the_folder(original: Path, tmp_path: Path) -> None:
+    """Those of a generator that nobody has converted, without its noise."""
+    out = tmp_path / "hub"
+    file = open_file(original)
+    save_pretrained(file, out, original=open_file(original), noise="zero")
+    one, two = (
+        images_of(open_file(path), (0, 1, 2, 3), Drawing(), lambda _: None, device=CPU)
+        for path in (out / "model.safetensors", original)
+    )
+    wanted = float(psnr(one, two).mean())
+    assert wanted < 60
+    config, card = json.loads((out / "config.json").read_text()), (out / "README.md").read_text()
+    assert config["quality"]["psnr_db"] == pytest.approx(wanted, abs=0.01)
+    assert f"PSNR {wanted:.1f} dB" in card
+    assert (config["noise"], config["converted"]) == ("zero", False)
+    assert "written by dsconvert" in card
+    assert "without its noise" in card
+    assert "| generator | g.pkl |" in card
+    assert not [word for word in ("small and fast", "converted", "separable") if word in card]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_seeds")
+def test_every_class_is_judged_and_said(tmp_path: Path) -> None:
+    path = saved(tmp_path / "g.pkl", classes=3)
+    file = open_file(path)
+    with torch.no_grad():  # class 0 alone is as good as the original's
+        file.generator.get_submodule("synthesis.embed").weight[1:] += 3
+    out = tmp_path / "hub"
+    save_pretrained(file, out, original=open_file(path))
+    config, card = json.loads((out / "config.json").read_text()), (out / "README.md").read_text()
+    assert config["classes"] == 3
+    assert config["quality"]["psnr_db_worst"] < 60
+    assert "seed i has class i mod 3" in card
+    assert "pipeline_tag" not in card
 
 
 @pytest.mark.slow

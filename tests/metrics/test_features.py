@@ -13,6 +13,8 @@ from torch import nn
 
 from dsconvert.errors import MissingExtraError, UsageError
 from dsconvert.metrics import LiteFeatures, feature_distance, sample_images
+from dsconvert.metrics.evaluate import evaluate
+from dsconvert.metrics.quality import Judge
 from dsconvert.model.inputs import tensors_of
 
 
@@ -180,3 +182,36 @@ def test_identical_and_broken_students(lite):
 def test_students_of_another_size(lite):
     with pytest.raises(UsageError, match="can't be compared"):
         feature_distance(toy(1), toy(3), latents, samples=3, features=lite)
+
+
+def test_every_command_measures_images_of_256_levels():
+    """compare and the hub (feature_distance), eval (evaluate), train (its evaluator) alike."""
+    student, teacher = toy(), toy()
+    student.up.weight.data *= 1.2
+    levels: list[torch.Tensor] = []
+
+    def net(images: torch.Tensor) -> torch.Tensor:
+        levels.append((images + 1) * 127.5)
+        return images.flatten(1)[:, ::400]
+
+    options = {"samples": 12, "bootstrap": 10, "seed": 1}
+    found = feature_distance(student, teacher, latents, features=net, **options)
+    made = evaluate(
+        student, latents, teacher=teacher, nets={"lite0": net}, metrics=("fd-lite0",), **options
+    )
+    assert made.scores[0].comparison.value == pytest.approx(found.value)
+    assert made.scores[0].comparison.floor == pytest.approx(found.floor)
+    Judge(teacher, latents, features=net, samples=12).measure(student)
+    for each in levels:
+        assert torch.allclose(each, each.round(), atol=1e-3)
+
+
+@pytest.mark.parametrize("broken", ["student", "teacher"])
+def test_broken_images_are_no_black_ones(broken):
+    student, teacher = toy(), toy()
+    {"student": student, "teacher": teacher}[broken].norm.weight.data[0] = float("nan")
+    with pytest.raises(UsageError, match="broken"):
+        evaluate(
+            student, latents, teacher=teacher, nets={"lite0": lambda x: x.flatten(1)[:, ::400]},
+            metrics=("fd-lite0",), samples=4, bootstrap=2,
+        )  # fmt: skip

@@ -13,15 +13,17 @@ import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from dsconvert import ModuleSource, open_file
+from dsconvert import ModuleSource, open_file, write_page
 from dsconvert.cli import main
 from dsconvert.errors import ExportError, ForeignFileError, UsageError
+from dsconvert.formats.given_inputs import with_calibration
 from dsconvert.formats.official import new_snapshot, save_snapshot
 from dsconvert.web import runtime
 from dsconvert.web.latents import _normals, inputs_of, page_arguments, range_of
@@ -96,6 +98,10 @@ def test_a_page_is_refused_for_what_it_can_not_show(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(UsageError, match="reads pictures"):
         inputs_of(pictures, {"x": ("batch", 3, 8, 8)})
+    np.savez(tmp_path / "in.npz", z=np.zeros((4, 4), np.float32))
+    given = with_calibration(pictures, tmp_path / "in.npz")
+    with pytest.raises(UsageError, match=r"--calibration .*in\.npz: a page draws latents"):
+        inputs_of(given, {"x": ("batch", 3, 8, 8)})
     torch.save(Uniform().state_dict(), tmp_path / "five.pth")
     source = ModuleSource(factory="tests.web.test_page:Uniform", shapes=((4,),))
     five = open_file(tmp_path / "five.pth", module=source)
@@ -143,10 +149,31 @@ def test_another_runtime_is_refused(tmp_path: Path) -> None:
         archive.add(package, "package")
     with pytest.raises(ForeignFileError, match="differ"):
         runtime.read_runtime(str(tmp_path / "o.tgz"))
+    for name in runtime.HASHES:  # enough for many blocks of the archive
+        (package / "dist" / name).write_bytes(np.random.default_rng(0).bytes(100_000))
+    with tarfile.open(tmp_path / "o.tgz", "w:gz") as archive:
+        archive.add(package, "package")
+    whole = (tmp_path / "o.tgz").read_bytes()
+    (tmp_path / "cut.tgz").write_bytes(whole[: len(whole) // 2])
+    half = len(whole) // 2
+    (tmp_path / "damaged.tgz").write_bytes(whole[:half] + bytes(200) + whole[half + 200 :])
     (tmp_path / "empty").touch()
-    with pytest.raises(ForeignFileError) as caught:
-        runtime.read_runtime(str(tmp_path / "empty"))
-    assert "\n" not in str(caught.value)
+    for name in ("empty", "cut.tgz", "damaged.tgz"):
+        with pytest.raises(ForeignFileError, match="npm pack onnxruntime-web@") as caught:
+            runtime.read_runtime(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_graph_of_several_files_is_no_page(
+    tmp_path: Path, classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(module)
+    large = SimpleNamespace(files=("model.onnx", "model.onnx.data"), bytes=3_000_000_000)
+    monkeypatch.setattr("dsconvert.web.page.export_file", lambda *_, **__: large)
+    with pytest.raises(ExportError, match=r"g\.pkl: its weights \(3\.0 GB\) are too many"):
+        write_page(open_file(classes), str(tmp_path / "page"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -25,7 +25,6 @@ from dsconvert.formats.checkpoint.read import ENTRY, read
 from dsconvert.formats.restructure import describe_changes, restructure
 from dsconvert.formats.safetensors.compare import exported, same_images
 from dsconvert.formats.safetensors.write import serialised, without_noise
-from dsconvert.formats.seeds import Draw, sampled_draws
 from dsconvert.model.blank import blank
 from dsconvert.model.copying import isolated_copy
 from dsconvert.model.precision import as_stored, widen
@@ -90,10 +89,6 @@ class Checkpoint(GeneratorFile):
             if self.adapter is not None
             else self.shown(self.codebase.picture(model))
         )
-
-    def draws(self, label: int | None) -> Draw:
-        """Draw from the sampler of inputs, by a torch generator of the seed."""
-        return sampled_draws(self.inputs(), label, self.path)
 
     @property
     def is_rebuildable(self) -> bool:

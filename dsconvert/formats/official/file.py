@@ -21,7 +21,6 @@ from dsconvert.formats.official.persistence import persistent
 from dsconvert.formats.official.read import GENERATOR, GENERATORS, is_module, names_of
 from dsconvert.formats.official.state import state_of
 from dsconvert.formats.safetensors.write import save_plain
-from dsconvert.formats.seeds import Draw, official_draws
 from dsconvert.model.precision import WORKING, stored_copy, widen
 from dsconvert.safepickle import DictNode, Node, write_file
 
@@ -119,9 +118,10 @@ class Snapshot(GeneratorFile):
         """Return whether :meth:`module` builds the module anew, so that nobody else holds it."""
         return key not in self.live
 
-    def draws(self, label: int | None) -> Draw:
-        """Draw latents as the official ``gen_images.py`` does."""
-        return official_draws(self.generator, label)
+    @property
+    def is_drawn_officially(self) -> bool:
+        """True: the official code reads the file."""
+        return True
 
     def save(
         self,

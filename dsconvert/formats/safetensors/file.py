@@ -17,7 +17,6 @@ from dsconvert.formats.base import GeneratorFile
 from dsconvert.formats.safetensors.header import KEY
 from dsconvert.formats.safetensors.read import load_plain
 from dsconvert.formats.safetensors.write import save_plain
-from dsconvert.formats.seeds import Draw, official_draws, sampled_draws
 from dsconvert.model.precision import widen
 
 if TYPE_CHECKING:
@@ -47,11 +46,10 @@ class PlainFile(GeneratorFile):
         """
         raise UsageError(f"{self.path} has no entry {key!r}, only {self.keys[0]}.")
 
-    def draws(self, label: int | None) -> Draw:
-        """Draw latents as the official code does, where the generator has a ``z_dim``."""
-        if hasattr(self.generator, "z_dim"):
-            return official_draws(self.generator, label)
-        return sampled_draws(self.inputs(), label, self.path)
+    @property
+    def is_drawn_officially(self) -> bool:
+        """Whether the generator has a ``z_dim``, as those of the official code have."""
+        return hasattr(self.generator, "z_dim")
 
     @property
     def is_rebuildable(self) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 
 from dsconvert import ModuleSource, convert_file, deploy, open_file, save_file
 from dsconvert.cli import main
-from dsconvert.data.classes import classes_of, with_class
+from dsconvert.data.classes import classes_of, with_class, with_classes_of
 from dsconvert.errors import (
     CorruptSnapshotError,
     UnsafeSnapshotError,
@@ -25,6 +25,7 @@ from dsconvert.errors import (
 from dsconvert.formats.checkpoint import load_checkpoint
 from dsconvert.formats.checkpoint.module import ModuleCodebase
 from dsconvert.formats.restructure import describe_changes, restructure
+from tests.adapters.test_biggan import MadeUpLabels
 from tests.models import Decoder, decoder, latents, output
 
 SOURCE = ModuleSource(factory="tests.models:Decoder", shapes=((16,),))
@@ -139,6 +140,10 @@ def test_classes_are_drawn(conditional: tuple[Path, ModuleSource, list[str]]) ->
     assert labels.unique().tolist() == [0, 1, 2, 3, 4]
     third = with_class(inputs, 3)(4, torch.Generator().manual_seed(0))[1]
     assert torch.equal(third if whole else third.argmax(1), torch.full((4,), 3))
+    images: Any = MadeUpLabels()
+    z, y = with_classes_of(inputs, images)(4, torch.Generator().manual_seed(0))
+    assert z.unique(dim=0).shape == (4, 8)
+    assert torch.equal(y if whole else y.argmax(1), torch.full((4,), 2))
     with torch.no_grad():
         two, three = (file.generator(*file.draws(label)(0)) for label in (2, 3))
     assert not torch.equal(two, three)
