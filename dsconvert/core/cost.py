@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from dsconvert.model.copying import isolated_copy
-from dsconvert.model.inputs import GIVE_INPUTS, map_tensors, tensors_of
+from dsconvert.model.inputs import map_tensors, tensors_of
 from dsconvert.model.model_types import check_leaves
 from dsconvert.model.observe import evaluating
 from dsconvert.records import Cost, LayerCost
@@ -35,7 +35,10 @@ with warnings.catch_warnings():
 
 _PRODUCTS = frozenset({"addmm", "baddbmm", "bmm", "einsum", "linear", "matmul"})
 """fvcore's names of matrix products."""
-NO_INPUTS = f"no MACs: nothing says what the inputs look like ({GIVE_INPUTS})"
+NO_INPUTS = (
+    "no MACs: nothing says what the inputs look like (pass inputs= or example_inputs=; in a "
+    "command --input, or --calibration FILE.npz)"
+)
 
 
 def _convolution_mode(inputs: list[Any], outputs: list[Any]) -> Counter[str]:

@@ -37,8 +37,8 @@ class ArrayInputs:
 
     @cached_property
     def held_out(self) -> ArrayInputs:
-        """The sampler of the held-out part."""
-        return replace(self, rows=self.others, others=self.others[:0])
+        """The sampler of the held-out part; of that part, itself."""
+        return replace(self, rows=self.others, others=self.others[:0]) if len(self.others) else self
 
     def __call__(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return a batch of ``n`` rows, as many different ones as there are.

@@ -50,8 +50,8 @@ class MelInputs:
 
     @cached_property
     def held_out(self) -> MelInputs:
-        """The sampler of the held-out part."""
-        return replace(self, sounds=self.others, others={})
+        """The sampler of the held-out part; of that part, itself."""
+        return replace(self, sounds=self.others, others={}) if len(self.others) else self
 
     def __call__(self, n: int, generator: torch.Generator) -> tuple[Tensor]:
         """Return a batch of ``n`` crops of as many different files as there are.

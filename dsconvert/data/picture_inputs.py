@@ -74,8 +74,8 @@ class PictureInputs:
 
     @cached_property
     def held_out(self) -> PictureInputs:
-        """The sampler of the held-out part."""
-        return replace(self, names=self.others, others=())
+        """The sampler of the held-out part; of that part, itself."""
+        return replace(self, names=self.others, others=()) if len(self.others) else self
 
     def __call__(self, n: int, generator: torch.Generator) -> tuple[Tensor]:
         """Return a batch of ``n`` crops of as many different pictures as there are.

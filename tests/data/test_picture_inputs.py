@@ -64,6 +64,7 @@ def test_no_picture_is_in_both_parts(folder: Path, share: float, judging: int) -
     assert not set(inputs.names) & set(inputs.others)
     assert len(inputs.names) + judging == 10
     assert inputs.held_out.names == inputs.others
+    assert inputs.held_out.held_out is inputs.held_out
     # Another crop size (another command) leaves the parts as they are.
     assert picture_inputs(folder, size=8, held_out=share).others == inputs.others
 
