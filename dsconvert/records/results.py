@@ -74,7 +74,7 @@ PolishEnd = Literal[
     "steps", "minutes", "settled", "exact", "interrupted", "diverged", "undifferentiable"
 ]
 """Why a polish ended: the steps asked for, the time, the held-out distance no longer fell, nothing
-was left to improve, Ctrl-C or SIGTERM, or the loss was no longer finite."""
+was left to improve, Ctrl-C or SIGTERM, the loss was no longer finite, or no gradients exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
